@@ -1,0 +1,75 @@
+"""Creates `tint` nodes whose shape, phase and origin are known from the start."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+from typing import Any
+
+from torch import fx
+
+from tintc.compiler.dialect import OPERATORS, argument, target, tint_name
+from tintc.compiler.node_meta import KEY, NodeInfo, Shape, info
+
+
+def infer_shape(node: fx.Node) -> Any:
+    """Shape of a `tint` call or of an item of one, by its operator's rule; a tuple of shapes for several results."""
+    if node.target is operator.getitem:
+        return infer_shape(node.args[0])[node.args[1]]  # type: ignore[index, arg-type]
+    name = tint_name(node)
+    assert name is not None, f"{node.name} is not a tint operator"
+    return OPERATORS[name].shape(*fx.node.map_arg(node.args, lambda n: info(n).shape))
+
+
+def short_label(path: str) -> str:
+    """A node name from a module path: from the first numbered part's container on, else its last two parts.
+
+    `model.decoder.layers.0.fc1` -> `layers_0_fc1`; `model.decoder.final_layer_norm` -> `decoder_final_layer_norm`.
+    """
+    parts = path.split(".") if path else ["model"]
+    numbered = [i for i, part in enumerate(parts) if part.isdigit() and i > 0]
+    kept = parts[numbered[0] - 1 :] if numbered else parts[-2:]
+    return re.sub(r"\W", "_", "_".join(kept))
+
+
+class Builder:
+    """Appends nodes at the graph's insertion point; `like` names the node whose module and source line they inherit."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    def call(self, name: str, *args: Any, like: fx.Node | None = None, label: str | None = None, **changes: Any) -> fx.Node:
+        """A call of `tint::name`; `changes` are fields of its NodeInfo."""
+        node = self.graph.create_node("call_function", target(name), args, name=label)
+        origin = info(like) if like is not None else NodeInfo()
+        # A caller may give the shape where the argument came from torch.export and has no rule of its own.
+        shape = changes.pop("shape", None)
+        node.meta[KEY] = NodeInfo(module=origin.module, source=origin.source, dtype=OPERATORS[name].dtype)
+        node.meta[KEY].shape = shape if shape is not None else infer_shape(node)
+        node.meta[KEY] = dataclasses.replace(node.meta[KEY], **changes)
+        return node
+
+    def item(self, node: fx.Node, index: int, label: str | None = None, **changes: Any) -> fx.Node:
+        """Result `index` of an operator with several."""
+        item = self.graph.create_node("call_function", operator.getitem, (node, index), name=label)
+        origin = info(node)
+        item.meta[KEY] = dataclasses.replace(origin, shape=infer_shape(item), gradient=None, **changes)
+        return item
+
+    def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:
+        """A graph input after the existing ones."""
+        first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(label)
+        node.meta[KEY] = NodeInfo(shape=shape, **fields)
+        return node
+
+
+def replace_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Sets the argument of a `tint` call by its schema name."""
+    position = [a.name for a in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
+    node.update_arg(position, value)
+
+
+__all__ = ["Builder", "argument", "infer_shape", "replace_argument"]

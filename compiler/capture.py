@@ -1,0 +1,159 @@
+"""nn.Module -> torch.fx graph, by torch.export with dynamic batch and sequence.
+
+The graph has one placeholder per parameter, buffer and input and one output, the logits (B, T, V). Nothing
+here knows a model family: later passes recognise operator patterns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from tintc.compiler.errors import UnsupportedModelError
+from tintc.compiler.node_meta import NodeInfo, info
+
+_ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
+
+
+@dataclass
+class Captured:
+    """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied entries -> that name.
+    constants: placeholder name -> value, for buffers and constants that only index arithmetic uses."""
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    aliases: dict[str, str]
+    constants: dict[str, Tensor]
+
+
+class _LogitsOnly(nn.Module):
+    """Calls a model without a cache and returns its logits, whatever container they come in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.auxiliary = model
+        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+        self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out = self.auxiliary(input_ids, **self.options)
+        logits = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"{type(self.auxiliary).__name__} returned {shape}; expected logits of shape (batch, tokens, vocabulary): "
+                "tintc simulates causal language models, called as model(input_ids)"
+            )
+        return logits
+
+
+def capture(model: nn.Module) -> Captured:
+    """Exports the model in eval mode and names what it holds.
+
+    Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        program = _export(_LogitsOnly(model), _device(model))
+    finally:
+        model.train(was_training)
+    tensors, aliases = _state(model)
+    graph = program.graph_module.graph
+    constants = _name_placeholders(graph, program, tensors, aliases)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            info(node).module, info(node).source = _module_path(node), _source_line(node)
+    graph.lint()
+    return Captured(graph, tensors, aliases, constants)
+
+
+def _export(wrapper: _LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:
+    ids = torch.zeros(2, 8, dtype=torch.int64, device=device)
+    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    try:
+        with torch.no_grad():
+            return torch.export.export(wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # torch.export raises whatever the traced code or the tracer raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModelError(
+            f"torch.export cannot trace {type(wrapper.auxiliary).__name__}: {reason} (tintc needs model(input_ids) to run "
+            "for any batch and length without control flow that depends on the data)"
+        ) from error
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict with tied entries once, under the name that comes first, and the other names."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[int, tuple[int, ...]], str] = {}
+    live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name in model.state_dict():
+        tensor = live[name]
+        key = (id(tensor), tuple(tensor.shape))
+        if key in first_name:
+            aliases[name] = first_name[key]
+        else:
+            first_name[key] = name
+            tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
+def _name_placeholders(
+    graph: fx.Graph, program: torch.export.ExportedProgram, tensors: dict[str, Tensor], aliases: dict[str, str]
+) -> dict[str, Tensor]:
+    """Gives each placeholder its role, merges tied ones, and returns the values of those outside the state dict."""
+    specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
+    constants: dict[str, Tensor] = {}
+    first: dict[str, fx.Node] = {}
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        spec = specs[node.name]
+        record = info(node)
+        if spec.kind == InputKind.USER_INPUT:
+            node.name, record.role, record.shape, record.dtype = "input_ids", "input", ("B", "T"), "int"
+            continue
+        full_name = spec.target or ""
+        name = full_name.removeprefix(_ATTRIBUTE + ".")
+        name = aliases.get(name, name)
+        if name not in tensors:
+            constants[node.name] = program.constants[full_name] if full_name in program.constants else program.state_dict[full_name]
+            continue
+        record.role, record.parameter, record.shape = "parameter", name, tuple(tensors[name].shape)
+        if name in first:
+            node.replace_all_uses_with(first[name])
+            graph.erase_node(node)
+        else:
+            first[name] = node
+            node.name = re.sub(r"\W", "_", name)
+    return constants
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return str(path).removeprefix(_ATTRIBUTE).removeprefix(".")
+
+
+def _source_line(node: fx.Node) -> str:
+    """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    outside = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    if not outside:
+        return ""
+    path, line = outside[-1]
+    parts = path.replace("\\", "/").split("/site-packages/")
+    short = parts[-1] if len(parts) > 1 else path.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{short}:{line}"

@@ -1,0 +1,155 @@
+"""Properties that passes require and ensure. Each returns the problems it found; an empty list means that it holds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from tintc.compiler.builder import infer_shape
+from tintc.compiler.dialect import is_tint, tint_name
+from tintc.compiler.layout import Range
+from tintc.compiler.node_meta import info
+
+Problems = list[str]
+
+
+def check_property(name: str, graph: fx.Graph, context: Any) -> Problems:
+    """Problems that keep the property from holding on this graph."""
+    return PROPERTIES[name](graph, context)
+
+
+def well_formed(graph: fx.Graph, context: Any) -> Problems:
+    """fx's own check: topological order, unique names, no foreign nodes."""
+    try:
+        graph.lint()
+    except (RuntimeError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+def shapes_agree(graph: fx.Graph, context: Any) -> Problems:
+    """Every tint node's recorded shape is what its operator's rule gives for its arguments."""
+    problems = []
+    for node in graph.nodes:
+        reshaped = any(tint_name(n) is None and n.op == "call_function" for n in node.all_input_nodes)
+        if tint_name(node) and not reshaped and infer_shape(node) != info(node).shape:
+            problems.append(f"{node.name} has shape {info(node).shape}, its rule gives {infer_shape(node)}")
+    return problems
+
+
+def tint_only(graph: fx.Graph, context: Any) -> Problems:
+    """Every call is of a tint operator (or picks a result of one)."""
+    return [
+        f"{node.name} calls {node.target}"
+        for node in graph.nodes
+        if node.op == "call_function" and tint_name(node) is None and node.target is not operator.getitem
+    ]
+
+
+def one_logits_output(graph: fx.Graph, context: Any) -> Problems:
+    """The graph returns one node."""
+    (returned,) = graph.output_node().args[0] if isinstance(graph.output_node().args[0], tuple) else (None,)
+    return [] if isinstance(returned, fx.Node) else ["the graph does not return one node"]
+
+
+def named_outputs(graph: fx.Graph, context: Any) -> Problems:
+    """The graph returns {"logits": node, "initial_logits": node, "updates": {slot: node}}."""
+    returned = graph.output_node().args[0]
+    if not isinstance(returned, dict) or set(returned) != {"logits", "initial_logits", "updates"}:
+        return ["the graph's outputs are not logits, initial_logits and updates"]
+    updates = returned["updates"]
+    return [f"{slot} is given the value of {info(node).slot}" for slot, node in updates.items() if info(node).slot != slot]
+
+
+def phases_in_order(graph: fx.Graph, context: Any) -> Problems:
+    """Every call but a prefix read has a phase and a step, and reads nothing of a later step."""
+    problems = []
+    for node in graph.nodes:
+        if node.op != "call_function" or is_tint(node, "prefix"):
+            continue
+        record = info(node)
+        if record.phase is None or record.step is None:
+            problems.append(f"{node.name} has no phase or step")
+            continue
+        for source in node.all_input_nodes:
+            step = info(source).step
+            if step is not None and step > record.step:
+                problems.append(f"{node.name} of step {record.step} reads {source.name} of step {step}")
+    return problems
+
+
+def some_trainable(graph: fx.Graph, context: Any) -> Problems:
+    """At least one prefix slot is trained, and only prefix slots are."""
+    marked = [node for node in graph.nodes if info(node).trainable]
+    wrong = [f"{node.name} is marked trainable" for node in marked if not is_tint(node, "prefix")]
+    return wrong or ([] if marked else ["no slot is trained"])
+
+
+def no_gradients_left(graph: fx.Graph, context: Any) -> Problems:
+    """No node carries a gradient record any more."""
+    return [f"{node.name} still records its gradient" for node in graph.nodes if info(node).gradient is not None]
+
+
+def no_dead_code(graph: fx.Graph, context: Any) -> Problems:
+    """Every call has a user."""
+    return [f"{node.name} has no user" for node in graph.nodes if node.op == "call_function" and not node.users]
+
+
+def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
+    """Every slot read by the graph has tiles, they cover it once, and no two tiles of a page share a number."""
+    layout = context.layout
+    if layout is None:
+        return ["no layout"]
+    read = {info(node).slot for node in graph.nodes if is_tint(node, "prefix")}
+    problems = [f"slot {name} has no place" for name in read - set(layout.prefix)]
+    taken: dict[int, list[tuple[str, Range, Range]]] = {}
+    for slot in layout.prefix.values():
+        covered = sum(tile.rows.size * tile.columns.size for tile in slot.tiles)
+        if covered != slot.numbers:
+            problems.append(f"tiles of {slot.name} hold {covered} numbers; the slot has {slot.numbers}")
+        for tile in slot.tiles:
+            if tile.coordinates.stop > layout.sim_hidden or tile.tokens.stop > layout.prefix_tokens:
+                problems.append(f"{slot.name} leaves page {tile.page}")
+            for name, tokens, coordinates in taken.setdefault(tile.page, []):
+                if tokens.overlaps(tile.tokens) and coordinates.overlaps(tile.coordinates):
+                    problems.append(f"{slot.name} and {name} overlap in page {tile.page}")
+            taken[tile.page].append((slot.name, tile.tokens, tile.coordinates))
+    return problems
+
+
+def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
+    """No two activations that are kept at the same time share a coordinate."""
+    if context.layout is None:
+        return ["no layout"]
+    problems = []
+    active: list[Any] = []
+    for slot in sorted(context.layout.memory.values(), key=lambda s: s.live.start):
+        active = [other for other in active if other.live.stop > slot.live.start]
+        problems += [
+            f"{slot.name} and {other.name} share coordinates while both are live"
+            for other in active
+            if other.coordinates.overlaps(slot.coordinates)
+        ]
+        active.append(slot)
+    return problems
+
+
+PROPERTIES: dict[str, Callable[[fx.Graph, Any], Problems]] = {
+    check.__name__: check
+    for check in (
+        well_formed,
+        shapes_agree,
+        tint_only,
+        one_logits_output,
+        named_outputs,
+        phases_in_order,
+        some_trainable,
+        no_gradients_left,
+        no_dead_code,
+        prefix_slots_disjoint,
+        memory_slots_disjoint,
+    )
+}

@@ -1,0 +1,198 @@
+"""The `tint` dialect: every operator that a lowered graph may hold.
+
+Operators are registered with torch.library and implemented by the plain torch code of
+`runtime/primitives`, so a lowered graph is an ordinary fx graph: it prints, runs, takes fake tensors and
+can be differentiated from outside. Each has a shape rule, from which passes know all shapes without running
+anything. A back end only replaces operators; their meaning is fixed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from tintc.compiler.node_meta import DType, Shape
+from tintc.runtime.primitives import activation, attention, embedding, linear, loss, norm
+
+
+@dataclass(frozen=True)
+class Operator:
+    """name; schema after the name; implementation; shape rule (arguments with tensors replaced by shapes -> shape, or
+    one shape per output); meaning in one line; dtype kind of the result."""
+
+    name: str
+    schema: str
+    implementation: Callable[..., Any]
+    shape: Callable[..., Any]
+    meaning: str
+    dtype: DType = "float"
+
+
+def _same(x: Shape, *_: Any) -> Shape:
+    return x
+
+
+def _prefix_shape(parameter: Shape, start: int, stop: int, transpose: bool) -> Shape:
+    rest = parameter[:-1] if transpose else parameter[1:]
+    return (stop - start, *rest)
+
+
+def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
+    return (*x[:-1], weight[-2])
+
+
+def _linear_backward_shape(dy: Shape, weight: Shape) -> Shape:
+    return (*dy[:-1], weight[-1])
+
+
+def _weight_shape(weight: Shape, *_: Any) -> Shape:
+    return ("B", *weight[-2:])
+
+
+def _vector_shape(vector: Shape, *_: Any) -> Shape:
+    return ("B", vector[-1])
+
+
+def _attention_shape(q: Shape, k: Shape, v: Shape, mask: Shape, heads: int, kv_heads: int, scale: float) -> Shape:
+    assert isinstance(v[-1], int)
+    return (*q[:-1], v[-1] // kv_heads * heads)
+
+
+def _attention_value_shape(do: Shape, q: Shape, k: Shape, mask: Shape, heads: int, kv_heads: int, scale: float) -> Shape:
+    assert isinstance(do[-1], int)
+    return (*do[:-1], do[-1] // heads * kv_heads)
+
+
+def _attention_full_shape(do: Shape, q: Shape, k: Shape, v: Shape, *_: Any) -> tuple[Shape, Shape, Shape]:
+    return q, k, v
+
+
+def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
+    return (*index, table[-1])
+
+
+def _mean_embedding_shape(weight: Shape, targets: Shape, mask: Shape) -> Shape:
+    return (*targets, weight[-1])
+
+
+def _segment_shape(x: Shape, length: Any) -> Shape:
+    return (x[0], "S", *x[2:])
+
+
+def _segment_mask_shape(mask: Shape, length: Any) -> Shape:
+    return (*mask[:-2], "S", "S")
+
+
+_OPERATORS = (
+    Operator(
+        "prefix", "(Tensor(a) parameter, int start, int stop, bool transpose) -> Tensor(a)",
+        linear.prefix, _prefix_shape, "value of a prefix slot before any descent",
+    ),
+    Operator(
+        "embedding", "(Tensor table, Tensor index, int offset) -> Tensor",
+        embedding.embedding, _embedding_shape, "rows of a token or position table",
+    ),
+    Operator("residual", "(Tensor x, Tensor y) -> Tensor", embedding.residual, _same, "sum of two activations or gradients"),
+    Operator(
+        "segment", "(Tensor(a) x, SymInt length) -> Tensor(a)",
+        embedding.segment, _segment_shape, "first tokens of a sequence",
+    ),
+    Operator(
+        "segment_mask", "(Tensor(a) mask, SymInt length) -> Tensor(a)",
+        embedding.segment_mask, _segment_mask_shape, "first queries and keys of a mask", dtype="bool",
+    ),
+    Operator(
+        "linear_forward", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        linear.linear_forward, _linear_shape, "y = W x + b",
+    ),
+    Operator(
+        "linear_backward", "(Tensor dy, Tensor weight) -> Tensor",
+        linear.linear_backward, _linear_backward_shape, "dx = W^T dy",
+    ),
+    Operator(
+        "linear_descent", "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+        linear.linear_descent, _weight_shape, "W - eta sum_t dy x^T",
+    ),
+    Operator(
+        "bias_descent", "(Tensor bias, Tensor dy, Tensor inner_lr) -> Tensor",
+        linear.bias_descent, _vector_shape, "b - eta sum_t dy",
+    ),
+    Operator(
+        "norm_forward", "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind) -> Tensor",
+        norm.norm_forward, _same, "gamma f(x) + beta",
+    ),
+    Operator(
+        "norm_backward", "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, str gradient, float scale) -> Tensor",
+        norm.norm_backward, _same, "dx of a norm, first-order or exact",
+    ),
+    Operator(
+        "norm_descent", "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, Tensor inner_lr) -> Tensor",
+        norm.norm_descent, _vector_shape, "gamma - eta sum_t dy f(x)",
+    ),
+    Operator(
+        "activation_forward", "(Tensor x, str kind) -> Tensor",
+        activation.activation_forward, _same, "a(x)",
+    ),
+    Operator(
+        "activation_backward", "(Tensor dy, Tensor x, str kind, str gradient, float scale) -> Tensor",
+        activation.activation_backward, _same, "dx of an activation, first-order or exact",
+    ),
+    Operator(
+        "attention_forward", "(Tensor q, Tensor k, Tensor v, Tensor mask, int heads, int kv_heads, float scale) -> Tensor",
+        attention.attention_forward, _attention_shape, "softmax(scale q k^T + mask) v",
+    ),
+    Operator(
+        "attention_backward_value", "(Tensor do, Tensor q, Tensor k, Tensor mask, int heads, int kv_heads, float scale) -> Tensor",
+        attention.attention_backward_value, _attention_value_shape, "dv with the probabilities held constant",
+    ),
+    Operator(
+        "attention_backward_full",
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor mask, int heads, int kv_heads, float scale) -> (Tensor, Tensor, Tensor)",
+        attention.attention_backward_full, _attention_full_shape, "dq, dk, dv through the scores",
+    ),
+    Operator(
+        "loss_gradient", "(Tensor logits, Tensor targets, Tensor mask, str kind) -> Tensor",
+        loss.loss_gradient, _same, "gradient of the summed loss at the logits",
+    ),
+    Operator(
+        "mean_embedding_gradient", "(Tensor weight, Tensor targets, Tensor mask) -> Tensor",
+        loss.mean_embedding_gradient, _mean_embedding_shape, "mean_v E[v] - E[y], no softmax",
+    ),
+)  # fmt: skip
+
+OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _OPERATORS}
+
+_LIBRARY = torch.library.Library("tint", "DEF")
+for _operator in _OPERATORS:
+    _LIBRARY.define(_operator.name + _operator.schema)
+    # Composite: torch sees through the operator, so fake tensors, autograd and export need nothing more.
+    _LIBRARY.impl(_operator.name, _operator.implementation, "CompositeImplicitAutograd")
+
+
+def target(name: str) -> Any:
+    """The torch operator `tint::name`."""
+    return getattr(torch.ops.tint, name).default
+
+
+_NAMES = {target(name): name for name in OPERATORS}
+
+
+def tint_name(node: fx.Node) -> str | None:
+    """`linear_forward` for a call of `tint::linear_forward`; None for any other node."""
+    return _NAMES.get(node.target) if node.op == "call_function" else None
+
+
+def is_tint(node: fx.Node, *names: str) -> bool:
+    """Whether the node calls one of these `tint` operators."""
+    return tint_name(node) in names
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """The argument of a `tint` call by its schema name; None where it was left out."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    position = [a.name for a in schema.arguments].index(name)
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name)

@@ -1,0 +1,44 @@
+"""The passes, one a file, and the order in which they run."""
+
+from tintc.compiler.pass_manager import Pass
+from tintc.passes.assign_memory_slots import assign_memory_slots
+from tintc.passes.assign_prefix_slots import assign_prefix_slots
+from tintc.passes.build_backward import build_backward
+from tintc.passes.build_descent import build_descent
+from tintc.passes.canonicalize import canonicalize
+from tintc.passes.dead_code import dead_code
+from tintc.passes.lower_forward import lower_forward
+from tintc.passes.recognize_activation import recognize_activation
+from tintc.passes.recognize_attention import recognize_attention
+from tintc.passes.recognize_embedding import recognize_embedding
+from tintc.passes.recognize_linear import recognize_linear
+from tintc.passes.recognize_norm import recognize_norm
+from tintc.passes.recognize_residual import recognize_residual
+from tintc.passes.refuse_unsupported import refuse_unsupported
+from tintc.passes.select_trainable import select_trainable
+from tintc.passes.truncate_segment import truncate_segment
+from tintc.passes.unroll_steps import unroll_steps
+from tintc.passes.verify import verify
+
+DEFAULT_PIPELINE: tuple[Pass, ...] = (
+    canonicalize,
+    recognize_activation,
+    recognize_embedding,
+    recognize_linear,
+    recognize_norm,
+    recognize_attention,
+    recognize_residual,
+    refuse_unsupported,  # here the graph is canonical: the auxiliary model in tint operators
+    select_trainable,
+    lower_forward,
+    build_backward,
+    build_descent,
+    unroll_steps,
+    truncate_segment,
+    dead_code,
+    assign_prefix_slots,
+    assign_memory_slots,
+    verify,  # here it is lowered
+)
+
+__all__ = ["DEFAULT_PIPELINE", *(step.name for step in DEFAULT_PIPELINE)]  # noqa: PLE0604

@@ -1,0 +1,62 @@
+"""Gives every activation that the backward pass or a descent reads a coordinate range beside the token.
+
+    x kept from a forward module to its descent   ->   context.layout.memory[x] = coordinates, and from when to when
+
+Two activations interfere if they are kept at the same time; ranges are handed out first fit over that graph,
+in order of creation, so a later step reuses the coordinates of an earlier one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import networkx as nx
+from torch import fx
+
+from tintc.compiler.dialect import is_tint
+from tintc.compiler.layout import MemorySlot, Range
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+
+
+@graph_pass(requires=("tint_only", "phases_in_order", "prefix_slots_disjoint"), ensures=("memory_slots_disjoint",))
+def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    lives = {node: Range(order[node], last) for node in graph.nodes if (last := _last_read(node, order)) is not None}
+    coordinates = _first_fit(lives)
+    slots = {node.name: MemorySlot(node.name, coordinates[node], lives[node]) for node in lives}
+    assert context.layout is not None
+    context.layout = dataclasses.replace(context.layout, memory=slots)
+    return graph
+
+
+def _last_read(node: fx.Node, order: dict[fx.Node, int]) -> int | None:
+    """Order of the last backward or descent node that reads this forward activation; None if it is not kept."""
+    if info(node).phase != "forward" or info(node).dtype != "float":
+        return None
+    # The loss module consumes the logits where they are made; they are never kept.
+    readers = [user for user in node.users if info(user).phase in ("backward", "descent") and not is_tint(user, "loss_gradient")]
+    return max((order[user] for user in readers), default=None)
+
+
+def _first_fit(lives: dict[fx.Node, Range]) -> dict[fx.Node, Range]:
+    interference: nx.Graph[fx.Node] = nx.Graph()
+    interference.add_nodes_from(lives)
+    ordered = sorted(lives, key=lambda node: lives[node].start)
+    active: list[fx.Node] = []
+    for node in ordered:
+        active = [other for other in active if lives[other].stop > lives[node].start]
+        interference.add_edges_from((node, other) for other in active)
+        active.append(node)
+    placed: dict[fx.Node, Range] = {}
+    for node in ordered:
+        size = info(node).shape[-1]
+        assert isinstance(size, int)
+        start = 0
+        for taken in sorted((placed[n] for n in interference[node] if n in placed), key=lambda r: r.start):
+            if taken.start >= start + size:
+                break
+            start = max(start, taken.stop)
+        placed[node] = Range(start, start + size)
+    return placed

@@ -1,0 +1,122 @@
+"""Strips what computes nothing and spells linear layers one way.
+
+    dropout(x, p, False); contiguous(x); to(x, same dtype); slice(x, everything)   ->  x
+    wrap_with_set_grad_enabled(False, body, *args)                                 ->  body(*args), inlined
+    view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
+    addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
+
+A view that merges batch and tokens goes only if every operator until the view that restores them works
+token by token. Safe in eval mode, which capture sets.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import fx
+
+from tintc.compiler.node_meta import copy_info, info
+from tintc.compiler.pass_manager import Context, graph_pass
+from tintc.passes.patterns import aten, calls, is_parameter, last_size, same_sizes, sizes
+
+_NO_OPS = (aten.alias, aten.contiguous, aten.clone, aten.detach, aten.detach_, aten.lift_fresh_copy)
+_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
+_TOKENWISE = (
+    *(aten.linear, aten.addmm, aten.mm, aten.matmul, aten.layer_norm, aten.add, aten.sub, aten.mul, aten.div, aten.pow),
+    *(aten.relu, aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.erf, aten.neg, aten.to, aten.dropout, *_NO_OPS),
+)
+
+
+@graph_pass(requires=("well_formed", "one_logits_output"), ensures=("well_formed", "one_logits_output"))
+def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Nothing that it does not recognise is touched."""
+    _inline_grad_modes(graph)
+    for node in list(graph.nodes):
+        if calls(node, aten._assert_tensor_metadata, aten.sym_constrain_range_for_size, aten._assert_scalar):
+            graph.erase_node(node)
+        elif _is_no_op(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if _merges_tokens(node):
+            _unmerge(node)
+    for node in list(graph.nodes):
+        _spell_linear(graph, node)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _inline_grad_modes(graph: fx.Graph) -> None:
+    owner = graph.owning_module
+    for node in list(graph.nodes):
+        if "wrap_with_set_grad_enabled" not in str(node.target) or owner is None:
+            continue
+        body: Any = getattr(owner, node.args[1].target)
+        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[2:], strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(body.graph, mapping)
+        for user in list(node.users):  # the body returns a tuple; its users pick items
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _is_no_op(node: fx.Node) -> bool:
+    if calls(node, *_NO_OPS):
+        return True
+    if calls(node, aten.dropout):
+        return node.args[2] is False or node.args[1] == 0
+    if calls(node, aten.to, aten._to_copy, aten.type_as):
+        source, result = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
+        return source is not None and result is not None and source.dtype == result.dtype
+    if calls(node, aten.slice):
+        args = (*node.args[1:], *(0, 0, sys.maxsize, 1)[len(node.args) - 1 :])
+        return args[1] in (0, None) and args[2] in (sys.maxsize, None) and args[3] == 1
+    return calls(node, *_VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
+
+
+def _merges_tokens(node: fx.Node) -> bool:
+    """A view of (B, T, D) as (B*T, D)."""
+    if not calls(node, *_VIEWS):
+        return False
+    source = node.args[0]
+    return len(sizes(source)) == 3 and len(sizes(node)) == 2 and last_size(source) is not None and last_size(source) == last_size(node)  # type: ignore[arg-type]
+
+
+def _unmerge(view: fx.Node) -> None:
+    """Removes the view and those that restore it, if all between works token by token on merged values and parameters."""
+    merged, restoring = [view], []
+    for node in merged:  # grows while it is walked
+        for user in node.users:
+            if calls(user, *_VIEWS) and len(sizes(user)) == 3 and last_size(user) == last_size(node):
+                restoring.append(user)
+            else:
+                also = (user, *(source for source in user.all_input_nodes if _merges_tokens(source)))
+                merged += [new for new in dict.fromkeys(also) if new not in merged]
+    computed = [node for node in merged if not _merges_tokens(node)]
+    known = {*merged}
+    for node in computed:
+        if not calls(node, *_TOKENWISE) or any(s not in known and not is_parameter(s) for s in node.all_input_nodes):
+            return
+    for node in (*(n for n in merged if n not in computed), *restoring):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def _spell_linear(graph: fx.Graph, node: fx.Node) -> None:
+    if calls(node, aten.addmm) and not node.kwargs and is_parameter(node.args[2]):
+        bias, x, weight = node.args
+    elif calls(node, aten.mm, aten.matmul) and is_parameter(node.args[1]) and len(sizes(node.args[1])) == 2:  # type: ignore[arg-type]
+        bias, (x, weight) = None, node.args
+    else:
+        return
+    with graph.inserting_before(node):
+        transposed = graph.call_function(aten.t.default, (weight,))
+        linear = graph.call_function(aten.linear.default, (x, transposed, bias))
+    transposed.meta["val"] = None
+    linear.meta.update(node.meta)
+    copy_info(node, linear)
+    info(transposed).shape = tuple(reversed(info(weight).shape))  # type: ignore[arg-type]
+    node.replace_all_uses_with(linear)
+    graph.erase_node(node)

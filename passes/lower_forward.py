@@ -1,0 +1,50 @@
+"""Turns the auxiliary model's graph into the simulator's first forward pass.
+
+    input_ids, position_ids, attention_mask -> logits
+      ->  the same, with inputs targets, loss_mask, inner_lr and segment for the passes that follow, and outputs
+          {"logits", "initial_logits", "updates"}; every operator belongs to phase forward, step 0
+
+`segment` is the number of leading tokens that a training pass needs.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.compiler.builder import Builder
+from tintc.compiler.dialect import is_tint
+from tintc.compiler.node_meta import Shape, info
+from tintc.compiler.pass_manager import Context, graph_pass
+
+# Every input of a lowered graph, in the order in which the runtime passes them.
+INPUTS: dict[str, tuple[Shape, str]] = {
+    "input_ids": (("B", "T"), "int"),
+    "position_ids": (("B", "T"), "int"),
+    "attention_mask": (("B", 1, "T", "T"), "bool"),
+    "targets": (("B", "T"), "int"),
+    "loss_mask": (("B", "T"), "float"),
+    "inner_lr": ((), "float"),
+    "segment": ((), "int"),
+}
+
+
+@graph_pass(requires=("tint_only", "one_logits_output", "some_trainable"), ensures=("named_outputs", "phases_in_order"))
+def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines."""
+    build = Builder(graph)
+    existing = {n.name for n in graph.nodes if n.op == "placeholder"}
+    for name, (shape, dtype) in INPUTS.items():
+        if name not in existing:
+            build.placeholder(name, shape, role="input", dtype=dtype)
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_tint(node, "prefix"):
+            info(node).phase, info(node).step = "forward", 0
+    output = graph.output_node()
+    logits = output.args[0][0]  # type: ignore[index]
+    output.args = ({"logits": logits, "initial_logits": logits, "updates": {}},)
+    return graph
+
+
+def input_node(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder of one of INPUTS."""
+    return next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)

@@ -1,0 +1,131 @@
+"""Causal self-attention.
+
+    sdpa(heads(q * c), heads(k), heads(v), mask, scale=s) -> transpose -> merge heads
+      ->  tint.attention_forward(q, k, v, attention_mask, H, G, c * s)
+
+heads(x) is view(x, [B, T, H, E]) and transpose(1, 2). The mask is evaluated, not matched: it must be the causal
+one for every length. The simulator owns masks, so the graph gets an `attention_mask` input in its place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, last_size, number, only_user, sizes
+
+_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
+_LONGEST_MASK = 2048  # a window narrower than this shows in the evaluated mask
+
+
+@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. A refused match says why on its node."""
+    causal: dict[fx.Node | None, str] = {}  # mask node -> problem; all layers share one
+    for node in [n for n in graph.nodes if calls(n, aten.scaled_dot_product_attention)]:
+        info(node).refused = _replace(graph, node, context, causal)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[fx.Node | None, str]) -> str:
+    query, key, value, mask, dropout, is_causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+    mask, is_causal = node.kwargs.get("attn_mask", mask), node.kwargs.get("is_causal", is_causal)
+    if dropout:
+        return "it drops probabilities even in eval mode"
+    heads = [_heads(x) for x in (query, key, value)]
+    if any(isinstance(found, str) for found in heads):
+        return next(found for found in heads if isinstance(found, str))
+    (q, c_q, h, width), (k, c_k, g, _), (v, c_v, g_v, _) = heads  # type: ignore[misc]
+    merged = _merged(node)
+    if merged is None or g != g_v or c_v != 1 or h % g:
+        return "its heads are not split and merged as view and transpose of (batch, tokens, heads * width)"
+    if mask not in causal:
+        causal[mask] = _mask_problem(mask, bool(is_causal), context)
+    if causal[mask]:
+        return causal[mask]
+    scale = number(node.kwargs.get("scale"))
+    scale = (1 / math.sqrt(width) if scale is None else scale) * c_q * c_k
+    with graph.inserting_before(node):
+        build = Builder(graph)
+        args = (q, k, v, _attention_mask(graph, build), h, g, scale)
+        label, shape = short_label(info(node).module), ("B", "T", last_size(merged))
+        new = build.call("attention_forward", *args, like=node, label=label, shape=shape)
+    merged.replace_all_uses_with(new)
+    # fx holds sdpa for impure (it can drop probabilities) and would keep it as dead code.
+    for dead in (merged, merged.args[0], node):
+        graph.erase_node(dead)  # type: ignore[arg-type]
+    return ""
+
+
+def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
+    """(x, factor, heads, head width) where the node is factor * heads(x); else why not."""
+    factor, views = 1.0, 0
+    heads = width = 0
+    transposed = False
+    while isinstance(node, fx.Node):
+        scale = number(node.args[1]) if calls(node, aten.mul, aten.div) and len(node.args) == 2 else None
+        if scale is not None:
+            factor = factor * scale if calls(node, aten.mul) else factor / scale
+        elif calls(node, aten.transpose) and not transposed and sorted(a % 4 for a in node.args[1:]) == [1, 2]:  # type: ignore[operator]
+            transposed = True
+        elif calls(node, aten.permute) and not transposed and list(node.args[1]) == [0, 2, 1, 3]:  # type: ignore[arg-type]
+            transposed = True
+        elif calls(node, *_VIEWS) and transposed and not views and len(sizes(node)) == 4 and len(sizes(node.args[0])) == 3:  # type: ignore[arg-type]
+            views, (heads, width) = 1, sizes(node)[2:]
+        else:
+            break
+        node = node.args[0]
+    if not views or not isinstance(heads, int) or last_size(node) != heads * width:
+        return f"it does not read view and transpose of (batch, tokens, heads * width) but {getattr(node, 'target', node)}"
+    return node, factor, heads, width
+
+
+def _merged(node: fx.Node) -> fx.Node | None:
+    """The (B, T, H * E) view of the transposed result."""
+    transpose = only_user(node)
+    if transpose is None or not calls(transpose, aten.transpose, aten.permute):
+        return None
+    view = only_user(transpose)
+    return view if view is not None and calls(view, *_VIEWS) and len(sizes(view)) == 3 else None
+
+
+def _attention_mask(graph: fx.Graph, build: Builder) -> fx.Node:
+    existing = [n for n in graph.nodes if n.op == "placeholder" and n.name == "attention_mask"]
+    return existing[0] if existing else build.placeholder("attention_mask", ("B", 1, "T", "T"), role="input", dtype="bool")
+
+
+def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> str:
+    """Why the mask is not the causal one; empty if it is."""
+    if mask is None:
+        return "" if is_causal else "it is not causal: every position sees every other"
+    if depends_on(mask, lambda n: is_parameter(n)):
+        return "its mask or bias depends on a weight"
+    device = next(iter(context.tensors.values())).device
+    device = torch.device("cpu") if device.type == "meta" else device
+    longest = min(context.facts.max_positions or _LONGEST_MASK, _LONGEST_MASK)
+    for batch, length, token in ((2, 7, 0), (1, longest, 1)):
+        ids = torch.full((batch, min(length, longest)), token, dtype=torch.int64, device=device)
+        try:
+            value = evaluate(mask, ids, context.constants)
+        except (RuntimeError, TypeError, KeyError, IndexError) as error:
+            return f"its mask cannot be evaluated from the sizes alone ({error})"
+        if not _is_causal(value, ids.shape[1]):
+            return "its mask is not the plain causal one (a window, a bias or a prefix)"
+    return ""
+
+
+def _is_causal(mask: Tensor, length: int) -> bool:
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    if mask.shape[-2:] != causal.shape:
+        return False
+    if mask.dtype == torch.bool:
+        return bool((mask == causal).all())
+    hidden = torch.finfo(mask.dtype).min / 2
+    return bool(((mask == 0) == causal).all()) and bool((mask[..., ~causal] < hidden).all())

@@ -1,0 +1,70 @@
+"""Token and position embeddings.
+
+    embedding(table, input_ids)                               ->  tint.embedding(table, input_ids, 0)
+    embedding(table, arithmetic of the sizes = 0 1 2 ... + c) ->  tint.embedding(table, position_ids, c)
+
+The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The simulator
+owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter
+
+
+@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Sets facts.hidden, facts.vocab_size and facts.max_positions."""
+    build = Builder(graph)
+    tokens = next(n for n in graph.nodes if info(n).role == "input")
+    for node in [n for n in graph.nodes if calls(n, aten.embedding)]:
+        table, index = node.args[:2]
+        if index is tokens:
+            context.facts.vocab_size, context.facts.hidden = info(table).shape
+            index_node, offset = tokens, 0
+        else:
+            found = _position_offset(index, context)
+            if isinstance(found, str):
+                info(node).refused = found
+                continue
+            index_node = _position_ids(graph, build)
+            offset = found
+            rows = info(table).shape[0] - offset
+            context.facts.max_positions = min(rows, context.facts.max_positions or rows)
+        with graph.inserting_before(node):
+            new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))
+        node.replace_all_uses_with(new)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _position_ids(graph: fx.Graph, build: Builder) -> fx.Node:
+    existing = [n for n in graph.nodes if n.op == "placeholder" and n.name == "position_ids"]
+    return existing[0] if existing else build.placeholder("position_ids", ("B", "T"), role="input", dtype="int")
+
+
+def _position_offset(index: fx.Node, context: Context) -> int | str:
+    """c where the index is 0 1 2 ... + c in every row; else why not."""
+    if depends_on(index, lambda n: is_parameter(n)):
+        return "its index depends on a weight; expected token ids or positions"
+    device = next(iter(context.tensors.values())).device
+    if device.type == "meta":
+        device = torch.device("cpu")
+    offsets = []
+    for batch, length, token in ((2, 7, 0), (1, 5, 1)):
+        ids = torch.full((batch, length), token, dtype=torch.int64, device=device)
+        try:
+            value = evaluate(index, ids, context.constants)
+            rows = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=device)
+        except (RuntimeError, TypeError, KeyError) as error:
+            return f"its index cannot be evaluated from the sizes alone ({error})"
+        if not bool((rows == rows[0, 0]).all()):
+            return "its index is neither the token ids nor consecutive positions"
+        offsets.append(int(rows[0, 0]))
+    return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the token ids"

@@ -1,0 +1,32 @@
+"""Sums of two activations.
+
+    add(x, y)  ->  tint.residual(x, y)        where both are (B, T, D)
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.dialect import tint_name
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+from tintc.passes.patterns import aten, calls
+
+
+@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+def recognize_residual(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. In topological order, so that a sum of sums is recognised too."""
+    build = Builder(graph)
+    for node in list(graph.nodes):
+        if not calls(node, aten.add, aten.add_) or len(node.args) != 2 or node.kwargs:
+            continue
+        x, y = node.args
+        if not all(isinstance(a, fx.Node) and tint_name(a) for a in (x, y)) or info(x).shape != info(y).shape:
+            info(node).refused = "it does not add two activations of equal shape"
+            continue
+        with graph.inserting_before(node):
+            new = build.call("residual", x, y, like=node, label=f"{short_label(info(node).module)}_residual")
+        node.replace_all_uses_with(new)
+    graph.eliminate_dead_code()
+    return graph

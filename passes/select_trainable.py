@@ -1,0 +1,72 @@
+"""Marks the prefix slots that descent updates.
+
+    tint.prefix(W of a top-n block)   ->  the same node, trainable
+
+Blocks are the children of the outermost numbered container (`layers.0`, `layers.1`, ...) that holds every
+attention (in a model without attention: every linear layer but the head). Trained: all linear weights and
+biases in the top `config.layers` blocks, the shifts of norms there and of the norm that reads the last block's
+output; gains of norms when `norm_update` is `all`. TINT.md section 2, "Which layers learn".
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.compiler.dialect import argument, is_tint
+from tintc.compiler.errors import UnsupportedModelError, UsageError
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+
+
+@graph_pass(requires=("tint_only",), ensures=("some_trainable",))
+def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Raises UsageError when `layers` exceeds the blocks, UnsupportedModelError
+    when the model has no stack of blocks."""
+    container, blocks = _find_blocks(graph)
+    layers = context.config.layers or len(blocks)
+    if layers > len(blocks):
+        raise UsageError(f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in {container}")
+    context.facts.blocks, context.facts.trained_blocks = len(blocks), layers
+    trained = {f"{container}.{index}" for index in blocks[-layers:]}
+    last = f"{container}.{blocks[-1]}"
+    for node in graph.nodes:
+        if is_tint(node, "linear_forward") and _inside(info(node).module, trained):
+            _mark(argument(node, "weight"), argument(node, "bias"))
+        elif is_tint(node, "norm_forward") and (_inside(info(node).module, trained) or _reads_block(node, last)):
+            gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
+            _mark(gamma, argument(node, "beta"))
+    if not any(info(node).trainable for node in graph.nodes):
+        raise UnsupportedModelError(f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no norm")
+    return graph
+
+
+def _find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
+    """(path of the container, its indices in order of execution)."""
+    anchors = [n for n in graph.nodes if is_tint(n, "attention_forward")]
+    if not anchors:
+        anchors = [n for n in graph.nodes if is_tint(n, "linear_forward") and is_tint(argument(n, "weight"), "prefix")]
+    paths = [info(node).module.split(".") for node in anchors]
+    for depth in range(1, max((len(path) for path in paths), default=0)):
+        containers = {tuple(path[:depth]) for path in paths}
+        indices = [path[depth] for path in paths if len(path) > depth]
+        if len(containers) == 1 and len(indices) == len(paths) and all(index.isdigit() for index in indices):
+            return ".".join(containers.pop()), list(dict.fromkeys(indices))
+    raise UnsupportedModelError(
+        f"no stack of blocks: expected one ModuleList that holds the model's {len(anchors)} "
+        "attention layers (or linear layers), as in model.layers.0, model.layers.1, ..."
+    )
+
+
+def _inside(module: str, blocks: set[str]) -> bool:
+    return any(module == block or module.startswith(block + ".") for block in blocks)
+
+
+def _reads_block(norm: fx.Node, block: str) -> bool:
+    """Whether the norm stands behind the block and reads its output."""
+    return not _inside(info(norm).module, {block}) and _inside(info(argument(norm, "x")).module, {block})
+
+
+def _mark(*slots: fx.Node | None) -> None:
+    for slot in slots:
+        if slot is not None and is_tint(slot, "prefix"):
+            info(slot).trainable = True

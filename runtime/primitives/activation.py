@@ -1,0 +1,96 @@
+"""Elementwise activations y = a(x).
+
+Each smooth activation comes with a' and a''; ReLU is piecewise linear. Shapes: any; dx and x alike.
+Source: TINT.md section 2, "Activation"; paper section 2.4.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.runtime.primitives.precision import narrow_like, wide
+
+_TANH_SCALE = math.sqrt(2 / math.pi)
+_TANH_CUBIC = 0.044715
+
+
+class Activation(NamedTuple):
+    """a and, from x, the pair (a'(x), a''(x))."""
+
+    value: Callable[[Tensor], Tensor]
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _gelu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    density = torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    cumulative = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return cumulative + x * density, density * (2 - x * x)
+
+
+def _gelu_tanh_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    t = torch.tanh(_TANH_SCALE * (x + _TANH_CUBIC * x * x * x))
+    inner = _TANH_SCALE * (1 + 3 * _TANH_CUBIC * x * x)  # u' of t = tanh(u)
+    slope = (1 - t * t) * inner  # t'
+    bend = (1 - t * t) * (6 * _TANH_SCALE * _TANH_CUBIC * x) - 2 * t * slope * inner  # t''
+    return 0.5 * (1 + t) + 0.5 * x * slope, slope + 0.5 * x * bend
+
+
+def _silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(x)
+    slope = s * (1 - s)
+    return s + x * slope, slope * (2 + x * (1 - 2 * s))
+
+
+def _tanh_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    t = torch.tanh(x)
+    return 1 - t * t, -2 * t * (1 - t * t)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+SMOOTH: dict[str, Activation] = {
+    "gelu": Activation(F.gelu, _gelu_derivatives),
+    "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_derivatives),
+    "silu": Activation(F.silu, _silu_derivatives),
+    "tanh": Activation(torch.tanh, _tanh_derivatives),
+}
+KINDS = ("relu", *SMOOTH)
+
+
+def activation_forward(x: Tensor, kind: str) -> Tensor:
+    """y = a(x); kind is one of KINDS."""
+    return torch.relu(x) if kind == "relu" else SMOOTH[kind].value(x)
+
+
+def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: float) -> Tensor:
+    """dx of an activation.
+
+    `first_order`: N (a(x + dy/N) - a(x)), N = scale. In float64 as it stands; below, a smooth a uses
+    a'(x) dy + a''(x) dy^2 / (2N), whose error is of third order in dy/N. ReLU's difference is piecewise
+    linear and needs no subtraction of close numbers.
+    `exact`: a'(x) dy.
+    """
+    u, v = wide(x), wide(dy)
+    if kind == "relu":
+        dx = _relu_backward(v, u, gradient, scale)
+    elif gradient == "first_order" and x.dtype == torch.float64:
+        value = SMOOTH[kind].value
+        dx = (value(u + v / scale) - value(u)) * scale
+    else:
+        first, second = SMOOTH[kind].derivatives(u)
+        dx = first * v if gradient == "exact" else v * (first + second * v * (0.5 / scale))
+    return narrow_like(dx, x)
+
+
+def _relu_backward(dy: Tensor, x: Tensor, gradient: str, scale: float) -> Tensor:
+    on = x > 0
+    if gradient == "exact":
+        return dy * on
+    reach = x * scale  # N x: the difference is clamped where x + dy/N changes sign
+    return torch.where(on, torch.maximum(dy, -reach), torch.relu(reach + dy))

@@ -1,0 +1,68 @@
+"""Causal self-attention per head: A = softmax(scale * q k^T + mask), o = A v.
+
+Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is boolean,
+(B or 1, 1, T, T), True where a query may look, and lets every query see at least one key.
+A is recomputed in the backward pass. Grouped-query attention sums dk and dv over the query heads of a
+group. Source: TINT.md section 2, "Self-attention"; paper section 2.5.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.runtime.primitives.precision import HALF
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float) -> Tensor:
+    """o = A v, heads side by side: (B, T, H*E)."""
+    o_BHTE = F.scaled_dot_product_attention(
+        _split(q, heads), _split(k, kv_heads), _split(v, kv_heads), attn_mask=mask, scale=scale, enable_gqa=heads != kv_heads
+    )
+    return _merge(o_BHTE)
+
+
+def attention_backward_value(do: Tensor, q: Tensor, k: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float) -> Tensor:
+    """dv_i = sum_j A_ji do_j, with A held constant: (B, T, G*E). Nothing flows into q or k."""
+    a_BHTT = _probabilities(_split(q, heads), _repeat(_split(k, kv_heads), heads, kv_heads), mask, scale, q.dtype)
+    return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
+
+
+def attention_backward_full(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A),
+    dq = scale * dS k, dk = scale * dS^T q, dv = A^T do."""
+    q_BHTE, do_BHTE = _split(q, heads), _split(do, heads)
+    k_BHTE = _repeat(_split(k, kv_heads), heads, kv_heads)
+    v_BHTE = _repeat(_split(v, kv_heads), heads, kv_heads)
+    a_BHTT = _probabilities(q_BHTE, k_BHTE, mask, scale, q.dtype)
+    da_BHTT = torch.matmul(do_BHTE, v_BHTE.mT)
+    ds_BHTT = a_BHTT * (da_BHTT - (da_BHTT * a_BHTT).sum(-1, keepdim=True)) * scale
+    dk_BHTE, dv_BHTE = torch.matmul(ds_BHTT.mT, q_BHTE), torch.matmul(a_BHTT.mT, do_BHTE)
+    return (
+        _merge(torch.matmul(ds_BHTT, k_BHTE)),
+        _merge(_sum_groups(dk_BHTE, heads, kv_heads)),
+        _merge(_sum_groups(dv_BHTE, heads, kv_heads)),
+    )
+
+
+def _probabilities(q_BHTE: Tensor, k_BHTE: Tensor, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    scores = torch.matmul(q_BHTE * scale, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
+    # Half-precision scores are normalised in float32, as torch's own attention does.
+    return torch.softmax(scores.float(), -1).to(dtype) if dtype in HALF else torch.softmax(scores, -1)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _merge(x_BHTE: Tensor) -> Tensor:
+    return x_BHTE.transpose(1, 2).flatten(-2)
+
+
+def _repeat(x_BGTE: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return x_BGTE if heads == kv_heads else x_BGTE.repeat_interleave(heads // kv_heads, 1)
+
+
+def _sum_groups(x_BHTE: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return x_BHTE if heads == kv_heads else x_BHTE.unflatten(1, (kv_heads, -1)).sum(2)

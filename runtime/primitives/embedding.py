@@ -1,0 +1,24 @@
+"""Token and position embeddings, residual sums and the training segment's slices: forward only, never trained."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embedding(table_VD: Tensor, index_BT: Tensor, offset: int) -> Tensor:
+    """Row index + offset of a table, (B, T, D). Positions of OPT, say, start at row 2."""
+    return F.embedding(index_BT + offset if offset else index_BT, table_VD)
+
+
+def residual(x: Tensor, y: Tensor) -> Tensor:
+    """x + y: a residual connection, or the sum of two gradients where the forward pass branched."""
+    return x + y
+
+
+def segment(x: Tensor, length: int) -> Tensor:
+    """The first `length` tokens of (B, T, ...): a causal model's training pass needs no others."""
+    return x[:, :length]
+
+
+def segment_mask(mask_BxTT: Tensor, length: int) -> Tensor:
+    """The first `length` queries and keys of an attention mask."""
+    return mask_BxTT[..., :length, :length]

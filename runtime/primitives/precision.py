@@ -1,0 +1,16 @@
+"""Half-precision rule: differences, norms and softmax of float16 and bfloat16 tensors run in float32."""
+
+import torch
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 if it is float16 or bfloat16, else x itself."""
+    return x.float() if x.dtype in HALF else x
+
+
+def narrow_like(y: Tensor, x: Tensor) -> Tensor:
+    """y back in the dtype of x, where `wide` changed it."""
+    return y.to(x.dtype) if x.dtype in HALF else y
