@@ -123,7 +123,8 @@ def _name_placeholders(
         spec = specs[node.name]
         record = info(node)
         if spec.kind == InputKind.USER_INPUT:
-            node.name, record.role, record.shape, record.dtype = "input_ids", "input", ("B", "T"), "int"
+            record.role, record.shape, record.dtype = "input", ("B", "T"), "int"
+            _rename(node, "input_ids")
             continue
         full_name = spec.target or ""
         name = full_name.removeprefix(_ATTRIBUTE + ".")
@@ -137,8 +138,13 @@ def _name_placeholders(
             graph.erase_node(node)
         else:
             first[name] = node
-            node.name = re.sub(r"\W", "_", name)
+            _rename(node, re.sub(r"\W", "_", name))
     return constants
+
+
+def _rename(placeholder: fx.Node, name: str) -> None:
+    placeholder._rename(name)
+    placeholder.target = placeholder.name
 
 
 def _module_path(node: fx.Node) -> str:

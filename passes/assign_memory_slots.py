@@ -33,8 +33,8 @@ def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
 
 def _last_read(node: fx.Node, order: dict[fx.Node, int]) -> int | None:
     """Order of the last backward or descent node that reads this forward activation; None if it is not kept."""
-    if info(node).phase != "forward" or info(node).dtype != "float":
-        return None
+    if info(node).phase != "forward" or info(node).dtype != "float" or len(info(node).shape) != 3:
+        return None  # masks and targets belong to the input, not to the memory of a token
     # The loss module consumes the logits where they are made; they are never kept.
     readers = [user for user in node.users if info(user).phase in ("backward", "descent") and not is_tint(user, "loss_gradient")]
     return max((order[user] for user in readers), default=None)

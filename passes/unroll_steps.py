@@ -34,7 +34,7 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
                 if (last and info(node).phase != "forward") or not any(n in copies for n in node.all_input_nodes):
                     continue
                 copy = graph.node_copy(node, lambda n: copies.get(n, n))  # noqa: B023 (called at once)
-                copy.name = f"{node.name}_step{step}"
+                copy._rename(f"{node.name}_step{step}")
                 copy_info(node, copy, step=step)
                 copies[node] = copy
             if not last:

@@ -1,0 +1,25 @@
+"""A lowered program: everything that back ends and inspection need, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.layout import Layout
+from tintc.compiler.pass_manager import ModelFacts
+from tintc.compiler.records import NodeRecord
+
+
+@dataclass
+class Program:
+    """graph: the lowered graph. stages: printable records of it and of the earlier stages (captured, canonical).
+    aliases: further state-dict names of tied parameters -> the name that holds the value."""
+
+    graph: fx.Graph
+    config: SimulatorConfig
+    facts: ModelFacts
+    layout: Layout
+    aliases: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, list[NodeRecord]] = field(default_factory=dict)

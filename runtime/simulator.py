@@ -1,0 +1,239 @@
+"""The module that a user holds: a compiled simulator of one auxiliary model.
+
+Legend: B sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.errors import InputError
+from tintc.compiler.node_meta import info
+from tintc.compiler.program import Program
+from tintc.runtime.fused import emit
+from tintc.runtime.inputs import Inputs, prepare
+from tintc.runtime.prefix import PrefixEmbeddings
+from tintc.runtime.primitives.precision import HALF
+
+
+@dataclass(frozen=True)
+class SimulatorOutput:
+    """logits: (B, T, V) under each sequence's updated weights. initial_logits: (B, T, V) before any update, if asked for.
+    loss, initial_loss: mean next-token cross-entropy over the labels that are not -100, if labels were given."""
+
+    logits: Tensor
+    initial_logits: Tensor | None = None
+    loss: Tensor | None = None
+    initial_loss: Tensor | None = None
+
+
+class Simulator(nn.Module):
+    """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
+
+    prefix: the auxiliary weights (`PrefixEmbeddings`). inner_lr: the inner learning rate. Both are parameters:
+    an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is trained from
+    outside: without it torch records the call for a backward pass through all steps, which costs memory.
+
+    In float16 and bfloat16 the weights, products and updates are of that type (norm differences, softmax and
+    losses run in float32), and the inner learning rate stays float32; updates far below a weight's own
+    precision are rounded away.
+    """
+
+    def __init__(
+        self, program: Program, tensors: dict[str, Tensor], *, source: dict[str, Any] | None = None, tokenizer: Any = None
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.source = source or {}
+        self.tokenizer = tokenizer
+        self.prefix = PrefixEmbeddings(tensors)
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=dtype, device=self.device))
+        self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], fx.GraphModule] = {}
+        self._warned = False
+
+    @property
+    def config(self) -> SimulatorConfig:
+        return self.program.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.prefix.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.prefix.parameters()).device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
+        # A learning rate of 1e-4 has four digits in float16 and three in bfloat16; keep it in float32 there.
+        exact = self.inner_lr.detach().clone()
+        super()._apply(fn, recurse)
+        if self.inner_lr.dtype in HALF:
+            self.inner_lr.data = exact.to(self.inner_lr.device, torch.float32)
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_initial: bool = False,
+    ) -> SimulatorOutput:
+        """Logits of every sequence under the weights that its own training segment gave.
+
+        input_ids: (B, T). train_mask: (B, T) of 0 and 1; position t carries loss iff train_mask[t + 1] is 1; its target
+        is token t + 1. loss_mask: (B, T), narrows the targets. attention_mask: (B, T) with 0 on padding, or (B, T, T);
+        always combined with the causal mask. position_ids: (B, T); by default counted over tokens that are no padding.
+        labels: (B, T) for the reported losses (mean, shifted by one, -100 ignored). return_initial: also compute
+        logits before any update on all tokens; the training pass then runs on all tokens instead of the segment.
+
+        The loss whose gradient is followed is a sum over training positions, never a mean. A sequence without a target
+        keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
+        """
+        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        wanted: tuple[str, ...] = ("logits", "initial_logits") if return_initial else ("logits",)
+        out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment)
+        initial = out.get("initial_logits")
+        if labels is None:
+            return SimulatorOutput(out["logits"], initial)
+        labels = _check_labels(labels, input_ids, self.program.facts.vocab_size).to(self.device)
+        return SimulatorOutput(
+            out["logits"], initial, language_loss(out["logits"], labels), None if initial is None else language_loss(initial, labels)
+        )
+
+    def updated_state_dict(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        index: int = 0,
+        *,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The auxiliary model's whole state dict after the inner steps on sequence `index`; loads back into the model.
+
+        Arguments as in `forward`. Tied names share one tensor. Raises InputError if there is no such sequence.
+        """
+        if not -len(input_ids) <= index < len(input_ids):
+            raise InputError(f"index is {index}; the batch has {len(input_ids)} sequences")
+        row = slice(index % len(input_ids), index % len(input_ids) + 1)
+        parts = [None if x is None else x[row] for x in (input_ids, train_mask, loss_mask, attention_mask, position_ids)]
+        updates = self.updates(*parts)  # type: ignore[arg-type]
+        slots = self.program.layout.prefix
+        state = {name: tensor.detach().clone() for name, tensor in self.prefix.tensors().items()}
+        for slot, value in updates.items():
+            where = slots[slot]
+            parameter = state[where.parameter]
+            rows = parameter.t() if where.transpose else parameter
+            rows[where.rows.start : where.rows.stop] = value[0].detach()
+        return state | {alias: state[name] for alias, name in self.program.aliases.items()}
+
+    def updates(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B, D)."""
+        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        return dict(self._run(("updates",), inputs, segment=inputs.segment)["updates"])
+
+    def predict(
+        self,
+        updates: dict[str, Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
+        inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
+        nodes: dict[str, fx.Node] = self.program.graph.output_node().args[0]["updates"]  # type: ignore[index, call-overload, assignment]
+        values = {node.name: updates[slot] for slot, node in nodes.items()}
+        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=values)["logits"]
+        return out
+
+    def predict_initial(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the unmodified model."""
+        inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
+        out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1])["initial_logits"]
+        return out
+
+    def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False) -> fx.GraphModule:
+        """The plain torch program behind a call, for this simulator's dtype; `.code` reads as Python."""
+        key = (outputs, self.dtype, from_updates)
+        if key not in self._emitted:
+            self._emitted[key] = emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
+        return self._emitted[key]
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes the artifact directory, atomically. Raises ArtifactError if it cannot, UsageError if it exists and not `force`."""
+        from tintc.compiler.artifact import save
+
+        return save(self, Path(path), force=force)
+
+    def _prepare(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        loss_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        warn: bool = True,
+    ) -> Inputs:
+        inputs = prepare(
+            self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids
+        )
+        if warn and inputs.untrained and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{inputs.untrained} of {len(input_ids)} sequences have no training target: their logits are the unmodified model's "
+                "(said once)",
+                stacklevel=3,
+            )
+        return inputs
+
+    def _run(
+        self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None
+    ) -> dict[str, Any]:
+        program = self.emitted(outputs, from_updates=given is not None)
+        values: dict[str, Any] = {**inputs.tensors, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
+        weights = self.prefix.tensors()
+        for node in self.program.graph.find_nodes(op="placeholder"):
+            name = info(node).parameter
+            if name is not None:
+                values[node.name] = weights[name]
+        wanted = [node.name for node in program.graph.find_nodes(op="placeholder")]
+        result: dict[str, Any] = program(*(values[name] for name in wanted))
+        return result
+
+
+def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at least float32."""
+    logits = logits_BTV[:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels_BT[:, 1:].flatten(), ignore_index=-100)
+
+
+def _check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
+    if labels.shape != input_ids.shape or labels.dtype.is_floating_point:
+        raise InputError(f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}")
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocab_size))]
+    if wrong.numel():
+        raise InputError(f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}")
+    return labels.long()
