@@ -67,14 +67,14 @@ class Checkpoint:
         if not (directory / "config.json").is_file():
             raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
         values = _read_json(directory / "config.json", self.name)
-        model_type = values.get("model_type")
-        config_class = transformers.CONFIG_MAPPING[model_type] if model_type in list(transformers.CONFIG_MAPPING) else None
+        declared = values.get("model_type")
+        config_class = transformers.CONFIG_MAPPING[declared] if declared in list(transformers.CONFIG_MAPPING) else None
         has_code = "AutoModelForCausalLM" in (values.get("auto_map") or ())
         if has_code and config_class not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not self.trust_remote_code:
             raise self._untrusted()
         if config_class is None and not has_code:
             raise UnsupportedModelError(
-                f"{self.name} has model_type {model_type!r} in its config.json, which transformers {transformers.__version__} does not know"
+                f"{self.name} has model_type {declared!r} in its config.json, which transformers {transformers.__version__} does not know"
             )
         try:
             config = AutoConfig.from_pretrained(directory, **self._arguments)

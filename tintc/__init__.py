@@ -1,0 +1,63 @@
+"""tintc: a graph compiler from language models to Trainable-Transformer-in-Transformer simulators.
+
+    import tintc
+    simulator = tintc.compile("tiny-opt", tintc.SimulatorConfig.paper(inner_lr=1e-4))
+    out = simulator(input_ids, train_mask)
+
+torch and transformers are imported when they are first needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.errors import (
+    ArtifactError,
+    InputError,
+    MemoryLimitError,
+    NumericalError,
+    SourceError,
+    TintcError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from tintc.compiler.artifact import load
+    from tintc.compiler.driver import compile  # noqa: A004
+    from tintc.runtime.simulator import Simulator, SimulatorOutput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "InputError",
+    "MemoryLimitError",
+    "NumericalError",
+    "Simulator",
+    "SimulatorConfig",
+    "SimulatorOutput",
+    "SourceError",
+    "TintcError",
+    "UnsupportedModelError",
+    "UsageError",
+    "__version__",
+    "compile",
+    "load",
+]
+
+_LAZY = {
+    "compile": "tintc.compiler.driver",
+    "load": "tintc.compiler.artifact",
+    "Simulator": "tintc.runtime.simulator",
+    "SimulatorOutput": "tintc.runtime.simulator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tintc' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,113 @@
+"""FLOPs and bytes of a lowered program, from shapes alone.
+
+FLOPs count a multiplication and an addition as two and matrix products only (linear layers, attention, the
+head): norms, activations and softmax are below 1 % of them. Peak memory is a walk over the graph in program
+order: weights, plus every value from where it is made to its last use, plus what the largest single operator
+holds inside. B, T and S (batch, tokens, training segment) are given.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from tintc.compiler.dialect import argument, is_tint, tint_name
+from tintc.compiler.node_meta import Shape, info
+
+_VIEWS = ("prefix", "segment", "segment_mask")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: of one call. weight_bytes: of the auxiliary weights. peak_bytes: weights and the most that is live at once."""
+
+    flops: int
+    weight_bytes: int
+    peak_bytes: int
+
+
+def estimate(graph: fx.Graph, *, batch: int, tokens: int, segment: int, bytes_per_number: int) -> Cost:
+    """Cost of one call that returns the logits (not the initial ones)."""
+    sizes = {"B": batch, "T": tokens, "S": segment}
+    flops = sum(_flops(node, sizes) for node in graph.nodes if tint_name(node))
+    weights = sum(_count(info(n).shape, sizes) for n in graph.nodes if info(n).role == "parameter") * bytes_per_number
+    return Cost(flops, weights, weights + _peak(graph, sizes, bytes_per_number))
+
+
+def _count(shape: Shape, sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes[size] if isinstance(size, str) else size for size in shape)
+
+
+def _flops(node: fx.Node, sizes: Mapping[str, int]) -> int:
+    if is_tint(node, "linear_forward"):
+        return 2 * _count(info(node).shape, sizes) * _last(argument(node, "x"))
+    if is_tint(node, "linear_backward"):
+        return 2 * _count(info(node).shape, sizes) * _last(argument(node, "dy"))
+    if is_tint(node, "linear_descent"):
+        return 2 * _count(info(argument(node, "dy")).shape, sizes) * _last(argument(node, "x"))
+    products = {"attention_forward": 2, "attention_backward_value": 2, "attention_backward_full": 5}.get(tint_name(node) or "")
+    if products is None:
+        return 0
+    query = info(argument(node, "q")).shape
+    return products * 2 * _count(query, sizes) * _count((query[-2],), sizes)
+
+
+def _last(node: fx.Node) -> int:
+    size = info(node).shape[-1]
+    assert isinstance(size, int)
+    return size
+
+
+def _peak(graph: fx.Graph, sizes: Mapping[str, int], width: int) -> int:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    storage = {node: _storage(node) for node in graph.nodes}
+    last_use: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        sources = _returned(node) if node.op == "output" else node.all_input_nodes
+        for source in (node, *sources):
+            last_use[storage[source]] = max(last_use.get(storage[source], 0), order[node])
+    dying: dict[int, list[fx.Node]] = {}
+    for node, last in last_use.items():
+        dying.setdefault(last, []).append(node)
+    live = peak = 0
+    for node in graph.nodes:
+        owns = storage[node] is node and node.op == "call_function"
+        live += _bytes(node, sizes, width) if owns else 0
+        peak = max(peak, live + _inside(node, sizes, width))
+        live -= sum(_bytes(dead, sizes, width) for dead in dying.get(order[node], []) if dead.op == "call_function")
+    return peak
+
+
+def _returned(output: fx.Node) -> list[fx.Node]:
+    returned: Any = output.args[0]
+    return [returned["logits"]]
+
+
+def _storage(node: fx.Node) -> fx.Node:
+    """The node whose memory this one's value lies in."""
+    while is_tint(node, *_VIEWS) or node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _bytes(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
+    shape: Any = info(node).shape
+    parts = shape if shape and isinstance(shape[0], tuple) else (shape,)
+    per_number = {"float": width, "int": 8, "bool": 1}[info(node).dtype]
+    return sum(_count(part, sizes) for part in parts) * per_number
+
+
+def _inside(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
+    """What an operator holds besides its arguments and results: attention's probabilities, the loss's softmax."""
+    if is_tint(node, "attention_forward"):
+        return 0  # torch's fused kernel keeps no (T, T) matrix
+    if is_tint(node, "attention_backward_value", "attention_backward_full"):
+        query = info(argument(node, "q")).shape
+        matrix = _count((query[0], argument(node, "heads"), query[1], query[1]), sizes) * width
+        return matrix * (2 if is_tint(node, "attention_backward_value") else 4)
+    return _bytes(node, sizes, width) if is_tint(node, "loss_gradient") else 0

@@ -1,0 +1,71 @@
+"""What `tintc compile` prints and `report.json` holds: sizes, slots, depth and estimated costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from tintc.compiler.cost import estimate
+from tintc.compiler.dialect import is_tint, tint_name
+
+if TYPE_CHECKING:
+    from tintc.runtime.simulator import Simulator
+
+_TOKENS = 256
+
+
+def report(simulator: Simulator) -> dict[str, Any]:
+    """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of `tokens`, half of it trained."""
+    program, layout = simulator.program, simulator.program.layout
+    tokens = min(_TOKENS, program.facts.max_positions or _TOKENS)
+    segment = math.ceil(tokens / 2)
+    dtype = simulator.dtype
+    cost = estimate(program.graph, batch=1, tokens=tokens, segment=segment, bytes_per_number=dtype.itemsize)
+    operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
+    trained = [slot for slot in layout.prefix.values() if slot.trainable]
+    updated: Any = program.graph.output_node().args[0]
+    return {
+        "source": {key: simulator.source.get(key) for key in ("kind", "name", "revision", "sha256")},
+        "config": program.config.to_dict(),
+        "auxiliary_parameters": sum(p.numel() for p in simulator.prefix.parameters()),
+        "blocks": program.facts.blocks,
+        "trained_blocks": program.facts.trained_blocks,
+        "max_positions": program.facts.max_positions,
+        "vocab_size": program.facts.vocab_size,
+        "prefix_slots": len(layout.prefix),
+        "trainable_slots": len(trained),
+        "updated_slots": len(updated["updates"]),
+        "updated_parameters": sum(layout.prefix[name].numbers for name in updated["updates"]),
+        "memory_slots": len(layout.memory),
+        "memory_width": layout.memory_width,
+        "prefix_tokens": layout.prefix_tokens,
+        "sim_hidden": layout.sim_hidden,
+        "sim_heads": layout.sim_heads,
+        "pages": layout.pages,
+        "prefix_numbers": layout.prefix_numbers,
+        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], str(item[0])))),
+        "depth": depth(program.graph),
+        "dtype": str(dtype).removeprefix("torch."),
+        "estimate": {
+            "batch": 1,
+            "tokens": tokens,
+            "training_segment": segment,
+            "flops": cost.flops,
+            "weight_bytes": cost.weight_bytes,
+            "peak_bytes": cost.peak_bytes,
+        },
+    }
+
+
+def depth(graph: fx.Graph) -> int:
+    """Modules on the longest path from input to logits: what the simulator's depth is as a transformer. Reads of
+    prefix slots and slices are no modules."""
+    longest: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        below = max((longest[source] for source in node.all_input_nodes), default=0)
+        is_module = tint_name(node) is not None and not is_tint(node, "prefix", "segment", "segment_mask")
+        longest[node] = below + int(is_module)
+    return longest[graph.output_node()]

@@ -1,0 +1,34 @@
+"""Settings of every test: contracts verified after each pass, one torch thread a worker, a fixed seed."""
+
+import os
+
+os.environ["TINTC_VERIFY"] = "1"  # before tintc is imported
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, settings
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+# Time depends on the machine and on what else runs there, so no test has a deadline. Derandomized: a run is repeatable.
+settings.register_profile("tintc", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tintc")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden printed graphs of tests/passes/golden")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))

@@ -1,0 +1,128 @@
+"""Tiny random models, and simulators of them without the source loader.
+
+Weights are larger than a real initialisation's and norms are not trivial, so that a wrong formula shows.
+"""
+
+import copy
+import json
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tintc.compiler.capture import Captured, capture
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.driver import lower
+from tintc.runtime.simulator import Simulator
+
+
+def opt(
+    *,
+    vocab: int = 29,
+    hidden: int = 12,
+    heads: int = 3,
+    ffn: int = 20,
+    layers: int = 2,
+    positions: int = 16,
+    activation: str = "relu",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **more: Any,
+) -> transformers.OPTForCausalLM:
+    """A random OPT."""
+    config = transformers.OPTConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        ffn_dim=ffn,
+        num_hidden_layers=layers,
+        max_position_embeddings=positions,
+        activation_function=activation,
+        **{"word_embed_proj_dim": hidden, **more},
+    )
+    return randomized(transformers.OPTForCausalLM(config), seed).to(dtype)
+
+
+def gpt2(
+    *,
+    vocab: int = 29,
+    hidden: int = 12,
+    heads: int = 3,
+    ffn: int = 20,
+    layers: int = 2,
+    positions: int = 16,
+    activation: str = "gelu_new",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **more: Any,
+) -> transformers.GPT2LMHeadModel:
+    """A random GPT-2."""
+    config = transformers.GPT2Config(
+        vocab_size=vocab,
+        n_embd=hidden,
+        n_head=heads,
+        n_inner=ffn,
+        n_layer=layers,
+        n_positions=positions,
+        activation_function=activation,
+        bos_token_id=0,
+        eos_token_id=0,
+        **more,
+    )
+    return randomized(transformers.GPT2LMHeadModel(config), seed).to(dtype)
+
+
+FAMILIES = {"opt": opt, "gpt2": gpt2}
+
+
+def randomized(model: Any, seed: int = 0) -> Any:
+    """The model in eval mode, with every weight, gain, shift and bias drawn anew from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    gains = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm) and m.weight is not None}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(1 + 0.3 * noise if id(parameter) in gains else 0.2 * noise)
+    return model.eval()
+
+
+def simulate(model: nn.Module, config: SimulatorConfig) -> Simulator:
+    """Capture, lower, simulator."""
+    captured = capture_again(model)
+    return Simulator(lower(captured, config), captured.tensors)
+
+
+def capture_again(model: nn.Module) -> Captured:
+    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a process."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return capture(model)
+    description = (type(model), model.config.to_json_string(use_diff=False), model.dtype)
+    kept = _exported(*description)
+    tensors = {name: dict(model.state_dict(keep_vars=True))[name].detach() for name in kept.tensors}
+    return Captured(copy.deepcopy(kept.graph), tensors, kept.aliases, kept.constants)
+
+
+@lru_cache(maxsize=64)
+def _exported(kind: type, config: str, dtype: torch.dtype) -> Captured:
+    loaded = kind.config_class.from_dict(json.loads(config))  # type: ignore[attr-defined]
+    return capture(kind(loaded).to(dtype).eval())
+
+
+def tokens(batch: int, length: int, vocab: int, seed: int = 0) -> Tensor:
+    """Random token ids (batch, length)."""
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def ragged_train_mask(batch: int, length: int, seed: int = 0) -> Tensor:
+    """A training segment that ends elsewhere in each sequence and holds at least one target."""
+    ends = torch.randint(2, length + 1, (batch, 1), generator=torch.Generator().manual_seed(seed + 1))
+    return (torch.arange(length) < ends).long()
+
+
+def scattered_mask(batch: int, length: int, seed: int = 0) -> Tensor:
+    """A random 0/1 mask with holes; the second token is always 1, so that every sequence has a target."""
+    mask = (torch.rand(batch, length, generator=torch.Generator().manual_seed(seed + 2)) < 0.6).long()
+    mask[:, 1] = 1
+    return mask

@@ -1,0 +1,53 @@
+"""The golden files hold logits that the paper's own code computed in float64 (TINT.md section 5)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.models import simulate
+from tests.tolerances import GOLDEN, error
+from tintc.compiler.config import SimulatorConfig
+
+FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["json"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_all_six_files_are_here() -> None:
+    assert len(FILES) == 6
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_reproduced(path: Path) -> None:
+    header, tensors = load(path)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(header["family"], **header["config"])).double().eval()
+    weights = {name.removeprefix("aux."): value for name, value in tensors.items() if name.startswith("aux.")}
+    model.load_state_dict(weights, strict=True)
+    config = SimulatorConfig.paper(
+        inner_lr=header["inner_lr"],
+        steps=header["steps"],
+        layers=header["trained_layers"],
+        norm_update=header["layernorm_update"],
+        loss_gradient=header["loss_gradient"],
+        finite_difference_scale=header["finite_difference_scale"],
+    )
+    simulator = simulate(model, config)
+    with torch.inference_mode():
+        out = simulator(tensors["input_ids"], tensors["train_mask"])
+        both = simulator(tensors["input_ids"], tensors["train_mask"], return_initial=True)
+    assert out.initial_logits is None
+    assert error(out.logits, tensors["final_logits"]) < GOLDEN
+    assert error(both.logits, tensors["final_logits"]) < GOLDEN
+    assert error(both.initial_logits, tensors["initial_logits"]) < GOLDEN
+    # The update is far larger than the tolerance, so the comparison above says something.
+    assert error(tensors["final_logits"], tensors["initial_logits"]) > 1e-4
+    print(f"{path.stem}: final {error(both.logits, tensors['final_logits']):.1e}")

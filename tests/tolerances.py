@@ -1,0 +1,40 @@
+"""Every tolerance that tests use, in one place.
+
+All are relative to the largest number compared, or to 1 if that is smaller.
+"""
+
+import torch
+from torch import Tensor
+
+# Whole simulators against autograd, after some steps.
+SIMULATOR = {torch.float64: 1e-9, torch.float32: 2e-4}
+# The paper's own code in float64; 1e-12 was seen.
+GOLDEN = 1e-9
+# One primitive against autograd.
+PRIMITIVE = {torch.float64: 1e-11, torch.float32: 2e-5}
+# A naive finite difference in float64 loses about N * 1e-16 of the function's value to cancellation.
+NAIVE_DIFFERENCE = 1e-10
+# The float32 forms of the differences against the naive difference in float64.
+DIFFERENCE_FLOAT32 = 1e-5
+# Half precision against float32: a few roundings of the result.
+HALF = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
+# Logits of a whole half-precision simulator against float64.
+HALF_LOGITS = {torch.float16: 3e-2, torch.bfloat16: 2e-1}
+# Each weight's float32 update against its float64 update.
+UPDATE_COSINE = 0.9999
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected number or to 1; infinite where a NaN is found or a shape differs."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if found.numel() == 0:
+        return 0.0
+    difference = float((found.double() - expected.double()).abs().max())
+    return difference / max(1.0, float(expected.double().abs().max())) if difference == difference else float("inf")
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of two tensors seen as vectors, in float64."""
+    a, b = a.double().flatten(), b.double().flatten()
+    return float(a @ b / (a.norm() * b.norm()))
