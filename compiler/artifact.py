@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+import tintc
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import ArtifactError, UsageError
 from tintc.compiler.layout import Layout
@@ -40,7 +41,7 @@ FORMAT_VERSION = 1
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
 _TOKENIZER = "tokenizer"
-_LIBRARIES = ("tintc", "torch", "transformers", "safetensors")
+_LIBRARIES = ("torch", "transformers", "safetensors")
 
 
 def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
@@ -141,7 +142,11 @@ def _write(simulator: Simulator, root: Path) -> None:
         "facts": dataclasses.asdict(program.facts),
         "aliases": program.aliases,
         "layout": program.layout.to_dict(),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}},
+        "versions": {
+            "tintc": tintc.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
         "sha256": {str(f.relative_to(root).as_posix()): sha256(f) for f in sorted(root.rglob("*")) if f.is_file()},
     }
     _write_json(root / _MANIFEST, manifest)

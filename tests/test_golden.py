@@ -29,9 +29,11 @@ def test_all_six_files_are_here() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_reproduced(path: Path) -> None:
     header, tensors = load(path)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(header["family"], **header["config"])).double().eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**header["config"])).double().eval()
     weights = {name.removeprefix("aux."): value for name, value in tensors.items() if name.startswith("aux.")}
-    model.load_state_dict(weights, strict=True)
+    left = model.load_state_dict(weights, strict=False)
+    assert left.missing_keys == ["lm_head.weight"], "tied to the token embedding, so the file holds it once"
+    assert not left.unexpected_keys
     config = SimulatorConfig.paper(
         inner_lr=header["inner_lr"],
         steps=header["steps"],
@@ -50,4 +52,3 @@ def test_reproduced(path: Path) -> None:
     assert error(both.initial_logits, tensors["initial_logits"]) < GOLDEN
     # The update is far larger than the tolerance, so the comparison above says something.
     assert error(tensors["final_logits"], tensors["initial_logits"]) > 1e-4
-    print(f"{path.stem}: final {error(both.logits, tensors['final_logits']):.1e}")

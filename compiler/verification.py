@@ -1,0 +1,151 @@
+"""Checks a compiled simulator against torch.autograd on the same weights, in float64.
+
+The reference is the auxiliary model's own code (rebuilt from its transformers config), differentiated by
+torch.autograd and updated by plain SGD. A source without such a config is checked against the compiled first
+forward pass under autograd instead, which `compile` compared with the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tintc.compiler.errors import UsageError
+from tintc.runtime.simulator import Simulator
+
+TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
+
+
+@dataclass(frozen=True)
+class UpdateError:
+    """One parameter's update W_after - W_before against the exact one: cosine (None where either is zero) and
+    |difference| / |exact| in the Euclidean norm; `worst` is the largest difference relative to the largest weight."""
+
+    name: str
+    cosine: float | None
+    relative_error: float | None
+    worst: float
+    updated: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """agrees: initial logits are the model's; with an exact config final logits and all updates are autograd's too."""
+
+    reference: str
+    exact: bool
+    agrees: bool
+    initial_logits_error: float
+    logits_error: float
+    updates: list[UpdateError]
+
+
+def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verification:
+    """Runs one random sequence, half of it trained, through the simulator and through autograd. simulator: in float64.
+
+    Raises UsageError if `tokens` does not fit the model.
+    """
+    limit = simulator.program.facts.max_positions
+    if tokens < 2 or (limit is not None and tokens > limit):
+        raise UsageError(f"tokens is {tokens}; expected 2 to {limit or 'any number'}")
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(simulator.program.facts.vocab_size, (1, tokens), generator=generator)
+    trained = max(2, tokens // 2)
+    train_mask = (torch.arange(tokens) < trained).long()[None]
+    reference, forward = _reference(simulator)
+    before = {name: tensor.detach().clone() for name, tensor in simulator.prefix.tensors().items()}
+    after = _descend(simulator, forward, before, ids, trained)
+    with torch.inference_mode():
+        initial, final = forward(before, ids), forward(after, ids)
+        out = simulator(ids, train_mask, return_initial=True)
+        found = simulator.updated_state_dict(ids, train_mask)
+    assert out.initial_logits is not None
+    names = _trained_parameters(simulator)
+    updates = [_compare(name, before[name], after[name], found[name]) for name in names]
+    errors = _relative(out.initial_logits, initial), _relative(out.logits, final)
+    exact = simulator.config.is_exact
+    agrees = errors[0] <= TOLERANCE
+    if exact:
+        agrees = agrees and errors[1] <= TOLERANCE and all(update.worst <= TOLERANCE for update in updates)
+    else:
+        agrees = agrees and bool(torch.isfinite(out.logits).all())
+    return Verification(reference, exact, agrees, *errors, updates)
+
+
+Forward = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+def _reference(simulator: Simulator) -> tuple[str, Forward]:
+    """(what it is, weights and ids -> logits)."""
+    config: dict[str, Any] | None = simulator.source.get("config")
+    if config is None:
+        module = _FirstForward(simulator)
+        return "autograd through the compiled first forward pass", lambda weights, ids: torch.func.functional_call(
+            module, {f"simulator.prefix.{name}": tensor for name, tensor in weights.items()}, (ids,)
+        )
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {name: value for name, value in config.items() if name not in ("model_type", "dtype", "torch_dtype")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields)).double().eval()
+    aliases = simulator.program.aliases
+    missing = {name for name, _ in model.named_parameters()} - set(simulator.prefix.tensors()) - set(aliases)
+    assert not missing, f"the rebuilt model has parameters that the artifact lacks: {sorted(missing)}"
+
+    def forward(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
+        tied = {alias: weights[name] for alias, name in aliases.items()}
+        out: Any = torch.func.functional_call(model, {**weights, **tied}, (ids,), {"use_cache": False}, tie_weights=False)
+        logits: Tensor = out.logits
+        return logits
+
+    return f"autograd through {type(model).__name__}", forward
+
+
+class _FirstForward(nn.Module):
+    def __init__(self, simulator: Simulator) -> None:
+        super().__init__()
+        self.simulator = simulator
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.simulator.predict_initial(ids)
+
+
+def _trained_parameters(simulator: Simulator) -> list[str]:
+    return list(dict.fromkeys(slot.parameter for slot in simulator.program.layout.prefix.values() if slot.trainable))
+
+
+def _descend(simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int) -> dict[str, Tensor]:
+    """W - eta * dL/dW, `steps` times, L summed over the targets of the training segment."""
+    weights = dict(before)
+    names = _trained_parameters(simulator)
+    for _ in range(simulator.config.steps):
+        leaves = {name: weights[name].detach().requires_grad_() for name in names}
+        logits = forward({**weights, **leaves}, ids[:, :trained])
+        loss = F.cross_entropy(logits[0, :-1], ids[0, 1:trained], reduction="sum")
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                weights[name] = (leaves[name] - simulator.inner_lr * gradient).detach()
+    return weights
+
+
+def _compare(name: str, before: Tensor, exact: Tensor, found: Tensor) -> UpdateError:
+    truth, update = (exact - before).flatten(), (found - before).flatten()
+    difference = update - truth
+    norms = float(truth.norm()), float(update.norm())
+    return UpdateError(
+        name,
+        cosine=float(truth @ update) / (norms[0] * norms[1]) if all(norms) else None,
+        relative_error=float(difference.norm()) / norms[0] if norms[0] else None,
+        worst=float(difference.abs().max() / before.abs().max().clamp(min=1e-300)),
+        updated=bool(norms[1]),
+    )
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))

@@ -1,0 +1,50 @@
+"""Runs a simulator and the reference on the same inputs and compares everything that both return."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.models import simulate
+from tests.reference import Reference, reference
+from tests.tolerances import SIMULATOR, error
+from tintc.compiler.config import SimulatorConfig
+
+
+def assert_equals_reference(model: Any, config: SimulatorConfig, *, tolerance: float | None = None, min_update: float = 1e-3, **inputs: Any) -> None:
+    """Final logits, initial logits and every sequence's state dict agree at all tokens that are no padding.
+
+    min_update: the inner steps must change the logits by this much, else the comparison would say little.
+    """
+    expected = reference(copy.deepcopy(model).double(), config, **inputs)
+    simulator = simulate(model, config)
+    limit = SIMULATOR[model.dtype] if tolerance is None else tolerance
+    with torch.inference_mode():
+        alone = simulator(**inputs).logits
+        both = simulator(**inputs, return_initial=True)
+    real = real_tokens(inputs)
+    assert alone.dtype == model.dtype
+    assert error(alone[real], expected.logits[real]) < limit
+    assert error(both.logits[real], expected.logits[real]) < limit
+    assert both.initial_logits is not None
+    assert error(both.initial_logits[real], expected.initial_logits[real]) < limit
+    assert error(expected.logits[real], expected.initial_logits[real]) > min_update
+    for index in range(len(inputs["input_ids"])):
+        assert_same_state(simulator.updated_state_dict(index=index, **inputs), expected, index, limit)
+
+
+def assert_same_state(state: dict[str, Tensor], expected: Reference, index: int, limit: float) -> None:
+    """Every entry of the state dict agrees with the reference's, and there are no others."""
+    wanted = expected.states[index]
+    assert set(state) == set(wanted)
+    wrong = {name: e for name in wanted if not (e := error(state[name], wanted[name])) < limit}
+    assert not wrong
+
+
+def real_tokens(inputs: dict[str, Any]) -> Tensor:
+    """(B, T), True on tokens that are no padding."""
+    mask = inputs.get("attention_mask")
+    return mask.bool() if mask is not None and mask.ndim == 2 else torch.ones_like(inputs["input_ids"], dtype=torch.bool)

@@ -1,0 +1,1 @@
+"""The commands of `tintc`: each module runs one and prints its result."""

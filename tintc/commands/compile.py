@@ -1,0 +1,64 @@
+"""tintc compile: source -> artifact, and a summary."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tintc.commands import console
+from tintc.compiler.config import SimulatorConfig
+
+
+def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_json: bool, options: dict[str, Any]) -> None:
+    """Compiles, writes the artifact and prints its report."""
+    from tintc.compiler.artifact import check_target
+    from tintc.compiler.driver import compile as compile_model
+    from tintc.compiler.report import report
+
+    check_target(output, force=force)
+    start = time.monotonic()
+    with console.stages(6) as stage:
+        simulator = compile_model(source, config, progress=stage, **options)
+        stage("save")
+        simulator.save(output, force=force)
+    facts = report(simulator)
+    seconds = time.monotonic() - start
+    if as_json:
+        console.print_json({**facts, "output": str(output), "seconds": round(seconds, 2)})
+        return
+    console.out.print(summary(facts))
+    if not console.Verbosity.quiet:
+        console.err.print(f"wrote {output} in {seconds:.1f} s; next: tintc inspect {output}, or tintc run {output} --text '...'", markup=False)
+
+
+def summary(facts: dict[str, Any]) -> Table:
+    """The report as a table of a dozen rows."""
+    estimate, config = facts["estimate"], facts["config"]
+    steps = f"{config['steps']} step{'s' if config['steps'] > 1 else ''}"
+    approximations = ", ".join(
+        f"{name.removesuffix('_gradient')} {config[name]}"
+        for name in ("loss_gradient", "norm_gradient", "activation_gradient", "attention_gradient")
+    )
+    rows = {
+        "source": f"{facts['source']['name']} ({facts['source']['kind']})",
+        "auxiliary model": f"{console.number(facts['auxiliary_parameters'])} parameters, {facts['blocks']} blocks, "
+        f"vocabulary {facts['vocab_size']}, {facts['max_positions'] or 'unlimited'} positions",
+        "inner training": f"{steps} at learning rate {config['inner_lr']:g} on the top {facts['trained_blocks']} blocks",
+        "gradients": f"{approximations}, norm update {config['norm_update']}",
+        "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "
+        f"({console.number(facts['updated_parameters'])} parameters)",
+        "memory slots": f"{facts['memory_slots']} in {facts['memory_width']} coordinates a token",
+        "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
+        f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
+        "depth": f"{facts['depth']} modules",
+        "weights": f"{estimate['weight_bytes'] / 1e6:.1f} MB in {facts['dtype']}",
+        "one call": f"{console.number(estimate['flops'])}FLOP, peak {estimate['peak_bytes'] / 1e6:.1f} MB "
+        f"(estimated: 1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained)",
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    return table

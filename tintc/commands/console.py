@@ -1,0 +1,74 @@
+"""Data on stdout, progress and logs on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Verbosity:
+    """Set by -q, -v and --debug."""
+
+    quiet = False
+    verbose = False
+    debug = False
+
+
+def configure_logging() -> None:
+    """Shows tintc's own log lines on stderr with -v, and warnings as one line each."""
+    level = logging.INFO if Verbosity.verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("tintc").setLevel(level)
+    logging.captureWarnings(False)
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not Verbosity.quiet:
+            err.print(f"warning: {message}", markup=False)
+
+    warnings.showwarning = show
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def number(value: float) -> str:
+    """1234567 -> 1.23 M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
+    return f"{value:g}"
+
+
+@contextmanager
+def stages(total: int) -> Iterator[Any]:
+    """A progress bar over named stages; yields a function to call at the start of each. Silent when not a terminal."""
+    with Progress(
+        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+        console=err,
+        transient=True,
+        disable=Verbosity.quiet or not err.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=total)
+        begun = -1
+
+        def start(name: str) -> None:
+            nonlocal begun
+            begun += 1
+            progress.update(task, description=name, completed=begun)
+            logging.getLogger("tintc").info("%s", name)
+
+        yield start

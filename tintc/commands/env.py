@@ -1,0 +1,47 @@
+"""tintc env: versions and hardware, for bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+import psutil
+import torch
+from rich.table import Table
+
+import tintc
+from tintc.commands import console
+
+_PACKAGES = ("torch", "transformers", "safetensors", "networkx", "onnx", "datasets", "tokenizers", "typer", "rich")
+
+
+def run(*, as_json: bool) -> None:
+    """Prints what tintc runs on."""
+    facts: dict[str, object] = {
+        "tintc": tintc.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "hub_offline": os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"),
+    }
+    if as_json:
+        console.print_json(facts)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        text = ", ".join(value) or "none" if isinstance(value, list) else str(value)
+        table.add_row(f"[bold]{name}[/bold]", f"{psutil.virtual_memory().total / 2**30:.1f} GiB" if name == "memory_bytes" else text)
+    console.out.print(table)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

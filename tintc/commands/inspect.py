@@ -1,0 +1,161 @@
+"""tintc inspect: a compiled graph at any stage, its slots and its nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tintc.commands import console
+from tintc.commands.compile import summary
+from tintc.compiler.artifact import load, read_manifest
+from tintc.compiler.errors import UsageError
+from tintc.compiler.layout import Layout
+from tintc.compiler.records import NodeRecord, to_records
+
+
+def run(path: Path, *, stage: str | None, form: str, slots: bool, node: str | None, as_json: bool) -> None:
+    """Prints the summary, or what the options ask for."""
+    manifest = read_manifest(path)
+    form = "json" if as_json else form
+    if slots:
+        _print_slots(Layout.from_dict(manifest["layout"]), form)
+    elif node is not None:
+        _print_node(_records(path, stage or "lowered"), node, stage or "lowered", form)
+    elif stage is not None or form in ("code", "dot"):
+        _print_graph(path, stage or "lowered", form)
+    else:
+        facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        if form == "json":
+            console.print_json(facts)
+            return
+        console.out.print(summary(facts))
+        console.out.print(_operators(facts["operators"]))
+
+
+def _records(path: Path, stage: str) -> list[NodeRecord]:
+    if stage == "emitted":
+        return to_records(load(path).emitted().graph)
+    graph = json.loads((path / "graph.json").read_text(encoding="utf-8"))
+    return [NodeRecord(**record) for record in graph[stage]]
+
+
+def _print_graph(path: Path, stage: str, form: str) -> None:
+    if form == "code" and stage == "emitted":
+        console.out.out(load(path).emitted().code.strip(), highlight=False)
+        return
+    records = _records(path, stage)
+    if form == "json":
+        console.print_json([record.to_dict() for record in records])
+    elif form == "dot":
+        console.out.out(as_dot(records), highlight=False)
+    elif form == "code":
+        console.out.out(as_code(records), highlight=False)
+    else:
+        console.out.print(_table(records))
+
+
+def _operators(counts: dict[str, int]) -> Table:
+    table = Table("operator", "calls", box=None, padding=(0, 2, 0, 0))
+    for name, count in counts.items():
+        table.add_row(f"tint.{name}", str(count))
+    return table
+
+
+def _table(records: list[NodeRecord]) -> Table:
+    table = Table("node", "operator", "shape", "phase", "step", "module", "reads", box=None, padding=(0, 2, 0, 0))
+    for record in records:
+        phase = record.info.get("phase", record.kind if record.kind != "call" else "")
+        reads = ", ".join(record.inputs()) if record.kind != "output" else f"{len(record.inputs())} nodes"
+        step = str(record.info.get("step", "")) if record.info.get("phase") else ""
+        table.add_row(record.name, record.operator, shape_text(record.shape), phase, step, record.info.get("module", ""), reads)
+    return table
+
+
+def shape_text(shape: list[Any]) -> str:
+    """[B, T, 768] -> (B, T, 768)."""
+    return "(" + ", ".join(str(size) for size in shape) + ")"
+
+
+def as_code(records: list[NodeRecord]) -> str:
+    """One assignment a line, with shape, module and source line behind it."""
+    inputs = ", ".join(record.name for record in records if record.kind in ("input", "parameter"))
+    lines = [f"def simulator({inputs}):"]
+    for record in records:
+        if record.kind == "output":
+            lines.append(f"    return {_argument(record.args[0])}")
+        elif record.kind == "call":
+            args = [_argument(a) for a in record.args] + [f"{name}={_argument(v)}" for name, v in record.kwargs.items()]
+            origin = "  ".join(part for part in (record.info.get("module"), record.info.get("source")) if part)
+            lines.append(f"    {record.name} = {record.operator}({', '.join(args)})  # {shape_text(record.shape)}  {origin}".rstrip())
+    return "\n".join(lines)
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, dict):
+        if set(value) == {"node"}:
+            return str(value["node"])
+        if set(value) == {"repr"}:
+            return str(value["repr"])
+        return "{" + ", ".join(f"{name!r}: {_argument(item)}" for name, item in value.items()) + "}"
+    return "[" + ", ".join(_argument(item) for item in value) + "]" if isinstance(value, list) else repr(value)
+
+
+_COLORS = {"forward": "#cfe2f3", "backward": "#f4cccc", "descent": "#d9ead3"}
+
+
+def as_dot(records: list[NodeRecord]) -> str:
+    """The graph for Graphviz (`| dot -Tsvg`): one box a node, coloured by phase; parameters are left out."""
+    drawn = {record.name for record in records if record.kind != "parameter"}
+    lines = ["digraph simulator {", '  node [shape=box, style=filled, fillcolor=white, fontname="Helvetica"];']
+    for record in records:
+        if record.name not in drawn:
+            continue
+        color = _COLORS.get(record.info.get("phase", ""), "#eeeeee")
+        label = f"{record.name}\\n{record.operator} {shape_text(record.shape)}".replace('"', "'")
+        lines.append(f'  "{record.name}" [label="{label}", fillcolor="{color}"];')
+        lines += [f'  "{source}" -> "{record.name}";' for source in record.inputs() if source in drawn]
+    return "\n".join([*lines, "}"])
+
+
+def _print_slots(layout: Layout, form: str) -> None:
+    if form == "json":
+        console.print_json(layout.to_dict())
+        return
+    prefix = Table("prefix slot", "shape", "updated", "pages", "tokens", "rows a token", "coordinates", box=None, padding=(0, 2, 0, 0))
+    for slot in layout.prefix.values():
+        first = slot.tiles[0]
+        pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
+        shape = shape_text(list(slot.shape))
+        learns = "yes" if slot.trainable else ""
+        prefix.add_row(slot.name, shape, learns, pages, str(first.tokens), str(first.rows_per_token), str(first.coordinates))
+    memory = Table("memory slot", "coordinates", "live from node", "to node", box=None, padding=(0, 2, 0, 0))
+    for kept in layout.memory.values():
+        memory.add_row(kept.name, str(kept.coordinates), str(kept.live.start), str(kept.live.stop))
+    console.out.print(
+        f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
+        f"memory {layout.memory_width} coordinates a token"
+    )
+    console.out.print(prefix)
+    console.out.print(memory)
+
+
+def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> None:
+    record = next((r for r in records if r.name == name), None)
+    if record is None:
+        near = [r.name for r in records if name in r.name][:5]
+        hint = f"; names that contain it: {', '.join(near)}" if near else f"; tintc inspect DIR --stage {stage} lists all"
+        raise UsageError(f"no node {name} in the {stage} graph{hint}")
+    users = [r.name for r in records if name in r.inputs()]
+    if form == "json":
+        console.print_json({**record.to_dict(), "users": users})
+        return
+    table = Table.grid(padding=(0, 2))
+    rows = {"node": record.name, "operator": record.operator, "shape": shape_text(record.shape), **record.info}
+    for key, value in rows.items():
+        table.add_row(f"[bold]{key}[/bold]", str(value))
+    table.add_row("[bold]arguments[/bold]", ", ".join(_argument(a) for a in record.args))
+    table.add_row("[bold]users[/bold]", ", ".join(users) or "none")
+    console.out.print(table)
