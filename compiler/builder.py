@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import fx
 
-from tintc.compiler.dialect import OPERATORS, argument, target, tint_name
+from tintc.compiler.dialect import OPERATORS, target, tint_name
 from tintc.compiler.node_meta import KEY, NodeInfo, Shape, info
+
+
+def operands(node: fx.Node) -> tuple[Any, ...]:
+    """The node's arguments, without fx's union of everything that an argument can be."""
+    return tuple(node.args)
 
 
 def infer_shape(node: fx.Node) -> Any:
     """Shape of a `tint` call or of an item of one, by its operator's rule; a tuple of shapes for several results."""
     if node.target is operator.getitem:
-        return infer_shape(node.args[0])[node.args[1]]  # type: ignore[index, arg-type]
+        source, index = operands(node)
+        return infer_shape(source)[index]
     name = tint_name(node)
     assert name is not None, f"{node.name} is not a tint operator"
     return OPERATORS[name].shape(*fx.node.map_arg(node.args, lambda n: info(n).shape))
@@ -66,10 +72,23 @@ class Builder:
         return node
 
 
-def replace_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Sets the argument of a `tint` call by its schema name."""
-    position = [a.name for a in node.target._schema.arguments].index(name)  # type: ignore[union-attr]
-    node.update_arg(position, value)
+class Outputs(TypedDict):
+    """What a lowered graph returns. updates: slot -> its newest value."""
+
+    logits: fx.Node
+    initial_logits: fx.Node
+    updates: dict[str, fx.Node]
 
 
-__all__ = ["Builder", "argument", "infer_shape", "replace_argument"]
+def outputs(graph: fx.Graph) -> Outputs:
+    """The named outputs of a lowered graph."""
+    returned: Any = graph.output_node().args[0]
+    found: Outputs = returned
+    return found
+
+
+def logits_node(graph: fx.Graph) -> fx.Node:
+    """The one output of a graph that is not lowered yet."""
+    returned: Any = graph.output_node().args[0]
+    node: fx.Node = returned[0]
+    return node

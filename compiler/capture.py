@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from tintc.compiler.errors import UnsupportedModelError
-from tintc.compiler.node_meta import NodeInfo, info
+from tintc.compiler.node_meta import info
 
 _ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
 

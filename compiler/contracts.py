@@ -51,8 +51,9 @@ def tint_only(graph: fx.Graph, context: Any) -> Problems:
 
 def one_logits_output(graph: fx.Graph, context: Any) -> Problems:
     """The graph returns one node."""
-    (returned,) = graph.output_node().args[0] if isinstance(graph.output_node().args[0], tuple) else (None,)
-    return [] if isinstance(returned, fx.Node) else ["the graph does not return one node"]
+    returned: Any = graph.output_node().args[0]
+    single = isinstance(returned, tuple) and len(returned) == 1 and isinstance(returned[0], fx.Node)
+    return [] if single else ["the graph does not return one node"]
 
 
 def named_outputs(graph: fx.Graph, context: Any) -> Problems:

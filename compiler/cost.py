@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import fx
 
+from tintc.compiler.builder import outputs
 from tintc.compiler.dialect import argument, is_tint, tint_name
 from tintc.compiler.node_meta import Shape, info
 
@@ -68,7 +69,7 @@ def _peak(graph: fx.Graph, sizes: Mapping[str, int], width: int) -> int:
     storage = {node: _storage(node) for node in graph.nodes}
     last_use: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        sources = _returned(node) if node.op == "output" else node.all_input_nodes
+        sources = [outputs(graph)["logits"]] if node.op == "output" else node.all_input_nodes
         for source in (node, *sources):
             last_use[storage[source]] = max(last_use.get(storage[source], 0), order[node])
     dying: dict[int, list[fx.Node]] = {}
@@ -81,11 +82,6 @@ def _peak(graph: fx.Graph, sizes: Mapping[str, int], width: int) -> int:
         peak = max(peak, live + _inside(node, sizes, width))
         live -= sum(_bytes(dead, sizes, width) for dead in dying.get(order[node], []) if dead.op == "call_function")
     return peak
-
-
-def _returned(output: fx.Node) -> list[fx.Node]:
-    returned: Any = output.args[0]
-    return [returned["logits"]]
 
 
 def _storage(node: fx.Node) -> fx.Node:

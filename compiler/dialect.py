@@ -166,7 +166,7 @@ _OPERATORS = (
 
 OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _OPERATORS}
 
-_LIBRARY = torch.library.Library("tint", "DEF")
+_LIBRARY: Any = torch.library.Library("tint", "DEF")  # type: ignore[no-untyped-call]
 for _operator in _OPERATORS:
     _LIBRARY.define(_operator.name + _operator.schema)
     # Composite: torch sees through the operator, so fake tensors, autograd and export need nothing more.

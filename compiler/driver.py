@@ -25,7 +25,7 @@ _CANONICAL_AFTER = "refuse_unsupported"
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
-def compile(  # noqa: A001 (tintc.compile is the public name, as torch.compile is)
+def compile(
     source: str | nn.Module,
     config: SimulatorConfig | None = None,
     *,
@@ -94,11 +94,12 @@ def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     model.eval()
     try:
         with torch.inference_mode():
-            expected = model(ids)
+            answer = model(ids)
             found = simulator.predict_initial(ids)
     finally:
         model.train(was_training)
-    expected = getattr(expected, "logits", expected[0] if isinstance(expected, tuple) else expected)
+    logits: Any = getattr(answer, "logits", answer[0] if isinstance(answer, tuple) else answer)
+    expected: Tensor = logits
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     limit = _TOLERANCE[simulator.dtype]
     if not error <= limit:

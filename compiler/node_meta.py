@@ -2,7 +2,7 @@
 
 | field | written by | meaning |
 |---|---|---|
-| shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or one of the symbols B (batch), T (tokens), S (training segment) |
+| shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or B (batch), T (tokens), S (training segment) |
 | module, source | capture | path of the auxiliary module; file and line that wrote the operator |
 | role | capture, lower_forward | of a placeholder: `input` or `parameter` |
 | parameter | capture, lower_forward | of a placeholder: its name in the auxiliary state dict |

@@ -136,7 +136,8 @@ def _build(graph: fx.Graph, record: dict[str, Any], nodes: dict[str, fx.Node]) -
     if record["kind"] in ("input", "parameter"):
         return graph.placeholder(record["name"])
     if record["kind"] == "output":
-        return graph.output(args[0])
+        node: fx.Node = graph.output(args[0])
+        return node
     name = record["operator"]
     if name == "getitem":
         return graph.create_node("call_function", operator.getitem, args, name=record["name"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from tintc.compiler.builder import outputs
 from tintc.compiler.cost import estimate
 from tintc.compiler.dialect import is_tint, tint_name
 
@@ -26,7 +27,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
     cost = estimate(program.graph, batch=1, tokens=tokens, segment=segment, bytes_per_number=dtype.itemsize)
     operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
     trained = [slot for slot in layout.prefix.values() if slot.trainable]
-    updated: Any = program.graph.output_node().args[0]
+    updated = outputs(program.graph)["updates"]
     return {
         "source": {key: simulator.source.get(key) for key in ("kind", "name", "revision", "sha256")},
         "config": program.config.to_dict(),
@@ -37,8 +38,8 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "vocab_size": program.facts.vocab_size,
         "prefix_slots": len(layout.prefix),
         "trainable_slots": len(trained),
-        "updated_slots": len(updated["updates"]),
-        "updated_parameters": sum(layout.prefix[name].numbers for name in updated["updates"]),
+        "updated_slots": len(updated),
+        "updated_parameters": sum(layout.prefix[name].numbers for name in updated),
         "memory_slots": len(layout.memory),
         "memory_width": layout.memory_width,
         "prefix_tokens": layout.prefix_tokens,

@@ -7,8 +7,10 @@ forward pass under autograd instead, which `compile` compared with the model its
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,14 +25,31 @@ TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of 
 
 @dataclass(frozen=True)
 class UpdateError:
-    """One parameter's update W_after - W_before against the exact one: cosine (None where either is zero) and
-    |difference| / |exact| in the Euclidean norm; `worst` is the largest difference relative to the largest weight."""
+    """Updates W_after - W_before of some parameters, taken as one vector, against the exact ones.
+
+    exact_norm, norm, difference_norm: Euclidean norms of exact update, found update and their difference. dot: exact . found.
+    worst: largest difference relative to the largest weight of its parameter.
+    """
 
     name: str
-    cosine: float | None
-    relative_error: float | None
+    exact_norm: float
+    norm: float
+    difference_norm: float
+    dot: float
     worst: float
-    updated: bool
+
+    @property
+    def cosine(self) -> float | None:
+        """None where either update is zero."""
+        return self.dot / (self.exact_norm * self.norm) if self.exact_norm and self.norm else None
+
+    @property
+    def relative_error(self) -> float | None:
+        """|found - exact| / |exact|; None where the exact update is zero."""
+        return self.difference_norm / self.exact_norm if self.exact_norm else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "cosine": self.cosine, "relative_error": self.relative_error}
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,29 @@ class Verification:
     initial_logits_error: float
     logits_error: float
     updates: list[UpdateError]
+
+    def layers(self) -> list[UpdateError]:
+        """The same figures for each block as a whole, and for what stands outside of blocks."""
+        groups: dict[str, list[UpdateError]] = {}
+        for update in self.updates:
+            block = re.match(r".*?\.\d+(?=\.)", update.name)
+            groups.setdefault(block.group() if block else update.name.rpartition(".")[0], []).append(update)
+        return [_total(name, parts) for name, parts in groups.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in ("reference", "exact", "agrees", "initial_logits_error", "logits_error")}
+        return {**fields, "layers": [u.to_dict() for u in self.layers()], "updates": [u.to_dict() for u in self.updates]}
+
+
+def _total(name: str, parts: list[UpdateError]) -> UpdateError:
+    return UpdateError(
+        name,
+        exact_norm=math.hypot(*(p.exact_norm for p in parts)),
+        norm=math.hypot(*(p.norm for p in parts)),
+        difference_norm=math.hypot(*(p.difference_norm for p in parts)),
+        dot=sum(p.dot for p in parts),
+        worst=max(p.worst for p in parts),
+    )
 
 
 def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verification:
@@ -137,13 +179,14 @@ def _descend(simulator: Simulator, forward: Forward, before: dict[str, Tensor], 
 def _compare(name: str, before: Tensor, exact: Tensor, found: Tensor) -> UpdateError:
     truth, update = (exact - before).flatten(), (found - before).flatten()
     difference = update - truth
-    norms = float(truth.norm()), float(update.norm())
+    scale = before.abs().max().clamp(min=1e-300)
     return UpdateError(
         name,
-        cosine=float(truth @ update) / (norms[0] * norms[1]) if all(norms) else None,
-        relative_error=float(difference.norm()) / norms[0] if norms[0] else None,
-        worst=float(difference.abs().max() / before.abs().max().clamp(min=1e-300)),
-        updated=bool(norms[1]),
+        exact_norm=float(truth.norm()),
+        norm=float(update.norm()),
+        difference_norm=float(difference.norm()),
+        dot=float(truth @ update),
+        worst=float(difference.abs().max() / scale),
     )
 
 

@@ -41,4 +41,4 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     verify,  # here it is lowered
 )
 
-__all__ = ["DEFAULT_PIPELINE", *(step.name for step in DEFAULT_PIPELINE)]  # noqa: PLE0604
+__all__ = ["DEFAULT_PIPELINE", *(step.name for step in DEFAULT_PIPELINE)]

@@ -40,7 +40,7 @@ class _Weights:
 def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError for a K, D_sim or H_sim that cannot work, with the nearest that can."""
     weights = _collect(graph)
-    hidden = max([context.facts.hidden, *(_columns(w) for w, _ in weights.matrices), *(_columns(n) for v in weights.vectors for n in v)][:1])
+    hidden = max([context.facts.hidden, *(_columns(read) for reads in weights.vectors for read in reads)])
     k, d, h = _solve(weights, hidden, context)
     slots, pages = _place(weights, k, d)
     context.layout = Layout(prefix_tokens=k, sim_hidden=d, sim_heads=h, pages=pages, prefix=slots)
@@ -134,7 +134,8 @@ def _heads(d: int, wanted: int | None) -> int:
     if d % wanted:
         nearest = min(divisors, key=lambda h: abs(h - wanted))
         raise UsageError(
-            f"sim_heads is {wanted}; expected a divisor of sim_hidden, {d}: each head holds an equal piece. The nearest that works is {nearest}"
+            f"sim_heads is {wanted}; expected a divisor of sim_hidden, {d}: each head holds an equal piece. "
+            f"The nearest that works is {nearest}"
         )
     return wanted
 
@@ -171,7 +172,8 @@ def _place(weights: _Weights, k: int, d: int) -> tuple[dict[str, PrefixSlot], in
 
 def _add(slots: dict[str, PrefixSlot], read: fx.Node, tiles: list[Tile]) -> None:
     record, parameter = info(read), info(argument(read, "parameter"))
-    assert record.slot is not None and parameter.parameter is not None
+    assert record.slot is not None
+    assert parameter.parameter is not None
     rows = Range(argument(read, "start"), argument(read, "stop"))
     shape = tuple(int(size) for size in record.shape)
     slots[record.slot] = PrefixSlot(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder
+from tintc.compiler.builder import Builder, outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.dialect import argument, tint_name
 from tintc.compiler.node_meta import info
@@ -31,6 +31,10 @@ class _Rules:
 
     def call(self, name: str, node: fx.Node, *args: Any) -> fx.Node:
         return self.build.call(name, *args, like=node, label=f"{node.name}_backward", phase="backward", step=0)
+
+    def seed(self, logits: fx.Node, name: str, *args: Any) -> fx.Node:
+        """The node where the backward pass starts."""
+        return self.build.call(name, *args, like=logits, label="loss_gradient", phase="backward", step=0)
 
     def residual(self, node: fx.Node, dy: fx.Node) -> Gradients:
         return [(x, dy) for x in (argument(node, "x"), argument(node, "y"))]
@@ -67,7 +71,7 @@ def build_backward(graph: fx.Graph, context: Context) -> fx.Graph:
     forward = [n for n in graph.nodes if info(n).phase == "forward"]
     needed = _depends_on_trained(graph)
     output = graph.output_node()
-    logits = output.args[0]["initial_logits"]  # type: ignore[index, call-overload]
+    logits = outputs(graph)["initial_logits"]
     with graph.inserting_before(output):
         build = Builder(graph)
         rules = _Rules(build, context.config, needed)
@@ -89,13 +93,8 @@ def _loss(graph: fx.Graph, rules: _Rules, logits: fx.Node) -> Gradients:
     kind = rules.config.loss_gradient
     targets, mask = input_node(graph, "targets"), input_node(graph, "loss_mask")
     if kind == "mean_embedding":  # skips the logits and their softmax
-        gradient = rules.build.call(
-            *("mean_embedding_gradient", argument(logits, "weight"), targets, mask),
-            **{"like": logits, "label": "loss_gradient", "phase": "backward", "step": 0},
-        )
-        return [(argument(logits, "x"), gradient)]
-    dz = rules.build.call("loss_gradient", logits, targets, mask, kind, like=logits, label="loss_gradient", phase="backward", step=0)
-    return [(logits, dz)]
+        return [(argument(logits, "x"), rules.seed(logits, "mean_embedding_gradient", argument(logits, "weight"), targets, mask))]
+    return [(logits, rules.seed(logits, "loss_gradient", logits, targets, mask, kind))]
 
 
 def _depends_on_trained(graph: fx.Graph) -> set[fx.Node]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder
+from tintc.compiler.builder import Builder, outputs
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -37,7 +37,7 @@ def build_descent(graph: fx.Graph, context: Context) -> fx.Graph:
                 value = newest.get(name, slot)
                 newest[name] = build.call(operator, value, *args, like=node, label=label, slot=name, phase="descent", step=0)
             info(node).gradient = None
-    output.args = ({**output.args[0], "updates": newest},)  # type: ignore[dict-item]
+    output.args = ({**outputs(graph), "updates": newest},)  # type: ignore[dict-item]
     return graph
 
 

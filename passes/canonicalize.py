@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import fx
 
+from tintc.compiler.builder import operands
 from tintc.compiler.node_meta import copy_info, info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, is_parameter, last_size, same_sizes, sizes
+from tintc.passes.patterns import aten, calls, is_parameter, last_size, same_sizes, sizes, with_defaults
 
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, aten.detach, aten.detach_, aten.lift_fresh_copy)
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
@@ -67,13 +68,14 @@ def _is_no_op(node: fx.Node) -> bool:
     if calls(node, *_NO_OPS):
         return True
     if calls(node, aten.dropout):
-        return node.args[2] is False or node.args[1] == 0
+        probability, training = operands(node)[1:3]
+        return training is False or probability == 0
     if calls(node, aten.to, aten._to_copy, aten.type_as):
         source, result = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
         return source is not None and result is not None and source.dtype == result.dtype
     if calls(node, aten.slice):
-        args = (*node.args[1:], *(0, 0, sys.maxsize, 1)[len(node.args) - 1 :])
-        return args[1] in (0, None) and args[2] in (sys.maxsize, None) and args[3] == 1
+        _, _, start, stop, step = with_defaults(operands(node), None, 0, None, None, 1)
+        return start in (0, None) and stop in (sys.maxsize, None) and step == 1
     return calls(node, *_VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 """Removes what no output needs: operators without users and parameters that nothing reads.
 
-    y = op(x)   (y unused)  ->  nothing
+y = op(x)   (y unused)  ->  nothing
 """
 
 from __future__ import annotations

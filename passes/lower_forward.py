@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.compiler.builder import Builder
+from tintc.compiler.builder import Builder, logits_node
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import Shape, info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -40,11 +40,12 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
         if node.op == "call_function" and not is_tint(node, "prefix"):
             info(node).phase, info(node).step = "forward", 0
     output = graph.output_node()
-    logits = output.args[0][0]  # type: ignore[index]
+    logits = logits_node(graph)
     output.args = ({"logits": logits, "initial_logits": logits, "updates": {}},)
     return graph
 
 
 def input_node(graph: fx.Graph, name: str) -> fx.Node:
     """The placeholder of one of INPUTS."""
-    return next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
+    found: fx.Node = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
+    return found

@@ -109,6 +109,11 @@ def _evaluate_one(
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def with_defaults(args: tuple[Any, ...], *defaults: Any) -> tuple[Any, ...]:
+    """As many arguments as there are defaults: the given ones, then the last defaults."""
+    return (*args, *defaults[len(args) :])[: len(defaults)]
+
+
 def is_item(node: Any, source: fx.Node | None = None) -> bool:
     """Whether the node picks one result of another (of `source`, if given)."""
     return calls(node, operator.getitem) and (source is None or node.args[0] is source)

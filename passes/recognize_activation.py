@@ -1,7 +1,7 @@
 """Elementwise activations, as one operator or written out.
 
-    relu(x); gelu(x, approximate=...); silu(x); tanh(x)                          ->  tint.activation_forward(x, kind)
-    0.5 x * (tanh(sqrt(2/pi) * (x + 0.044715 x^3)) + 1)                          ->  tint.activation_forward(x, "gelu_tanh")
+relu(x); gelu(x, approximate=...); silu(x); tanh(x)                          ->  tint.activation_forward(x, kind)
+0.5 x * (tanh(sqrt(2/pi) * (x + 0.044715 x^3)) + 1)                          ->  tint.activation_forward(x, "gelu_tanh")
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _written_out_gelu(node: fx.Node) -> tuple[fx.Node, str] | None:
         argument = _scaled(inner.args[0], math.sqrt(2 / math.pi))
         for linear, cubic in binary(argument, aten.add):
             power = _scaled(cubic, 0.044715)
-            if linear is x and calls(power, aten.pow) and power.args[0] is x and number(power.args[1]) == 3:  # type: ignore[union-attr]
+            if linear is x and calls(power, aten.pow) and power.args[0] is x and number(power.args[1]) == 3:
                 return x, "gelu_tanh"
     return None
 

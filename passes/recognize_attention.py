@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, last_size, number, only_user, sizes
+from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, last_size, number, only_user, sizes, with_defaults
 
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 _LONGEST_MASK = 2048  # a window narrower than this shows in the evaluated mask
@@ -35,14 +35,15 @@ def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[fx.Node | None, str]) -> str:
-    query, key, value, mask, dropout, is_causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+    query, key, value, mask, dropout, is_causal = with_defaults(operands(node), None, None, None, None, 0.0, False)
     mask, is_causal = node.kwargs.get("attn_mask", mask), node.kwargs.get("is_causal", is_causal)
     if dropout:
         return "it drops probabilities even in eval mode"
-    heads = [_heads(x) for x in (query, key, value)]
-    if any(isinstance(found, str) for found in heads):
-        return next(found for found in heads if isinstance(found, str))
-    (q, c_q, h, width), (k, c_k, g, _), (v, c_v, g_v, _) = heads  # type: ignore[misc]
+    split = [_heads(x) for x in (query, key, value)]
+    heads = [found for found in split if not isinstance(found, str)]
+    if len(heads) < 3:
+        return next(found for found in split if isinstance(found, str))
+    (q, c_q, h, width), (k, c_k, g, _), (v, c_v, g_v, _) = heads
     merged = _merged(node)
     if merged is None or g != g_v or c_v != 1 or h % g:
         return "its heads are not split and merged as view and transpose of (batch, tokens, heads * width)"
@@ -65,26 +66,37 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[fx.N
 
 
 def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
-    """(x, factor, heads, head width) where the node is factor * heads(x); else why not."""
-    factor, views = 1.0, 0
-    heads = width = 0
-    transposed = False
-    while isinstance(node, fx.Node):
-        scale = number(node.args[1]) if calls(node, aten.mul, aten.div) and len(node.args) == 2 else None
-        if scale is not None:
-            factor = factor * scale if calls(node, aten.mul) else factor / scale
-        elif calls(node, aten.transpose) and not transposed and sorted(a % 4 for a in node.args[1:]) == [1, 2]:  # type: ignore[operator]
-            transposed = True
-        elif calls(node, aten.permute) and not transposed and list(node.args[1]) == [0, 2, 1, 3]:  # type: ignore[arg-type]
-            transposed = True
-        elif calls(node, *_VIEWS) and transposed and not views and len(sizes(node)) == 4 and len(sizes(node.args[0])) == 3:  # type: ignore[arg-type]
-            views, (heads, width) = 1, sizes(node)[2:]
-        else:
-            break
+    """(x, factor, heads, head width) where the node is factor * heads(x), scaled at any point; else why not."""
+    transposed, outer = _unscaled(node)
+    if not _swaps_heads_and_tokens(transposed):
+        return f"it reads {_what(transposed)}; expected a transpose of heads and tokens"
+    view, middle = _unscaled(transposed.args[0])
+    if not calls(view, *_VIEWS) or len(sizes(view)) != 4 or len(sizes(view.args[0])) != 3:
+        return f"it reads {_what(view)}; expected a view of (batch, tokens, heads * width) as (batch, tokens, heads, width)"
+    x, inner = _unscaled(view.args[0])
+    heads, width = sizes(view)[2:]
+    if not isinstance(heads, int) or last_size(x) != heads * width:
+        return f"it splits {last_size(x)} numbers into {heads} heads of {width}"
+    return x, outer * middle * inner, heads, width
+
+
+def _unscaled(node: Any) -> tuple[Any, float]:
+    """The node without multiplications and divisions by numbers, and their product."""
+    factor = 1.0
+    while calls(node, aten.mul, aten.div) and len(node.args) == 2 and (scale := number(node.args[1])) is not None:
+        factor = factor * scale if calls(node, aten.mul) else factor / scale
         node = node.args[0]
-    if not views or not isinstance(heads, int) or last_size(node) != heads * width:
-        return f"it does not read view and transpose of (batch, tokens, heads * width) but {getattr(node, 'target', node)}"
-    return node, factor, heads, width
+    return node, factor
+
+
+def _swaps_heads_and_tokens(node: Any) -> bool:
+    if calls(node, aten.transpose):
+        return sorted(axis % 4 for axis in node.args[1:]) == [1, 2]
+    return calls(node, aten.permute) and list(node.args[1]) == [0, 2, 1, 3]
+
+
+def _what(node: Any) -> str:
+    return str(getattr(node, "target", node))
 
 
 def _merged(node: fx.Node) -> fx.Node | None:

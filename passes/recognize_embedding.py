@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter
@@ -24,18 +24,17 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
     build = Builder(graph)
     tokens = next(n for n in graph.nodes if info(n).role == "input")
     for node in [n for n in graph.nodes if calls(n, aten.embedding)]:
-        table, index = node.args[:2]
+        table, index = operands(node)[:2]
         if index is tokens:
-            context.facts.vocab_size, context.facts.hidden = info(table).shape
+            context.facts.vocab_size, context.facts.hidden = context.tensors[info(table).parameter or ""].shape
             index_node, offset = tokens, 0
         else:
             found = _position_offset(index, context)
             if isinstance(found, str):
                 info(node).refused = found
                 continue
-            index_node = _position_ids(graph, build)
-            offset = found
-            rows = info(table).shape[0] - offset
+            index_node, offset = _position_ids(graph, build), found
+            rows = context.tensors[info(table).parameter or ""].shape[0] - offset
             context.facts.max_positions = min(rows, context.facts.max_positions or rows)
         with graph.inserting_before(node):
             new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))

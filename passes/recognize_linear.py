@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.builder import Builder, logits_node, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.patterns import aten, calls, is_item, is_parameter, last_size
@@ -23,9 +23,9 @@ from tintc.passes.patterns import aten, calls, is_item, is_parameter, last_size
 @graph_pass(requires=("well_formed", "one_logits_output"), ensures=("well_formed", "one_logits_output"))
 def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    head = graph.output_node().args[0][0]  # type: ignore[index]
+    head = logits_node(graph)
     for node in [n for n in graph.nodes if calls(n, aten.linear)]:
-        x, weight, *rest = node.args
+        x, weight, *rest = operands(node)
         bias = rest[0] if rest else None
         transpose = calls(weight, aten.t)
         matrix = weight.args[0] if transpose else weight

@@ -1,16 +1,16 @@
 """Layer norms over the last dimension.
 
-    layer_norm(x, [D], gamma, beta, eps)  ->  tint.norm_forward(x, tint.prefix(gamma), tint.prefix(beta), eps, "layer")
+layer_norm(x, [D], gamma, beta, eps)  ->  tint.norm_forward(x, tint.prefix(gamma), tint.prefix(beta), eps, "layer")
 """
 
 from __future__ import annotations
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, is_parameter
+from tintc.passes.patterns import aten, calls, is_parameter, with_defaults
 from tintc.passes.recognize_linear import read_slot
 
 
@@ -19,8 +19,7 @@ def recognize_norm(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A gain or shift that is missing stays None."""
     build = Builder(graph)
     for node in [n for n in graph.nodes if calls(n, aten.layer_norm)]:
-        x, width, *rest = node.args
-        gamma, beta, eps, *_ = (*rest, *(None, None, 1e-5)[len(rest) :])
+        x, width, gamma, beta, eps = with_defaults(operands(node), None, None, None, None, 1e-5)
         if len(width) != 1 or any(p is not None and not is_parameter(p) for p in (gamma, beta)):
             info(node).refused = "it normalises several dimensions, or its gain or shift is computed"
             continue

@@ -1,6 +1,6 @@
 """Sums of two activations.
 
-    add(x, y)  ->  tint.residual(x, y)        where both are (B, T, D)
+add(x, y)  ->  tint.residual(x, y)        where both are (B, T, D)
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
         return graph
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node in findings:
-        name = node.target.__name__ if node.target is operator.getitem else str(node.target)  # type: ignore[union-attr]
+        name = node.target.__name__ if node.target is operator.getitem else str(node.target)
         groups[name, info(node).refused].append(node)
     lines = [
         f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} ({info(nodes[0]).source or 'no source line'})"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, infer_shape
+from tintc.compiler.builder import Builder, infer_shape, outputs
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -22,7 +22,7 @@ from tintc.passes.lower_forward import input_node
 @graph_pass(requires=("named_outputs", "phases_in_order"), ensures=("named_outputs", "phases_in_order", "shapes_agree"))
 def truncate_segment(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    updated = set(graph.output_node().args[0]["updates"])  # type: ignore[index, call-overload]
+    updated = set(outputs(graph)["updates"])
     training: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function" or is_tint(node, "prefix") or info(node).step == context.config.steps:

@@ -7,11 +7,9 @@ Each copy reads the slot values that the copy before it wrote; what depends on n
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
-from tintc.compiler.builder import infer_shape
+from tintc.compiler.builder import infer_shape, outputs
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import copy_info, info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -21,7 +19,7 @@ from tintc.compiler.pass_manager import Context, graph_pass
 def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     output = graph.output_node()
-    returned: dict[str, Any] = dict(output.args[0])  # type: ignore[arg-type, call-overload]
+    returned = outputs(graph)
     body = [n for n in graph.nodes if n.op == "call_function" and not is_tint(n, "prefix")]
     reads = {info(n).slot: n for n in graph.nodes if is_tint(n, "prefix")}
     updates, logits = returned["updates"], returned["logits"]
@@ -39,7 +37,7 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
                 copies[node] = copy
             if not last:
                 newest = {slot: copies[node] for slot, node in updates.items()}
-    output.args = ({**returned, "logits": copies.get(logits, logits), "updates": newest},)
+    output.args = ({**returned, "logits": copies.get(logits, logits), "updates": newest},)  # type: ignore[dict-item]
     return _reinfer(graph)
 
 

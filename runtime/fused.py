@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tintc.compiler.builder import outputs as named_outputs
 from tintc.compiler.dialect import OPERATORS, tint_name
 from tintc.compiler.node_meta import Shape, info
 
@@ -33,8 +34,8 @@ def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_up
 
     from_updates: the updated slot values are inputs too (named like their nodes) and no training happens.
     """
-    returned: dict[str, Any] = graph.output_node().args[0]  # type: ignore[assignment]
-    wanted = {name: returned[name] for name in outputs}
+    returned = named_outputs(graph)
+    wanted: dict[str, Any] = {name: value for name, value in returned.items() if name in outputs}
     given = set(returned["updates"].values()) if from_updates else set()
     needed = _needed(wanted, given)
     emitted = fx.Graph()

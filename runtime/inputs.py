@@ -140,7 +140,9 @@ def _check_values(
     if low < 0 or high >= facts.vocab_size:
         raise InputError(f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to {facts.vocab_size - 1}")
     if first < 0 or (facts.max_positions is not None and last >= facts.max_positions):
-        raise InputError(f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to {(facts.max_positions or 0) - 1}")
+        raise InputError(
+            f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to {(facts.max_positions or 0) - 1}"
+        )
     for name, bad in zip(names, wrong, strict=True):
         if bad:
             raise InputError(f"{name} holds values other than 0 and 1")

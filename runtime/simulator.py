@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError
 from tintc.compiler.node_meta import info
@@ -78,7 +79,7 @@ class Simulator(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
         # A learning rate of 1e-4 has four digits in float16 and three in bfloat16; keep it in float32 there.
         exact = self.inner_lr.detach().clone()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.inner_lr.dtype in HALF:
             self.inner_lr.data = exact.to(self.inner_lr.device, torch.float32)
         return self
@@ -164,8 +165,7 @@ class Simulator(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
         inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
-        nodes: dict[str, fx.Node] = self.program.graph.output_node().args[0]["updates"]  # type: ignore[index, call-overload, assignment]
-        values = {node.name: updates[slot] for slot, node in nodes.items()}
+        values = {node.name: updates[slot] for slot, node in outputs(self.program.graph)["updates"].items()}
         out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=values)["logits"]
         return out
 
@@ -197,9 +197,7 @@ class Simulator(nn.Module):
         position_ids: Tensor | None,
         warn: bool = True,
     ) -> Inputs:
-        inputs = prepare(
-            self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids
-        )
+        inputs = prepare(self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids)
         if warn and inputs.untrained and not self._warned:
             self._warned = True
             warnings.warn(
@@ -209,9 +207,7 @@ class Simulator(nn.Module):
             )
         return inputs
 
-    def _run(
-        self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None
-    ) -> dict[str, Any]:
+    def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
         program = self.emitted(outputs, from_updates=given is not None)
         values: dict[str, Any] = {**inputs.tensors, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
         weights = self.prefix.tensors()
@@ -232,7 +228,9 @@ def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 def _check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
     if labels.shape != input_ids.shape or labels.dtype.is_floating_point:
-        raise InputError(f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}")
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}"
+        )
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocab_size))]
     if wrong.numel():
         raise InputError(f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}")

@@ -14,7 +14,9 @@ from tests.tolerances import SIMULATOR, error
 from tintc.compiler.config import SimulatorConfig
 
 
-def assert_equals_reference(model: Any, config: SimulatorConfig, *, tolerance: float | None = None, min_update: float = 1e-3, **inputs: Any) -> None:
+def assert_equals_reference(
+    model: Any, config: SimulatorConfig, *, tolerance: float | None = None, min_update: float = 1e-3, **inputs: Any
+) -> None:
     """Final logits, initial logits and every sequence's state dict agree at all tokens that are no padding.
 
     min_update: the inner steps must change the logits by this much, else the comparison would say little.

@@ -28,6 +28,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected number or to 1; infinite where a NaN is found or a shape differs."""
     if found.shape != expected.shape:
         return float("inf")
+    found, expected = found.detach(), expected.detach()
     if found.numel() == 0:
         return 0.0
     difference = float((found.double() - expected.double()).abs().max())

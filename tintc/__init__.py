@@ -25,7 +25,7 @@ from tintc.compiler.errors import (
 
 if TYPE_CHECKING:
     from tintc.compiler.artifact import load
-    from tintc.compiler.driver import compile  # noqa: A004
+    from tintc.compiler.driver import compile
     from tintc.runtime.simulator import Simulator, SimulatorOutput
 
 __version__ = "0.1.0"

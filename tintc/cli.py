@@ -32,11 +32,13 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def _quiet(value: bool) -> bool:
     Verbosity.quiet = Verbosity.quiet or value
+    configure_logging()
     return value
 
 
 def _verbose(value: bool) -> bool:
     Verbosity.verbose = Verbosity.verbose or value
+    configure_logging()
     return value
 
 
@@ -99,15 +101,27 @@ def compile_command(
 ) -> None:
     """Compile a model into a simulator."""
     flags = {
-        **{"steps": steps, "layers": layers, "inner_lr": inner_lr, "loss_gradient": loss_gradient, "norm_gradient": norm_gradient},
-        **{"norm_update": norm_update, "activation_gradient": activation_gradient, "attention_gradient": attention_gradient},
-        **{"finite_difference_scale": finite_difference_scale, "prefix_tokens": prefix_tokens},
-        **{"sim_hidden": sim_hidden, "sim_heads": sim_heads},
+        "steps": steps,
+        "layers": layers,
+        "inner_lr": inner_lr,
+        "loss_gradient": loss_gradient,
+        "norm_gradient": norm_gradient,
+        "norm_update": norm_update,
+        "activation_gradient": activation_gradient,
+        "attention_gradient": attention_gradient,
+        "finite_difference_scale": finite_difference_scale,
+        "prefix_tokens": prefix_tokens,
+        "sim_hidden": sim_hidden,
+        "sim_heads": sim_heads,
     }
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
     options = {
-        **{"revision": revision, "cache_dir": None if cache_dir is None else str(cache_dir), "offline": offline},
-        **{"trust_remote_code": trust_remote_code, "seed": seed, "dtype": _dtype(dtype)},
+        "revision": revision,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "offline": offline,
+        "trust_remote_code": trust_remote_code,
+        "seed": seed,
+        "dtype": _dtype(dtype),
     }
     from tintc.commands import compile as command
 
@@ -219,7 +233,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     if Verbosity.debug:
-        raise  # noqa: PLE0704 (called from the handlers above only)
+        raise
     err.print("error: " + " ".join(message.split()), markup=False)
     sys.exit(code)
 

@@ -53,7 +53,7 @@ def _probabilities(q_BHTE: Tensor, k_BHTE: Tensor, mask: Tensor, scale: float, d
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
 def _merge(x_BHTE: Tensor) -> Tensor:
@@ -65,4 +65,4 @@ def _repeat(x_BGTE: Tensor, heads: int, kv_heads: int) -> Tensor:
 
 
 def _sum_groups(x_BHTE: Tensor, heads: int, kv_heads: int) -> Tensor:
-    return x_BHTE if heads == kv_heads else x_BHTE.unflatten(1, (kv_heads, -1)).sum(2)
+    return x_BHTE if heads == kv_heads else torch.unflatten(x_BHTE, 1, (kv_heads, -1)).sum(2)

@@ -31,7 +31,9 @@ def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_j
         return
     console.out.print(summary(facts))
     if not console.Verbosity.quiet:
-        console.err.print(f"wrote {output} in {seconds:.1f} s; next: tintc inspect {output}, or tintc run {output} --text '...'", markup=False)
+        console.err.print(
+            f"wrote {output} in {seconds:.1f} s; next: tintc inspect {output}, or tintc run {output} --text '...'", markup=False
+        )
 
 
 def summary(facts: dict[str, Any]) -> Table:

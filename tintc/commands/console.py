@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-out = Console(highlight=False, soft_wrap=True)
+# A pipe or a file has no width to fit tables into.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -28,16 +30,16 @@ class Verbosity:
 def configure_logging() -> None:
     """Shows tintc's own log lines on stderr with -v, and warnings as one line each."""
     level = logging.INFO if Verbosity.verbose else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("tintc").setLevel(level)
-    logging.captureWarnings(False)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger("tintc").setLevel(logging.ERROR if Verbosity.quiet else level)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if not Verbosity.quiet:
             err.print(f"warning: {message}", markup=False)
 
     warnings.showwarning = show
+    if Verbosity.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def print_json(value: Any) -> None:

@@ -47,7 +47,8 @@ def run(
         raise InputError(f"the text has {ids.shape[1]} tokens, {trained} of them trained: nothing is left to predict; pass more text")
     with torch.inference_mode():
         out = simulator(ids, train_mask, labels=labels, return_initial=True)
-        assert out.loss is not None and out.initial_loss is not None
+        assert out.loss is not None
+        assert out.initial_loss is not None
         before, after = float(out.initial_loss), float(out.loss)
         continuation = _generate(simulator, ids, train_mask, generate) if generate else None
     result: dict[str, Any] = {

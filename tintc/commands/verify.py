@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from rich.table import Table
 from tintc.commands import console
 from tintc.compiler.artifact import load
 from tintc.compiler.errors import NumericalError
-from tintc.compiler.verification import UpdateError, Verification, verify
+from tintc.compiler.verification import Verification, verify
 
 
 def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
@@ -24,7 +22,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
         length = tokens if tokens is not None else min(64, simulator.program.facts.max_positions or 64)
         result = verify(simulator, tokens=length, seed=seed)
     if as_json:
-        console.print_json(dataclasses.asdict(result))
+        console.print_json(result.to_dict())
     else:
         _print(result)
     if not result.agrees:
@@ -37,30 +35,15 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
 
 def _print(result: Verification) -> None:
     table = Table("layer", "update cosine", "relative error", "not updated", box=None, padding=(0, 2, 0, 0))
-    for layer, updates in _by_layer(result.updates).items():
-        cosines = [u.cosine for u in updates if u.cosine is not None]
-        errors = [u.relative_error for u in updates if u.updated and u.relative_error is not None]
-        still = [u.name.rsplit(".", 2)[-2] + "." + u.name.rsplit(".", 1)[-1] for u in updates if not u.updated]
-        table.add_row(
-            layer,
-            f"{min(cosines):.6f}" if cosines else "-",
-            f"{max(errors):.2e}" if errors else "-",
-            ", ".join(still),
-        )
+    for layer in result.layers():
+        inside = [update for update in result.updates if update.name.startswith(layer.name + ".")]
+        still = [".".join(update.name.split(".")[-2:]) for update in inside if not update.norm]
+        cosine = "-" if layer.cosine is None else f"{layer.cosine:.6f}"
+        error = "-" if layer.relative_error is None else f"{layer.relative_error:.2e}"
+        table.add_row(layer.name, cosine, error, ", ".join(still))
     console.out.print(table)
-    console.out.print("cosine: the lowest of the layer's parameters; relative error: the highest, of those that are updated")
-    verdict = "agrees" if result.agrees else "DISAGREES"
     kind = "exact" if result.exact else "approximate by configuration"
     console.out.print(
-        f"{verdict} with {result.reference} in float64 ({kind}): initial logits {result.initial_logits_error:.1e}, "
-        f"final logits {result.logits_error:.1e} of the largest"
+        f"{'agrees' if result.agrees else 'DISAGREES'} with {result.reference} in float64 ({kind}): initial logits "
+        f"{result.initial_logits_error:.1e}, final logits {result.logits_error:.1e} of the largest"
     )
-
-
-def _by_layer(updates: list[UpdateError]) -> dict[str, list[UpdateError]]:
-    """Parameters grouped by block: the path up to its first number, or the module's own path."""
-    groups: dict[str, list[UpdateError]] = {}
-    for update in updates:
-        block = re.match(r".*?\.\d+(?=\.)", update.name)
-        groups.setdefault(block.group() if block else update.name.rpartition(".")[0], []).append(update)
-    return groups
