@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +60,8 @@ def capture(model: nn.Module) -> Captured:
 
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         program = _export(_LogitsOnly(model), _device(model))
-    finally:
-        model.train(was_training)
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases)
@@ -72,6 +70,18 @@ def capture(model: nn.Module) -> Captured:
             info(node).module, info(node).source = _module_path(node), _source_line(node)
     graph.lint()
     return Captured(graph, tensors, aliases, constants)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode and every part of it back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _export(wrapper: _LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tintc.compiler.capture import Captured, capture
+from tintc.compiler.capture import Captured, capture, evaluating
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import NumericalError
 from tintc.compiler.pass_manager import Context, run_passes
@@ -56,7 +56,9 @@ def compile(
     captured = capture(loaded.model)
     say("lower")
     program = lower(captured, config)
-    simulator = _simulator(program, captured.tensors, loaded)
+    # A module stays its owner's: training the simulator from outside must not change it.
+    tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
+    simulator = _simulator(program, tensors, loaded)
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator
@@ -90,14 +92,9 @@ def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     facts = simulator.program.facts
     length = min(16, facts.max_positions or 16)
     ids = torch.randint(facts.vocab_size, (1, length), generator=torch.Generator().manual_seed(0)).to(simulator.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            answer = model(ids)
-            found = simulator.predict_initial(ids)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        answer = model(ids)
+        found = simulator.predict_initial(ids)
     logits: Any = getattr(answer, "logits", answer[0] if isinstance(answer, tuple) else answer)
     expected: Tensor = logits
     error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

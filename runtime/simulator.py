@@ -165,6 +165,9 @@ class Simulator(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
         inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
+        sequences = {len(value) for value in updates.values()}
+        if sequences != {len(input_ids)}:
+            raise InputError(f"the updates belong to {sorted(sequences)} sequences; input_ids hold {len(input_ids)}")
         values = {node.name: updates[slot] for slot, node in outputs(self.program.graph)["updates"].items()}
         out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=values)["logits"]
         return out

@@ -118,32 +118,38 @@ def update_cosines(model: Any, config: SimulatorConfig, ids: Tensor, train_mask:
     return cosines
 
 
+# With 1, storing the update in float32 weights costs no digits, and the gradient itself is compared; 1e-4 is the default.
+inner_lrs = pytest.mark.parametrize("inner_lr", [1.0, 1e-4])
+
+
+@inner_lrs
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_update_of_a_small_model(family: str) -> None:
-    """inner_lr is 1, so that storing the update in float32 weights costs no digits and the gradient itself is compared."""
+def test_float32_update_of_a_small_model(family: str, inner_lr: float) -> None:
     model = FAMILIES[family](hidden=24, ffn=50, dtype=torch.float32)
-    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=1.0), tokens(1, 14, 29), torch.ones(1, 14))
+    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=inner_lr), tokens(1, 14, 29), torch.ones(1, 14))
     assert len(cosines) > 10
     assert min(cosines.values()) >= UPDATE_COSINE, cosines
 
 
-def test_float32_update_of_tiny_opt() -> None:
+@inner_lrs
+def test_float32_update_of_tiny_opt(inner_lr: float) -> None:
     with importlib.resources.as_file(importlib.resources.files("tintc") / "data" / "tiny-opt") as directory:
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     ids = tokens(1, 64, model.config.vocab_size)
-    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=1.0), ids, torch.ones(1, 64))
+    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=inner_lr), ids, torch.ones(1, 64))
     assert len(cosines) > 10
     assert min(cosines.values()) >= UPDATE_COSINE, sorted(cosines.items(), key=lambda item: item[1])[:5]
 
 
 @pytest.mark.slow
-def test_float32_update_of_the_opt_125m_shape() -> None:
+@inner_lrs
+def test_float32_update_of_the_opt_125m_shape(inner_lr: float) -> None:
     config = transformers.OPTConfig(
         vocab_size=50272, hidden_size=768, num_hidden_layers=12, ffn_dim=3072, num_attention_heads=12, max_position_embeddings=2048
     )
     torch.manual_seed(0)
     model = transformers.OPTForCausalLM(config).eval()
-    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=1.0), tokens(1, 128, 50272), torch.ones(1, 128))
+    cosines = update_cosines(model, SimulatorConfig.paper(inner_lr=inner_lr), tokens(1, 128, 50272), torch.ones(1, 128))
     assert len(cosines) > 100
     assert min(cosines.values()) >= UPDATE_COSINE, sorted(cosines.items(), key=lambda item: item[1])[:5]
 

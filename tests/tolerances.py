@@ -37,5 +37,5 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of two tensors seen as vectors, in float64."""
-    a, b = a.double().flatten(), b.double().flatten()
+    a, b = a.detach().double().flatten(), b.detach().double().flatten()
     return float(a @ b / (a.norm() * b.norm()))

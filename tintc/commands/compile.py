@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,23 @@ def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_j
         stage("save")
         simulator.save(output, force=force)
     facts = report(simulator)
-    seconds = time.monotonic() - start
+    seconds, peak = time.monotonic() - start, _peak_memory()
     if as_json:
-        console.print_json({**facts, "output": str(output), "seconds": round(seconds, 2)})
+        console.print_json({**facts, "output": str(output), "seconds": round(seconds, 2), "peak_memory_bytes": peak})
         return
     console.out.print(summary(facts))
     if not console.Verbosity.quiet:
         console.err.print(
-            f"wrote {output} in {seconds:.1f} s; next: tintc inspect {output}, or tintc run {output} --text '...'", markup=False
+            f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; "
+            f"next: tintc inspect {output}, or tintc run {output} --text '...'",
+            markup=False,
         )
+
+
+def _peak_memory() -> int:
+    """Most memory that this process held, in bytes. Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def summary(facts: dict[str, Any]) -> Table:

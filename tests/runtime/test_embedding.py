@@ -1,0 +1,39 @@
+"""tintc.runtime.primitives.embedding: rows of a table, sums, and the training segment's slices."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.runtime.shapes import Draw, batches, lengths, seeds, widths
+from tintc.runtime.primitives.embedding import embedding, residual, segment, segment_mask
+
+
+@given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), seeds)
+def test_embedding_reads_rows(b: int, t: int, d: int, rows: int, offset: int, seed: int) -> None:
+    draw = Draw(seed)
+    table = draw(rows + offset, d)
+    index = torch.randint(rows, (b, t), generator=draw.generator)
+    found = embedding(table, index, offset)
+    assert found.shape == (b, t, d)
+    for n in range(b):
+        for i in range(t):
+            assert torch.equal(found[n, i], table[int(index[n, i]) + offset])
+
+
+@given(batches, lengths, widths, seeds)
+def test_residual_adds(b: int, t: int, d: int, seed: int) -> None:
+    draw = Draw(seed)
+    x, y = draw(b, t, d), draw(b, t, d)
+    assert torch.equal(residual(x, y), x + y)
+
+
+@given(batches, st.integers(1, 7), widths, st.data())
+def test_segment_keeps_the_first_tokens(b: int, t: int, d: int, data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, t))
+    x = torch.arange(b * t * d).reshape(b, t, d)
+    mask = torch.arange(b * t * t).reshape(b, 1, t, t)
+    assert torch.equal(segment(x, length), torch.stack([row[:length] for row in x]))
+    assert torch.equal(segment(x[..., 0], length), torch.stack([row[:length] for row in x[..., 0]]))
+    cut = segment_mask(mask, length)
+    assert cut.shape == (b, 1, length, length)
+    assert all(int(cut[n, 0, i, j]) == int(mask[n, 0, i, j]) for n in range(b) for i in range(length) for j in range(length))

@@ -1,0 +1,82 @@
+"""tintc.runtime.primitives.linear against torch.autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.runtime.shapes import Draw, batches, each, lengths, seeds, shared, widths
+from tests.tolerances import HALF, PRIMITIVE, error
+from tintc.runtime.primitives.linear import bias_descent, linear_backward, linear_descent, linear_forward, prefix
+
+LIMIT = PRIMITIVE[torch.float64]
+biases = st.sampled_from(["none", "shared", "own"])
+
+
+@given(batches, lengths, widths, widths, shared, biases, seeds)
+def test_forward_and_backward(b: int, t: int, i: int, o: int, one_weight: bool, bias_kind: str, seed: int) -> None:
+    draw = Draw(seed)
+    x, weight = draw(b, t, i), draw.parameter(b, one_weight, o, i)
+    bias = None if bias_kind == "none" else draw.parameter(b, bias_kind == "shared", o)
+    expected = torch.stack([F.linear(x[n], w, c) for n, (w, c) in enumerate(zip(each(weight, b, 2), each(bias, b, 1), strict=True))])
+    found = linear_forward(x, weight, bias)
+    assert error(found, expected) < LIMIT
+    dy = draw(b, t, o)
+    (dx,) = torch.autograd.grad(expected, x, dy)
+    assert error(linear_backward(dy, weight), dx) < LIMIT
+
+
+@given(batches, lengths, widths, widths, shared, seeds)
+def test_descent(b: int, t: int, i: int, o: int, is_shared: bool, seed: int) -> None:
+    """Each sequence moves its own copy, by the sum over positions."""
+    draw = Draw(seed)
+    x, dy, inner_lr = draw(b, t, i), draw(b, t, o), torch.tensor(0.37, dtype=torch.float64)
+    weight, bias = draw.parameter(b, is_shared, o, i), draw.parameter(b, is_shared, o)
+    new_weight, new_bias = linear_descent(weight, dy, x, inner_lr), bias_descent(bias, dy, inner_lr)
+    assert new_weight.shape == (b, o, i)
+    assert new_bias.shape == (b, o)
+    for n, (w, c) in enumerate(zip(each(weight, b, 2), each(bias, b, 1), strict=True)):
+        assert w is not None and c is not None
+        gradients = torch.autograd.grad(F.linear(x[n], w, c), (w, c), dy[n], retain_graph=True)
+        if not is_shared:  # autograd gives the gradient of the view's own rows
+            assert gradients[0].shape == (o, i)
+        assert error(new_weight[n], w - 0.37 * gradients[0]) < LIMIT
+        assert error(new_bias[n], c - 0.37 * gradients[1]) < LIMIT
+
+
+@given(batches, lengths, widths, widths, seeds)
+def test_descent_is_additive_over_positions(b: int, t: int, i: int, o: int, seed: int) -> None:
+    draw, inner_lr = Draw(seed), torch.tensor(0.5, dtype=torch.float64)
+    weight, x, dy = draw(o, i), draw(b, t + 1, i), draw(b, t + 1, o)
+    in_two = linear_descent(linear_descent(weight, dy[:, :t], x[:, :t], inner_lr), dy[:, t:], x[:, t:], inner_lr)
+    assert error(linear_descent(weight, dy, x, inner_lr), in_two) < LIMIT
+    assert error(linear_descent(weight, torch.zeros_like(dy), x, inner_lr), weight.expand(b, o, i)) == 0
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.booleans(), st.data())
+def test_prefix_reads_rows(rows: int, columns: int, transpose: bool, data: st.DataObject) -> None:
+    stored = torch.arange(rows * columns, dtype=torch.float64).reshape(rows, columns)
+    logical = stored.t() if transpose else stored
+    start = data.draw(st.integers(0, len(logical) - 1))
+    stop = data.draw(st.integers(start + 1, len(logical)))
+    value = prefix(stored, start, stop, transpose)
+    assert torch.equal(value, logical[start:stop])
+    assert value.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()  # a read, not a copy
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_stays(dtype: torch.dtype) -> None:
+    """The inner learning rate is a float32 scalar and promotes nothing."""
+    draw, inner_lr = Draw(0), torch.tensor(0.37)
+    x, dy, weight, bias = draw(2, 5, 4), draw(2, 5, 3), draw(3, 4), draw(3)
+    low = [value.to(dtype) for value in (x, dy, weight, bias)]
+    pairs = [
+        (linear_forward(low[0], low[2], low[3]), linear_forward(x, weight, bias)),
+        (linear_backward(low[1], low[2]), linear_backward(dy, weight)),
+        (linear_descent(low[2], low[1], low[0], inner_lr), linear_descent(weight, dy, x, inner_lr.double())),
+        (bias_descent(low[3], low[1], inner_lr), bias_descent(bias, dy, inner_lr.double())),
+    ]
+    for found, expected in pairs:
+        assert found.dtype == dtype
+        assert error(found, expected) < HALF[dtype]
