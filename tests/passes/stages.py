@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tests.models import capture_again
+from tests.models import capture_again, copied
 from tests.nano import nano
+from tests.tolerances import error
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.node_meta import info
@@ -50,10 +51,7 @@ def _captured_nano(layers: int) -> Captured:
 
 def nano_captured(layers: int = 2) -> Captured:
     kept = _captured_nano(layers)
-    owner = kept.graph.owning_module
-    graph = copy.deepcopy(kept.graph)
-    graph.owning_module = owner
-    return Captured(graph, kept.tensors, kept.aliases, kept.constants)
+    return Captured(copied(kept.graph), kept.tensors, kept.aliases, kept.constants)
 
 
 def stage(last: str | None, config: SimulatorConfig | None = None, *, layers: int = 2, model: nn.Module | None = None) -> Stage:
@@ -107,6 +105,16 @@ def numbers(at: Stage, given: dict[str, Any] | None = None) -> Any:
     with torch.no_grad():
         result = fx.Interpreter(fx.GraphModule(root, copy.deepcopy(at.graph))).run(*values)
     return result[0] if isinstance(result, tuple) else result
+
+
+def assert_same_numbers(name: str, limit: float = 1e-12, config: SimulatorConfig | None = None, **options: Any) -> None:
+    """The pass `name` changes nothing that the graph computes: every output of before is found after it, equal."""
+    at = before(name, config, **options)
+    given = inputs(vocab=at.context.tensors["tokens.weight"].shape[0]) if "tokens.weight" in at.context.tensors else inputs()
+    expected = flat(numbers(at, given))
+    found = flat(numbers(apply(name, at), given))
+    assert set(expected) <= set(found)
+    assert {key: e for key in expected if not (e := error(found[key], expected[key])) < limit} == {}
 
 
 def flat(result: Any) -> dict[str, Tensor]:
