@@ -1,6 +1,6 @@
 """The artifact: one directory that holds a compiled simulator.
 
-    manifest.json        format version, config, source, facts, layout, library versions, checksums of the other files
+    manifest.json        format version, config, source, facts, layout, library versions, checksums of all files
     graph.json           the stages of the graph; `lowered` is what runs, its operators are all of the tint dialect
     weights.safetensors  the auxiliary weights by their own names, and the inner learning rate
     report.json          what `tintc compile` prints
@@ -12,9 +12,11 @@ directory beside the target, then a rename.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -27,9 +29,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import tintc
+from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.contracts import check_property
 from tintc.compiler.errors import ArtifactError, UsageError
 from tintc.compiler.layout import Layout
+from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import ModelFacts
 from tintc.compiler.program import Program
 from tintc.compiler.records import NodeRecord, from_records
@@ -41,6 +46,8 @@ FORMAT_VERSION = 1
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
 _TOKENIZER = "tokenizer"
+_OWN_DIGEST = "manifest_sha256"
+_PROPERTIES = ("well_formed", "tint_only", "shapes_agree", "named_outputs")
 _LIBRARIES = ("torch", "transformers", "safetensors")
 
 
@@ -49,29 +56,42 @@ def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
     in both cases what was there stays as it was."""
     path = path.expanduser()
     check_target(path, force=force)
+    target = path.resolve()  # `.` has no parent to write beside
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         _write(simulator, temporary)
-        temporary.chmod(0o755)
-        _move_into_place(temporary, path)
+        _open_to_others(temporary)
+        _move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ArtifactError(f"cannot write {path}: {reason}; nothing was left behind") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if not target.exists():
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
     return path
 
 
 def check_target(path: Path, *, force: bool) -> None:
     """Raises UsageError if an artifact cannot be written to `path`."""
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; pass --force to replace it, or another output directory")
-    if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} exists and is no tintc artifact; tintc does not replace what it did not write")
+    path = path.expanduser()
+    try:
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists; pass --force to replace it, or another output directory")
+        if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} exists and is no tintc artifact; tintc does not replace what it did not write")
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; expected a directory that can be written") from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        got = "cannot be written" if nearest.is_dir() else "is a file"
+        raise UsageError(f"cannot write {path}: {nearest} {got}; expected a directory that can be written")
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Simulator:
@@ -84,6 +104,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
     root = Path(path).expanduser()
     manifest = read_manifest(root)
     graph = _read_json(root / _GRAPH)
+    tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
+    inner_lr = tensors.pop(INNER_LR)
     try:
         stages = {name: [NodeRecord(**record) for record in records] for name, records in graph.items()}
         program = Program(
@@ -94,35 +116,71 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
             aliases=dict(manifest["aliases"]),
             stages=stages,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{root}: malformed ({type(error).__name__}: {error}); compile the model again") from error
-    tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
-    inner_lr = tensors.pop(INNER_LR)
-    simulator = Simulator(program, tensors, source=manifest["source"], tokenizer=_tokenizer(root))
+        source = dict(manifest["source"])
+        problems = _problems(program, tensors)
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{root} is malformed ({type(error).__name__}: {error}); compile the model again") from error
+    if problems:
+        raise ArtifactError(f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again")
+    simulator = Simulator(program, tensors, source=source, tokenizer=_tokenizer(root))
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest, after checking the format version and the checksum of every file. Raises ArtifactError."""
-    if not (root / _MANIFEST).is_file():
+    """The manifest, after checking the format version, its own checksum and that of every file. Raises ArtifactError."""
+    file = root / _MANIFEST
+    if not os.path.isfile(file):
         raise ArtifactError(f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR writes one)")
-    manifest = _read_json(root / _MANIFEST)
+    manifest = _read_json(file)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: compile the model again")
-    for name, expected in manifest.get("sha256", {}).items():
-        file = root / name
-        found = sha256(file) if file.is_file() else "no such file"
-        if found != expected:
-            raise ArtifactError(f"{file} is altered or truncated: its sha256 is {found}, the manifest says {expected}")
+    _check_digest(file, _manifest_digest(manifest), manifest.get(_OWN_DIGEST))
+    expected = manifest.get("sha256")
+    if not isinstance(expected, dict):
+        raise ArtifactError(f"{file} lists no checksums; compile the model again")
+    loaded = {_GRAPH, _WEIGHTS, _REPORT, *(f.relative_to(root).as_posix() for f in (root / _TOKENIZER).rglob("*") if f.is_file())}
+    for name in sorted(loaded | set(expected)):
+        _check_digest(root / name, sha256(root / name), expected.get(name))
     return dict(manifest)
 
 
+def _check_digest(file: Path, found: str, expected: object) -> None:
+    if found != expected:
+        raise ArtifactError(f"{file} is altered or truncated: its sha256 is {found}, the manifest says {expected or 'nothing of it'}")
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """Of the manifest's content without this digest itself."""
+    content = {name: value for name, value in manifest.items() if name != _OWN_DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Why the graph is not a lowered one, or where graph, layout and weights do not fit each other."""
+    names = [record.name for record in program.stages["lowered"]]
+    problems = [] if names == [node.name for node in program.graph.nodes] else ["its nodes have names that tintc does not give"]
+    problems += [problem for name in _PROPERTIES for problem in check_property(name, program.graph, None)]
+    parameters = {name: node for node in program.graph.find_nodes(op="placeholder") if (name := info(node).parameter) is not None}
+    named = {*parameters, *(slot.parameter for slot in program.layout.prefix.values()), *program.aliases.values()}
+    problems += [f"there is no weight {name}" for name in sorted(map(str, named)) if name not in tensors]
+    if not problems:
+        slots = program.layout.prefix
+        problems += [f"there is no slot {name}" for name in outputs(program.graph)["updates"] if name not in slots]
+        problems += [f"{name} has another shape" for name, node in parameters.items() if info(node).shape != tuple(tensors[name].shape)]
+    return problems
+
+
 def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """Hexadecimal digest of a file's content. Raises ArtifactError if it cannot be read."""
+    try:
+        with file.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}; its sha256 cannot be checked") from error
 
 
 def _write(simulator: Simulator, root: Path) -> None:
@@ -134,8 +192,11 @@ def _write(simulator: Simulator, root: Path) -> None:
     save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / _WEIGHTS)
     _write_json(root / _REPORT, report(simulator))
     if simulator.tokenizer is not None:
-        simulator.tokenizer.save_pretrained(str(root / _TOKENIZER))
-    manifest = {
+        try:
+            simulator.tokenizer.save_pretrained(str(root / _TOKENIZER))
+        except Exception as error:  # the tokenizers library raises a bare Exception when the disk is full
+            raise OSError(f"the tokenizer cannot be saved: {error}") from error
+    manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
         "source": simulator.source,
@@ -149,7 +210,15 @@ def _write(simulator: Simulator, root: Path) -> None:
         },
         "sha256": {str(f.relative_to(root).as_posix()): sha256(f) for f in sorted(root.rglob("*")) if f.is_file()},
     }
-    _write_json(root / _MANIFEST, manifest)
+    _write_json(root / _MANIFEST, {**manifest, _OWN_DIGEST: _manifest_digest(manifest)})
+
+
+def _open_to_others(root: Path) -> None:
+    """Gives files and folders the permissions of any new file: temporary ones are closed to other users."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (root, *root.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
@@ -158,11 +227,12 @@ def _move_into_place(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent)) / "artifact"
-    path.rename(aside)
     try:
+        path.rename(aside)
         temporary.rename(path)
-    except OSError:
-        aside.rename(path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
         raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)

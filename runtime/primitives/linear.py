@@ -13,7 +13,8 @@ from torch import Tensor
 def prefix(parameter: Tensor, start: int, stop: int, transpose: bool) -> Tensor:
     """Reads a prefix slot: rows start..stop-1 of a parameter, after transposing it if it is stored as (I, O)."""
     rows = parameter.t() if transpose else parameter
-    return rows[start:stop]
+    whole = (start, stop) == (0, parameter.shape[1 if transpose else 0])
+    return rows if whole else rows[start:stop]
 
 
 def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -35,7 +35,7 @@ def configure_logging() -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if not Verbosity.quiet:
-            err.print(f"warning: {message}", markup=False)
+            err.print(f"warning: {' '.join(str(message).split())}", markup=False)
 
     warnings.showwarning = show
     if Verbosity.quiet:

@@ -44,7 +44,7 @@ def _records(path: Path, stage: str) -> list[NodeRecord]:
 
 def _print_graph(path: Path, stage: str, form: str) -> None:
     if form == "code" and stage == "emitted":
-        console.out.out(load(path).emitted().code.strip(), highlight=False)
+        console.out.out(_one_argument_a_line(load(path).emitted().code.strip()), highlight=False)
         return
     records = _records(path, stage)
     if form == "json":
@@ -55,6 +55,11 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
         console.out.out(as_code(records), highlight=False)
     else:
         console.out.print(_table(records))
+
+
+def _one_argument_a_line(code: str) -> str:
+    signature, body = code.split("):\n", 1)
+    return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
 
 
 def _operators(counts: dict[str, int]) -> Table:

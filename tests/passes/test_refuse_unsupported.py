@@ -1,0 +1,79 @@
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from tests.models import randomized
+from tests.passes.stages import apply, assert_golden, assert_same_numbers, before, printed, stage
+from tests.passes.toys import toy
+from tintc.compiler.errors import UnsupportedModelError
+
+
+def refusal(model: torch.nn.Module) -> str:
+    with pytest.raises(UnsupportedModelError) as caught:
+        stage("refuse_unsupported", model=model)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_accepts_without_a_change() -> None:
+    at = before("refuse_unsupported")
+    text = printed(at.graph)
+    assert printed(apply("refuse_unsupported", at).graph) == text
+    assert_same_numbers("refuse_unsupported")
+
+
+def test_names_every_operator_at_once() -> None:
+    """Operator, count, module path, source line and reason of each."""
+    message = refusal(toy(lambda m, x, ids: torch.sigmoid(torch.sigmoid(m.linear(x))) + F.linear(x, m.linear.weight * 2) + m.scale))
+    for part in ("aten.sigmoid.default x2", "aten.linear.default x1", "aten.add.Tensor", "its weight or bias is computed"):
+        assert part in message
+    assert "test_refuse_unsupported.py:" in message
+    assert "supported:" in message
+    assert "/" not in message.split("supported:")[0].replace("tests/", ""), "a folder of this machine"
+
+
+def test_llama_is_refused_with_all_its_operators() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=19,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        bos_token_id=0,
+    )
+    message = refusal(randomized(transformers.LlamaForCausalLM(config)).double())
+    assert (
+        "aten.scaled_dot_product_attention.default x2 in model.layers.0.self_attn (transformers/integrations/sdpa_attention.py:" in message
+    )
+    assert "aten.pow" in message or "aten.rsqrt" in message, "its RMS norms are not named"
+    assert "aten.mul.Tensor" in message, "its gated unit is not named"
+    assert "modeling_llama.py:" in message
+
+
+def test_a_bidirectional_model_is_refused() -> None:
+    config = transformers.BertConfig(
+        vocab_size=19, hidden_size=12, num_hidden_layers=1, num_attention_heads=3, intermediate_size=20, max_position_embeddings=16
+    )
+    message = refusal(randomized(transformers.BertLMHeadModel(config)).double())
+    assert "aten.scaled_dot_product_attention.default x1 in bert.encoder.layer.0.attention.self" in message
+    assert "causal" in message
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=19,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        num_local_experts=2,
+    )
+    assert "Mixtral" in (message := refusal(randomized(transformers.MixtralForCausalLM(config)).double())) or "modeling_mixtral" in message
+
+
+def test_golden(update_golden: bool) -> None:
+    assert_golden("refuse_unsupported", printed(stage("refuse_unsupported", layers=1).graph), update_golden)
