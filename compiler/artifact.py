@@ -84,14 +84,27 @@ def check_target(path: Path, *, force: bool) -> None:
     try:
         if path.exists() and not force:
             raise UsageError(f"{path} exists; pass --force to replace it, or another output directory")
-        if path.exists() and not (path / _MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists and is no tintc artifact; tintc does not replace what it did not write")
+        if path.exists() and (foreign := _foreign(path)):
+            raise UsageError(f"{path} exists and {foreign}; tintc does not replace what it did not write")
         nearest = next(parent for parent in path.absolute().parents if parent.exists())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}; expected a directory that can be written") from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         got = "cannot be written" if nearest.is_dir() else "is a file"
         raise UsageError(f"cannot write {path}: {nearest} {got}; expected a directory that can be written")
+
+
+def _foreign(path: Path) -> str | None:
+    """What `path` holds that tintc did not write; None for an artifact or an empty directory."""
+    if not path.is_dir():
+        return "is a file"
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        strange = sorted(found - {_MANIFEST, *manifest["sha256"]}) if "format_version" in manifest else sorted(found)
+    except (OSError, ValueError, TypeError, KeyError):
+        return "is no tintc artifact" if found else None
+    return f"holds {', '.join(strange[:3])}" if strange else None
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Simulator:

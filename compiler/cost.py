@@ -2,8 +2,9 @@
 
 FLOPs count a multiplication and an addition as two and matrix products only (linear layers, attention, the
 head): norms, activations and softmax are below 1 % of them. Peak memory is a walk over the graph in program
-order: weights, plus every value from where it is made to its last use, plus what the largest single operator
-holds inside. B, T and S (batch, tokens, training segment) are given.
+order: weights, plus every value from where it is made to its last use, plus what each operator holds inside
+(`_inside`; tests/compiler/test_cost.py measures both). Only what the logits need counts. B, T and S (batch,
+tokens, training segment) are given.
 """
 
 from __future__ import annotations
@@ -35,9 +36,19 @@ class Cost:
 def estimate(graph: fx.Graph, *, batch: int, tokens: int, segment: int, bytes_per_number: int) -> Cost:
     """Cost of one call that returns the logits (not the initial ones)."""
     sizes = {"B": batch, "T": tokens, "S": segment}
-    flops = sum(_flops(node, sizes) for node in graph.nodes if tint_name(node))
+    needed = _needed(graph)
+    flops = sum(_flops(node, sizes) for node in needed if tint_name(node))
     weights = sum(_count(info(n).shape, sizes) for n in graph.nodes if info(n).role == "parameter") * bytes_per_number
-    return Cost(flops, weights, weights + _peak(graph, sizes, bytes_per_number))
+    return Cost(flops, weights, weights + _peak(graph, needed, sizes, bytes_per_number))
+
+
+def _needed(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the logits depend on, in program order."""
+    needed = {outputs(graph)["logits"]}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]
 
 
 def _count(shape: Shape, sizes: Mapping[str, int]) -> int:
@@ -64,19 +75,18 @@ def _last(node: fx.Node) -> int:
     return size
 
 
-def _peak(graph: fx.Graph, sizes: Mapping[str, int], width: int) -> int:
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    storage = {node: _storage(node) for node in graph.nodes}
-    last_use: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        sources = [outputs(graph)["logits"]] if node.op == "output" else node.all_input_nodes
-        for source in (node, *sources):
+def _peak(graph: fx.Graph, needed: list[fx.Node], sizes: Mapping[str, int], width: int) -> int:
+    order = {node: i for i, node in enumerate(needed)}
+    storage = {node: _storage(node) for node in needed}
+    last_use = {storage[outputs(graph)["logits"]]: len(needed)}
+    for node in needed:
+        for source in (node, *node.all_input_nodes):
             last_use[storage[source]] = max(last_use.get(storage[source], 0), order[node])
     dying: dict[int, list[fx.Node]] = {}
     for node, last in last_use.items():
         dying.setdefault(last, []).append(node)
     live = peak = 0
-    for node in graph.nodes:
+    for node in needed:
         owns = storage[node] is node and node.op == "call_function"
         live += _bytes(node, sizes, width) if owns else 0
         peak = max(peak, live + _inside(node, sizes, width))
@@ -99,11 +109,34 @@ def _bytes(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
 
 
 def _inside(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
-    """What an operator holds besides its arguments and results: attention's probabilities, the loss's softmax."""
-    if is_tint(node, "attention_forward"):
-        return 0  # torch's fused kernel keeps no (T, T) matrix
-    if is_tint(node, "attention_backward_value", "attention_backward_full"):
-        query = info(argument(node, "q")).shape
-        matrix = _count((query[0], argument(node, "heads"), query[1], query[1]), sizes) * width
-        return matrix * (2 if is_tint(node, "attention_backward_value") else 4)
-    return _bytes(node, sizes, width) if is_tint(node, "loss_gradient") else 0
+    """Bytes that an operator of `runtime/primitives` holds at its worst moment besides its arguments and results.
+
+    Half precision (`width` 2) computes norms, activations and softmax in float32 (`wide` 4).
+    """
+    wide = max(width, 4)
+    count = _count(info(node).shape, sizes) if not is_tint(node, "attention_backward_full") else 0
+    match tint_name(node):
+        case "attention_forward":
+            return _count(info(argument(node, "mask")).shape, sizes) * width  # torch makes numbers of the boolean mask
+        case "attention_backward_value":
+            return _probabilities(node, sizes) * 2 * wide
+        case "attention_backward_full":
+            return _probabilities(node, sizes) * max(3 * width, 2 * wide)
+        case "loss_gradient":
+            return count * 2 * (wide - width)
+        case "norm_backward":
+            return count * (5 * wide - width)
+        case "activation_backward":
+            plain = argument(node, "kind") == "relu" or (argument(node, "gradient") == "first_order" and width == 8)
+            return count * ((3 if plain else 5) * wide - width)
+        case "norm_descent":
+            return _count(info(argument(node, "x")).shape, sizes) * 2 * wide
+        case "linear_descent":
+            return _count(info(argument(node, "dy")).shape, sizes) * width
+        case _:
+            return 0
+
+
+def _probabilities(node: fx.Node, sizes: Mapping[str, int]) -> int:
+    query = info(argument(node, "q")).shape
+    return _count((query[0], argument(node, "heads"), query[1], query[1]), sizes)

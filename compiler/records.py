@@ -6,6 +6,7 @@ back, and only operators of the `tint` dialect (and the choice of one of several
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -23,7 +24,7 @@ _INFO_FIELDS = ("dtype", "module", "source", "parameter", "slot", "trainable", "
 
 @dataclass
 class NodeRecord:
-    """One node. args: JSON values, with {"node": name} for a node and {"repr": text} for what JSON has no form for."""
+    """One node. args: JSON values, with {"node": name} for a node and {"repr": text} for what JSON has no form for (dtypes, infinities)."""
 
     name: str
     kind: Kind
@@ -71,6 +72,8 @@ def _record(node: fx.Node, symbols: dict[str, str]) -> NodeRecord:
 
 
 def _operator_name(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return f".{node.target}"
     if node.op != "call_function":
         return str(node.op)
     if node.target is operator.getitem:
@@ -89,7 +92,7 @@ def _encode(value: Any) -> Any:
         return [_encode(item) for item in value]
     if isinstance(value, dict):
         return {str(name): _encode(item) for name, item in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return {"repr": str(value)}
 

@@ -22,11 +22,11 @@ def report(simulator: Simulator) -> dict[str, Any]:
     """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of `tokens`, half of it trained."""
     program, layout = simulator.program, simulator.program.layout
     tokens = min(_TOKENS, program.facts.max_positions or _TOKENS)
-    segment = math.ceil(tokens / 2)
+    trained = math.ceil(tokens / 2)
     dtype = simulator.dtype
-    cost = estimate(program.graph, batch=1, tokens=tokens, segment=segment, bytes_per_number=dtype.itemsize)
+    cost = estimate(program.graph, batch=1, tokens=tokens, segment=max(trained - 1, 1), bytes_per_number=dtype.itemsize)
     operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
-    trained = [slot for slot in layout.prefix.values() if slot.trainable]
+    trainable = [slot for slot in layout.prefix.values() if slot.trainable]
     updated = outputs(program.graph)["updates"]
     return {
         "source": {key: simulator.source.get(key) for key in ("kind", "name", "revision", "sha256")},
@@ -37,7 +37,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "max_positions": program.facts.max_positions,
         "vocab_size": program.facts.vocab_size,
         "prefix_slots": len(layout.prefix),
-        "trainable_slots": len(trained),
+        "trainable_slots": len(trainable),
         "updated_slots": len(updated),
         "updated_parameters": sum(layout.prefix[name].numbers for name in updated),
         "memory_slots": len(layout.memory),
@@ -53,7 +53,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "estimate": {
             "batch": 1,
             "tokens": tokens,
-            "training_segment": segment,
+            "training_segment": trained,
             "flops": cost.flops,
             "weight_bytes": cost.weight_bytes,
             "peak_bytes": cost.peak_bytes,

@@ -2,6 +2,7 @@
 
     dropout(x, p, False); contiguous(x); to(x, same dtype); slice(x, everything)   ->  x
     wrap_with_set_grad_enabled(False, body, *args)                                 ->  body(*args), inlined
+    relu_(x); add_(x, y)                                                           ->  relu(x); add(x, y), read by later users of x
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
     addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import fx
 
 from tintc.compiler.builder import operands
@@ -33,6 +35,7 @@ _TOKENWISE = (
 def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Nothing that it does not recognise is touched."""
     _inline_grad_modes(graph)
+    _functionalize(graph)
     for node in list(graph.nodes):
         if calls(node, aten._assert_tensor_metadata, aten.sym_constrain_range_for_size, aten._assert_scalar):
             graph.erase_node(node)
@@ -62,6 +65,23 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
             user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _functionalize(graph: fx.Graph) -> None:
+    """In-place operators become functional. One that writes to a view is left, and refused later: its base changes too."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)]:
+        packet = node.target.overloadpacket.__name__
+        functional = getattr(aten, packet.removesuffix("_"), None)
+        written = node.args[0] if node.args else None
+        if not packet.endswith("_") or packet.endswith("__") or functional is None or not isinstance(written, fx.Node):
+            continue
+        overload = getattr(functional, node.target._overloadname, None)
+        if overload is None or calls(written, *_VIEWS, aten.transpose, aten.permute, aten.slice, aten.select, aten.unsqueeze, aten.expand):
+            info(node).refused = "it writes to a view in place"
+            continue
+        node.target = overload
+        written.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 (called at once)
 
 
 def _is_no_op(node: fx.Node) -> bool:

@@ -74,6 +74,26 @@ def depends_on(node: fx.Node, wanted: Callable[[fx.Node], bool]) -> bool:
     return False
 
 
+_SIZE_ONLY = (
+    *(aten.sym_size, aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like),
+    *(aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty),
+)
+
+
+def reads_token_values(node: fx.Node) -> bool:
+    """Whether the node's value depends on which tokens come in, not only on how many."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if info(current).role == "input":
+            return True
+        if current not in seen and not calls(current, *_SIZE_ONLY):
+            stack += current.all_input_nodes
+        seen.add(current)
+    return False
+
+
 def evaluate(node: fx.Node, input_ids: Tensor, constants: dict[str, Tensor]) -> Any:
     """Value of a node that depends on the inputs' sizes and on constants only (masks, positions)."""
     values: dict[fx.Node, Any] = {}

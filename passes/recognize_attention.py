@@ -18,7 +18,19 @@ from torch import Tensor, fx
 from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, last_size, number, only_user, sizes, with_defaults
+from tintc.passes.patterns import (
+    aten,
+    calls,
+    depends_on,
+    evaluate,
+    is_parameter,
+    last_size,
+    number,
+    only_user,
+    reads_token_values,
+    sizes,
+    with_defaults,
+)
 
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 _LONGEST_MASK = 2048  # a window narrower than this shows in the evaluated mask
@@ -119,11 +131,13 @@ def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> st
         return "" if is_causal else "it is not causal: every position sees every other"
     if depends_on(mask, lambda n: is_parameter(n)):
         return "its mask or bias depends on a weight"
+    if reads_token_values(mask):
+        return "its mask depends on the token ids"
     device = next(iter(context.tensors.values())).device
     device = torch.device("cpu") if device.type == "meta" else device
     longest = min(context.facts.max_positions or _LONGEST_MASK, _LONGEST_MASK)
-    for batch, length, token in ((2, 7, 0), (1, longest, 1)):
-        ids = torch.full((batch, min(length, longest)), token, dtype=torch.int64, device=device)
+    for batch, length in ((2, min(7, longest)), (1, longest)):
+        ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
         try:
             value = evaluate(mask, ids, context.constants)
         except (RuntimeError, TypeError, KeyError, IndexError) as error:

@@ -15,7 +15,7 @@ from torch import fx
 from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter
+from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, reads_token_values
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
@@ -52,12 +52,14 @@ def _position_offset(index: fx.Node, context: Context) -> int | str:
     """c where the index is 0 1 2 ... + c in every row; else why not."""
     if depends_on(index, lambda n: is_parameter(n)):
         return "its index depends on a weight; expected token ids or positions"
+    if reads_token_values(index):
+        return "its index is neither the token ids nor consecutive positions: it computes with the ids"
     device = next(iter(context.tensors.values())).device
     if device.type == "meta":
         device = torch.device("cpu")
     offsets = []
-    for batch, length, token in ((2, 7, 0), (1, 5, 1)):
-        ids = torch.full((batch, length), token, dtype=torch.int64, device=device)
+    for batch, length in ((2, 7), (1, 5)):
+        ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
         try:
             value = evaluate(index, ids, context.constants)
             rows = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=device)
@@ -66,4 +68,4 @@ def _position_offset(index: fx.Node, context: Context) -> int | str:
         if not bool((rows == rows[0, 0]).all()):
             return "its index is neither the token ids nor consecutive positions"
         offsets.append(int(rows[0, 0]))
-    return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the token ids"
+    return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the length"

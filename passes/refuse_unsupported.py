@@ -14,11 +14,15 @@ from tintc.compiler.dialect import tint_name
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import depends_on
+from tintc.passes.patterns import aten, calls
 
 _SUPPORTED = (
     "supported: embeddings of tokens and positions, linear, layer_norm, relu, gelu, silu, tanh, "
     "causal scaled_dot_product_attention, sums of two activations"
+)
+_LAYOUT = (
+    *(aten.view, aten.reshape, aten._unsafe_view, aten.transpose, aten.permute, aten.t, aten.expand, aten.unsqueeze, aten.squeeze),
+    *(aten.slice, aten.select, aten.split, aten.chunk, aten.contiguous, operator.getitem),
 )
 
 
@@ -26,17 +30,32 @@ _SUPPORTED = (
 def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
     """Raises UnsupportedModelError listing operator, count, module path, source line and reason of all that was not recognised."""
     left = [n for n in graph.nodes if n.op == "call_function" and tint_name(n) is None]
-    # Shape arithmetic in front of an unrecognised operator is its consequence, not a finding of its own.
-    findings = [n for n in left if info(n).refused] or [n for n in left if depends_on(n, lambda m: tint_name(m) is not None)] or left
     if not left:
         return graph
-    groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
-    for node in findings:
-        name = node.target.__name__ if node.target is operator.getitem else str(node.target)
-        groups[name, info(node).refused].append(node)
+    groups: dict[tuple[str, str, str], list[fx.Node]] = defaultdict(list)
+    for node in _findings(left):
+        name = "getitem" if node.target is operator.getitem else str(node.target)
+        groups[name, info(node).source, info(node).refused].append(node)
     lines = [
-        f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} ({info(nodes[0]).source or 'no source line'})"
-        + (f": {reason}" if reason else "")
-        for (name, reason), nodes in groups.items()
+        f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} ({source or 'no source line'})" + (f": {reason}" if reason else "")
+        for (name, source, reason), nodes in groups.items()
     ]
     raise UnsupportedModelError("cannot simulate this model: " + "; ".join(lines) + ". " + _SUPPORTED)
+
+
+def _findings(left: list[fx.Node]) -> list[fx.Node]:
+    """The operators to name: those that compute with activations or weights. Masks and positions that an unrecognised attention
+    still reads, views around it, and sums with something unrecognised are consequences."""
+    computing: set[fx.Node] = set()
+    for node in left:  # in topological order
+        if any(tint_name(source) or info(source).role == "parameter" or source in computing for source in node.all_input_nodes):
+            computing.add(node)
+    causes = [n for n in left if n in computing and not calls(n, *_LAYOUT) and not _is_consequence(n, computing)]
+    return causes or [n for n in left if info(n).refused] or [n for n in left if n in computing] or left
+
+
+def _is_consequence(node: fx.Node, computing: set[fx.Node]) -> bool:
+    """A sum of two activations, one of which is itself unrecognised."""
+    unrecognised = [source for source in node.all_input_nodes if source in computing]
+    activations = [source for source in node.all_input_nodes if source in computing or tint_name(source)]
+    return calls(node, aten.add) and len(activations) == 2 and bool(unrecognised)

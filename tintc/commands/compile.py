@@ -22,7 +22,7 @@ def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_j
 
     check_target(output, force=force)
     start = time.monotonic()
-    with console.stages(6) as stage:
+    with console.stages(5) as stage:
         simulator = compile_model(source, config, progress=stage, **options)
         stage("save")
         simulator.save(output, force=force)
@@ -31,7 +31,7 @@ def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_j
     if as_json:
         console.print_json({**facts, "output": str(output), "seconds": round(seconds, 2), "peak_memory_bytes": peak})
         return
-    console.out.print(summary(facts))
+    console.print_table(summary(facts), fold=True)
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; "
@@ -58,7 +58,8 @@ def summary(facts: dict[str, Any]) -> Table:
         "source": f"{facts['source']['name']} ({facts['source']['kind']})",
         "auxiliary model": f"{console.number(facts['auxiliary_parameters'])} parameters, {facts['blocks']} blocks, "
         f"vocabulary {facts['vocab_size']}, {facts['max_positions'] or 'unlimited'} positions",
-        "inner training": f"{steps} at learning rate {config['inner_lr']:g} on the top {facts['trained_blocks']} blocks",
+        "inner training": f"{steps} at learning rate {config['inner_lr']:g} on the top {facts['trained_blocks']} "
+        f"of {facts['blocks']} blocks",
         "gradients": f"{approximations}, norm update {config['norm_update']}",
         "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "
         f"({console.number(facts['updated_parameters'])} parameters)",

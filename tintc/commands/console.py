@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -13,9 +14,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
-# A pipe or a file has no width to fit tables into.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+_UNLIMITED = 10_000  # columns; a table without a box takes what it needs
+
+out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -43,8 +47,25 @@ def configure_logging() -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout and nothing else."""
-    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(table: Table, *, fold: bool = False) -> None:
+    """A table at its natural width, so that no name is cut; fold: cells wrap to fit a terminal."""
+    width = out.width if fold and out.is_terminal else _UNLIMITED
+    for line in out.render_lines(table, out.options.update(width=width), pad=False):
+        text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+        text.rstrip()
+        out.print(text)
 
 
 def number(value: float) -> str:

@@ -37,7 +37,7 @@ def run(*, as_json: bool) -> None:
     for name, value in facts.items():
         text = ", ".join(value) or "none" if isinstance(value, list) else str(value)
         table.add_row(f"[bold]{name}[/bold]", f"{psutil.virtual_memory().total / 2**30:.1f} GiB" if name == "memory_bytes" else text)
-    console.out.print(table)
+    console.print_table(table, fold=True)
 
 
 def _version(name: str) -> str | None:

@@ -18,8 +18,14 @@ from tintc.compiler.records import NodeRecord, to_records
 
 def run(path: Path, *, stage: str | None, form: str, slots: bool, node: str | None, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
-    manifest = read_manifest(path)
+    if as_json and form not in ("table", "json"):
+        raise UsageError(f"--json and --format {form} exclude each other; pass one of them")
     form = "json" if as_json else form
+    if slots and (stage is not None or node is not None):
+        raise UsageError("--slots shows the whole simulator; pass it without --stage and --node")
+    if (slots or node is not None) and form not in ("table", "json"):
+        raise UsageError(f"--format is {form}; {'--slots' if slots else '--node'} has the formats table and json")
+    manifest = read_manifest(path)
     if slots:
         _print_slots(Layout.from_dict(manifest["layout"]), form)
     elif node is not None:
@@ -31,8 +37,9 @@ def run(path: Path, *, stage: str | None, form: str, slots: bool, node: str | No
         if form == "json":
             console.print_json(facts)
             return
-        console.out.print(summary(facts))
-        console.out.print(_operators(facts["operators"]))
+        console.print_table(summary(facts), fold=True)
+        console.out.print()
+        console.print_table(_operators(facts["operators"]))
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
@@ -54,7 +61,7 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
     elif form == "code":
         console.out.out(as_code(records), highlight=False)
     else:
-        console.out.print(_table(records))
+        console.print_table(_table(records, stage))
 
 
 def _one_argument_a_line(code: str) -> str:
@@ -69,13 +76,14 @@ def _operators(counts: dict[str, int]) -> Table:
     return table
 
 
-def _table(records: list[NodeRecord]) -> Table:
+def _table(records: list[NodeRecord], stage: str) -> Table:
     table = Table("node", "operator", "shape", "phase", "step", "module", "reads", box=None, padding=(0, 2, 0, 0))
     for record in records:
         phase = record.info.get("phase", record.kind if record.kind != "call" else "")
         reads = ", ".join(record.inputs()) if record.kind != "output" else f"{len(record.inputs())} nodes"
         step = str(record.info.get("step", "")) if record.info.get("phase") else ""
-        table.add_row(record.name, record.operator, shape_text(record.shape), phase, step, record.info.get("module", ""), reads)
+        shape = shape_text(record.shape) if stage != "emitted" else ""  # plain torch calls carry no shapes
+        table.add_row(record.name, record.operator, shape, phase, step, record.info.get("module", ""), reads)
     return table
 
 
@@ -86,8 +94,9 @@ def shape_text(shape: list[Any]) -> str:
 
 def as_code(records: list[NodeRecord]) -> str:
     """One assignment a line, with shape, module and source line behind it."""
-    inputs = ", ".join(record.name for record in records if record.kind in ("input", "parameter"))
-    lines = [f"def simulator({inputs}):"]
+    lines = ["def simulator("]
+    lines += [f"    {record.name},  # {shape_text(record.shape)}" for record in records if record.kind in ("input", "parameter")]
+    lines.append("):")
     for record in records:
         if record.kind == "output":
             lines.append(f"    return {_argument(record.args[0])}")
@@ -143,8 +152,10 @@ def _print_slots(layout: Layout, form: str) -> None:
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"memory {layout.memory_width} coordinates a token"
     )
-    console.out.print(prefix)
-    console.out.print(memory)
+    console.out.print()
+    console.print_table(prefix)
+    console.out.print()
+    console.print_table(memory)
 
 
 def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> None:
@@ -163,4 +174,4 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
         table.add_row(f"[bold]{key}[/bold]", str(value))
     table.add_row("[bold]arguments[/bold]", ", ".join(_argument(a) for a in record.args))
     table.add_row("[bold]users[/bold]", ", ".join(users) or "none")
-    console.out.print(table)
+    console.print_table(table, fold=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tintc.commands import console
 from tintc.compiler.artifact import load
-from tintc.compiler.errors import InputError, UsageError
+from tintc.compiler.errors import InputError, NumericalError, UsageError
 from tintc.runtime.simulator import Simulator
 
 
@@ -33,6 +34,8 @@ def run(
     """Prints the perplexity of the untrained part before and after, and what the updated weights generate."""
     if not 0 <= train_fraction < 1:
         raise UsageError(f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is what is predicted")
+    if inner_lr is not None and not math.isfinite(inner_lr):
+        raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
     text = _read(text, file)
     simulator = load(path, device=device, dtype=dtype)
     if inner_lr is not None:
@@ -50,6 +53,11 @@ def run(
         assert out.loss is not None
         assert out.initial_loss is not None
         before, after = float(out.initial_loss), float(out.loss)
+        if not math.isfinite(after):
+            raise NumericalError(
+                f"the loss after the inner training is {after:g} at learning rate {float(simulator.inner_lr.detach()):g}: "
+                "the updated weights are too large; pass a smaller --inner-lr"
+            )
         continuation = _generate(simulator, ids, train_mask, generate) if generate else None
     result: dict[str, Any] = {
         "tokens": ids.shape[1],
@@ -59,26 +67,31 @@ def run(
         "steps": simulator.config.steps,
         "loss_before": before,
         "loss_after": after,
-        "perplexity_before": math.exp(before),
-        "perplexity_after": math.exp(after),
+        "perplexity_before": _perplexity(before),
+        "perplexity_after": _perplexity(after),
     }
     if continuation is not None:
         result["generated"] = continuation
     _print(result, as_json)
 
 
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 709 else math.inf  # e^709 is the largest power that a float holds
+
+
 def _read(text: str | None, file: str | None) -> str:
     if (text is None) == (file is None):
         raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
-    if file == "-":
-        text = sys.stdin.read()
-    elif file is not None:
-        try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InputError(f"cannot read {file}: {reason}") from error
-    assert text is not None
+    name = "--text" if file is None else "standard input" if file == "-" else file
+    try:
+        if file is not None:
+            data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+            text = data.decode("utf-8-sig")
+        assert text is not None
+        text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read {name}: {reason}") from error
     if not text.strip():
         raise InputError("the text is empty; expected a few sentences")
     return text.strip()
@@ -103,6 +116,8 @@ def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int)
     updates = simulator.updates(ids, train_mask)
     limit, end = simulator.program.facts.max_positions or math.inf, simulator.tokenizer.eos_token_id
     start = ids.shape[1]
+    if start + count > limit:
+        warnings.warn(f"the model has {limit} positions: there is room for {limit - start} of {count} generated tokens", stacklevel=2)
     with console.stages(count) as stage:
         while ids.shape[1] < min(start + count, limit):
             stage(f"generating token {ids.shape[1] - start + 1}")
@@ -120,9 +135,11 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     before, after = result["perplexity_before"], result["perplexity_after"]
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]tokens[/bold]", f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} predicted")
-    table.add_row("[bold]inner training[/bold]", f"{result['steps']} step(s) at learning rate {result['inner_lr']:g}")
-    table.add_row("[bold]perplexity before[/bold]", f"{before:.3f}")
-    table.add_row("[bold]perplexity after[/bold]", f"{after:.3f}  ({100 * (after / before - 1):+.2f} %)")
-    console.out.print(table)
+    steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
+    change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
+    table.add_row("[bold]inner training[/bold]", f"{steps} at learning rate {result['inner_lr']:g}")
+    table.add_row("[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}")
+    table.add_row("[bold]perplexity after[/bold]", (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change)
+    console.print_table(table, fold=True)
     if "generated" in result:
         console.out.print(result["generated"], markup=False)

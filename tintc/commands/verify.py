@@ -29,7 +29,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
         worst = max(result.updates, key=lambda update: update.worst)
         raise NumericalError(
             f"{path} disagrees with {result.reference}: initial logits differ by {result.initial_logits_error:.1e}, final by "
-            f"{result.logits_error:.1e} of the largest, {worst.name} by {worst.worst:.1e} of its largest weight"
+            f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) of the largest, {worst.name} by {worst.worst:.1e} of its largest weight"
         )
 
 
@@ -41,7 +41,7 @@ def _print(result: Verification) -> None:
         cosine = "-" if layer.cosine is None else f"{layer.cosine:.6f}"
         error = "-" if layer.relative_error is None else f"{layer.relative_error:.2e}"
         table.add_row(layer.name, cosine, error, ", ".join(still))
-    console.out.print(table)
+    console.print_table(table)
     kind = "exact" if result.exact else "approximate by configuration"
     console.out.print(
         f"{'agrees' if result.agrees else 'DISAGREES'} with {result.reference} in float64 ({kind}): initial logits "

@@ -1,0 +1,118 @@
+"""Every operator's shape rule equals the shape of its result, and its results carry gradients from outside."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.passes.stages import stage
+from tests.runtime.shapes import Draw
+from tintc.compiler.builder import infer_shape
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.dialect import OPERATORS, argument, is_tint, target, tint_name
+from tintc.compiler.node_meta import KEY, NodeInfo
+
+
+def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
+    """Arguments for a call: B sequences, T tokens, D inputs, O outputs; own: each sequence has its own weights."""
+    h, g, e = 4, 2, 3
+    x, dx, dy, lr = draw(b, t, d), draw(b, t, d), draw(b, t, o), torch.tensor(0.1, dtype=torch.float64)
+    weight, bias = draw.parameter(b, not own, o, d), draw.parameter(b, not own, o)
+    gamma, beta = draw.parameter(b, not own, d), draw.parameter(b, not own, d)
+    q, k, v, do = draw(b, t, h * e), draw(b, t, g * e), draw(b, t, g * e), draw(b, t, h * e)
+    mask = torch.ones(b if own else 1, 1, t, t, dtype=torch.bool).tril()
+    ids, loss_mask = torch.randint(o, (b, t), generator=draw.generator), torch.ones(b, t, dtype=torch.float64)
+    cut = (t + 1) // 2
+    return {
+        "prefix": (draw(d, o), 0, o, True),
+        "embedding": (draw(o + 2, d), ids, 2),
+        "residual": (x, dx),
+        "segment": (x, cut),
+        "segment_mask": (mask, cut),
+        "linear_forward": (x, weight, bias if d % 2 else None),
+        "linear_backward": (dy, weight),
+        "linear_descent": (weight, dy, x, lr),
+        "bias_descent": (bias, dy, lr),
+        "norm_forward": (x, gamma, beta if d % 2 else None, 1e-5, "layer"),
+        "norm_backward": (dx, x, gamma, 1e-5, "rms", "first_order", 1000.0),
+        "norm_descent": (gamma, dx, x, 1e-5, "layer", lr),
+        "activation_forward": (x, "silu"),
+        "activation_backward": (dx, x, "gelu", "exact", 1000.0),
+        "attention_forward": (q, k, v, mask, h, g, 0.5),
+        "attention_backward_value": (do, q, k, mask, h, g, 0.5),
+        "attention_backward_full": (do, q, k, v, mask, h, g, 0.5),
+        "loss_gradient": (dy, ids, loss_mask, "softmax"),
+        "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
+    }[name]
+
+
+def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
+    """The rule's answer, with its symbols replaced by the sizes."""
+    symbols = {"B": b, "T": t, "S": (t + 1) // 2}
+    shapes = [tuple(a.shape) if isinstance(a, Tensor) else a for a in given_arguments]
+    found = OPERATORS[name].shape(*shapes)
+    replaced = fx.node.map_aggregate(found, lambda size: symbols.get(size, size))  # type: ignore[arg-type]
+    return replaced
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=12)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.booleans(), st.integers(0, 99))
+def test_shape_rule_equals_the_results_shape(name: str, b: int, t: int, d: int, o: int, own: bool, seed: int) -> None:
+    given_arguments = arguments(name, b, t, d, o, own, Draw(seed))
+    result = target(name)(*given_arguments)
+    shapes = tuple(tuple(r.shape) for r in result) if isinstance(result, (tuple, list)) else tuple(result.shape)
+    assert by_rule(name, given_arguments, b, t) == shapes
+    kind = {"bool": torch.bool, "float": torch.float64, "int": torch.int64}[OPERATORS[name].dtype]
+    assert all(r.dtype == kind for r in (result if isinstance(result, (tuple, list)) else [result]))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_take_fake_tensors(name: str) -> None:
+    real = arguments(name, 2, 5, 3, 4, True, Draw(0))
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in real]
+        found = target(name)(*fake)
+    expected = target(name)(*real)
+    pairs = zip(found, expected, strict=True) if isinstance(expected, (tuple, list)) else [(found, expected)]
+    assert all(f.shape == r.shape and f.dtype == r.dtype for f, r in pairs)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "segment_mask"])
+def test_gradients_from_outside_pass_through(name: str) -> None:
+    """The simulator's inner backward pass is differentiable itself: second derivatives, checked by gradcheck."""
+    real = arguments(name, 2, 4, 3, 4, True, Draw(0))
+    floats = [a.detach().requires_grad_() for a in real if isinstance(a, Tensor) and a.is_floating_point()]
+
+    def call(*values: Tensor) -> Any:
+        rest = iter(values)
+        return target(name)(*(next(rest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in real))
+
+    assert torch.autograd.gradcheck(call, floats, eps=1e-6, atol=1e-5)
+
+
+def test_names_and_arguments() -> None:
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    call = graph.call_function(target("linear_forward"), (x, w))
+    other = graph.call_function(torch.relu, (call,))
+    assert tint_name(call) == "linear_forward"
+    assert tint_name(other) is tint_name(x) is None
+    assert is_tint(call, "residual", "linear_forward")
+    assert not is_tint(call, "residual")
+    assert (argument(call, "weight"), argument(call, "bias")) == (w, None)
+    x.meta[KEY], w.meta[KEY] = NodeInfo(shape=("B", "T", 3)), NodeInfo(shape=(5, 3))
+    assert infer_shape(call) == ("B", "T", 5)
+
+
+def test_every_operator_occurs_and_says_what_it_means() -> None:
+    """The dialect holds nothing that no pipeline emits."""
+    seen: set[str] = set()
+    for config in (SimulatorConfig.exact(), SimulatorConfig.paper(), SimulatorConfig.paper(loss_gradient="mean_embedding")):
+        seen |= {name for node in stage("verify", config).graph.nodes if (name := tint_name(node))}
+    assert seen == set(OPERATORS)
+    assert all(operator.meaning for operator in OPERATORS.values())
