@@ -177,13 +177,14 @@ def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
     names = [record.name for record in program.stages["lowered"]]
     problems = [] if names == [node.name for node in program.graph.nodes] else ["its nodes have names that tintc does not give"]
     problems += [problem for name in _PROPERTIES for problem in check_property(name, program.graph, None)]
-    parameters = {name: node for node in program.graph.find_nodes(op="placeholder") if (name := info(node).parameter) is not None}
-    named = {*parameters, *(slot.parameter for slot in program.layout.prefix.values()), *program.aliases.values()}
+    nodes = program.graph.find_nodes(op="placeholder")
+    parameters = [(name, node) for node in nodes if (name := info(node).parameter) is not None]
+    named = {*(name for name, _ in parameters), *(slot.parameter for slot in program.layout.prefix.values()), *program.aliases.values()}
     problems += [f"there is no weight {name}" for name in sorted(map(str, named)) if name not in tensors]
     if not problems:
         slots = program.layout.prefix
         problems += [f"there is no slot {name}" for name in outputs(program.graph)["updates"] if name not in slots]
-        problems += [f"{name} has another shape" for name, node in parameters.items() if info(node).shape != tuple(tensors[name].shape)]
+        problems += [f"{name} has another shape" for name, node in parameters if info(node).shape != tuple(tensors[name].shape)]
     return problems
 
 
@@ -265,13 +266,18 @@ def _read_json(file: Path) -> Any:
 def _read_weights(file: Path, device: str | torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt", device=str(device)) as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+            # Copied out of the file: what is mapped there is not aligned, and other kernels round differently.
+            tensors = {name: _cast(name, handle.get_tensor(name), dtype) for name in handle.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read: {error}") from error
     if INNER_LR not in tensors:
         raise ArtifactError(f"{file} holds no {INNER_LR}; compile the model again")
-    cast = {name: t.to(dtype) if dtype and t.is_floating_point() and name != INNER_LR else t for name, t in tensors.items()}
-    return cast
+    return tensors
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    changes = dtype is not None and tensor.is_floating_point() and name != INNER_LR
+    return tensor.to(dtype if changes else tensor.dtype, copy=True)
 
 
 def _tokenizer(root: Path) -> Any:

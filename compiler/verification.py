@@ -116,7 +116,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
         initial, final = forward(before, ids), forward(after, ids)
         out = simulator(ids, train_mask, return_initial=True)
         found = simulator.updated_state_dict(ids, train_mask)
-        under_found = forward(found, ids)
+        under_found = forward({name: found[name] for name in before}, ids)
     assert out.initial_logits is not None
     names = _trained_parameters(simulator)
     floor = torch.stack([(after[name] - before[name]).abs().max() for name in names]).max()

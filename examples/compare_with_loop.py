@@ -65,7 +65,10 @@ def main() -> None:
     difference = float((loop() - simulate()).abs().max() / loop().abs().max())  # also the warm-up
     pairs = [(timed(loop), timed(simulate)) for _ in range(args.pairs)]
     result = {
-        **{"source": args.source, "preset": args.preset, "tokens": args.tokens, "pairs": args.pairs},
+        "source": args.source,
+        "preset": args.preset,
+        "tokens": args.tokens,
+        "pairs": args.pairs,
         "threads": torch.get_num_threads(),
         "loop_seconds": round(statistics.median(a for a, _ in pairs), 4),
         "simulator_seconds": round(statistics.median(b for _, b in pairs), 4),

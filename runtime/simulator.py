@@ -23,7 +23,6 @@ from tintc.compiler.program import Program
 from tintc.runtime.fused import emit
 from tintc.runtime.inputs import Inputs, prepare
 from tintc.runtime.prefix import PrefixEmbeddings
-from tintc.runtime.primitives.precision import HALF
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Simulator(nn.Module):
     outside: without it torch records the call for a backward pass through all steps, which costs memory.
 
     In float16 and bfloat16 the weights, products and updates are of that type (norm differences, softmax and
-    losses run in float32), and the inner learning rate stays float32; updates far below a weight's own
-    precision are rounded away.
+    losses run in float32); updates far below a weight's own precision are rounded away. The inner learning rate
+    is float64 throughout.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class Simulator(nn.Module):
         self.source = source or {}
         self.tokenizer = tokenizer
         self.prefix = PrefixEmbeddings(tensors)
-        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=dtype, device=self.device))
+        self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
         self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], fx.GraphModule] = {}
         self._warned = False
 
@@ -77,11 +75,10 @@ class Simulator(nn.Module):
         return next(self.prefix.parameters()).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
-        # A learning rate of 1e-4 has four digits in float16 and three in bfloat16; keep it in float32 there.
+        # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and three in bfloat16.
         exact = self.inner_lr.detach().clone()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.inner_lr.dtype in HALF:
-            self.inner_lr.data = exact.to(self.inner_lr.device, torch.float32)
+        self.inner_lr.data = exact.to(self.inner_lr.device)
         return self
 
     def forward(

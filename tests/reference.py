@@ -190,7 +190,8 @@ def constant_probabilities(on: bool) -> Iterator[None]:
         scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
         if options.get("is_causal"):
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        assert attn_mask is not None and attn_mask.dtype == torch.bool
+        assert attn_mask is not None
+        assert attn_mask.dtype == torch.bool
         return scores.masked_fill(~attn_mask, float("-inf")).softmax(-1).detach() @ v
 
     if not on:

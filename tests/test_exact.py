@@ -81,7 +81,7 @@ def test_gpt2_variants(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(
     heads=st.integers(1, 4),
     width=st.integers(2, 7),

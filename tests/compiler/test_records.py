@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.passes.stages import Stage, flat, inputs, numbers, printed, stage
+from tests.passes.stages import Stage, flat, numbers, printed, stage
 from tests.tolerances import error
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.contracts import check_property

@@ -57,8 +57,7 @@ def test_golden(update_golden: bool) -> None:
     for slot in found.prefix.values():
         kind = "trained" if slot.trainable else "frozen"
         lines.append(f"{slot.name} {slot.shape} {kind}")
-        lines += [
-            f"  page {t.page} rows {t.rows} columns {t.columns} in tokens {t.tokens} coordinates {t.coordinates}, {t.rows_per_token} a token"
-            for t in slot.tiles
-        ]
+        for t in slot.tiles:
+            place = f"tokens {t.tokens} coordinates {t.coordinates}, {t.rows_per_token} a token"
+            lines.append(f"  page {t.page} rows {t.rows} columns {t.columns} in {place}")
     assert_golden("assign_prefix_slots", "\n".join(lines) + "\n", update_golden)

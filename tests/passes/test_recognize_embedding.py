@@ -54,7 +54,7 @@ REFUSED = {
     "strided": (lambda m, x, ids: x + m.positions(arange(x) * 2 % 12), "neither the token ids nor consecutive positions"),
     "by token": (lambda m, x, ids: x + m.positions(arange(x) + ids.min()), "it computes with the ids"),
     "other ids": (lambda m, x, ids: x + m.positions(ids // 2), "neither the token ids nor consecutive positions"),
-    "by weight": (lambda m, x, ids: x + m.positions((m.scale.abs().long().sum() * 0 + arange(x))), "depends on a weight"),
+    "by weight": (lambda m, x, ids: x + m.positions(m.scale.abs().long().sum() * 0 + arange(x)), "depends on a weight"),
 }
 
 

@@ -37,7 +37,8 @@ def test_descent(b: int, t: int, i: int, o: int, is_shared: bool, seed: int) -> 
     assert new_weight.shape == (b, o, i)
     assert new_bias.shape == (b, o)
     for n, (w, c) in enumerate(zip(each(weight, b, 2), each(bias, b, 1), strict=True)):
-        assert w is not None and c is not None
+        assert w is not None
+        assert c is not None
         gradients = torch.autograd.grad(F.linear(x[n], w, c), (w, c), dy[n], retain_graph=True)
         if not is_shared:  # autograd gives the gradient of the view's own rows
             assert gradients[0].shape == (o, i)

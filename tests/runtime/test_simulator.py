@@ -94,12 +94,12 @@ def test_inner_lr_keeps_its_digits() -> None:
     simulator = simulate(opt(dtype=torch.float32), SimulatorConfig.paper(inner_lr=1.2345e-4))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         simulator.to(dtype)
-        assert simulator.inner_lr.dtype == torch.float32
-        assert float(simulator.inner_lr.detach()) == pytest.approx(1.2345e-4, rel=1e-7)
+        assert simulator.inner_lr.dtype == torch.float64
+        assert float(simulator.inner_lr.detach()) == 1.2345e-4
         assert isinstance(simulator.inner_lr, torch.nn.Parameter)
     assert simulator.half().prefix.model.decoder.layers.get_submodule("0").fc1.weight.dtype == torch.float16
     assert simulate(opt(), SimulatorConfig.paper()).inner_lr.dtype == torch.float64
-    assert simulate(opt(dtype=torch.bfloat16), SimulatorConfig.paper()).inner_lr.dtype == torch.float32
+    assert simulate(opt(dtype=torch.bfloat16), SimulatorConfig.paper()).inner_lr.dtype == torch.float64
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -63,7 +63,7 @@ def run(
         "tokens": ids.shape[1],
         "trained_tokens": trained,
         "predicted_tokens": int((labels != -100).sum()),
-        "inner_lr": float(f"{float(simulator.inner_lr.detach()):.7g}"),  # as float32 prints it
+        "inner_lr": float(simulator.inner_lr.detach()),
         "steps": simulator.config.steps,
         "loss_before": before,
         "loss_after": after,

@@ -29,7 +29,8 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
         worst = max(result.updates, key=lambda update: update.worst)
         raise NumericalError(
             f"{path} disagrees with {result.reference}: initial logits differ by {result.initial_logits_error:.1e}, final by "
-            f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) of the largest, {worst.name} by {worst.worst:.1e} of its largest weight"
+            f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) of the largest, "
+            f"{worst.name} by {worst.worst:.1e} of its largest weight"
         )
 
 
