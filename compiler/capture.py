@@ -47,7 +47,7 @@ class _LogitsOnly(nn.Module):
         out = self.auxiliary(input_ids, **self.options)
         logits = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            shape = f"a tensor of {logits.ndim} dimensions" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise UnsupportedModelError(
                 f"{type(self.auxiliary).__name__} returned {shape}; expected logits of shape (batch, tokens, vocabulary): "
                 "tintc simulates causal language models, called as model(input_ids)"

@@ -10,7 +10,7 @@ from torch import fx
 
 from tintc.compiler.builder import infer_shape
 from tintc.compiler.dialect import is_tint, tint_name
-from tintc.compiler.layout import Range
+from tintc.compiler.layout import PrefixSlot, Range
 from tintc.compiler.node_meta import info
 
 Problems = list[str]
@@ -108,9 +108,7 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
     problems = [f"slot {name} has no place" for name in read - set(layout.prefix)]
     taken: dict[int, list[tuple[str, Range, Range]]] = {}
     for slot in layout.prefix.values():
-        covered = sum(tile.rows.size * tile.columns.size for tile in slot.tiles)
-        if covered != slot.numbers:
-            problems.append(f"tiles of {slot.name} hold {covered} numbers; the slot has {slot.numbers}")
+        problems += _uncovered(slot)
         for tile in slot.tiles:
             if tile.coordinates.stop > layout.sim_hidden or tile.tokens.stop > layout.prefix_tokens:
                 problems.append(f"{slot.name} leaves page {tile.page}")
@@ -118,6 +116,19 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
                 if tokens.overlaps(tile.tokens) and coordinates.overlaps(tile.coordinates):
                     problems.append(f"{slot.name} and {name} overlap in page {tile.page}")
             taken[tile.page].append((slot.name, tile.tokens, tile.coordinates))
+    return problems
+
+
+def _uncovered(slot: PrefixSlot) -> Problems:
+    """Why the tiles do not hold every number of the slot once: as many numbers, all inside, no two alike."""
+    whole = Range(0, slot.shape[0]), Range(0, slot.shape[1] if len(slot.shape) == 2 else 1)
+    covered = sum(tile.rows.size * tile.columns.size for tile in slot.tiles)
+    problems = [] if covered == slot.numbers else [f"tiles of {slot.name} hold {covered} numbers; the slot has {slot.numbers}"]
+    for i, tile in enumerate(slot.tiles):
+        if tile.rows.stop > whole[0].stop or tile.columns.stop > whole[1].stop:
+            problems.append(f"a tile of {slot.name} leaves the slot")
+        if any(tile.rows.overlaps(other.rows) and tile.columns.overlaps(other.columns) for other in slot.tiles[:i]):
+            problems.append(f"two tiles of {slot.name} hold the same numbers")
     return problems
 
 

@@ -65,7 +65,8 @@ def _record(node: fx.Node, symbols: dict[str, str]) -> NodeRecord:
         kind = "parameter" if meta.role == "parameter" else "input"
     elif node.op == "output":
         kind = "output"
-    fields = {name: getattr(meta, name) for name in _INFO_FIELDS if getattr(meta, name) not in (None, "", False)}
+    # Step 0 is kept: only what the record would have by default is left out.
+    fields = {name: value for name in _INFO_FIELDS if (value := getattr(meta, name)) is not None and value is not False and value != ""}
     args = [] if node.op == "placeholder" else [_encode(a) for a in node.args]
     kwargs = {name: _encode(value) for name, value in node.kwargs.items()}
     return NodeRecord(node.name, kind, _operator_name(node), args, kwargs, _shape(node, symbols), fields)

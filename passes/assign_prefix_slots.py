@@ -114,7 +114,9 @@ def _solve(weights: _Weights, hidden: int, context: Context) -> tuple[int, int, 
             f"sim_hidden is {config.sim_hidden}; expected at least {least}: a token holds the residual stream and a module's "
             f"result side by side. The nearest that works is {least}"
         )
-    hidden_sizes = [config.sim_hidden] if config.sim_hidden else sorted({max(least, hidden * m // 2) for m in range(4, 17)})
+    multiple = config.sim_heads or 1  # a width that is solved for is one that given heads divide
+    solved = {math.ceil(max(least, hidden * m / 2) / multiple) * multiple for m in range(4, 17)}
+    hidden_sizes = [config.sim_hidden] if config.sim_hidden else sorted(solved)
     powers = [2**i for i in range(2, 13)]
     token_counts = [config.prefix_tokens] if config.prefix_tokens else sorted({*powers, *(math.ceil(hidden / m) for m in range(1, 9))})
     best: tuple[float, int, int, int] | None = None

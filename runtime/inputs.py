@@ -29,18 +29,19 @@ def prepare(
     dtype: torch.dtype,
     device: torch.device,
     input_ids: Tensor,
-    train_mask: Tensor,
+    train_mask: Tensor | None,
     loss_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Inputs:
     """Checks and completes the inputs of TINT.md section 1. Raises InputError, one clear line, for any that does not fit.
 
-    Position t carries loss iff token t+1 is in the training segment (and in loss_mask) and neither token is padding.
+    Without a train_mask nothing is trained. Position t carries loss iff token t+1 is in the training segment (and in
+    loss_mask) and neither token is padding.
     """
     ids_BT = _integers("input_ids", input_ids, None).to(device)
     shape = (ids_BT.shape[0], ids_BT.shape[1])
-    train_BT = _mask("train_mask", train_mask, (shape,)).to(device)
+    train_BT = torch.zeros_like(ids_BT).bool() if train_mask is None else _mask("train_mask", train_mask, (shape,)).to(device)
     narrowed_BT = train_BT if loss_mask is None else train_BT & _mask("loss_mask", loss_mask, (shape,)).to(device)
     attention = None if attention_mask is None else _mask("attention_mask", attention_mask, (shape, (*shape, shape[1]))).to(device)
     positions = None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
@@ -68,7 +69,7 @@ def prepare(
 
 
 def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    _check_tensor(name, value)
+    check_tensor(name, value)
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise InputError(f"{name} has dtype {_short(value.dtype)}; expected whole numbers (int64)")
     if value.ndim != 2 or value.numel() == 0 or (shape is not None and tuple(value.shape) != shape):
@@ -78,7 +79,7 @@ def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor
 
 
 def _mask(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
-    _check_tensor(name, value)
+    check_tensor(name, value)
     if value.dtype.is_complex:
         raise InputError(f"{name} has dtype {_short(value.dtype)}; expected 0 and 1 (bool, integer or float)")
     if tuple(value.shape) not in shapes:
@@ -87,7 +88,8 @@ def _mask(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tens
     return value != 0
 
 
-def _check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> None:
+    """Raises InputError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
 

@@ -21,7 +21,7 @@ from tintc.compiler.errors import InputError
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
 from tintc.runtime.fused import emit
-from tintc.runtime.inputs import Inputs, prepare
+from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.prefix import PrefixEmbeddings
 
 
@@ -102,6 +102,7 @@ class Simulator(nn.Module):
         The loss whose gradient is followed is a sum over training positions, never a mean. A sequence without a target
         keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
         """
+        check_tensor("train_mask", train_mask)
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         wanted: tuple[str, ...] = ("logits", "initial_logits") if return_initial else ("logits",)
         out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment)
@@ -127,6 +128,7 @@ class Simulator(nn.Module):
 
         Arguments as in `forward`. Tied names share one tensor. Raises InputError if there is no such sequence.
         """
+        check_tensor("input_ids", input_ids)
         if not -len(input_ids) <= index < len(input_ids):
             raise InputError(f"index is {index}; the batch has {len(input_ids)} sequences")
         row = slice(index % len(input_ids), index % len(input_ids) + 1)
@@ -150,6 +152,7 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B, D)."""
+        check_tensor("train_mask", train_mask)
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         return dict(self._run(("updates",), inputs, segment=inputs.segment)["updates"])
 
@@ -161,7 +164,7 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
-        inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
+        inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         sequences = {len(value) for value in updates.values()}
         if sequences != {len(input_ids)}:
             raise InputError(f"the updates belong to {sorted(sequences)} sequences; input_ids hold {len(input_ids)}")
@@ -171,7 +174,7 @@ class Simulator(nn.Module):
 
     def predict_initial(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the unmodified model."""
-        inputs = self._prepare(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids, warn=False)
+        inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1])["initial_logits"]
         return out
 
@@ -191,14 +194,13 @@ class Simulator(nn.Module):
     def _prepare(
         self,
         input_ids: Tensor,
-        train_mask: Tensor,
+        train_mask: Tensor | None,
         loss_mask: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        warn: bool = True,
     ) -> Inputs:
         inputs = prepare(self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        if warn and inputs.untrained and not self._warned:
+        if train_mask is not None and inputs.untrained and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{inputs.untrained} of {len(input_ids)} sequences have no training target: their logits are the unmodified model's "

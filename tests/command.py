@@ -36,7 +36,7 @@ class Finished:
         assert (self.code, self.out) == (code, ""), self
         assert self.err.startswith("error: "), self
         assert self.err.count("\n") == 1, self
-        assert "unexpected" not in self.err, self
+        assert "please report it" not in self.err, self
         return self.err
 
 

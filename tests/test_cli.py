@@ -29,7 +29,7 @@ class TestHelp:
         done = tintc("--help")
         assert (done.code, done.err) == (0, "")
         assert all(re.search(rf"^  {name} ", done.out, re.M) for name in ("compile", "inspect", "run", "verify", "env"))
-        assert "..." not in done.out  # no description is cut off
+        assert "..." not in done.out.partition("Commands:")[2]  # no description is cut off
         assert tintc().out == done.out
 
     @pytest.mark.parametrize("command", ["compile", "inspect", "run", "verify", "env"])
@@ -50,7 +50,7 @@ from tintc.cli import app
 for arguments in (["--help"], ["compile", "--help"], ["--version"]):
     app(arguments, standalone_mode=False)
 heavy = {"torch", "transformers", "numpy", "networkx", "safetensors"} & set(sys.modules)
-sys.exit(", ".join(heavy))
+assert not heavy, heavy
 """
         done = process(code=code)
         assert (done.returncode, done.stderr) == (0, "")
@@ -171,10 +171,8 @@ class TestInspect:
             assert any("modeling_opt.py:" in record["info"].get("source", "") for record in records)
 
     def test_default_stage_is_the_lowered_one(self) -> None:
-        assert (
-            tintc("inspect", artifact(), "--format", "code").out
-            == tintc("inspect", artifact(), "--stage", "lowered", "--format", "code").out
-        )
+        default = tintc("inspect", artifact(), "--format", "code").out
+        assert default == tintc("inspect", artifact(), "--stage", "lowered", "--format", "code").out
 
     def test_slots(self, simulator: Simulator) -> None:
         done = tintc("inspect", artifact(), "--slots")

@@ -217,7 +217,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))  # what it returns: 0 after --help, else None
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="tintc", standalone_mode=False))  # what it returns: 0 after --help, else None
     except TintcError as error:
         _fail(str(error), error.exit_code)
     except MemoryError:
@@ -256,7 +256,8 @@ def _config(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Sim
             raise UsageError(f"cannot read the config {file}: {error}") from error
         if not isinstance(fields, dict):
             raise UsageError(f"the config {file} holds a {type(fields).__name__}; expected a JSON object of config fields")
-    return SimulatorConfig.preset(preset or fields.pop("preset", "paper"), **{**fields, **flags})
+    named = fields.pop("preset", "paper")
+    return SimulatorConfig.preset(preset or named, **{**fields, **flags})
 
 
 def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -112,7 +112,7 @@ class TestRoundTrip:
         loaded = tintc.load(artifact(), dtype=dtype)
         assert {p.dtype for p in loaded.prefix.parameters()} == {dtype}
         assert loaded.inner_lr.dtype == torch.float64
-        assert float(loaded.inner_lr) == float(simulator.inner_lr)
+        assert loaded.inner_lr.item() == simulator.inner_lr.item()
         assert_same(everything(loaded), everything(simulator.to(dtype)))
 
     def test_half_precision_is_stored_as_such(self, tmp_path: Path) -> None:
