@@ -224,9 +224,6 @@ def main() -> None:
         _fail(_OUT_OF_MEMORY, 4)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of stdout went away, as `tintc inspect ... | head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (EOFError, typer.Abort):
         _fail("interrupted", 130)
     except Exception as error:
