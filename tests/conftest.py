@@ -10,6 +10,8 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from tests.tolerances import MEASURED
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -20,6 +22,13 @@ settings.load_profile("tintc")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden printed graphs of tests/passes/golden")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MEASURED:
+        terminalreporter.section("largest figures measured")
+        for kind, value in MEASURED.items():
+            terminalreporter.write_line(f"{value:.1e}  {kind}")
 
 
 @pytest.fixture(autouse=True)

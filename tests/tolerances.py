@@ -24,6 +24,16 @@ HALF_LOGITS = {torch.float16: 3e-2, torch.bfloat16: 2e-1}
 UPDATE_COSINE = 0.9999
 
 
+# Largest figure of each kind that this run saw; `pytest` prints them at its end, unless xdist spreads the tests.
+MEASURED: dict[str, float] = {}
+
+
+def measured(kind: str, value: float) -> float:
+    """Notes a figure for the summary and returns it."""
+    MEASURED[kind] = max(value, MEASURED.get(kind, 0.0))
+    return value
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected number or to 1; infinite where a NaN is found or a shape differs."""
     if found.shape != expected.shape:
