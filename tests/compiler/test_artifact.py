@@ -438,7 +438,7 @@ except tintc.ArtifactError as error:
     def test_force_on_a_damaged_artifact(self, saved: Path, simulator: Simulator) -> None:
         (saved / "weights.safetensors").unlink()
         simulator.save(saved, force=True)
-        tintc.load(saved)
+        assert tintc.load(saved).config == simulator.config
 
     @pytest.mark.parametrize(
         "files",

@@ -154,8 +154,8 @@ class TestSelfCheck:
             tintc.compile(opt())
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_a_model_of_one_position(self, family: str) -> None:
-        tintc.compile(FAMILIES[family](positions=2))
+    def test_a_model_of_two_positions(self, family: str) -> None:
+        assert tintc.compile(FAMILIES[family](positions=2)).program.facts.max_positions == 2
 
 
 class TestRefused:

@@ -137,7 +137,7 @@ def test_a_full_batch_warns_nothing() -> None:
         simulator = a_simulator()
         simulator(IDS, TRAIN)
         simulator.predict_initial(IDS)
-        simulator.predict(simulator.updates(IDS, TRAIN), IDS)
+        assert torch.isfinite(simulator.predict(simulator.updates(IDS, TRAIN), IDS)).all()
 
 
 def test_a_sequence_that_is_all_padding_stays_finite() -> None:
