@@ -14,6 +14,7 @@ from torch import fx
 
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.errors import UnsupportedModelError, UsageError
+from tintc.compiler.layout import Range
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 
@@ -21,7 +22,7 @@ from tintc.compiler.pass_manager import Context, graph_pass
 @graph_pass(requires=("tint_only",), ensures=("some_trainable",))
 def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError when `layers` exceeds the blocks, UnsupportedModelError
-    when the model has no stack of blocks."""
+    when the model has no stack of blocks or trains a weight that it also uses otherwise."""
     container, blocks = _find_blocks(graph)
     layers = context.config.layers or len(blocks)
     if layers > len(blocks):
@@ -35,6 +36,7 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
         elif is_tint(node, "norm_forward") and (_inside(info(node).module, trained) or _reads_block(node, last)):
             gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
             _mark(gamma, argument(node, "beta"))
+    _refuse_ambiguous(graph)
     if not any(info(node).trainable for node in graph.nodes):
         raise UnsupportedModelError(f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no norm")
     return graph
@@ -72,6 +74,21 @@ def _reads_block(norm: fx.Node, block: str) -> bool:
             return True
         stack += value.all_input_nodes if is_tint(value, "residual", "activation_forward") else []
     return False
+
+
+def _refuse_ambiguous(graph: fx.Graph) -> None:
+    """A trained slot holds the only copy of its rows: an embedding, a head or other slots may not read them too."""
+    for slot in [node for node in graph.nodes if info(node).trainable]:
+        parameter = argument(slot, "parameter")
+        rows = Range(argument(slot, "start"), argument(slot, "stop"))
+        for user in parameter.users:
+            if user is slot or (is_tint(user, "prefix") and not rows.overlaps(Range(argument(user, "start"), argument(user, "stop")))):
+                continue
+            where = info(user).source or "no source line"
+            raise UnsupportedModelError(
+                f"{info(parameter).parameter} is trained in {info(slot).slot} and read by {user.name} ({where}) "
+                "in another way, so its update would reach one of the two only; expected a trained weight to have one use"
+            )
 
 
 def _mark(*slots: fx.Node | None) -> None:

@@ -229,6 +229,7 @@ def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
+    check_tensor("labels", labels)
     if labels.shape != input_ids.shape or labels.dtype.is_floating_point:
         raise InputError(
             f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}"

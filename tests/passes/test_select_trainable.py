@@ -93,6 +93,30 @@ def test_the_final_norm_learns_wherever_the_last_residual_sum_stands() -> None:
     assert trained(found) == {"blocks.1.weight", "blocks.1.bias", "ln_f.weight", "ln_f.bias"}
 
 
+class TiedInside(nn.Module):
+    """The token table is also the weight of a block's layer."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(6, 6), nn.Linear(6, 19)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        if tied:
+            self.blocks[1].weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = x + F.relu(block(x))
+        return self.head(x)
+
+
+def test_a_trained_weight_that_is_also_an_embedding_is_refused() -> None:
+    """Descent would update the slot and leave the embedding: not what autograd does to a tied weight."""
+    with pytest.raises(UnsupportedModelError, match=r"tokens\.weight is trained in tokens\.weight and read by tokens .* in another way"):
+        stage("select_trainable", model=randomized(TiedInside(True)).double())
+    assert "blocks.1.weight" in trained(stage("select_trainable", model=randomized(TiedInside(False)).double()))
+
+
 def test_changes_no_operator() -> None:
     assert stage("select_trainable").operators() == stage("refuse_unsupported").operators()
     assert_same_numbers("select_trainable")
