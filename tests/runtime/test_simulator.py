@@ -277,3 +277,22 @@ def test_cuda(preset: str, dtype: torch.dtype) -> None:
     assert found.is_cuda
     assert error(found.cpu(), expected) < SIMULATOR[dtype]
     assert error(on_gpu(**inputs).logits.cpu(), expected) < SIMULATOR[dtype]  # inputs move by themselves
+
+
+def test_torch_export_takes_a_whole_simulator() -> None:
+    """Masks, inner steps and all, with dynamic batch and length; checks of values are skipped while it is traced."""
+    simulator = a_simulator()
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.simulator = simulator
+
+        def forward(self, input_ids: Tensor, train_mask: Tensor) -> Tensor:
+            return self.simulator(input_ids, train_mask).logits
+
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(Logits(), (IDS, TRAIN), dynamic_shapes=(sizes, sizes), strict=False).module()
+    for rows, length in ((slice(None), None), (slice(2), 7)):
+        ids, train = IDS[rows, :length], TRAIN[rows, :length]
+        assert error(exported(ids, train), simulator(ids, train).logits) < LIMIT
