@@ -4,7 +4,8 @@
       ->  tint.attention_forward(q, k, v, attention_mask, H, G, c * s)
 
 heads(x) is view(x, [B, T, H, E]) and transpose(1, 2). The mask is evaluated, not matched: it must be the causal
-one for every length. The simulator owns masks, so the graph gets an `attention_mask` input in its place.
+one for every length up to the model's positions (or 4096, which then is the simulator's limit). The simulator
+owns masks, so the graph gets an `attention_mask` input in its place.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ from tintc.passes.patterns import (
 )
 
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
-_LONGEST_MASK = 2048  # a window narrower than this shows in the evaluated mask
+_LONGEST_MASK = 4096  # masks are evaluated up to this length; nothing is claimed of longer sequences
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
 def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A refused match says why on its node."""
-    causal: dict[fx.Node | None, str] = {}  # mask node -> problem; all layers share one
+    causal: dict[tuple[fx.Node | None, bool], str] = {}  # (mask, is_causal) -> problem; layers share masks
     for node in [n for n in graph.nodes if calls(n, aten.scaled_dot_product_attention)]:
         info(node).refused = _replace(graph, node, context, causal)
     graph.eliminate_dead_code()
     return graph
 
 
-def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[fx.Node | None, str]) -> str:
-    query, key, value, mask, dropout, is_causal = with_defaults(operands(node), None, None, None, None, 0.0, False)
+def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[tuple[fx.Node | None, bool], str]) -> str:
+    query, keys, values, mask, dropout, is_causal = with_defaults(operands(node), None, None, None, None, 0.0, False)
     mask, is_causal = node.kwargs.get("attn_mask", mask), node.kwargs.get("is_causal", is_causal)
     if dropout:
         return "it drops probabilities even in eval mode"
-    split = [_heads(x) for x in (query, key, value)]
+    split = [_heads(x) for x in (query, keys, values)]
     heads = [found for found in split if not isinstance(found, str)]
     if len(heads) < 3:
         return next(found for found in split if isinstance(found, str))
@@ -59,10 +60,11 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[fx.N
     merged = _merged(node)
     if merged is None or g != g_v or c_v != 1 or h % g:
         return "its heads are not split and merged as view and transpose of (batch, tokens, heads * width)"
-    if mask not in causal:
-        causal[mask] = _mask_problem(mask, bool(is_causal), context)
-    if causal[mask]:
-        return causal[mask]
+    key = (mask, bool(is_causal))
+    if key not in causal:
+        causal[key] = _mask_problem(*key, context)
+    if causal[key]:
+        return causal[key]
     scale = number(node.kwargs.get("scale"))
     scale = (1 / math.sqrt(width) if scale is None else scale) * c_q * c_k
     with graph.inserting_before(node):
@@ -114,7 +116,7 @@ def _what(node: Any) -> str:
 def _merged(node: fx.Node) -> fx.Node | None:
     """The (B, T, H * E) view of the transposed result."""
     transpose = only_user(node)
-    if transpose is None or not calls(transpose, aten.transpose, aten.permute):
+    if transpose is None or not _swaps_heads_and_tokens(transpose):
         return None
     view = only_user(transpose)
     return view if view is not None and calls(view, *_VIEWS) and len(sizes(view)) == 3 else None
@@ -144,6 +146,7 @@ def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> st
             return f"its mask cannot be evaluated from the sizes alone ({error})"
         if not _is_causal(value, ids.shape[1]):
             return "its mask is not the plain causal one (a window, a bias or a prefix)"
+    context.facts.max_positions = longest
     return ""
 
 

@@ -105,6 +105,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "dropout": (lambda m, x, ids: attend(m, x, ids, dropout_p=0.5), "drops probabilities"),
     "rotated": (lambda m, x, ids: merged(SDPA(heads(x).cos(), heads(x), heads(x), is_causal=True)), "it reads aten.cos"),
+    "merged otherwise": (
+        lambda m, x, ids: SDPA(heads(x), heads(x), heads(x), is_causal=True).permute(0, 2, 3, 1).reshape(*ids.shape, 6),
+        "not split and merged",
+    ),
     "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "not split and merged"),
 }
 
@@ -123,6 +127,20 @@ def test_a_masks_dependence_on_token_ids_is_seen() -> None:
     model = toy(lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x) & (ids != 7)[:, None, None, :]))
     found = stage("recognize_attention", model=model)
     assert not [n for n in found.graph.nodes if is_tint(n, "attention_forward")]
+
+
+def test_each_layer_is_asked_whether_it_is_causal() -> None:
+    """Two layers without a mask, the second of which is bidirectional."""
+    found = stage("recognize_attention", model=toy(lambda m, x, ids: attend(m, attend(m, x, ids), ids, is_causal=False)))
+    (left,) = [n for n in found.graph.nodes if "scaled_dot_product" in str(n.target)]
+    assert "not causal" in info(left).refused
+
+
+def test_a_mask_vouches_for_the_lengths_at_which_it_was_evaluated() -> None:
+    """A window of 5000 would not show in 4096 tokens, so longer sequences are not accepted."""
+    masked = stage("recognize_attention", model=toy(lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x))))
+    assert masked.context.facts.max_positions == 4096
+    assert stage("recognize_attention", model=toy(attend)).context.facts.max_positions is None
 
 
 @pytest.mark.parametrize("model", [opt(vocab=19), gpt2(vocab=19)], ids=["opt", "gpt2"])
