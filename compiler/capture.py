@@ -7,7 +7,9 @@ here knows a model family: later passes recognise operator patterns.
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from tintc.compiler.errors import UnsupportedModelError
+from tintc.compiler.inputs import INPUTS
 from tintc.compiler.node_meta import info
 
 _ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
@@ -26,15 +29,17 @@ _ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped fr
 @dataclass
 class Captured:
     """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied entries -> that name.
-    constants: placeholder name -> value, for buffers and constants that only index arithmetic uses."""
+    constants: placeholder name -> value, for buffers and constants that only index arithmetic uses.
+    max_tokens: the longest sequence for which the graph stands, where the model's own code sets a limit."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     aliases: dict[str, str]
     constants: dict[str, Tensor]
+    max_tokens: int | None = None
 
 
-class _LogitsOnly(nn.Module):
+class LogitsOnly(nn.Module):
     """Calls a model without a cache and returns its logits, whatever container they come in."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +66,8 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
     """
     with evaluating(model):
-        program = _export(_LogitsOnly(model), _device(model))
+        program = _export(LogitsOnly(model), _device(model))
+    longest = _bounds(program)[1][1]
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases)
@@ -69,7 +75,7 @@ def capture(model: nn.Module) -> Captured:
         if node.op == "call_function":
             info(node).module, info(node).source = _module_path(node), _source_line(node)
     graph.lint()
-    return Captured(graph, tensors, aliases, constants)
+    return Captured(graph, tensors, aliases, constants, max_tokens=longest)
 
 
 @contextmanager
@@ -84,12 +90,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _export(wrapper: _LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:
+def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:
     ids = torch.zeros(2, 8, dtype=torch.int64, device=device)
     dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     try:
-        with torch.no_grad():
-            return torch.export.export(wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False)
+        # With gradients on, as a user would train it, so that a model's own no_grad regions show in the graph.
+        with torch.enable_grad():
+            program = torch.export.export(wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False)
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export raises whatever the traced code or the tracer raises
@@ -98,6 +105,33 @@ def _export(wrapper: _LogitsOnly, device: torch.device) -> torch.export.Exported
             f"torch.export cannot trace {type(wrapper.auxiliary).__name__}: {reason} (tintc needs model(input_ids) to run "
             "for any batch and length without control flow that depends on the data)"
         ) from error
+    _refuse_guards(program, wrapper.auxiliary)
+    return program
+
+
+def _refuse_guards(program: torch.export.ExportedProgram, model: nn.Module) -> None:
+    """A model that branches on the batch or the length was captured only along the branch of 2 x 8 tokens.
+
+    A largest length is no such branch but a limit (`max_tokens`): up to there the captured branch is the one that runs.
+    """
+    limit = re.compile(r"L\['input_ids'\]\.size\(\)\[1\] <= \d+")
+    guards = [guard for guard in getattr(program, "_guards_code", []) if not limit.fullmatch(guard)]
+    for name, (lower, upper) in zip(("batch", "tokens"), _bounds(program), strict=True):
+        guards += [f"{name} >= {lower}"] if lower > 2 else []
+        guards += [f"{name} <= {upper}"] if upper is not None and name == "batch" else []
+    if guards:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes different things for different batches or lengths ({'; '.join(guards[:3])}); "
+            "expected one computation for all"
+        )
+
+
+def _bounds(program: torch.export.ExportedProgram) -> list[tuple[int, int | None]]:
+    """(smallest, largest or None) batch and length for which the captured graph stands."""
+    ids = next(n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name == "input_ids")
+    ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
+    found = [ranges.get(str(size)) for size in ids.shape]
+    return [(0, None) if b is None else (int(b.lower), None if str(b.upper) == "int_oo" else int(b.upper)) for b in found]
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -148,7 +182,8 @@ def _name_placeholders(
             graph.erase_node(node)
         else:
             first[name] = node
-            _rename(node, re.sub(r"\W", "_", name))
+            label = re.sub(r"\W", "_", name)
+            _rename(node, f"{label}_weight" if label in INPUTS else label)
     return constants
 
 
@@ -166,7 +201,8 @@ def _module_path(node: fx.Node) -> str:
 def _source_line(node: fx.Node) -> str:
     """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    outside = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    libraries = tuple(os.path.dirname(str(module.__file__)) for module in (torch, sys.modules[__name__]))
+    outside = [frame for frame in frames if not frame[0].startswith(libraries)] or frames
     if not outside:
         return ""
     path, line = outside[-1]

@@ -132,20 +132,40 @@ def _uncovered(slot: PrefixSlot) -> Problems:
     return problems
 
 
+def kept_lives(graph: fx.Graph) -> dict[fx.Node, Range]:
+    """(order of the node, order of its last reader) of every forward activation that a backward or descent node reads."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    lives = {}
+    for node in graph.nodes:
+        if info(node).phase != "forward" or info(node).dtype != "float" or len(info(node).shape) != 3:
+            continue  # masks and targets belong to the input, not to the memory of a token
+        # The loss module consumes the logits where they are made; they are never kept.
+        readers = [user for user in node.users if info(user).phase in ("backward", "descent") and not is_tint(user, "loss_gradient")]
+        if readers:
+            lives[node] = Range(order[node], max(order[user] for user in readers))
+    return lives
+
+
 def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
-    """No two activations that are kept at the same time share a coordinate."""
+    """Every kept activation has a slot of its size until its last reader, and no two that are kept at the same time share a coordinate."""
     if context.layout is None:
         return ["no layout"]
-    problems = []
-    active: list[Any] = []
-    for slot in sorted(context.layout.memory.values(), key=lambda s: s.live.start):
-        active = [other for other in active if other.live.stop > slot.live.start]
+    slots, lives, names = context.layout.memory, kept_lives(graph), [node.name for node in graph.nodes]
+    kept = {node.name for node in lives}
+    problems = [f"{name} is kept but has no memory slot" for name in sorted(kept - set(slots))]
+    problems += [f"{name} has a memory slot but is not kept" for name in sorted(set(slots) - kept)]
+    active: list[fx.Node] = []
+    for node, life in lives.items() if not problems else ():
+        slot = slots[node.name]
+        if slot.last != names[life.stop] or slot.coordinates.size != info(node).shape[-1]:
+            problems.append(f"the slot of {slot.name} has another size or last reader than the activation")
+        active = [other for other in active if lives[other].stop > life.start]
         problems += [
-            f"{slot.name} and {other.name} share coordinates while both are live"
+            f"{node.name} and {other.name} share coordinates while both are live"
             for other in active
-            if other.coordinates.overlaps(slot.coordinates)
+            if slots[other.name].coordinates.overlaps(slot.coordinates)
         ]
-        active.append(slot)
+        active.append(node)
     return problems
 
 

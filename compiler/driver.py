@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tintc.compiler.capture import Captured, capture, evaluating
+from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import NumericalError
-from tintc.compiler.pass_manager import Context, run_passes
+from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
 from tintc.compiler.program import Program
 from tintc.compiler.records import to_records
 from tintc.compiler.sources import Source, load_source
+from tintc.compiler.verification import check_first_forward
 from tintc.passes import DEFAULT_PIPELINE
 from tintc.runtime.simulator import Simulator
 
 Progress = Callable[[str], None]
 _CANONICAL_AFTER = "refuse_unsupported"
-# Largest allowed difference of initial logits to the captured model's, relative to the largest logit.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
 def compile(
@@ -72,7 +70,8 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
         if name == _CANONICAL_AFTER:
             stages["canonical"] = to_records(graph)
 
-    context = Context(config, captured.tensors, captured.constants)
+    facts = ModelFacts(max_positions=captured.max_tokens)
+    context = Context(config, captured.tensors, captured.constants, facts)
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None
@@ -82,25 +81,3 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
 def _simulator(program: Program, tensors: dict[str, Tensor], loaded: Source) -> Simulator:
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
     return Simulator(program, tensors, source=description, tokenizer=loaded.tokenizer)
-
-
-def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
-    """Compares the simulator's initial logits with the model's own on one short random sequence.
-
-    Raises NumericalError on disagreement: the passes misread the model, and nothing that it computes can be trusted.
-    """
-    facts = simulator.program.facts
-    length = min(16, facts.max_positions or 16)
-    ids = torch.randint(facts.vocab_size, (1, length), generator=torch.Generator().manual_seed(0)).to(simulator.device)
-    with evaluating(model), torch.inference_mode():
-        answer = model(ids)
-        found = simulator.predict_initial(ids)
-    logits: Any = getattr(answer, "logits", answer[0] if isinstance(answer, tuple) else answer)
-    expected: Tensor = logits
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    limit = _TOLERANCE[simulator.dtype]
-    if not error <= limit:
-        raise NumericalError(
-            f"the compiled forward pass differs from the model's by {error:.1e} of the largest logit (limit {limit:.0e}, "
-            f"{simulator.dtype}); please report this model"
-        )

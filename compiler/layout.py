@@ -34,7 +34,7 @@ class Range:
 @dataclass(frozen=True)
 class Tile:
     """Rows x columns of one slot in one page. Prefix token j holds `rows_per_token` consecutive rows, side by side
-    from `coordinates.start`; the last tokens may hold padding rows."""
+    from `coordinates.start`; the last tokens may hold padding rows. replicated: every token holds all rows (a bias)."""
 
     page: int
     rows: Range
@@ -42,6 +42,7 @@ class Tile:
     rows_per_token: int
     tokens: Range
     coordinates: Range
+    replicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class PrefixSlot:
 
 @dataclass(frozen=True)
 class MemorySlot:
-    """Coordinates of one kept activation, and the first and last node (by order) between which they are taken."""
+    """Coordinates of one kept activation: taken from the node that makes it, `name`, until the node `last` has read it."""
 
     name: str
     coordinates: Range
-    live: Range
+    last: str
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,7 @@ class Layout:
         return cls(
             **{name: values[name] for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")},
             prefix={name: _prefix_slot(slot) for name, slot in values["prefix"].items()},
-            memory={
-                name: MemorySlot(slot["name"], Range(**slot["coordinates"]), Range(**slot["live"]))
-                for name, slot in values["memory"].items()
-            },
+            memory={name: MemorySlot(slot["name"], Range(**slot["coordinates"]), slot["last"]) for name, slot in values["memory"].items()},
         )
 
 

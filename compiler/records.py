@@ -138,7 +138,7 @@ def from_records(records: list[dict[str, Any]]) -> fx.Graph:
 def _build(graph: fx.Graph, record: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
     args = tuple(_decode(a, nodes) for a in record["args"])
     if record["kind"] in ("input", "parameter"):
-        return graph.placeholder(record["name"])
+        return graph.create_node("placeholder", record["name"], name=record["name"])
     if record["kind"] == "output":
         node: fx.Node = graph.output(args[0])
         return node

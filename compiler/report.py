@@ -31,6 +31,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
     return {
         "source": {key: simulator.source.get(key) for key in ("kind", "name", "revision", "sha256")},
         "config": program.config.to_dict(),
+        "inner_lr": float(simulator.inner_lr.detach()),
         "auxiliary_parameters": sum(p.numel() for p in simulator.prefix.parameters()),
         "blocks": program.facts.blocks,
         "trained_blocks": program.facts.trained_blocks,

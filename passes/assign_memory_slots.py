@@ -13,7 +13,7 @@ import dataclasses
 import networkx as nx
 from torch import fx
 
-from tintc.compiler.dialect import is_tint
+from tintc.compiler.contracts import kept_lives
 from tintc.compiler.layout import MemorySlot, Range
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -22,22 +22,13 @@ from tintc.compiler.pass_manager import Context, graph_pass
 @graph_pass(requires=("tint_only", "phases_in_order", "prefix_slots_disjoint"), ensures=("memory_slots_disjoint",))
 def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    lives = {node: Range(order[node], last) for node in graph.nodes if (last := _last_read(node, order)) is not None}
+    lives = kept_lives(graph)
     coordinates = _first_fit(lives)
-    slots = {node.name: MemorySlot(node.name, coordinates[node], lives[node]) for node in lives}
+    names = [node.name for node in graph.nodes]
+    slots = {node.name: MemorySlot(node.name, coordinates[node], names[lives[node].stop]) for node in lives}
     assert context.layout is not None
     context.layout = dataclasses.replace(context.layout, memory=slots)
     return graph
-
-
-def _last_read(node: fx.Node, order: dict[fx.Node, int]) -> int | None:
-    """Order of the last backward or descent node that reads this forward activation; None if it is not kept."""
-    if info(node).phase != "forward" or info(node).dtype != "float" or len(info(node).shape) != 3:
-        return None  # masks and targets belong to the input, not to the memory of a token
-    # The loss module consumes the logits where they are made; they are never kept.
-    readers = [user for user in node.users if info(user).phase in ("backward", "descent") and not is_tint(user, "loss_gradient")]
-    return max((order[user] for user in readers), default=None)
 
 
 def _first_fit(lives: dict[fx.Node, Range]) -> dict[fx.Node, Range]:

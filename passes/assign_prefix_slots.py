@@ -3,7 +3,7 @@
     tint.prefix(W)   ->   the same node; context.layout.prefix[slot] says where W lies
 
 A linear layer's page holds R rows of C columns of W and the biases of those rows: token j has
-S = ceil(R / K) rows side by side, [w_jS, ..., w_jS+S-1, b], so S * C + R <= D_sim (TINT.md section 3). Larger
+S = ceil(R / K) rows side by side and all the biases, [w_jS, ..., w_jS+S-1, b], so S * C + R <= D_sim (TINT.md section 3). Larger
 matrices take several pages; nothing has to divide. A norm's gain and shift share one token of a page, and a
 page holds as many norms as it has tokens.
 
@@ -30,7 +30,7 @@ _MAPS_PER_PAGE = 8
 
 @dataclass
 class _Weights:
-    """matrices: (weight read, bias read or None); vectors: reads of each norm, and biases whose weight is no prefix read."""
+    """matrices: (weight read, read of its bias or None); vectors: reads of each norm, and biases whose weight another layer has."""
 
     matrices: list[tuple[fx.Node, fx.Node | None]] = field(default_factory=list)
     vectors: list[list[fx.Node]] = field(default_factory=list)
@@ -52,9 +52,12 @@ def _collect(graph: fx.Graph) -> _Weights:
     for node in graph.nodes:
         if is_tint(node, "linear_forward"):
             matrix, bias = argument(node, "weight"), argument(node, "bias")
+            own = bias if bias is not None and is_tint(bias, "prefix") and bias not in seen else None
             if is_tint(matrix, "prefix") and matrix not in seen:
-                weights.matrices.append((matrix, bias if bias is not None and is_tint(bias, "prefix") else None))
-                seen.update({matrix, bias})
+                weights.matrices.append((matrix, own))
+            elif own is not None:
+                weights.vectors.append([own])
+            seen.update({matrix, own})
         elif is_tint(node, "norm_forward"):
             reads = [argument(node, name) for name in ("gamma", "beta")]
             fresh = [r for r in reads if r is not None and is_tint(r, "prefix") and r not in seen]
@@ -157,7 +160,9 @@ def _place(weights: _Weights, k: int, d: int) -> tuple[dict[str, PrefixSlot], in
                 reach = per_token * part[1].size
                 tiles.append(Tile(page, *part, per_token, tokens, Range(0, reach)))
                 if left == 0:  # the bias of these rows stands once, in the first page that has them
-                    bias_tiles.append(Tile(page, part[0], Range(0, 1), part[0].size, tokens, Range(reach, reach + part[0].size)))
+                    bias_tiles.append(
+                        Tile(page, part[0], Range(0, 1), part[0].size, tokens, Range(reach, reach + part[0].size), replicated=True)
+                    )
                 page += 1
         _add(slots, matrix, tiles)
         if bias is not None:

@@ -15,7 +15,8 @@ from torch import fx
 
 from tintc.compiler.builder import Builder, outputs
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, tint_name
+from tintc.compiler.dialect import argument, is_tint, tint_name
+from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.lower_forward import input_node
@@ -93,6 +94,8 @@ def _loss(graph: fx.Graph, rules: _Rules, logits: fx.Node) -> Gradients:
     kind = rules.config.loss_gradient
     targets, mask = input_node(graph, "targets"), input_node(graph, "loss_mask")
     if kind == "mean_embedding":  # skips the logits and their softmax
+        if not is_tint(logits, "linear_forward"):
+            raise UnsupportedModelError("loss_gradient mean_embedding needs logits that are one linear layer; use softmax")
         return [(argument(logits, "x"), rules.seed(logits, "mean_embedding_gradient", argument(logits, "weight"), targets, mask))]
     return [(logits, rules.seed(logits, "loss_gradient", logits, targets, mask, kind))]
 

@@ -12,6 +12,7 @@ token by token. Safe in eval mode, which capture sets.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
@@ -21,10 +22,15 @@ from torch import fx
 from tintc.compiler.builder import operands
 from tintc.compiler.node_meta import copy_info, info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, is_parameter, last_size, same_sizes, sizes, with_defaults
+from tintc.passes.patterns import aten, calls, depends_on, is_parameter, last_size, same_sizes, sizes, with_defaults
 
-_NO_OPS = (aten.alias, aten.contiguous, aten.clone, aten.detach, aten.detach_, aten.lift_fresh_copy)
+_DETACH = (aten.detach, aten.detach_)
+_NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
+_ALIASING = (
+    *(*_VIEWS, aten.transpose, aten.permute, aten.t, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.expand, aten.split),
+    *(aten.split_with_sizes, aten.chunk, aten.unbind, aten.contiguous, aten.alias, *_DETACH, aten.to, aten.dropout, operator.getitem),
+)
 _TOKENWISE = (
     *(aten.linear, aten.addmm, aten.mm, aten.matmul, aten.layer_norm, aten.add, aten.sub, aten.mul, aten.div, aten.pow),
     *(aten.relu, aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.erf, aten.neg, aten.to, aten.dropout, *_NO_OPS),
@@ -56,6 +62,9 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if "wrap_with_set_grad_enabled" not in str(node.target) or owner is None:
             continue
+        if node.args[0] is False and depends_on(node, is_parameter):
+            info(node).refused = "it stops the gradient of a value that depends on weights"
+            continue
         body: Any = getattr(owner, node.args[1].target)
         inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
         mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[2:], strict=True))
@@ -68,7 +77,8 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
 
 
 def _functionalize(graph: fx.Graph) -> None:
-    """In-place operators become functional. One that writes to a view is left, and refused later: its base changes too."""
+    """In-place operators become functional. One whose write would show in another name of the same memory is left, and
+    refused later."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)]:
         packet = node.target.overloadpacket.__name__
@@ -77,14 +87,29 @@ def _functionalize(graph: fx.Graph) -> None:
         if not packet.endswith("_") or packet.endswith("__") or functional is None or not isinstance(written, fx.Node):
             continue
         overload = getattr(functional, node.target._overloadname, None)
-        if overload is None or calls(written, *_VIEWS, aten.transpose, aten.permute, aten.slice, aten.select, aten.unsqueeze, aten.expand):
-            info(node).refused = "it writes to a view in place"
+        others = _aliases(written) - {written}
+        if overload is None or any(order[user] > order[node] for alias in others for user in alias.users if user not in others):
+            info(node).refused = "it writes in place to memory that is read later under another name"
             continue
         node.target = overload
         written.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 (called at once)
 
 
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """All nodes whose value may lie in the same memory."""
+    root = node
+    while calls(root, *_ALIASING) and isinstance(root.args[0], fx.Node):
+        root = root.args[0]
+    family = [root]
+    for member in family:  # grows while it is walked
+        family += [user for user in member.users if calls(user, *_ALIASING) and user.args[0] is member]
+    return set(family)
+
+
 def _is_no_op(node: fx.Node) -> bool:
+    if calls(node, *_DETACH) and depends_on(node, is_parameter):
+        info(node).refused = "it stops the gradient of a value that depends on weights"
+        return False
     if calls(node, *_NO_OPS):
         return True
     if calls(node, aten.dropout):

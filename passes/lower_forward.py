@@ -13,24 +13,18 @@ from torch import fx
 
 from tintc.compiler.builder import Builder, logits_node
 from tintc.compiler.dialect import is_tint
-from tintc.compiler.node_meta import Shape, info
+from tintc.compiler.errors import UnsupportedModelError
+from tintc.compiler.inputs import INPUTS
+from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-
-# Every input of a lowered graph, in the order in which the runtime passes them.
-INPUTS: dict[str, tuple[Shape, str]] = {
-    "input_ids": (("B", "T"), "int"),
-    "position_ids": (("B", "T"), "int"),
-    "attention_mask": (("B", 1, "T", "T"), "bool"),
-    "targets": (("B", "T"), "int"),
-    "loss_mask": (("B", "T"), "float"),
-    "inner_lr": ((), "float"),
-    "segment": ((), "int"),
-}
 
 
 @graph_pass(requires=("tint_only", "one_logits_output", "some_trainable"), ensures=("named_outputs", "phases_in_order"))
 def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines."""
+    """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns than there are tokens."""
+    width, vocabulary = info(logits_node(graph)).shape[-1], context.facts.vocab_size
+    if isinstance(width, int) and width < vocabulary:
+        raise UnsupportedModelError(f"the model returns {width} numbers a position; expected logits over its {vocabulary} tokens")
     build = Builder(graph)
     existing = {n.name for n in graph.nodes if n.op == "placeholder"}
     for name, (shape, dtype) in INPUTS.items():

@@ -87,6 +87,9 @@ def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
     view, middle = _unscaled(transposed.args[0])
     if not calls(view, *_VIEWS) or len(sizes(view)) != 4 or len(sizes(view.args[0])) != 3:
         return f"it reads {_what(view)}; expected a view of (batch, tokens, heads * width) as (batch, tokens, heads, width)"
+    tokens = next(n for n in view.graph.nodes if info(n).role == "input" and n.name == "input_ids")
+    if [str(size) for size in sizes(view)[:2]] != [str(size) for size in sizes(tokens)]:
+        return "it views tokens as batch or the other way round"
     x, inner = _unscaled(view.args[0])
     heads, width = sizes(view)[2:]
     if not isinstance(heads, int) or last_size(x) != heads * width:
@@ -97,7 +100,7 @@ def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
 def _unscaled(node: Any) -> tuple[Any, float]:
     """The node without multiplications and divisions by numbers, and their product."""
     factor = 1.0
-    while calls(node, aten.mul, aten.div) and len(node.args) == 2 and (scale := number(node.args[1])) is not None:
+    while calls(node, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs and (scale := number(node.args[1])) is not None:
         factor = factor * scale if calls(node, aten.mul) else factor / scale
         node = node.args[0]
     return node, factor

@@ -25,17 +25,22 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
     tokens = next(n for n in graph.nodes if info(n).role == "input")
     for node in [n for n in graph.nodes if calls(n, aten.embedding)]:
         table, index = operands(node)[:2]
+        if not is_parameter(table):
+            info(node).refused = "its table is not in the state dict; expected a parameter or a persistent buffer"
+            continue
         if index is tokens:
-            context.facts.vocab_size, context.facts.hidden = context.tensors[info(table).parameter or ""].shape
+            rows, width = context.tensors[info(table).parameter or ""].shape
+            context.facts.vocab_size = min(rows, context.facts.vocab_size or rows)
+            context.facts.hidden = max(width, context.facts.hidden)
             index_node, offset = tokens, 0
         else:
-            found = _position_offset(index, context)
+            rows = context.tensors[info(table).parameter or ""].shape[0]
+            found = _position_offset(index, rows, context)
             if isinstance(found, str):
                 info(node).refused = found
                 continue
             index_node, offset = _position_ids(graph, build), found
-            rows = context.tensors[info(table).parameter or ""].shape[0] - offset
-            context.facts.max_positions = min(rows, context.facts.max_positions or rows)
+            context.facts.max_positions = min(rows - offset, context.facts.max_positions or rows)
         with graph.inserting_before(node):
             new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))
         node.replace_all_uses_with(new)
@@ -48,8 +53,8 @@ def _position_ids(graph: fx.Graph, build: Builder) -> fx.Node:
     return existing[0] if existing else build.placeholder("position_ids", ("B", "T"), role="input", dtype="int")
 
 
-def _position_offset(index: fx.Node, context: Context) -> int | str:
-    """c where the index is 0 1 2 ... + c in every row; else why not."""
+def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
+    """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else why not."""
     if depends_on(index, lambda n: is_parameter(n)):
         return "its index depends on a weight; expected token ids or positions"
     if reads_token_values(index):
@@ -57,15 +62,17 @@ def _position_offset(index: fx.Node, context: Context) -> int | str:
     device = next(iter(context.tensors.values())).device
     if device.type == "meta":
         device = torch.device("cpu")
-    offsets = []
-    for batch, length in ((2, 7), (1, 5)):
+    offsets: list[int] = []
+    for batch in (2, 1):
+        longest = min(rows, context.facts.max_positions or rows)
+        length = min(rows - offsets[0], longest) if offsets else min(7, longest)
         ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
         try:
             value = evaluate(index, ids, context.constants)
-            rows = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=device)
+            starts = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=device)
         except (RuntimeError, TypeError, KeyError) as error:
             return f"its index cannot be evaluated from the sizes alone ({error})"
-        if not bool((rows == rows[0, 0]).all()):
+        if not bool((starts == starts[0, 0]).all()) or not 0 <= int(starts[0, 0]) < rows:
             return "its index is neither the token ids nor consecutive positions"
-        offsets.append(int(rows[0, 0]))
+        offsets.append(int(starts[0, 0]))
     return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the length"

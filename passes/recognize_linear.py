@@ -54,22 +54,24 @@ def _replace(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias: Any,
     for piece, start, stop in _pieces(node, rows):
         suffix = "" if (start, stop) == (0, rows) else f"_{start}_{stop}"
         with graph.inserting_before(node):
-            w = read_slot(build, weight, start, stop, transpose)
-            b = None if bias is None else read_slot(build, bias, start, stop, False)
+            w = read_slot(build, node, weight, start, stop, transpose)
+            b = None if bias is None else read_slot(build, node, bias, start, stop, False)
             new = build.call("linear_forward", x, w, b, like=node, label=label + suffix, shape=("B", "T", stop - start))
         piece.replace_all_uses_with(new)
 
 
-def read_slot(build: Builder, parameter: fx.Node, start: int, stop: int, transpose: bool) -> fx.Node:
+def read_slot(build: Builder, reader: fx.Node, parameter: fx.Node, start: int, stop: int, transpose: bool) -> fx.Node:
     """A `tint.prefix` read of some rows of a parameter; the slot is called after the parameter and the rows.
 
-    A slot that several layers share is read once, where the first of them needs it.
+    A slot that several layers share is read once, where the first of them, `reader` or another, needs it.
     """
     name = info(parameter).parameter
     rows = info(parameter).shape[1 if transpose else 0]
     slot = name if (start, stop) == (0, rows) else f"{name}[{start}:{stop}]"
-    shared = [n for n in parameter.users if info(n).slot == slot]
+    shared = [n for n in parameter.users if info(n).slot == slot and n.args[3] is transpose]
     if shared:
+        if reader < shared[0]:
+            reader.prepend(shared[0])
         return shared[0]
     label = short_label(f"{name}" if slot == name else f"{name}_{start}_{stop}")
     return build.call("prefix", parameter, start, stop, transpose, label=label, slot=slot, module=(name or "").rpartition(".")[0])

@@ -24,7 +24,7 @@ def recognize_norm(graph: fx.Graph, context: Context) -> fx.Graph:
             info(node).refused = "it normalises several dimensions, or its gain or shift is computed"
             continue
         with graph.inserting_before(node):
-            read = [None if p is None else read_slot(build, p, 0, width[0], False) for p in (gamma, beta)]
+            read = [None if p is None else read_slot(build, node, p, 0, width[0], False) for p in (gamma, beta)]
             label = short_label(info(node).module)
             new = build.call("norm_forward", x, *read, eps, "layer", like=node, label=label, shape=("B", "T", width[0]))
         node.replace_all_uses_with(new)

@@ -22,8 +22,10 @@ def recognize_residual(graph: fx.Graph, context: Context) -> fx.Graph:
         if not calls(node, aten.add, aten.add_) or len(node.args) != 2 or node.kwargs:
             continue
         x, y = node.args
-        if not all(isinstance(a, fx.Node) and tint_name(a) for a in (x, y)) or info(x).shape != info(y).shape:
-            info(node).refused = "it does not add two activations of equal shape"
+        activations = [isinstance(a, fx.Node) and tint_name(a) is not None for a in (x, y)]
+        if not all(activations) or info(x).shape != info(y).shape:
+            # Sums of masks and positions are arithmetic of the inputs, which attention and embeddings replace.
+            info(node).refused = "it does not add two activations of equal shape" if any(activations) else ""
             continue
         with graph.inserting_before(node):
             new = build.call("residual", x, y, like=node, label=f"{short_label(info(node).module)}_residual")

@@ -48,7 +48,8 @@ def _findings(left: list[fx.Node]) -> list[fx.Node]:
     still reads, views around it, and sums with something unrecognised are consequences."""
     computing: set[fx.Node] = set()
     for node in left:  # in topological order
-        if any(tint_name(source) or info(source).role == "parameter" or source in computing for source in node.all_input_nodes):
+        inputs = node.all_input_nodes
+        if info(node).refused or any(tint_name(n) or info(n).role == "parameter" or n in computing for n in inputs):
             computing.add(node)
     causes = [n for n in left if n in computing and not calls(n, *_LAYOUT) and not _is_consequence(n, computing)]
     return causes or [n for n in left if info(n).refused] or [n for n in left if n in computing] or left

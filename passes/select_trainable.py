@@ -31,11 +31,12 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     trained = {f"{container}.{index}" for index in blocks[-layers:]}
     last = f"{container}.{blocks[-1]}"
     for node in graph.nodes:
-        if is_tint(node, "linear_forward") and _inside(info(node).module, trained):
+        if is_tint(node, "linear_forward") and _belongs(node, trained):
             _mark(argument(node, "weight"), argument(node, "bias"))
-        elif is_tint(node, "norm_forward") and (_inside(info(node).module, trained) or _reads_block(node, last)):
+        elif is_tint(node, "norm_forward") and (_belongs(node, trained) or _reads_block(node, last)):
             gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
             _mark(gamma, argument(node, "beta"))
+    _refuse_between(graph, {f"{container}.{index}" for index in blocks})
     _refuse_ambiguous(graph)
     if not any(info(node).trainable for node in graph.nodes):
         raise UnsupportedModelError(f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no norm")
@@ -61,6 +62,30 @@ def _find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
 
 def _inside(module: str, blocks: set[str]) -> bool:
     return any(module == block or module.startswith(block + ".") for block in blocks)
+
+
+def _belongs(node: fx.Node, blocks: set[str]) -> bool:
+    """Whether a layer is called in one of the blocks, or its parameters are theirs."""
+    reads = [source for source in node.all_input_nodes if is_tint(source, "prefix")]
+    return any(_inside(info(part).module, blocks) for part in (node, *reads))
+
+
+def _refuse_between(graph: fx.Graph, blocks: set[str]) -> None:
+    """A layer with weights between two blocks, but in none, has no place in `layers = n`."""
+    behind: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _inside(info(node).module, blocks) or any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+    before: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if _inside(info(node).module, blocks) or any(user in before for user in node.users):
+            before.add(node)
+    for node in graph.nodes:
+        if is_tint(node, "linear_forward", "norm_forward") and node in behind and node in before and not _belongs(node, blocks):
+            raise UnsupportedModelError(
+                f"{info(node).module or node.name} ({info(node).source or 'no source line'}) stands between blocks but in none; "
+                "expected every layer with weights between the first and the last block to be part of a block"
+            )
 
 
 def _reads_block(norm: fx.Node, block: str) -> bool:

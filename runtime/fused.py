@@ -47,7 +47,7 @@ def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_up
         return _TypedProxy(value.node, tracer, info(node).shape, _dtype(node, dtype)) if isinstance(value, fx.Proxy) else value
 
     for node in [n for n in graph.nodes if n in needed and (n.op == "placeholder" or n in given)]:
-        values[node] = fx.Proxy(emitted.placeholder(node.name), tracer)
+        values[node] = fx.Proxy(emitted.create_node("placeholder", node.name, name=node.name), tracer)
     for node in graph.nodes:
         if node in values or node not in needed:
             continue

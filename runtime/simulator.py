@@ -36,6 +36,17 @@ class SimulatorOutput:
     initial_loss: Tensor | None = None
 
 
+torch.export.register_dataclass(SimulatorOutput)
+
+
+@dataclass(frozen=True)
+class _Emitted:
+    """A program, and for each of its arguments the name of the auxiliary parameter or, if it is none, of the input."""
+
+    module: fx.GraphModule
+    arguments: list[tuple[bool, str]]
+
+
 class Simulator(nn.Module):
     """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
 
@@ -57,7 +68,7 @@ class Simulator(nn.Module):
         self.tokenizer = tokenizer
         self.prefix = PrefixEmbeddings(tensors)
         self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
-        self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], fx.GraphModule] = {}
+        self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], _Emitted] = {}
         self._warned = False
 
     @property
@@ -103,7 +114,7 @@ class Simulator(nn.Module):
         keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
         """
         check_tensor("train_mask", train_mask)
-        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids, stacklevel=5)  # torch calls forward
         wanted: tuple[str, ...] = ("logits", "initial_logits") if return_initial else ("logits",)
         out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment)
         initial = out.get("initial_logits")
@@ -129,9 +140,13 @@ class Simulator(nn.Module):
         Arguments as in `forward`. Tied names share one tensor. Raises InputError if there is no such sequence.
         """
         check_tensor("input_ids", input_ids)
-        if not -len(input_ids) <= index < len(input_ids):
-            raise InputError(f"index is {index}; the batch has {len(input_ids)} sequences")
-        row = slice(index % len(input_ids), index % len(input_ids) + 1)
+        batch = len(input_ids) if input_ids.ndim else 0
+        if not isinstance(index, int) or not -batch <= index < batch:
+            raise InputError(f"index is {index!r}; the batch has {batch} sequences")
+        for name, mask in (("train_mask", train_mask), ("loss_mask", loss_mask), ("attention_mask", attention_mask)):
+            if isinstance(mask, Tensor) and (mask.ndim == 0 or len(mask) != batch):
+                raise InputError(f"{name} has shape {tuple(mask.shape)}; expected {batch} sequences, those of input_ids")
+        row = slice(index % batch, index % batch + 1)
         parts = [None if x is None else x[row] for x in (input_ids, train_mask, loss_mask, attention_mask, position_ids)]
         updates = self.updates(*parts)  # type: ignore[arg-type]
         slots = self.program.layout.prefix
@@ -165,12 +180,21 @@ class Simulator(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
-        sequences = {len(value) for value in updates.values()}
-        if sequences != {len(input_ids)}:
-            raise InputError(f"the updates belong to {sorted(sequences)} sequences; input_ids hold {len(input_ids)}")
-        values = {node.name: updates[slot] for slot, node in outputs(self.program.graph)["updates"].items()}
+        nodes = outputs(self.program.graph)["updates"]
+        self._check_updates(updates, nodes, len(input_ids))
+        values = {node.name: updates[slot] for slot, node in nodes.items()}
         out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=values)["logits"]
         return out
+
+    def _check_updates(self, updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int) -> None:
+        if set(updates) != set(nodes):
+            wrong = sorted(set(updates) ^ set(nodes))[:3]
+            raise InputError(f"the updates do not hold this simulator's slots: {', '.join(wrong)} on one side only")
+        for slot, node in nodes.items():
+            expected = (batch, *info(node).shape[1:])
+            if tuple(updates[slot].shape) != expected or updates[slot].dtype != self.dtype:
+                got = f"{tuple(updates[slot].shape)}, {updates[slot].dtype}"
+                raise InputError(f"the update of {slot} is {got}; expected {expected}, {self.dtype}: one a sequence of input_ids")
 
     def predict_initial(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the unmodified model."""
@@ -180,10 +204,7 @@ class Simulator(nn.Module):
 
     def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False) -> fx.GraphModule:
         """The plain torch program behind a call, for this simulator's dtype; `.code` reads as Python."""
-        key = (outputs, self.dtype, from_updates)
-        if key not in self._emitted:
-            self._emitted[key] = emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
-        return self._emitted[key]
+        return self._program(outputs, from_updates).module
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Writes the artifact directory, atomically. Raises ArtifactError if it cannot, UsageError if it exists and not `force`."""
@@ -198,6 +219,7 @@ class Simulator(nn.Module):
         loss_mask: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
+        stacklevel: int = 3,
     ) -> Inputs:
         inputs = prepare(self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids)
         if train_mask is not None and inputs.untrained and not self._warned:
@@ -205,21 +227,29 @@ class Simulator(nn.Module):
             warnings.warn(
                 f"{inputs.untrained} of {len(input_ids)} sequences have no training target: their logits are the unmodified model's "
                 "(said once)",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         return inputs
 
     def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
-        program = self.emitted(outputs, from_updates=given is not None)
+        program = self._program(outputs, given is not None)
         values: dict[str, Any] = {**inputs.tensors, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
         weights = self.prefix.tensors()
-        for node in self.program.graph.find_nodes(op="placeholder"):
-            name = info(node).parameter
-            if name is not None:
-                values[node.name] = weights[name]
-        wanted = [node.name for node in program.graph.find_nodes(op="placeholder")]
-        result: dict[str, Any] = program(*(values[name] for name in wanted))
+        result: dict[str, Any] = program.module(*(weights[name] if is_weight else values[name] for is_weight, name in program.arguments))
         return result
+
+    def _program(self, outputs: tuple[str, ...], from_updates: bool) -> _Emitted:
+        key = (outputs, self.dtype, from_updates)
+        if key not in self._emitted:
+            module = emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
+            parameters = {node.name: info(node).parameter for node in self.program.graph.nodes if info(node).parameter}
+            arguments = [
+                (n.target in parameters, parameters.get(str(n.target)) or str(n.target))
+                for n in module.graph.nodes
+                if n.op == "placeholder"
+            ]
+            self._emitted[key] = _Emitted(module, arguments)
+        return self._emitted[key]
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -234,6 +264,10 @@ def _check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
         raise InputError(
             f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}"
         )
+    if torch.compiler.is_compiling():
+        return labels.long()
+    if not bool((labels[:, 1:] != -100).any()):
+        raise InputError("labels hold no target: all of them are -100 (the first column never counts)")
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocab_size))]
     if wrong.numel():
         raise InputError(f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}")

@@ -79,8 +79,21 @@ def no_layout(at: Stage) -> None:
 def overlapping_memory(at: Stage) -> None:
     assert at.context.layout is not None
     first, second, *_ = at.context.layout.memory.values()
-    moved = dataclasses.replace(second, coordinates=Range(first.coordinates.stop - 1, first.coordinates.stop + 5), live=first.live)
+    moved = dataclasses.replace(second, coordinates=Range(first.coordinates.stop - 1, first.coordinates.stop + 5))
     memory = {**at.context.layout.memory, second.name: moved}
+    at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
+
+
+def forgotten_memory(at: Stage) -> None:
+    assert at.context.layout is not None
+    at.context.layout = dataclasses.replace(at.context.layout, memory={})
+
+
+def shortened_memory(at: Stage) -> None:
+    assert at.context.layout is not None
+    memory = dict(at.context.layout.memory)
+    name = next(iter(memory))
+    memory[name] = dataclasses.replace(memory[name], last=name)
     at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
 
 
@@ -98,6 +111,8 @@ BROKEN: list[tuple[str, Callable[[Stage], None], str]] = [
     ("prefix_slots_disjoint", outside, "leaves page"),
     ("prefix_slots_disjoint", no_layout, "no layout"),
     ("memory_slots_disjoint", overlapping_memory, "share coordinates while both are live"),
+    ("memory_slots_disjoint", forgotten_memory, "is kept but has no memory slot"),
+    ("memory_slots_disjoint", shortened_memory, "has another size or last reader"),
     ("memory_slots_disjoint", no_layout, "no layout"),
 ]
 

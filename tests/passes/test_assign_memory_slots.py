@@ -82,5 +82,5 @@ def test_changes_no_node_and_keeps_the_numbers() -> None:
 
 def test_golden(update_golden: bool) -> None:
     memory = layout(stage("assign_memory_slots", config(steps=2), layers=1)).memory
-    lines = [f"{slot.name} {slot.coordinates} live {slot.live}" for slot in memory.values()]
+    lines = [f"{slot.name} {slot.coordinates} until {slot.last}" for slot in memory.values()]
     assert_golden("assign_memory_slots", "\n".join(lines) + "\n", update_golden)

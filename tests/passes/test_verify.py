@@ -54,7 +54,7 @@ def misplaced_update(at: Stage) -> None:
 
 def shared_memory(at: Stage) -> None:
     assert at.context.layout is not None
-    memory = {name: MemorySlot(name, Range(0, slot.coordinates.size), slot.live) for name, slot in at.context.layout.memory.items()}
+    memory = {name: MemorySlot(name, Range(0, slot.coordinates.size), slot.last) for name, slot in at.context.layout.memory.items()}
     at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
 
 

@@ -58,7 +58,7 @@ def summary(facts: dict[str, Any]) -> Table:
         "source": f"{facts['source']['name']} ({facts['source']['kind']})",
         "auxiliary model": f"{console.number(facts['auxiliary_parameters'])} parameters, {facts['blocks']} blocks, "
         f"vocabulary {facts['vocab_size']}, {facts['max_positions'] or 'unlimited'} positions",
-        "inner training": f"{steps} at learning rate {config['inner_lr']:g} on the top {facts['trained_blocks']} "
+        "inner training": f"{steps} at learning rate {facts['inner_lr']:g} on the top {facts['trained_blocks']} "
         f"of {facts['blocks']} blocks",
         "gradients": f"{approximations}, norm update {config['norm_update']}",
         "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "

@@ -138,16 +138,16 @@ def _print_slots(layout: Layout, form: str) -> None:
     if form == "json":
         console.print_json(layout.to_dict())
         return
-    prefix = Table("prefix slot", "shape", "updated", "pages", "tokens", "rows a token", "coordinates", box=None, padding=(0, 2, 0, 0))
+    prefix = Table("prefix slot", "shape", "trainable", "pages", "tokens", "rows a token", "coordinates", box=None, padding=(0, 2, 0, 0))
     for slot in layout.prefix.values():
         first = slot.tiles[0]
         pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
         shape = shape_text(list(slot.shape))
         learns = "yes" if slot.trainable else ""
         prefix.add_row(slot.name, shape, learns, pages, str(first.tokens), str(first.rows_per_token), str(first.coordinates))
-    memory = Table("memory slot", "coordinates", "live from node", "to node", box=None, padding=(0, 2, 0, 0))
+    memory = Table("memory slot", "coordinates", "kept until", box=None, padding=(0, 2, 0, 0))
     for kept in layout.memory.values():
-        memory.add_row(kept.name, str(kept.coordinates), str(kept.live.start), str(kept.live.stop))
+        memory.add_row(kept.name, str(kept.coordinates), kept.last)
     console.out.print(
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"memory {layout.memory_width} coordinates a token"

@@ -1,0 +1,115 @@
+"""Decoders as people write them by hand: each odd one is computed like autograd does, or refused; never computed wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tintc
+from tests.tolerances import SIMULATOR
+from tintc.compiler.errors import UnsupportedModelError
+from tintc.compiler.verification import verify
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.qkv, self.o, self.heads = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape))
+
+
+class Block(nn.Module):
+    def __init__(self, hidden: int, heads: int, oddity: str) -> None:
+        super().__init__()
+        self.n1, self.attn, self.n2 = nn.LayerNorm(hidden), Attention(hidden, heads), nn.LayerNorm(hidden)
+        self.fcA, self.down, self.oddity = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden), oddity
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.n1(x.detach() if self.oddity == "detached" else x))
+        with torch.set_grad_enabled(self.oddity != "no_grad"):
+            u = self.fcA(self.n2(x))
+        return x + self.down(F.gelu(u))
+
+
+class Decoder(nn.Module):
+    def __init__(self, oddity: str = "", hidden: int = 8, vocab: int = 17, positions: int = 32) -> None:
+        super().__init__()
+        self.tok, self.pos = nn.Embedding(vocab, hidden), nn.Embedding(positions, hidden)
+        self.blocks = nn.ModuleList(Block(hidden, 2, oddity) for _ in range(2))
+        self.mixers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(2))
+        self.lnF, self.head = nn.LayerNorm(hidden), nn.Linear(hidden, vocab, bias=False)
+        self.inner_lr = nn.Parameter(torch.ones(vocab))
+        self.register_buffer("sines", torch.randn(positions, hidden), persistent=False)
+        self.oddity = oddity
+        if oddity == "weight shared":
+            self.blocks[1].fcA.weight = self.blocks[0].fcA.weight
+        if oddity == "bias shared by norm and linear":
+            self.blocks[1].n1.bias = self.blocks[1].attn.o.bias
+
+    def forward(self, ids: Tensor) -> Tensor | list[Tensor]:
+        index = torch.arange(ids.shape[1], device=ids.device)
+        index = {"wrapped": index % 24, "clamped": index.clamp(max=20)}.get(self.oddity, index)
+        table = self.tok.weight * 2 if self.oddity == "computed table" else self.tok.weight
+        x = F.embedding(ids, table) + (F.embedding(index, self.sines) if self.oddity == "foreign table" else self.pos(index))
+        for block, mixer in zip(self.blocks, self.mixers, strict=True):
+            x = block(x)
+            if self.oddity == "between blocks":
+                x = x + F.gelu(mixer(x))
+        long = {"longer": ids.shape[1] > 20, "even": ids.shape[1] % 2 == 0, "large batch": ids.shape[0] > 4}.get(self.oddity, False)
+        x = self.lnF(self.blocks[0](x) if long else x)
+        if self.oddity == "hidden states":
+            return x
+        if self.oddity == "named like an input":
+            return F.linear(x, self.head.weight, self.inner_lr)
+        return [self.head(x)] if self.oddity == "a list" else self.head(x)
+
+
+def decoder(oddity: str) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(oddity).double()
+
+
+@pytest.mark.parametrize("oddity", ["", "weight shared", "bias shared by norm and linear", "named like an input", "a list", "longer"])
+def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
+    model = decoder(oddity)
+    simulator = tintc.compile(model, tintc.SimulatorConfig.exact(inner_lr=0.02, steps=2))
+    assert verify(simulator, tokens=18).agrees
+    ids = torch.arange(2 * 18).reshape(2, 18) % 17
+    expected = model(ids)
+    found = simulator.predict_initial(ids)
+    assert float((found - (expected[0] if isinstance(expected, list) else expected)).abs().max()) < SIMULATOR[torch.float64]
+    loaded = tintc.load(simulator.save(tmp_path / "artifact"))
+    assert torch.equal(loaded.predict_initial(ids), found)
+
+
+def test_a_models_own_limit_of_length_is_the_simulators() -> None:
+    """Beyond 20 tokens this model takes a branch that capture did not see."""
+    simulator = tintc.compile(decoder("longer"))
+    assert simulator.program.facts.max_positions == 20
+    with pytest.raises(tintc.InputError, match="has 21 tokens; this model has 20 positions"):
+        simulator.predict_initial(torch.zeros(1, 21, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("oddity", "message"),
+    [
+        ("detached", r"aten\.detach\.default x2 in blocks\.0 .*stops the gradient"),
+        ("no_grad", r"wrap_with_set_grad_enabled x2 .*stops the gradient"),
+        ("wrapped", "neither the token ids nor consecutive positions"),
+        ("clamped", "neither the token ids nor consecutive positions"),
+        ("computed table", "its table is not in the state dict"),
+        ("foreign table", "its table is not in the state dict"),
+        ("between blocks", r"mixers\.0 .* stands between blocks but in none"),
+        ("even", "computes different things for different batches or lengths"),
+        ("large batch", "computes different things for different batches or lengths"),
+        ("hidden states", "returns 8 numbers a position; expected logits over its 17 tokens"),
+    ],
+)
+def test_refused(oddity: str, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        tintc.compile(decoder(oddity))
