@@ -46,6 +46,7 @@ FORMAT_VERSION = 1
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
 _TOKENIZER = "tokenizer"
+_ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _OWN_DIGEST = "manifest_sha256"
 _PROPERTIES = ("well_formed", "tint_only", "shapes_agree", "named_outputs")
 _LIBRARIES = ("torch", "transformers", "safetensors")
@@ -208,6 +209,7 @@ def _write(simulator: Simulator, root: Path) -> None:
     if simulator.tokenizer is not None:
         try:
             simulator.tokenizer.save_pretrained(str(root / _TOKENIZER))
+            _forget_origin(root / _TOKENIZER / "tokenizer_config.json")
         except Exception as error:  # the tokenizers library raises a bare Exception when the disk is full
             raise OSError(f"the tokenizer cannot be saved: {error}") from error
     manifest: dict[str, Any] = {
@@ -225,6 +227,13 @@ def _write(simulator: Simulator, root: Path) -> None:
         "sha256": {str(f.relative_to(root).as_posix()): sha256(f) for f in sorted(root.rglob("*")) if f.is_file()},
     }
     _write_json(root / _MANIFEST, {**manifest, _OWN_DIGEST: _manifest_digest(manifest)})
+
+
+def _forget_origin(file: Path) -> None:
+    """Drops what transformers notes about where a tokenizer was loaded from: two compilations give the same file."""
+    if file.is_file():
+        kept = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in _ORIGIN}
+        _write_json(file, kept, indent=2)
 
 
 def _open_to_others(root: Path) -> None:

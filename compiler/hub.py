@@ -63,6 +63,7 @@ def locate(name: str, *, revision: str | None, cache_dir: str | None, offline: b
     """
     remote: frozenset[str] | None = None
     unreachable: str | None = "offline mode"
+    offline = offline or constants.HF_HUB_OFFLINE
     if not offline:
         try:
             remote, unreachable = _list_files(name, revision), None

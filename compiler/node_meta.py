@@ -8,9 +8,9 @@
 | parameter | capture, lower_forward | of a placeholder: its name in the auxiliary state dict |
 | slot | recognize_linear, recognize_norm, build_descent | name of the prefix slot whose value this node is |
 | trainable | select_trainable | of a `tint.prefix`: descent updates it |
-| phase | lower_forward, build_backward, build_descent | forward, backward or descent |
-| step | lower_forward, unroll_steps | inner step that the node belongs to; the last forward pass has step = config.steps |
-| refused | recognize_* | of an operator left alone: why its pattern was not accepted |
+| phase | lower_forward, build_backward, build_descent, truncate_segment | forward, backward or descent |
+| step | the same, and unroll_steps | inner step that the node belongs to; the last forward pass has step = config.steps |
+| refused | canonicalize, recognize_* | of an operator left alone: why its pattern was not accepted |
 | gradient | build_backward | node that holds dL/d(this node); build_descent reads and clears it |
 """
 

@@ -85,8 +85,8 @@ def run_passes(
 ) -> fx.Graph:
     """Applies the passes in order to the graph, in place, and returns it.
 
-    stop_after: name of the last pass to run. verify_each: check every property that has been established
-    again after each pass (default: when TINTC_VERIFY=1); contracts of the pass itself are always checked.
+    stop_after: name of the last pass to run. verify_each: also check `well_formed` and `shapes_agree` after each
+    pass (default: when TINTC_VERIFY=1); the contract of the pass itself is always checked.
     on_pass: called with each pass's name and result. Raises CompilerBug when a contract does not hold.
     """
     if verify_each is None:

@@ -44,7 +44,7 @@ class SourceDescription:
     """Where a model came from; goes into the manifest.
 
     kind: `hub`, `directory`, `bundled`, `shape` or `module`.
-    name: as the user gave it; for a module its class name.
+    name: as the user gave it; of a directory its last part; for a module its class name.
     revision: the commit hash of a hub model.
     sha256: of the weight file; of several, the digest of their hexadecimal digests joined in order of their names.
         None for a shape or a module.
@@ -148,7 +148,9 @@ def _existing_directory(name: str) -> Path:
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:
     loaded = checkpoint.load(directory, checkpoint.read_config(directory))
     config = _as_json(loaded.model.config)
-    return Source(loaded.model, loaded.tokenizer, SourceDescription(kind, checkpoint.name, sha256=loaded.sha256, config=config))
+    # Where a directory lay on this machine is nobody else's business; its digest says what it held.
+    name = directory.resolve().name if kind == "directory" else checkpoint.name
+    return Source(loaded.model, loaded.tokenizer, SourceDescription(kind, name, sha256=loaded.sha256, config=config))
 
 
 def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:

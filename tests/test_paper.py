@@ -86,8 +86,9 @@ def test_padded_batch_equals_alone(family: str, preset: str, side: str) -> None:
             keep = inputs["attention_mask"][b].bool()
             alone_inputs = {name: inputs[name][b, keep][None] for name in ("input_ids", "train_mask")}
             alone = simulator(**alone_inputs, return_initial=True)
-            assert error(together.logits[b, keep], alone.logits[0]) < SIMULATOR[torch.float64]
-            assert error(together.initial_logits[b, keep], alone.initial_logits[0]) < SIMULATOR[torch.float64]
+            for padded, single in ((together.logits, alone.logits), (together.initial_logits, alone.initial_logits)):
+                difference = error(padded[b, keep], single[0])
+                assert measured("a padded sequence against the same alone: logits, float64", difference) < SIMULATOR[torch.float64]
             state = simulator.updated_state_dict(**alone_inputs)
             assert all(error(weights[b][name], state[name]) < SIMULATOR[torch.float64] for name in state)
 

@@ -109,7 +109,7 @@ def test_source_and_json() -> None:
     facts = report(simulator)
     assert facts["source"] == {
         "kind": "directory",
-        "name": str(source_directory()),
+        "name": source_directory().name,
         "revision": None,
         "sha256": simulator.source["sha256"],
     }

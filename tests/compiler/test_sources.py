@@ -92,7 +92,7 @@ class TestDirectory:
         assert source.tokenizer is not None
         assert source.tokenizer("a river")["input_ids"] == [1, 2]
         description = source.description
-        assert (description.kind, description.name) == ("directory", str(opt_directory))
+        assert (description.kind, description.name) == ("directory", opt_directory.name)
         assert description.revision is None
         assert description.seed is None
         assert description.config is not None
