@@ -26,10 +26,11 @@ def test_float64(family: str, steps: int, layers: int | None, scenario: str) -> 
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("layers", [1, None])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32(family: str, steps: int, scenario: str) -> None:
-    config = SimulatorConfig.exact(inner_lr=0.005, steps=steps)
+def test_float32(family: str, steps: int, layers: int | None, scenario: str) -> None:
+    config = SimulatorConfig.exact(inner_lr=0.005, steps=steps, layers=layers)
     assert_equals_reference(FAMILIES[family](dtype=FLOAT32), config, **SCENARIOS[scenario](5, 11, 29))
 
 
