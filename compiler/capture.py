@@ -177,6 +177,7 @@ def _name_placeholders(
             constants[node.name] = program.constants[full_name] if full_name in program.constants else program.state_dict[full_name]
             continue
         record.role, record.parameter, record.shape = "parameter", name, tuple(tensors[name].shape)
+        record.buffer = spec.kind == InputKind.BUFFER
         if name in first:
             node.replace_all_uses_with(first[name])
             graph.erase_node(node)

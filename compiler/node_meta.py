@@ -5,6 +5,7 @@
 | shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or B (batch), T (tokens), S (training segment) |
 | module, source | capture | path of the auxiliary module; file and line that wrote the operator |
 | role | capture, lower_forward | of a placeholder: `input` or `parameter` |
+| buffer | capture | of a placeholder: a buffer of the model, never trained |
 | parameter | capture, lower_forward | of a placeholder: its name in the auxiliary state dict |
 | slot | recognize_linear, recognize_norm, build_descent | name of the prefix slot whose value this node is |
 | trainable | select_trainable | of a `tint.prefix`: descent updates it |
@@ -40,6 +41,7 @@ class NodeInfo:
     source: str = ""
     role: Literal["input", "parameter"] | None = None
     parameter: str | None = None
+    buffer: bool = False
     slot: str | None = None
     trainable: bool = False
     phase: Phase | None = None

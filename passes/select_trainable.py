@@ -118,5 +118,5 @@ def _refuse_ambiguous(graph: fx.Graph) -> None:
 
 def _mark(*slots: fx.Node | None) -> None:
     for slot in slots:
-        if slot is not None and is_tint(slot, "prefix"):
+        if slot is not None and is_tint(slot, "prefix") and not info(argument(slot, "parameter")).buffer:
             info(slot).trainable = True

@@ -27,10 +27,13 @@ class Block(nn.Module):
     def __init__(self, hidden: int, heads: int, oddity: str) -> None:
         super().__init__()
         self.n1, self.attn, self.n2 = nn.LayerNorm(hidden), Attention(hidden, heads), nn.LayerNorm(hidden)
+        self.register_buffer("projection", torch.randn(hidden, hidden))
         self.fcA, self.down, self.oddity = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden), oddity
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.n1(x.detach() if self.oddity == "detached" else x))
+        if self.oddity == "fixed projection":
+            x = x + F.linear(x, self.projection)
         with torch.set_grad_enabled(self.oddity != "no_grad"):
             u = self.fcA(self.n2(x))
         return x + self.down(F.gelu(u))
@@ -85,6 +88,14 @@ def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
     assert float((found - (expected[0] if isinstance(expected, list) else expected)).abs().max()) < SIMULATOR[torch.float64]
     loaded = tintc.load(simulator.save(tmp_path / "artifact"))
     assert torch.equal(loaded.predict_initial(ids), found)
+
+
+def test_a_buffer_is_no_weight_and_is_not_trained() -> None:
+    simulator = tintc.compile(decoder("fixed projection"), tintc.SimulatorConfig.exact(inner_lr=0.02))
+    ids = torch.arange(18).reshape(1, 18) % 17
+    before, after = simulator.prefix.tensors(), simulator.updated_state_dict(ids, torch.ones_like(ids))
+    assert torch.equal(after["blocks.0.projection"], before["blocks.0.projection"])
+    assert not torch.equal(after["blocks.0.fcA.weight"], before["blocks.0.fcA.weight"])
 
 
 def test_a_models_own_limit_of_length_is_the_simulators() -> None:
