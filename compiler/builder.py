@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
+from collections.abc import Collection, Iterable
 from typing import Any, TypedDict
 
 from torch import fx
 
 from tintc.compiler.dialect import OPERATORS, target, tint_name
+from tintc.compiler.inputs import INPUTS
 from tintc.compiler.node_meta import KEY, NodeInfo, Shape, info
 
 
@@ -63,6 +65,15 @@ class Builder:
         item.meta[KEY] = dataclasses.replace(origin, shape=infer_shape(item), gradient=None, **changes)
         return item
 
+    def input(self, name: str) -> fx.Node:
+        """The placeholder of one of INPUTS; put behind the existing ones if the graph has none yet."""
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.name == name:
+                found: fx.Node = node
+                return found
+        shape, dtype = INPUTS[name]
+        return self.placeholder(name, shape, role="input", dtype=dtype)
+
     def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:
         """A graph input after the existing ones."""
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
@@ -70,6 +81,18 @@ class Builder:
             node = self.graph.placeholder(label)
         node.meta[KEY] = NodeInfo(shape=shape, **fields)
         return node
+
+
+def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """The wanted nodes and all that they depend on; nothing behind the nodes of `stop`."""
+    found: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [] if node in stop else node.all_input_nodes
+    return found
 
 
 class Outputs(TypedDict):

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import outputs
+from tintc.compiler.builder import ancestors, outputs
 from tintc.compiler.dialect import argument, is_tint, tint_name
 from tintc.compiler.node_meta import Shape, info
 
@@ -44,10 +44,7 @@ def estimate(graph: fx.Graph, *, batch: int, tokens: int, segment: int, bytes_pe
 
 def _needed(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that the logits depend on, in program order."""
-    needed = {outputs(graph)["logits"]}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
+    needed = ancestors([outputs(graph)["logits"]])
     return [node for node in graph.nodes if node in needed]
 
 

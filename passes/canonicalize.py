@@ -22,13 +22,12 @@ from torch import fx
 from tintc.compiler.builder import operands
 from tintc.compiler.node_meta import copy_info, info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, depends_on, is_parameter, last_size, same_sizes, sizes, with_defaults
+from tintc.passes.patterns import VIEWS, aten, calls, depends_on, is_parameter, last_size, same_sizes, sizes, with_defaults
 
 _DETACH = (aten.detach, aten.detach_)
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
-_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 _ALIASING = (
-    *(*_VIEWS, aten.transpose, aten.permute, aten.t, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.expand, aten.split),
+    *(*VIEWS, aten.transpose, aten.permute, aten.t, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.expand, aten.split),
     *(aten.split_with_sizes, aten.chunk, aten.unbind, aten.contiguous, aten.alias, *_DETACH, aten.to, aten.dropout, operator.getitem),
 )
 _TOKENWISE = (
@@ -121,12 +120,12 @@ def _is_no_op(node: fx.Node) -> bool:
     if calls(node, aten.slice):
         _, _, start, stop, step = with_defaults(operands(node), None, 0, None, None, 1)
         return start in (0, None) and stop in (sys.maxsize, None) and step == 1
-    return calls(node, *_VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
+    return calls(node, *VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
 
 
 def _merges_tokens(node: fx.Node) -> bool:
     """A view of (B, T, D) as (B*T, D)."""
-    if not calls(node, *_VIEWS):
+    if not calls(node, *VIEWS):
         return False
     source = node.args[0]
     return len(sizes(source)) == 3 and len(sizes(node)) == 2 and last_size(source) is not None and last_size(source) == last_size(node)  # type: ignore[arg-type]
@@ -137,7 +136,7 @@ def _unmerge(view: fx.Node) -> None:
     merged, restoring = [view], []
     for node in merged:  # grows while it is walked
         for user in node.users:
-            if calls(user, *_VIEWS) and len(sizes(user)) == 3 and last_size(user) == last_size(node):
+            if calls(user, *VIEWS) and len(sizes(user)) == 3 and last_size(user) == last_size(node):
                 restoring.append(user)
             else:
                 also = (user, *(source for source in user.all_input_nodes if _merges_tokens(source)))

@@ -26,10 +26,8 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     if isinstance(width, int) and width < vocabulary:
         raise UnsupportedModelError(f"the model returns {width} numbers a position; expected logits over its {vocabulary} tokens")
     build = Builder(graph)
-    existing = {n.name for n in graph.nodes if n.op == "placeholder"}
-    for name, (shape, dtype) in INPUTS.items():
-        if name not in existing:
-            build.placeholder(name, shape, role="input", dtype=dtype)
+    for name in INPUTS:
+        build.input(name)
     for node in graph.nodes:
         if node.op == "call_function" and not is_tint(node, "prefix"):
             info(node).phase, info(node).step = "forward", 0

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tintc.compiler.builder import ancestors
 from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context
 
 aten = torch.ops.aten
+VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 
 
 def calls(node: Any, *targets: Any) -> bool:
@@ -94,27 +97,17 @@ def reads_token_values(node: fx.Node) -> bool:
     return False
 
 
-def evaluate(node: fx.Node, input_ids: Tensor, constants: dict[str, Tensor]) -> Any:
-    """Value of a node that depends on the inputs' sizes and on constants only (masks, positions)."""
+def evaluate(node: fx.Node, batch: int, length: int, context: Context) -> Any:
+    """Value of a node that depends on the inputs' sizes and on constants only (masks, positions), at these sizes."""
+    weights = next(iter(context.tensors.values())).device
+    device = torch.device("cpu") if weights.type == "meta" else weights
+    input_ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
     values: dict[fx.Node, Any] = {}
-    device = input_ids.device
-
-    def value_of(n: fx.Node) -> Any:
-        if n not in values:
-            values[n] = _evaluate_one(n, input_ids, constants, lambda m: values[m], device)
-        return values[n]
-
-    for current in _in_order(node):
-        value_of(current)
+    needed = ancestors([node])
+    for current in node.graph.nodes:
+        if current in needed:
+            values[current] = _evaluate_one(current, input_ids, context.constants, values.__getitem__, device)
     return values[node]
-
-
-def _in_order(node: fx.Node) -> list[fx.Node]:
-    wanted = {node}
-    for current in reversed(list(node.graph.nodes)):
-        if current in wanted:
-            wanted.update(current.all_input_nodes)
-    return [n for n in node.graph.nodes if n in wanted]
 
 
 def _evaluate_one(

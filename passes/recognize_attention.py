@@ -20,6 +20,7 @@ from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.patterns import (
+    VIEWS,
     aten,
     calls,
     depends_on,
@@ -33,7 +34,6 @@ from tintc.passes.patterns import (
     with_defaults,
 )
 
-_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 _LONGEST_MASK = 4096  # masks are evaluated up to this length; nothing is claimed of longer sequences
 
 
@@ -69,7 +69,7 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[tupl
     scale = (1 / math.sqrt(width) if scale is None else scale) * c_q * c_k
     with graph.inserting_before(node):
         build = Builder(graph)
-        args = (q, k, v, _attention_mask(graph, build), h, g, scale)
+        args = (q, k, v, build.input("attention_mask"), h, g, scale)
         label, shape = short_label(info(node).module), ("B", "T", last_size(merged))
         new = build.call("attention_forward", *args, like=node, label=label, shape=shape)
     merged.replace_all_uses_with(new)
@@ -85,7 +85,7 @@ def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
     if not _swaps_heads_and_tokens(transposed):
         return f"it reads {_what(transposed)}; expected a transpose of heads and tokens"
     view, middle = _unscaled(transposed.args[0])
-    if not calls(view, *_VIEWS) or len(sizes(view)) != 4 or len(sizes(view.args[0])) != 3:
+    if not calls(view, *VIEWS) or len(sizes(view)) != 4 or len(sizes(view.args[0])) != 3:
         return f"it reads {_what(view)}; expected a view of (batch, tokens, heads * width) as (batch, tokens, heads, width)"
     tokens = next(n for n in view.graph.nodes if info(n).role == "input" and n.name == "input_ids")
     if [str(size) for size in sizes(view)[:2]] != [str(size) for size in sizes(tokens)]:
@@ -122,12 +122,7 @@ def _merged(node: fx.Node) -> fx.Node | None:
     if transpose is None or not _swaps_heads_and_tokens(transpose):
         return None
     view = only_user(transpose)
-    return view if view is not None and calls(view, *_VIEWS) and len(sizes(view)) == 3 else None
-
-
-def _attention_mask(graph: fx.Graph, build: Builder) -> fx.Node:
-    existing = [n for n in graph.nodes if n.op == "placeholder" and n.name == "attention_mask"]
-    return existing[0] if existing else build.placeholder("attention_mask", ("B", 1, "T", "T"), role="input", dtype="bool")
+    return view if view is not None and calls(view, *VIEWS) and len(sizes(view)) == 3 else None
 
 
 def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> str:
@@ -138,16 +133,13 @@ def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> st
         return "its mask or bias depends on a weight"
     if reads_token_values(mask):
         return "its mask depends on the token ids"
-    device = next(iter(context.tensors.values())).device
-    device = torch.device("cpu") if device.type == "meta" else device
     longest = min(context.facts.max_positions or _LONGEST_MASK, _LONGEST_MASK)
     for batch, length in ((2, min(7, longest)), (1, longest)):
-        ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
         try:
-            value = evaluate(mask, ids, context.constants)
+            value = evaluate(mask, batch, length, context)
         except (RuntimeError, TypeError, KeyError, IndexError) as error:
             return f"its mask cannot be evaluated from the sizes alone ({error})"
-        if not _is_causal(value, ids.shape[1]):
+        if not _is_causal(value, length):
             return "its mask is not the plain causal one (a window, a bias or a prefix)"
     context.facts.max_positions = longest
     return ""

@@ -39,7 +39,7 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
             if isinstance(found, str):
                 info(node).refused = found
                 continue
-            index_node, offset = _position_ids(graph, build), found
+            index_node, offset = build.input("position_ids"), found
             context.facts.max_positions = min(rows - offset, context.facts.max_positions or rows)
         with graph.inserting_before(node):
             new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))
@@ -48,28 +48,19 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
-def _position_ids(graph: fx.Graph, build: Builder) -> fx.Node:
-    existing = [n for n in graph.nodes if n.op == "placeholder" and n.name == "position_ids"]
-    return existing[0] if existing else build.placeholder("position_ids", ("B", "T"), role="input", dtype="int")
-
-
 def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
     """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else why not."""
     if depends_on(index, lambda n: is_parameter(n)):
         return "its index depends on a weight; expected token ids or positions"
     if reads_token_values(index):
         return "its index is neither the token ids nor consecutive positions: it computes with the ids"
-    device = next(iter(context.tensors.values())).device
-    if device.type == "meta":
-        device = torch.device("cpu")
     offsets: list[int] = []
     for batch in (2, 1):
         longest = min(rows, context.facts.max_positions or rows)
         length = min(rows - offsets[0], longest) if offsets else min(7, longest)
-        ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
         try:
-            value = evaluate(index, ids, context.constants)
-            starts = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=device)
+            value = evaluate(index, batch, length, context)
+            starts = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=value.device)
         except (RuntimeError, TypeError, KeyError) as error:
             return f"its index cannot be evaluated from the sizes alone ({error})"
         if not bool((starts == starts[0, 0]).all()) or not 0 <= int(starts[0, 0]) < rows:

@@ -14,14 +14,14 @@ from tintc.compiler.dialect import tint_name
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls
+from tintc.passes.patterns import VIEWS, aten, calls
 
 _SUPPORTED = (
     "supported: embeddings of tokens and positions, linear, layer_norm, relu, gelu, silu, tanh, "
     "causal scaled_dot_product_attention, sums of two activations"
 )
 _LAYOUT = (
-    *(aten.view, aten.reshape, aten._unsafe_view, aten.transpose, aten.permute, aten.t, aten.expand, aten.unsqueeze, aten.squeeze),
+    *(*VIEWS, aten.transpose, aten.permute, aten.t, aten.expand, aten.unsqueeze, aten.squeeze),
     *(aten.slice, aten.select, aten.split, aten.chunk, aten.contiguous, operator.getitem),
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tintc.compiler.builder import ancestors
 from tintc.compiler.builder import outputs as named_outputs
 from tintc.compiler.dialect import OPERATORS, tint_name
 from tintc.compiler.node_meta import Shape, info
@@ -37,7 +38,9 @@ def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_up
     returned = named_outputs(graph)
     wanted: dict[str, Any] = {name: value for name, value in returned.items() if name in outputs}
     given = set(returned["updates"].values()) if from_updates else set()
-    needed = _needed(wanted, given)
+    roots: list[fx.Node] = []
+    fx.node.map_arg(wanted, roots.append)
+    needed = ancestors(roots, stop=given)
     emitted = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(emitted)
     values: dict[fx.Node, Any] = {}
@@ -68,15 +71,3 @@ def _trace(node: fx.Node, args: tuple[Any, ...]) -> Any:
 
 def _dtype(node: fx.Node, dtype: torch.dtype) -> torch.dtype:
     return {"float": dtype, "int": torch.int64, "bool": torch.bool}[info(node).dtype]
-
-
-def _needed(wanted: dict[str, Any], given: set[fx.Node]) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
-    stack: list[fx.Node] = []
-    fx.node.map_arg(wanted, stack.append)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack += [] if node in given else node.all_input_nodes
-    return needed
