@@ -42,7 +42,7 @@ from tintc.compiler.records import NodeRecord, from_records
 if TYPE_CHECKING:
     from tintc.runtime.simulator import Simulator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
 _TOKENIZER = "tokenizer"
@@ -113,7 +113,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
 
     Raises ArtifactError if the directory is no artifact, of another format version, truncated or altered.
     """
-    from tintc.runtime.simulator import Simulator
+    from tintc.runtime.simulator import Simulator, check_backend
 
     root = Path(path).expanduser()
     manifest = read_manifest(root)
@@ -130,7 +130,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
             aliases=dict(manifest["aliases"]),
             stages=stages,
         )
-        source = dict(manifest["source"])
+        source, backend, share = dict(manifest["source"]), str(manifest["backend"]), str(manifest["share"])
+        check_backend(backend, share)
         problems = _problems(program, tensors)
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
         if isinstance(error, ArtifactError):
@@ -138,7 +139,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
         raise ArtifactError(f"{root} is malformed ({type(error).__name__}: {error}); compile the model again") from error
     if problems:
         raise ArtifactError(f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again")
-    simulator = Simulator(program, tensors, source=source, tokenizer=_tokenizer(root))
+    simulator = Simulator(program, tensors, backend=backend, share=share, source=source, tokenizer=_tokenizer(root))
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
 
@@ -215,6 +216,8 @@ def _write(simulator: Simulator, root: Path) -> None:
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
+        "backend": simulator.backend,
+        "share": simulator.share,
         "source": simulator.source,
         "facts": dataclasses.asdict(program.facts),
         "aliases": program.aliases,

@@ -83,6 +83,12 @@ class Builder:
         return node
 
 
+def input_node(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder of one of INPUTS."""
+    found: fx.Node = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
+    return found
+
+
 def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
     """The wanted nodes and all that they depend on; nothing behind the nodes of `stop`."""
     found: set[fx.Node] = set()

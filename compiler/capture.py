@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from tintc.compiler.errors import UnsupportedModelError
-from tintc.compiler.inputs import INPUTS
+from tintc.compiler.inputs import is_reserved
 from tintc.compiler.node_meta import info
 
 _ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
@@ -184,7 +184,7 @@ def _name_placeholders(
         else:
             first[name] = node
             label = re.sub(r"\W", "_", name)
-            _rename(node, f"{label}_weight" if label in INPUTS else label)
+            _rename(node, f"{label}_weight" if is_reserved(label) else label)
     return constants
 
 

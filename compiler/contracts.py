@@ -132,34 +132,52 @@ def _uncovered(slot: PrefixSlot) -> Problems:
     return problems
 
 
-def kept_lives(graph: fx.Graph) -> dict[fx.Node, Range]:
-    """(order of the node, order of its last reader) of every forward activation that a backward or descent node reads."""
+def is_activation(node: fx.Node) -> bool:
+    """Whether the node makes numbers of its own for each input token: no view, no weight, no input."""
+    shape = info(node).shape
+    of_tokens = len(shape) == 3 and shape[1] in ("T", "S") and info(node).dtype == "float"
+    return node.op == "call_function" and info(node).phase != "descent" and of_tokens and not is_tint(node, "segment")
+
+
+def activation_lives(graph: fx.Graph) -> dict[fx.Node, Range]:
+    """(order of the node that makes it, order of its last reader) of every activation; a view's readers are its readers.
+
+    What the graph returns is read where it is made.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     lives = {}
     for node in graph.nodes:
-        if info(node).phase != "forward" or info(node).dtype != "float" or len(info(node).shape) != 3:
-            continue  # masks and targets belong to the input, not to the memory of a token
-        # The loss module consumes the logits where they are made; they are never kept.
-        readers = [user for user in node.users if info(user).phase in ("backward", "descent") and not is_tint(user, "loss_gradient")]
-        if readers:
-            lives[node] = Range(order[node], max(order[user] for user in readers))
+        if is_activation(node):
+            made = node.args[0] if node.target is operator.getitem else node
+            lives[node] = Range(order[made], max([order[node], *(order[user] for user in activation_readers(node))]))
     return lives
 
 
+def activation_readers(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read an activation, directly or through a view of its first tokens."""
+    views = [user for user in node.users if is_tint(user, "segment")]
+    return [user for read in (node, *views) for user in read.users if user.op == "call_function"]
+
+
+def is_kept(node: fx.Node) -> bool:
+    """Whether a backward or descent node reads this forward activation."""
+    return info(node).phase == "forward" and any(info(user).phase in ("backward", "descent") for user in activation_readers(node))
+
+
 def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
-    """Every kept activation has a slot of its size until its last reader, and no two that are kept at the same time share a coordinate."""
+    """Every activation has a slot of its size until its last reader, and no two that live at the same time share a coordinate."""
     if context.layout is None:
         return ["no layout"]
-    slots, lives, names = context.layout.memory, kept_lives(graph), [node.name for node in graph.nodes]
-    kept = {node.name for node in lives}
-    problems = [f"{name} is kept but has no memory slot" for name in sorted(kept - set(slots))]
-    problems += [f"{name} has a memory slot but is not kept" for name in sorted(set(slots) - kept)]
+    slots, lives, names = context.layout.memory, activation_lives(graph), [node.name for node in graph.nodes]
+    living = {node.name for node in lives}
+    problems = [f"{name} is an activation without a memory slot" for name in sorted(living - set(slots))]
+    problems += [f"{name} has a memory slot but is no activation" for name in sorted(set(slots) - living)]
     active: list[fx.Node] = []
-    for node, life in lives.items() if not problems else ():
+    for node, life in sorted(lives.items(), key=lambda item: item[1].start) if not problems else ():
         slot = slots[node.name]
         if slot.last != names[life.stop] or slot.coordinates.size != info(node).shape[-1]:
             problems.append(f"the slot of {slot.name} has another size or last reader than the activation")
-        active = [other for other in active if lives[other].stop > life.start]
+        active = [other for other in active if lives[other].stop >= life.start]
         problems += [
             f"{node.name} and {other.name} share coordinates while both are live"
             for other in active

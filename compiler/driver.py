@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
 from tintc.compiler.program import Program
 from tintc.compiler.records import to_records
-from tintc.compiler.sources import Source, load_source
+from tintc.compiler.sources import load_source
 from tintc.compiler.verification import check_first_forward
 from tintc.passes import DEFAULT_PIPELINE
-from tintc.runtime.simulator import Simulator
+from tintc.runtime.simulator import Simulator, check_backend
 
 Progress = Callable[[str], None]
 _CANONICAL_AFTER = "refuse_unsupported"
@@ -27,6 +27,8 @@ def compile(
     source: str | nn.Module,
     config: SimulatorConfig | None = None,
     *,
+    backend: str = "fused",
+    share: str = "none",
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
@@ -39,12 +41,16 @@ def compile(
 
     source: a hub id, a directory written by save_pretrained, `tiny-opt`, `shape:NAME`, or an nn.Module.
     config: what to compute; default SimulatorConfig.paper(). dtype: of the weights; default float32, or the module's own.
+    backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights in prefix tokens and structural
+    constants that can be counted (`Simulator.parameter_report`). share: which of those constants one copy serves for, `none`,
+    `layers` or `all`. Results are the same up to rounding, and the same to the bit however constants are shared.
     Other arguments say how to find the model. progress is called with the name of each stage.
 
     Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if the compiled first
     forward pass does not give the model's own logits.
     """
     config = config or SimulatorConfig.paper()
+    check_backend(backend, share)
     say = progress or (lambda stage: None)
     say("load")
     loaded = load_source(
@@ -56,7 +62,8 @@ def compile(
     program = lower(captured, config)
     # A module stays its owner's: training the simulator from outside must not change it.
     tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
-    simulator = _simulator(program, tensors, loaded)
+    description: dict[str, Any] = dataclasses.asdict(loaded.description)
+    simulator = Simulator(program, tensors, backend=backend, share=share, source=description, tokenizer=loaded.tokenizer)
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator
@@ -76,8 +83,3 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
     stages["lowered"] = to_records(graph)
     assert context.layout is not None
     return Program(graph, config, context.facts, context.layout, captured.aliases, stages)
-
-
-def _simulator(program: Program, tensors: dict[str, Tensor], loaded: Source) -> Simulator:
-    description: dict[str, Any] = dataclasses.asdict(loaded.description)
-    return Simulator(program, tensors, source=description, tokenizer=loaded.tokenizer)

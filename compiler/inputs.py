@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tintc.compiler.node_meta import DType, Shape
 
 INPUTS: dict[str, tuple[Shape, DType]] = {
@@ -13,3 +15,10 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
     "inner_lr": ((), "float"),
     "segment": ((), "int"),
 }
+
+CODE = "position_code"
+
+
+def is_reserved(label: str) -> bool:
+    """Whether a placeholder of that name would be taken for an input, the position code or a page of prefix tokens."""
+    return label in INPUTS or label == CODE or re.fullmatch(r"page_\d+", label) is not None

@@ -1,9 +1,9 @@
 """Where things lie in the simulator's tokens: named ranges, never bare offsets.
 
-The simulator's sequence is K prefix tokens followed by the input tokens, each of D_sim coordinates
-(TINT.md section 3). A *page* is what one TinT module reads: up to K prefix tokens. A weight matrix that is
-too large for one page is cut into tiles, one a page. Kept activations lie in coordinates beside the working
-D_sim, which `assign_memory_slots` shares out by liveness.
+The simulator's sequence is K prefix tokens followed by the input tokens (TINT.md section 3). A *page* is what one
+TinT module reads: K prefix tokens of D_sim coordinates. A weight matrix that is too large for one page is cut into
+tiles, one a page. Every activation of an input token lies in coordinates that `assign_memory_slots` shares out
+by liveness; a D_sim-wide window of them is what a module works on.
 """
 
 from __future__ import annotations
@@ -33,16 +33,24 @@ class Range:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows x columns of one slot in one page. Prefix token j holds `rows_per_token` consecutive rows, side by side
-    from `coordinates.start`; the last tokens may hold padding rows. replicated: every token holds all rows (a bias)."""
+    """Rows x columns of one slot in one page, dealt out to its prefix tokens like cards.
+
+    Of n = tokens.size tokens, token j holds rows j, j + n, j + 2n, ... side by side, each in `row_width` coordinates
+    (its columns, then padding up to whole heads), from `coordinates.start`. The s-th rows of all tokens are n
+    consecutive rows of the matrix, so what a head of linear attention finds over j needs no reordering.
+    """
 
     page: int
     rows: Range
     columns: Range
-    rows_per_token: int
     tokens: Range
     coordinates: Range
-    replicated: bool = False
+    row_width: int
+
+    @property
+    def groups(self) -> int:
+        """Rows in one token, S; the last may be padding."""
+        return math.ceil(self.rows.size / self.tokens.size)
 
 
 @dataclass(frozen=True)
@@ -69,16 +77,18 @@ class PrefixSlot:
 
 @dataclass(frozen=True)
 class MemorySlot:
-    """Coordinates of one kept activation: taken from the node that makes it, `name`, until the node `last` has read it."""
+    """Coordinates of one activation: taken from the node that makes it, `name`, until the node `last` has read it.
+    kept: a backward or descent node reads this forward activation."""
 
     name: str
     coordinates: Range
     last: str
+    kept: bool
 
 
 @dataclass(frozen=True)
 class Layout:
-    """K, D_sim, H_sim, all slots, and the number of pages."""
+    """K, D_sim, H_sim, all slots, and the number of pages. Every tile that holds a matrix is whole heads wide."""
 
     prefix_tokens: int
     sim_hidden: int
@@ -88,13 +98,18 @@ class Layout:
     memory: dict[str, MemorySlot] = field(default_factory=dict)
 
     @property
+    def head_width(self) -> int:
+        """Coordinates of one of the H_sim heads, d = D_sim / H_sim; at least K, so that a one-hot of K fits."""
+        return self.sim_hidden // self.sim_heads
+
+    @property
     def prefix_numbers(self) -> int:
         """Numbers in all prefix embeddings, padding included: K * D_sim a page."""
         return self.pages * self.prefix_tokens * self.sim_hidden
 
     @property
     def memory_width(self) -> int:
-        """Coordinates per input token that hold kept activations."""
+        """Coordinates per input token that hold activations."""
         return max((slot.coordinates.stop for slot in self.memory.values()), default=0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +121,7 @@ class Layout:
         return cls(
             **{name: values[name] for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")},
             prefix={name: _prefix_slot(slot) for name, slot in values["prefix"].items()},
-            memory={name: MemorySlot(slot["name"], Range(**slot["coordinates"]), slot["last"]) for name, slot in values["memory"].items()},
+            memory={name: MemorySlot(**{**slot, "coordinates": Range(**slot["coordinates"])}) for name, slot in values["memory"].items()},
         )
 
 

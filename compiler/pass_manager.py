@@ -28,6 +28,7 @@ class ModelFacts:
     """What passes learn about the auxiliary model.
 
     max_positions: longest sequence (None: no limit seen). blocks: residual blocks; trained_blocks: how many learn.
+    block_path: where the numbered blocks are, as in `model.layers`.
     """
 
     vocab_size: int = 0
@@ -35,6 +36,7 @@ class ModelFacts:
     max_positions: int | None = None
     blocks: int = 0
     trained_blocks: int = 0
+    block_path: str = ""
 
 
 @dataclass

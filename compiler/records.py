@@ -75,6 +75,8 @@ def _record(node: fx.Node, symbols: dict[str, str]) -> NodeRecord:
 def _operator_name(node: fx.Node) -> str:
     if node.op == "call_method":
         return f".{node.target}"
+    if node.op == "call_module":
+        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__  # type: ignore[union-attr]
     if node.op != "call_function":
         return str(node.op)
     if node.target is operator.getitem:

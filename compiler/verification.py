@@ -143,7 +143,7 @@ def _reference(simulator: Simulator) -> tuple[str, Forward]:
     """(what it is, weights and ids -> logits)."""
     config: dict[str, Any] | None = simulator.source.get("config")
     if config is None:
-        module = _FirstForward(simulator)
+        module = _FirstForward(Simulator(simulator.program, simulator.prefix.tensors()))
         return "autograd through the compiled first forward pass", lambda weights, ids: torch.func.functional_call(
             module, {f"simulator.prefix.{name}": tensor for name, tensor in weights.items()}, (ids,)
         )

@@ -1,9 +1,10 @@
-"""Gives every activation that the backward pass or a descent reads a coordinate range beside the token.
+"""Gives every activation a coordinate range of the input token, from the operator that makes it to the last that reads it.
 
-    x kept from a forward module to its descent   ->   context.layout.memory[x] = coordinates, and from when to when
+    x made by a forward or backward operator   ->   context.layout.memory[x] = coordinates, from when to when, kept or not
 
-Two activations interfere if they are kept at the same time; ranges are handed out first fit over that graph,
-in order of creation, so a later step reuses the coordinates of an earlier one.
+Two activations interfere if they live at the same time, ends included: an operator's result never lies where its
+arguments do. Ranges are handed out first fit over that graph, in order of creation, so a later step reuses the
+coordinates of an earlier one. *Kept* are the forward activations that a backward or descent operator reads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import networkx as nx
 from torch import fx
 
-from tintc.compiler.contracts import kept_lives
+from tintc.compiler.contracts import activation_lives, is_kept
 from tintc.compiler.layout import MemorySlot, Range
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -22,10 +23,10 @@ from tintc.compiler.pass_manager import Context, graph_pass
 @graph_pass(requires=("tint_only", "phases_in_order", "prefix_slots_disjoint"), ensures=("memory_slots_disjoint",))
 def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    lives = kept_lives(graph)
+    lives = activation_lives(graph)
     coordinates = _first_fit(lives)
     names = [node.name for node in graph.nodes]
-    slots = {node.name: MemorySlot(node.name, coordinates[node], names[lives[node].stop]) for node in lives}
+    slots = {n.name: MemorySlot(n.name, coordinates[n], names[lives[n].stop], is_kept(n)) for n in lives}
     assert context.layout is not None
     context.layout = dataclasses.replace(context.layout, memory=slots)
     return graph
@@ -37,7 +38,7 @@ def _first_fit(lives: dict[fx.Node, Range]) -> dict[fx.Node, Range]:
     ordered = sorted(lives, key=lambda node: lives[node].start)
     active: list[fx.Node] = []
     for node in ordered:
-        active = [other for other in active if lives[other].stop > lives[node].start]
+        active = [other for other in active if lives[other].stop >= lives[node].start]
         interference.add_edges_from((node, other) for other in active)
         active.append(node)
     placed: dict[fx.Node, Range] = {}

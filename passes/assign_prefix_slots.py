@@ -1,188 +1,129 @@
-"""Gives every weight that a `tint.prefix` reads its place in prefix tokens, and solves for K, D_sim and H_sim.
+"""Gives every weight that a `tint.prefix` reads its place in prefix tokens, by the geometry of `prefix_geometry`.
 
     tint.prefix(W)   ->   the same node; context.layout.prefix[slot] says where W lies
 
-A linear layer's page holds R rows of C columns of W and the biases of those rows: token j has
-S = ceil(R / K) rows side by side and all the biases, [w_jS, ..., w_jS+S-1, b], so S * C + R <= D_sim (TINT.md section 3). Larger
-matrices take several pages; nothing has to divide. A norm's gain and shift share one token of a page, and a
-page holds as many norms as it has tokens.
-
-Solved: K and D_sim that minimise pages * (K * D_sim + 8 * (D_sim^2 / H_sim + D_sim * H_sim)), the prefix numbers
-plus an estimate of each page's structural constants: 8 H_sim-split maps a page is what the paper's
-OPT-125M spends (1.458 G constants over 217 pages, D_sim 3072, H_sim 12).
+A tile of a linear layer is S * K rows of P heads of columns: token j has S of the rows, each padded to whole
+heads, and one more head with the biases of these rows (TINT.md section 3; Tile says which rows). A norm's gain and shift
+lie in one token; a token holds as many vectors as fit, a page as many tokens as it has. Nothing has to divide.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
 
 from torch import fx
 
 from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.errors import UsageError
 from tintc.compiler.layout import Layout, PrefixSlot, Range, Tile
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
+from tintc.compiler.prefix_geometry import Geometry, Matrix, Weights, solve, tiling
 
-_MAPS_PER_PAGE = 8
-
-
-@dataclass
-class _Weights:
-    """matrices: (weight read, read of its bias or None); vectors: reads of each norm, and biases whose weight another layer has."""
-
-    matrices: list[tuple[fx.Node, fx.Node | None]] = field(default_factory=list)
-    vectors: list[list[fx.Node]] = field(default_factory=list)
+_READERS = ("linear_forward", "linear_backward", "linear_descent")
 
 
 @graph_pass(requires=("tint_only",), ensures=("prefix_slots_disjoint",))
 def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError for a K, D_sim or H_sim that cannot work, with the nearest that can."""
-    weights = _collect(graph)
-    hidden = max([context.facts.hidden, *(_columns(read) for reads in weights.vectors for read in reads)])
-    k, d, h = _solve(weights, hidden, context)
-    slots, pages = _place(weights, k, d)
-    context.layout = Layout(prefix_tokens=k, sim_hidden=d, sim_heads=h, pages=pages, prefix=slots)
+    matrices, vectors = _collect(graph)
+    uses = Counter(info(argument(node, "weight")).slot for node in graph.nodes if is_tint(node, *_READERS))
+    weights = Weights(
+        [Matrix(*_sizes(weight), uses[info(weight).slot], bias is not None) for weight, bias in matrices],
+        [_shape(read)[0] for read in vectors],
+    )
+    geometry = solve(weights, context.config)
+    place = _Place(geometry)
+    for weight, bias in matrices:
+        place.matrix(weight, bias)
+    for read in vectors:
+        place.vector(read)
+    context.layout = Layout(
+        prefix_tokens=geometry.tokens,
+        sim_hidden=geometry.heads * geometry.width,
+        sim_heads=geometry.heads,
+        pages=place.pages,
+        prefix=place.slots,
+    )
     return graph
 
 
-def _collect(graph: fx.Graph) -> _Weights:
-    weights, seen = _Weights(), set()
+def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
+    """((weight, its own bias or None), vectors: gains, shifts, and biases whose weight another layer has)."""
+    matrices: list[tuple[fx.Node, fx.Node | None]] = []
+    vectors: list[fx.Node] = []
+    seen: set[fx.Node | None] = set()
     for node in graph.nodes:
         if is_tint(node, "linear_forward"):
-            matrix, bias = argument(node, "weight"), argument(node, "bias")
+            weight, bias = argument(node, "weight"), argument(node, "bias")
             own = bias if bias is not None and is_tint(bias, "prefix") and bias not in seen else None
-            if is_tint(matrix, "prefix") and matrix not in seen:
-                weights.matrices.append((matrix, own))
+            if is_tint(weight, "prefix") and weight not in seen:
+                matrices.append((weight, own))
             elif own is not None:
-                weights.vectors.append([own])
-            seen.update({matrix, own})
+                vectors.append(own)
+            seen.update({weight, own})
         elif is_tint(node, "norm_forward"):
             reads = [argument(node, name) for name in ("gamma", "beta")]
             fresh = [r for r in reads if r is not None and is_tint(r, "prefix") and r not in seen]
-            if fresh:
-                weights.vectors.append(fresh)
-                seen.update(fresh)
-    return weights
+            vectors += fresh
+            seen.update(fresh)
+    return matrices, vectors
 
 
-def _columns(read: fx.Node) -> int:
-    size = info(read).shape[-1]
-    assert isinstance(size, int)
-    return size
+def _sizes(weight: fx.Node) -> tuple[int, int]:
+    rows, columns = _shape(weight)
+    return rows, columns
 
 
-def _rows(read: fx.Node) -> int:
-    size = info(read).shape[0]
-    assert isinstance(size, int)
-    return size
+def _shape(read: fx.Node) -> tuple[int, ...]:
+    return tuple(int(size) for size in info(read).shape)
 
 
-def _tiling(rows: int, columns: int, k: int, d: int) -> tuple[int, int, int]:
-    """(pages, rows a page, columns a page) of a matrix, with the fewest pages."""
-    best: tuple[int, int, int] | None = None
-    for pieces in range(1, columns + 1):
-        width = math.ceil(columns / pieces)
-        page_rows = _page_rows(rows, width, k, d)
-        if page_rows:
-            pages = math.ceil(rows / page_rows) * math.ceil(columns / width)
-            best = min(best or (pages, page_rows, width), (pages, page_rows, width))
-            if pieces >= 2 * math.ceil(columns / d) + 1:
-                break
-    assert best is not None, f"a {rows} x {columns} matrix fits no page of {k} tokens of {d}"
-    return best
+class _Place:
+    """Fills pages in order. pages: how many there are so far; slots: what lies where."""
 
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.slots: dict[str, PrefixSlot] = {}
+        self.pages = 0
+        self._token, self._start = geometry.tokens, 0  # where the next vector goes: no page is open yet
 
-def _page_rows(rows: int, width: int, k: int, d: int) -> int:
-    """Most rows R with ceil(R / K) * width + R <= d."""
-    best = 0
-    for per_token in range(1, max(d // width, 1) + 1):
-        best = max(best, min(per_token * k, d - per_token * width))
-    return min(rows, best)
-
-
-def _pages(weights: _Weights, k: int, d: int) -> int:
-    shapes = [(_rows(w), _columns(w)) for w, _ in weights.matrices]
-    counted = {shape: _tiling(*shape, k, d)[0] for shape in set(shapes)}
-    return sum(counted[shape] for shape in shapes) + math.ceil(len(weights.vectors) / k)
-
-
-def _solve(weights: _Weights, hidden: int, context: Context) -> tuple[int, int, int]:
-    config = context.config
-    widest_vectors = max((sum(_columns(r) for r in reads) for reads in weights.vectors), default=0)
-    least = max(2 * hidden, widest_vectors)
-    if config.sim_hidden is not None and config.sim_hidden < least:
-        raise UsageError(
-            f"sim_hidden is {config.sim_hidden}; expected at least {least}: a token holds the residual stream and a module's "
-            f"result side by side. The nearest that works is {least}"
-        )
-    multiple = config.sim_heads or 1  # a width that is solved for is one that given heads divide
-    solved = {math.ceil(max(least, hidden * m / 2) / multiple) * multiple for m in range(4, 17)}
-    hidden_sizes = [config.sim_hidden] if config.sim_hidden else sorted(solved)
-    powers = [2**i for i in range(2, 13)]
-    token_counts = [config.prefix_tokens] if config.prefix_tokens else sorted({*powers, *(math.ceil(hidden / m) for m in range(1, 9))})
-    best: tuple[float, int, int, int] | None = None
-    for d in hidden_sizes:
-        h = _heads(d, config.sim_heads)
-        for k in token_counts:
-            numbers = _pages(weights, k, d) * (k * d + _MAPS_PER_PAGE * (d * d / h + d * h))
-            best = min(best or (numbers, k, d, h), (numbers, k, d, h))
-    assert best is not None
-    return best[1:]
-
-
-def _heads(d: int, wanted: int | None) -> int:
-    divisors = [h for h in range(1, d + 1) if d % h == 0]
-    if wanted is None:
-        return min(divisors, key=lambda h: d / h + h)
-    if d % wanted:
-        nearest = min(divisors, key=lambda h: abs(h - wanted))
-        raise UsageError(
-            f"sim_heads is {wanted}; expected a divisor of sim_hidden, {d}: each head holds an equal piece. "
-            f"The nearest that works is {nearest}"
-        )
-    return wanted
-
-
-def _place(weights: _Weights, k: int, d: int) -> tuple[dict[str, PrefixSlot], int]:
-    slots: dict[str, PrefixSlot] = {}
-    page = 0
-    for matrix, bias in weights.matrices:
-        rows, columns = _rows(matrix), _columns(matrix)
-        _, page_rows, width = _tiling(rows, columns, k, d)
+    def matrix(self, weight: fx.Node, bias: fx.Node | None) -> None:
+        """A page for each tile of the matrix; the biases of its rows stand once, in the first page that has the rows."""
+        k, d = self.geometry.tokens, self.geometry.width
+        rows, columns = _sizes(weight)
+        groups, pieces = tiling(rows, columns, self.geometry)
         tiles, bias_tiles = [], []
-        for top in range(0, rows, page_rows):
-            for left in range(0, columns, width):
-                part = Range(top, min(top + page_rows, rows)), Range(left, min(left + width, columns))
-                per_token = math.ceil(part[0].size / k)
-                tokens = Range(0, math.ceil(part[0].size / per_token))
-                reach = per_token * part[1].size
-                tiles.append(Tile(page, *part, per_token, tokens, Range(0, reach)))
-                if left == 0:  # the bias of these rows stands once, in the first page that has them
-                    bias_tiles.append(
-                        Tile(page, part[0], Range(0, 1), part[0].size, tokens, Range(reach, reach + part[0].size), replicated=True)
-                    )
-                page += 1
-        _add(slots, matrix, tiles)
+        for top in range(0, rows, groups * k):
+            for left in range(0, columns, pieces * d):
+                part = Range(top, min(top + groups * k, rows)), Range(left, min(left + pieces * d, columns))
+                tokens = Range(0, min(k, part[0].size))
+                used, width = math.ceil(part[0].size / tokens.size), math.ceil(part[1].size / d) * d
+                tiles.append(Tile(self.pages, *part, tokens, Range(0, used * width), width))
+                if left == 0:
+                    bias_tiles.append(Tile(self.pages, part[0], Range(0, 1), tokens, Range(used * width, used * (width + 1)), 1))
+                self.pages += 1
+        self._add(weight, tiles)
         if bias is not None:
-            _add(slots, bias, bias_tiles)
-    for index, reads in enumerate(weights.vectors):
-        token, start = index % k, 0
-        for read in reads:
-            size = _columns(read)
-            where = Range(token, token + 1), Range(start, start + size)
-            _add(slots, read, [Tile(page + index // k, Range(0, size), Range(0, 1), size, *where)])
-            start += size
-    return slots, page + math.ceil(len(weights.vectors) / k)
+            self._add(bias, bias_tiles)
 
+    def vector(self, read: fx.Node) -> None:
+        """Coordinates of one token; of a new page's first token where the last page is full."""
+        (size,) = _shape(read)
+        if self._start + size > self.geometry.heads * self.geometry.width:
+            self._token, self._start = self._token + 1, 0
+        if self._token >= self.geometry.tokens:
+            self._token, self._start = 0, 0
+            self.pages += 1
+        where = Range(self._token, self._token + 1), Range(self._start, self._start + size)
+        self._add(read, [Tile(self.pages - 1, Range(0, size), Range(0, 1), *where, 1)])
+        self._start += size
 
-def _add(slots: dict[str, PrefixSlot], read: fx.Node, tiles: list[Tile]) -> None:
-    record, parameter = info(read), info(argument(read, "parameter"))
-    assert record.slot is not None
-    assert parameter.parameter is not None
-    rows = Range(argument(read, "start"), argument(read, "stop"))
-    shape = tuple(int(size) for size in record.shape)
-    slots[record.slot] = PrefixSlot(
-        record.slot, parameter.parameter, rows, argument(read, "transpose"), shape, record.trainable, tuple(tiles)
-    )
+    def _add(self, read: fx.Node, tiles: list[Tile]) -> None:
+        record, parameter = info(read), info(argument(read, "parameter"))
+        assert record.slot is not None
+        assert parameter.parameter is not None
+        rows = Range(argument(read, "start"), argument(read, "stop"))
+        self.slots[record.slot] = PrefixSlot(
+            record.slot, parameter.parameter, rows, argument(read, "transpose"), _shape(read), record.trainable, tuple(tiles)
+        )

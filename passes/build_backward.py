@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, outputs
+from tintc.compiler.builder import Builder, input_node, outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.dialect import argument, is_tint, tint_name
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.lower_forward import input_node
 
 Gradients = list[tuple[fx.Node, fx.Node]]  # (value, gradient at it)
 

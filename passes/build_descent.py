@@ -13,11 +13,10 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, outputs
+from tintc.compiler.builder import Builder, input_node, outputs
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.lower_forward import input_node
 
 
 @graph_pass(requires=("named_outputs", "phases_in_order"), ensures=("named_outputs", "phases_in_order", "no_gradients_left"))

@@ -35,9 +35,3 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     logits = logits_node(graph)
     output.args = ({"logits": logits, "initial_logits": logits, "updates": {}},)
     return graph
-
-
-def input_node(graph: fx.Graph, name: str) -> fx.Node:
-    """The placeholder of one of INPUTS."""
-    found: fx.Node = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
-    return found

@@ -27,7 +27,7 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     layers = context.config.layers or len(blocks)
     if layers > len(blocks):
         raise UsageError(f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in {container}")
-    context.facts.blocks, context.facts.trained_blocks = len(blocks), layers
+    context.facts.blocks, context.facts.trained_blocks, context.facts.block_path = len(blocks), layers, container
     trained = {f"{container}.{index}" for index in blocks[-layers:]}
     last = f"{container}.{blocks[-1]}"
     for node in graph.nodes:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, infer_shape, outputs
+from tintc.compiler.builder import Builder, infer_shape, input_node, outputs
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.lower_forward import input_node
 
 
 @graph_pass(requires=("named_outputs", "phases_in_order"), ensures=("named_outputs", "phases_in_order", "shapes_agree"))

@@ -33,3 +33,7 @@ class PrefixEmbeddings(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """All entries by auxiliary name."""
         return dict(self.named_parameters()) | dict(self.named_buffers())
+
+    def direct(self) -> dict[str, Tensor]:
+        """What operators read by auxiliary name: here everything."""
+        return self.tensors()

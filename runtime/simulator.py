@@ -17,12 +17,17 @@ from torch import Tensor, fx, nn
 
 from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import InputError
+from tintc.compiler.errors import InputError, UsageError
+from tintc.compiler.inputs import CODE
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
-from tintc.runtime.fused import emit
+from tintc.runtime import fused, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
+from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings
+from tintc.runtime.structure import SHARES, Structure
+
+BACKENDS = ("fused", "transformer")
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,28 @@ class Simulator(nn.Module):
     """
 
     def __init__(
-        self, program: Program, tensors: dict[str, Tensor], *, source: dict[str, Any] | None = None, tokenizer: Any = None
+        self,
+        program: Program,
+        tensors: dict[str, Tensor],
+        *,
+        backend: str = "fused",
+        share: str = "none",
+        source: dict[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
+        check_backend(backend, share)
         self.program = program
+        self.backend, self.share = backend, share
         self.source = source or {}
         self.tokenizer = tokenizer
-        self.prefix = PrefixEmbeddings(tensors)
+        self.prefix: PrefixEmbeddings | PrefixPages = PrefixEmbeddings(tensors)
+        self.structure: Structure | None = None
+        if backend == "transformer":
+            like = next(self.prefix.parameters())
+            self.prefix = PrefixPages(program.layout, tensors, transformer.tables(program))
+            self.structure = Structure(program.layout, share, program.facts.block_path, like.dtype, like.device)
+            transformer.emit(program, self.structure, fused.OUTPUTS)  # makes every module once
         self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
         self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], _Emitted] = {}
         self._warned = False
@@ -234,14 +254,19 @@ class Simulator(nn.Module):
     def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
         program = self._program(outputs, given is not None)
         values: dict[str, Any] = {**inputs.tensors, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
-        weights = self.prefix.tensors()
+        if self.structure is not None and isinstance(self.prefix, PrefixPages):
+            values |= {**self.prefix.by_name(), CODE: self.structure.code}
+        weights = self.prefix.direct()
         result: dict[str, Any] = program.module(*(weights[name] if is_weight else values[name] for is_weight, name in program.arguments))
         return result
 
     def _program(self, outputs: tuple[str, ...], from_updates: bool) -> _Emitted:
         key = (outputs, self.dtype, from_updates)
         if key not in self._emitted:
-            module = emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
+            if self.structure is None:
+                module = fused.emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
+            else:
+                module = transformer.emit(self.program, self.structure, outputs, from_updates=from_updates)
             parameters = {node.name: info(node).parameter for node in self.program.graph.nodes if info(node).parameter}
             arguments = [
                 (n.target in parameters, parameters.get(str(n.target)) or str(n.target))
@@ -250,6 +275,16 @@ class Simulator(nn.Module):
             ]
             self._emitted[key] = _Emitted(module, arguments)
         return self._emitted[key]
+
+
+def check_backend(backend: str, share: str) -> None:
+    """Raises UsageError for an unknown back end or way of sharing, or for sharing where there is nothing to share."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if share not in SHARES:
+        raise UsageError(f"share is {share!r}; expected one of {', '.join(SHARES)}")
+    if backend == "fused" and share != "none":
+        raise UsageError(f"share is {share!r}, but the fused back end has no structural constants to share; use backend transformer")
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ def compile_command(
     prefix_tokens: Annotated[int | None, typer.Option(help="K; default solved.")] = None,
     sim_hidden: Annotated[int | None, typer.Option(help="D_sim; default solved.")] = None,
     sim_heads: Annotated[int | None, typer.Option(help="H_sim; default solved.")] = None,
+    backend: Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")] = "fused",
+    share: Annotated[str, typer.Option(help="Structural constants that one copy serves for: none, layers or all.")] = "none",
     dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
@@ -116,7 +118,11 @@ def compile_command(
         "sim_heads": sim_heads,
     }
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
+    _choice("backend", backend, ("fused", "transformer"))
+    _choice("share", share, ("none", "layers", "all"))
     options = {
+        "backend": backend,
+        "share": share,
         "revision": revision,
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "offline": offline,

@@ -1,9 +1,9 @@
 from tests.passes.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
 from tests.tolerances import error
+from tintc.compiler.builder import input_node
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.inputs import INPUTS
 from tintc.compiler.node_meta import info
-from tintc.passes.lower_forward import input_node
 
 
 def test_adds_every_input_once() -> None:

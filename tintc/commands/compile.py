@@ -63,7 +63,8 @@ def summary(facts: dict[str, Any]) -> Table:
         "gradients": f"{approximations}, norm update {config['norm_update']}",
         "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "
         f"({console.number(facts['updated_parameters'])} parameters)",
-        "memory slots": f"{facts['memory_slots']} in {facts['memory_width']} coordinates a token",
+        "memory slots": f"{facts['memory_slots']} activations, {facts['kept_activations']} kept for training, in "
+        f"{facts['memory_width']} coordinates a token",
         "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
         f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
         "depth": f"{facts['depth']} modules",

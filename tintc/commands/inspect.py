@@ -144,10 +144,10 @@ def _print_slots(layout: Layout, form: str) -> None:
         pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
         shape = shape_text(list(slot.shape))
         learns = "yes" if slot.trainable else ""
-        prefix.add_row(slot.name, shape, learns, pages, str(first.tokens), str(first.rows_per_token), str(first.coordinates))
-    memory = Table("memory slot", "coordinates", "kept until", box=None, padding=(0, 2, 0, 0))
-    for kept in layout.memory.values():
-        memory.add_row(kept.name, str(kept.coordinates), kept.last)
+        prefix.add_row(slot.name, shape, learns, pages, str(first.tokens), str(first.groups), str(first.coordinates))
+    memory = Table("memory slot", "coordinates", "until", "kept for training", box=None, padding=(0, 2, 0, 0))
+    for held in layout.memory.values():
+        memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
     console.out.print(
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"memory {layout.memory_width} coordinates a token"

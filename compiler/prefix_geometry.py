@@ -1,0 +1,136 @@
+"""Solves for K, D_sim and H_sim: the shape of all prefix tokens, and how matrices are cut into tiles.
+
+With d = D_sim / H_sim coordinates a head, a tile of S rows a token and P heads a row fits if S * P + 1 <= H_sim (one head
+holds the biases) and K <= d (a one-hot of the K prefix tokens is the value of a head). Solved are the sizes with the fewest
+parameters, counted exactly up to gates and vectors, which no choice changes much:
+
+    pages * K * D_sim  +  sum over modules of S P d (S + P + S P + 1)  +  2 d (K + 1)
+
+The second term is the four maps of one linear attention over a tile (runtime/modules/linear.py), once for every
+forward, backward and descent operator that reads the matrix; the third is the position code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.errors import UsageError
+
+# Heads a page may have, less the one for biases, when they are solved for.
+_ROW_HEADS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 18, 20, 24, 25, 28, 30, 32, 36, 42, 48, 49, 56, 64)
+_MOST_PIECES = 24
+
+
+class Geometry(NamedTuple):
+    """tokens: K. heads: H_sim. width: d, coordinates a head."""
+
+    tokens: int
+    heads: int
+    width: int
+
+
+class Matrix(NamedTuple):
+    """A weight: its shape, how many operators read it, and whether it has a bias."""
+
+    rows: int
+    columns: int
+    uses: int
+    bias: bool
+
+
+@dataclass
+class Weights:
+    """matrices, and the sizes of vectors (gains, shifts) that lie in single tokens."""
+
+    matrices: list[Matrix]
+    vectors: list[int]
+
+
+def attention_numbers(groups: int, pieces: int, width: int) -> int:
+    """Parameters of one linear attention over a tile: maps P -> SP, SP -> SP, 1 -> SP and SP -> S, or their mirror images."""
+    heads = groups * pieces
+    return heads * width * (groups + pieces + heads + 1)
+
+
+@lru_cache(maxsize=1 << 16)
+def tiling(rows: int, columns: int, geometry: Geometry) -> tuple[int, int]:
+    """(S, P): most rows a token and heads a row of a matrix's tiles, with the fewest pages, then the smallest maps."""
+    k, heads, width = geometry
+    best: tuple[int, int, int, int] | None = None
+    for pieces in range(1, min(math.ceil(columns / width), heads - 1) + 1):
+        groups = min((heads - 1) // pieces, math.ceil(rows / k), width)
+        pages = math.ceil(rows / (groups * k)) * math.ceil(columns / (pieces * width))
+        found = (pages, pages * attention_numbers(groups, pieces, width), groups, pieces)
+        best = min(best or found, found)
+    assert best is not None
+    return best[2:]
+
+
+def solve(weights: Weights, config: SimulatorConfig) -> Geometry:
+    """The geometry with the fewest parameters among those that the config allows. Raises UsageError if there is none."""
+    _check(weights, config)
+    shapes = Counter(weights.matrices)
+    candidates = {g for g in _candidates(weights, config) if g.heads * g.width >= max(weights.vectors, default=1)}
+    return min(candidates, key=lambda g: (_numbers(shapes, weights.vectors, g), g))
+
+
+def _numbers(shapes: Counter[Matrix], vectors: list[int], geometry: Geometry) -> int:
+    k, heads, width = geometry
+    pages = math.ceil(sum(vectors) / (k * heads * width))
+    maps = 2 * width * (k + 1)
+    for (rows, columns, uses, bias), count in shapes.items():
+        groups, pieces = tiling(rows, columns, geometry)
+        down, across = math.ceil(rows / (groups * k)), math.ceil(columns / (pieces * width))
+        biases = down * groups * width * (groups + 3) if bias else 0
+        pages += count * down * across
+        maps += count * uses * (down * across * attention_numbers(groups, pieces, width) + biases)
+    return pages * k * heads * width + maps
+
+
+def _candidates(weights: Weights, config: SimulatorConfig) -> list[Geometry]:
+    k, hidden, heads = config.prefix_tokens, config.sim_hidden, config.sim_heads
+    longest = max((m.rows for m in weights.matrices), default=1)
+    if hidden is not None:
+        shapes = [(h, hidden // h) for h in ([heads] if heads else range(2, hidden + 1)) if hidden % h == 0]
+    else:
+        columns = {m.columns for m in weights.matrices} | set(weights.vectors)
+        widths = {math.ceil(c / pieces) for c in columns for pieces in range(1, _MOST_PIECES + 1)} | ({k} if k else set())
+        least = max(weights.vectors, default=1)
+        counts = [heads] if heads else [h + 1 for h in _ROW_HEADS]
+        shapes = [(h, d) for h in counts for d in widths | {math.ceil(least / h)}]
+    return [Geometry(k or min(d, longest), h, d) for h, d in shapes if (k or 1) <= d]
+
+
+def _check(weights: Weights, config: SimulatorConfig) -> None:
+    """Raises UsageError, naming the nearest size that works, if no geometry has the sizes that the config sets."""
+    k, hidden, heads = config.prefix_tokens, config.sim_hidden, config.sim_heads
+    widest = max(weights.vectors, default=1)
+    if heads == 1:
+        raise UsageError("sim_heads is 1; expected at least 2: one head of a prefix token holds biases. The nearest that works is 2")
+    if hidden is None:
+        return
+    least = max(widest, 2)
+    nearest = math.ceil(least / (heads or 1)) * (heads or 1)
+    if hidden < least:
+        raise UsageError(
+            f"sim_hidden is {hidden}; expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers. "
+            f"The nearest that works is {nearest}"
+        )
+    divisors = [h for h in range(2, hidden + 1) if hidden % h == 0]
+    if heads is not None and hidden % heads:
+        best = min(divisors, key=lambda h: abs(h - heads))
+        raise UsageError(
+            f"sim_heads is {heads}; expected a divisor of sim_hidden, {hidden}: each head holds an equal piece. "
+            f"The nearest that works is {best}"
+        )
+    widest_head = hidden // (heads or divisors[0])
+    if k is not None and k > widest_head:
+        raise UsageError(
+            f"prefix_tokens is {k}; expected at most {widest_head}, the coordinates of a head (sim_hidden / sim_heads): a head holds a "
+            f"one-hot of the prefix tokens. The nearest that works is {widest_head}"
+        )

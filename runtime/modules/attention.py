@@ -1,0 +1,137 @@
+"""Softmax attention with the auxiliary model's heads, and its backward pass by the same scores, transposed.
+
+Legend: B sequences, T input tokens, H heads, G key/value heads, E head width of the auxiliary model. The mask is boolean,
+(B or 1, 1, T, T). Every map is a split map over a whole range; the query map holds the scale.
+Source: TINT.md sections 2 and 3; paper section 2.5.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tintc.runtime.modules.parts import Layer, Range, SplitMap, pattern, read
+from tintc.runtime.primitives.precision import wide
+
+
+class AttentionLayer(Layer):
+    """queries, keys: H * E and G * E coordinates. heads: H. kv_heads: G."""
+
+    def __init__(self, *, queries: int, keys: int, values: int, width: int, heads: int, kv_heads: int, scale: float) -> None:
+        super().__init__(width)
+        self.heads, self.kv_heads = heads, kv_heads
+        self.query, self.key = SplitMap(pattern([[scale]], queries)), SplitMap(pattern([[1.0]], keys))
+
+    def probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        """(B, H, T, T): softmax of the scores of each query head with its group's key head."""
+        q_BHTE, k_BHTE = self.split_queries(mapped(self.query, q)), self.split_keys(mapped(self.key, k))
+        scores = torch.matmul(q_BHTE, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
+        return torch.softmax(wide(scores), -1).to(q.dtype)
+
+    def split_queries(self, x: Tensor) -> Tensor:
+        """(B, T, H * E) -> (B, H, T, E)."""
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
+
+    def split_keys(self, x: Tensor) -> Tensor:
+        """(B, T, G * E) -> (B, H, T, E): each group's head once for each of its query heads."""
+        x_BGTE = torch.unflatten(x, -1, (self.kv_heads, -1)).transpose(1, 2)
+        return x_BGTE if self.heads == self.kv_heads else x_BGTE.repeat_interleave(self.heads // self.kv_heads, 1)
+
+    def sum_groups(self, x_BHTE: Tensor) -> Tensor:
+        """(B, H, T, E) -> (B, T, G * E)."""
+        return merged(torch.unflatten(x_BHTE, 1, (self.kv_heads, -1)).sum(2))
+
+
+def merged(x_BHTE: Tensor) -> Tensor:
+    """(B, H, T, E) -> (B, T, H * E)."""
+    return x_BHTE.transpose(1, 2).flatten(-2)
+
+
+def mapped(part: SplitMap, x: Tensor) -> Tensor:
+    """A split map of a range in one piece."""
+    found: Tensor = part(x.unsqueeze(-2)).squeeze(-2)
+    return found
+
+
+class AttentionForward(AttentionLayer):
+    """o_t = sum_i A_ti v_i. values: G * E' coordinates of v; o has H * E'."""
+
+    formula = "H E + 2 G E + H E + 4 d (value heads as wide as key heads)"
+
+    def __init__(self, **sizes: float) -> None:
+        super().__init__(**sizes)  # type: ignore[arg-type]
+        values = int(sizes["values"])
+        self.value = SplitMap(pattern([[1.0]], values))
+        self.output = SplitMap(pattern([[1.0]], values // self.kv_heads * self.heads))
+
+    def forward(self, stream: Tensor, code: Tensor, mask: Tensor, q: Range, k: Range, v: Range, o: Range) -> Tensor:
+        a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
+        v_BHTE = self.split_keys(mapped(self.value, read(stream, v)))
+        return self.write(stream, code, o, mapped(self.output, merged(torch.matmul(a_BHTT, v_BHTE))))
+
+
+class AttentionBackwardValue(AttentionLayer):
+    """dv_i = sum_t A_ti do_t with A held constant, summed over the query heads of a group. values: G * E' coordinates of dv."""
+
+    formula = AttentionForward.formula
+
+    def __init__(self, **sizes: float) -> None:
+        super().__init__(**sizes)  # type: ignore[arg-type]
+        values = int(sizes["values"])
+        self.value = SplitMap(pattern([[1.0]], values // self.kv_heads * self.heads))
+        self.output = SplitMap(pattern([[1.0]], values))
+
+    def forward(self, stream: Tensor, code: Tensor, mask: Tensor, do: Range, q: Range, k: Range, dv: Range) -> Tensor:
+        a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
+        do_BHTE = self.split_queries(mapped(self.value, read(stream, do)))
+        return self.write(stream, code, dv, mapped(self.output, self.sum_groups(torch.matmul(a_BHTT.mT, do_BHTE))))
+
+
+class AttentionBackwardFull(AttentionLayer):
+    """dq, dk and dv through the scores: with delta_t = do_t . o_t and, per head,
+
+        dq_t = scale sum_i A_ti (do_t . v_i - delta_t) k_i = scale ((sum_i A_ti k_i v_i^T) do_t - delta_t sum_i A_ti k_i)
+        dk_i = scale sum_t A_ti (do_t . v_i - delta_t) q_t = scale ((sum_t A_ti q_t do_t^T) v_i - sum_t A_ti delta_t q_t)
+
+    Each sum is attention by the same probabilities, with outer products of coordinates as values; what stands in front is a
+    token's linear attention to itself. So nothing but softmax and linear attention is used, at E times the work.
+    """
+
+    formula = "3 (H E + 2 G E) + 4 d (value heads as wide as key heads)"
+
+    def __init__(self, **sizes: float) -> None:
+        super().__init__(**sizes)  # type: ignore[arg-type]
+        queries, keys, values = (int(sizes[name]) for name in ("queries", "keys", "values"))
+        scale, one = float(sizes["scale"]), 1.0
+        self.gradient, self.value = SplitMap(pattern([[one]], values // self.kv_heads * self.heads)), SplitMap(pattern([[one]], values))
+        self.to_query, self.to_key = SplitMap(pattern([[scale]], queries)), SplitMap(pattern([[one]], keys))
+        self.to_value = SplitMap(pattern([[one]], values))
+
+    def forward(
+        self, stream: Tensor, code: Tensor, mask: Tensor, do: Range, q: Range, k: Range, v: Range, results: tuple[Range | None, ...]
+    ) -> Tensor:
+        """results: where dq, dk and dv go; None for one that nothing reads."""
+        a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
+        q_BHTE = self.split_queries(mapped(self.query, read(stream, q)))  # scaled: the score's gradient at k
+        k_BHTE = self.split_keys(mapped(self.key, read(stream, k)))
+        v_BHTE = self.split_keys(mapped(self.value, read(stream, v)))
+        do_BHTE = self.split_queries(mapped(self.gradient, read(stream, do)))
+        delta_BHT1 = (do_BHTE * torch.matmul(a_BHTT, v_BHTE)).sum(-1, keepdim=True)
+        dq = contracted(a_BHTT, k_BHTE, v_BHTE, do_BHTE) - delta_BHT1 * torch.matmul(a_BHTT, k_BHTE)
+        dk = contracted(a_BHTT.mT, q_BHTE, do_BHTE, v_BHTE) - torch.matmul(a_BHTT.mT, delta_BHT1 * q_BHTE)
+        dv = torch.matmul(a_BHTT.mT, do_BHTE)
+        found = (
+            mapped(self.to_query, merged(dq)),
+            mapped(self.to_key, self.sum_groups(dk)),
+            mapped(self.to_value, self.sum_groups(dv)),
+        )
+        for where, value in zip(results, found, strict=True):
+            stream = stream if where is None else self.write(stream, code, where, value)
+        return stream
+
+
+def contracted(a_BHTT: Tensor, u_BHTE: Tensor, w_BHTF: Tensor, with_BHTF: Tensor) -> Tensor:
+    """(sum_i A_ti u_i w_i^T) with_t, (B, H, T, E): attention to outer products, then a product of each token with itself."""
+    outer = (u_BHTE.unsqueeze(-1) * w_BHTF.unsqueeze(-2)).flatten(-2)
+    seen = torch.unflatten(torch.matmul(a_BHTT, outer), -1, (u_BHTE.shape[-1], -1))
+    return torch.matmul(seen, with_BHTF.unsqueeze(-1)).squeeze(-1)
