@@ -6,6 +6,8 @@ here knows a model family: later passes recognise operator patterns.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import os
 import re
@@ -21,7 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.inputs import is_reserved
-from tintc.compiler.node_meta import info
+from tintc.compiler.node_meta import KEY, info
 
 _ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
 
@@ -37,6 +39,15 @@ class Captured:
     aliases: dict[str, str]
     constants: dict[str, Tensor]
     max_tokens: int | None = None
+
+    def copy(self) -> Captured:
+        """The same with a graph of its own, since passes rewrite theirs."""
+        graph = copy.deepcopy(self.graph)
+        graph.owning_module = self.graph.owning_module
+        for node in graph.nodes:
+            if KEY in node.meta:
+                node.meta[KEY] = copy.copy(node.meta[KEY])
+        return dataclasses.replace(self, graph=graph)
 
 
 class LogitsOnly(nn.Module):

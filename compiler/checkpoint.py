@@ -44,6 +44,23 @@ class Checkpoint:
     trust_remote_code: bool
     local_only: bool
 
+    def read_fitting_config(self, directory: Path) -> PreTrainedConfig:
+        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do not."""
+        config = self.read_config(directory)
+        check_memory(config, self.name, self.dtype, self.trust_remote_code)
+        return config
+
+    def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
+        """The model on the meta device: shapes and no numbers. Raises SourceError for a config that makes no model."""
+        try:
+            with torch.device("meta"):
+                model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                    config, dtype=self.dtype, attn_implementation=attention_of(config), trust_remote_code=self.trust_remote_code
+                )
+        except Exception as error:
+            raise SourceError(f"{self.name}: no model can be built from its config: {first_line(error)}") from error
+        return model.eval()
+
     def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
         """The model, its tokenizer and the digest of its weight files.
 
@@ -60,10 +77,7 @@ class Checkpoint:
         return {"trust_remote_code": self.trust_remote_code, "local_files_only": self.local_only}
 
     def read_config(self, directory: Path) -> PreTrainedConfig:
-        """The config of a model that is supported and fits in memory; no weights are needed yet.
-
-        Raises SourceError, UnsupportedModelError and MemoryLimitError.
-        """
+        """The config of a model that is supported; no weights are needed yet. Raises SourceError and UnsupportedModelError."""
         if not (directory / "config.json").is_file():
             raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
         values = _read_json(directory / "config.json", self.name)
@@ -81,7 +95,6 @@ class Checkpoint:
         except Exception as error:
             raise SourceError(f"{self.name} has a config.json that transformers refuses: {first_line(error)}") from error
         check_supported(config, self.name)
-        check_memory(config, self.name, self.dtype, self.trust_remote_code)
         return config
 
     def _load_model(self, directory: Path, config: PreTrainedConfig, files: Sequence[Path]) -> torch.nn.Module:
@@ -90,7 +103,7 @@ class Checkpoint:
                 directory,
                 config=config,
                 dtype=self.dtype,
-                attn_implementation=_attention(config),
+                attn_implementation=attention_of(config),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, where transformers would only log them
                 **self._arguments,
@@ -144,7 +157,7 @@ def _looks_like(directory: Path) -> str:
     return "a directory written by save_pretrained"
 
 
-def _attention(config: PreTrainedConfig) -> str | None:
+def attention_of(config: PreTrainedConfig) -> str | None:
     """`sdpa` where the model has it, which captures as one operator; None lets a model without it use its own."""
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return None

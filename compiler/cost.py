@@ -1,139 +1,138 @@
-"""FLOPs and bytes of a lowered program, from shapes alone.
+"""FLOPs and peak memory of a program, from shapes alone: the emitted module is run on tensors without numbers.
 
-FLOPs count a multiplication and an addition as two and matrix products only (linear layers, attention, the
-head): norms, activations and softmax are below 1 % of them. Peak memory is a walk over the graph in program
-order: weights, plus every value from where it is made to its last use, plus what each operator holds inside
-(`_inside`; tests/compiler/test_cost.py measures both). Only what the logits need counts. B, T and S (batch,
-tokens, training segment) are given.
+FLOPs count a multiplication and an addition as two and matrix products only (linear layers, attention, the head): norms,
+activations and softmax are below 1 % of them. Peak memory is what the tensors of one call hold at its worst moment, weights
+included; what a kernel allocates inside and the Python process itself come on top. Only what the logits need counts.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Mapping
+import contextlib
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from tintc.compiler.builder import ancestors, outputs
-from tintc.compiler.dialect import argument, is_tint, tint_name
-from tintc.compiler.node_meta import Shape, info
-
-_VIEWS = ("prefix", "segment", "segment_mask")
+from tintc.compiler.inputs import INPUTS
+from tintc.compiler.node_meta import info
+from tintc.compiler.program import Program
+from tintc.runtime.modules.parts import Place, Range
+from tintc.runtime.simulator import Simulator
 
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of one call. weight_bytes: of the auxiliary weights. peak_bytes: weights and the most that is live at once."""
+    """flops: of one call. peak_bytes: the most that the call's own tensors hold at once; weights come on top."""
 
     flops: int
-    weight_bytes: int
     peak_bytes: int
 
 
-def estimate(graph: fx.Graph, *, batch: int, tokens: int, segment: int, bytes_per_number: int) -> Cost:
-    """Cost of one call that returns the logits (not the initial ones)."""
-    sizes = {"B": batch, "T": tokens, "S": segment}
-    needed = _needed(graph)
-    flops = sum(_flops(node, sizes) for node in needed if tint_name(node))
-    weights = sum(_count(info(n).shape, sizes) for n in graph.nodes if info(n).role == "parameter") * bytes_per_number
-    return Cost(flops, weights, weights + _peak(graph, needed, sizes, bytes_per_number))
+def estimate(program: Program, backend: str, dtype: torch.dtype, *, batch: int, tokens: int, segment: int) -> Cost:
+    """Cost of one call that returns the logits (not the initial ones). segment: tokens that training passes see."""
+    with _without_numbers(backend) as device, torch.no_grad():
+        shapes = {record.parameter: record.shape for node in program.graph.nodes if (record := info(node)).parameter is not None}
+        weights = {name: torch.empty([int(size) for size in shape], dtype=dtype) for name, shape in shapes.items()}
+        # Which modules share a copy changes no cost of a call, and one copy is the least to make.
+        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all")
+        sizes = {"B": batch, "T": tokens}
+        dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
+        inputs = {
+            name: torch.empty([size if isinstance(size, int) else sizes[size] for size in shape], dtype=dtypes[kind], device=device)
+            for name, (shape, kind) in INPUTS.items()
+            if shape
+        }
+        module, arguments = simulator.bound(("logits",), inputs, segment)
+        with _Meter((arguments, list(module.parameters()))) as meter:
+            result = _Walk(module, meter).run(*arguments)
+            del result
+    return Cost(meter.flops, meter.peak)
 
 
-def _needed(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the logits depend on, in program order."""
-    needed = ancestors([outputs(graph)["logits"]])
-    return [node for node in graph.nodes if node in needed]
+@contextlib.contextmanager
+def _without_numbers(backend: str) -> Iterator[str]:
+    """Fused programs run on fake CPU tensors, which choose the kernels of a CPU; the transformer writes out its attention and
+    runs on the meta device, which is faster."""
+    if backend == "fused":
+        with FakeTensorMode():
+            yield "cpu"
+    else:
+        with torch.device("meta"):
+            yield "meta"
 
 
-def _count(shape: Shape, sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes[size] if isinstance(size, str) else size for size in shape)
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """FLOPs of all operators under this mode, and bytes of the storages that they make, as long as they live."""
+
+    def __init__(self, outside: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = self.live = self.peak = 0
+        self._known = {value.untyped_storage()._cdata for value in tree_leaves(outside) if isinstance(value, Tensor)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:
+                self._count(value.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        self.flops += _flops(func, args, kwargs or {}, out)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.live += size
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live -= size
+        self._known.discard(key)
 
 
-def _flops(node: fx.Node, sizes: Mapping[str, int]) -> int:
-    if is_tint(node, "linear_forward"):
-        return 2 * _count(info(node).shape, sizes) * _last(argument(node, "x"))
-    if is_tint(node, "linear_backward"):
-        return 2 * _count(info(node).shape, sizes) * _last(argument(node, "dy"))
-    if is_tint(node, "linear_descent"):
-        return 2 * _count(info(argument(node, "dy")).shape, sizes) * _last(argument(node, "x"))
-    products = {"attention_forward": 2, "attention_backward_value": 2, "attention_backward_full": 5}.get(tint_name(node) or "")
-    if products is None:
-        return 0
-    query = info(argument(node, "q")).shape
-    return products * 2 * _count(query, sizes) * _count((query[-2],), sizes)
+def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # torch counts those of other devices only
+        return int(sdpa_flop_count(*(x.shape for x in args[:3])))  # type: ignore[no-untyped-call]
+    count = flop_registry.get(func.overloadpacket)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=out))
 
 
-def _last(node: fx.Node) -> int:
-    size = info(node).shape[-1]
-    assert isinstance(size, int)
-    return size
+class _Walk(fx.Interpreter):
+    """Runs an emitted module node by node, and each of its layers once for each shape: layers alike cost alike."""
+
+    def __init__(self, module: fx.GraphModule, meter: _Meter) -> None:
+        super().__init__(module)
+        self.meter = meter
+        # layer and shapes -> FLOPs, bytes above those that lived before, shape of the result unless it is the first argument
+        self._costs: dict[Any, tuple[int, int, torch.Size | None]] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        meter, key = self.meter, (target, _kind(args))
+        if key in self._costs:
+            flops, inside, shape = self._costs[key]
+            meter.flops += flops
+            meter.peak = max(meter.peak, meter.live + inside)
+            return args[0] if shape is None else torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
+        flops, peak, live = meter.flops, meter.peak, meter.live
+        meter.peak = live
+        result = super().call_module(target, args, kwargs)
+        self._costs[key] = meter.flops - flops, meter.peak - live, None if result is args[0] else result.shape
+        meter.peak = max(meter.peak, peak)
+        return result
 
 
-def _peak(graph: fx.Graph, needed: list[fx.Node], sizes: Mapping[str, int], width: int) -> int:
-    order = {node: i for i, node in enumerate(needed)}
-    storage = {node: _storage(node) for node in needed}
-    last_use = {storage[outputs(graph)["logits"]]: len(needed)}
-    for node in needed:
-        for source in (node, *node.all_input_nodes):
-            last_use[storage[source]] = max(last_use.get(storage[source], 0), order[node])
-    dying: dict[int, list[fx.Node]] = {}
-    for node, last in last_use.items():
-        dying.setdefault(last, []).append(node)
-    live = peak = 0
-    for node in needed:
-        owns = storage[node] is node and node.op == "call_function"
-        live += _bytes(node, sizes, width) if owns else 0
-        peak = max(peak, live + _inside(node, sizes, width))
-        live -= sum(_bytes(dead, sizes, width) for dead in dying.get(order[node], []) if dead.op == "call_function")
-    return peak
-
-
-def _storage(node: fx.Node) -> fx.Node:
-    """The node whose memory this one's value lies in."""
-    while is_tint(node, *_VIEWS) or node.target is operator.getitem:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
-def _bytes(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
-    shape: Any = info(node).shape
-    parts = shape if shape and isinstance(shape[0], tuple) else (shape,)
-    per_number = {"float": width, "int": 8, "bool": 1}[info(node).dtype]
-    return sum(_count(part, sizes) for part in parts) * per_number
-
-
-def _inside(node: fx.Node, sizes: Mapping[str, int], width: int) -> int:
-    """Bytes that an operator of `runtime/primitives` holds at its worst moment besides its arguments and results.
-
-    Half precision (`width` 2) computes norms, activations and softmax in float32 (`wide` 4).
-    """
-    wide = max(width, 4)
-    count = _count(info(node).shape, sizes) if not is_tint(node, "attention_backward_full") else 0
-    match tint_name(node):
-        case "attention_forward":
-            return _count(info(argument(node, "mask")).shape, sizes) * width  # torch makes numbers of the boolean mask
-        case "attention_backward_value":
-            return _probabilities(node, sizes) * 2 * wide
-        case "attention_backward_full":
-            return _probabilities(node, sizes) * max(3 * width, 2 * wide)
-        case "loss_gradient":
-            return count * 2 * (wide - width)
-        case "norm_backward":
-            return count * (5 * wide - width)
-        case "activation_backward":
-            plain = argument(node, "kind") == "relu" or (argument(node, "gradient") == "first_order" and width == 8)
-            return count * ((3 if plain else 5) * wide - width)
-        case "norm_descent":
-            return _count(info(argument(node, "x")).shape, sizes) * 2 * wide
-        case "linear_descent":
-            return _count(info(argument(node, "dy")).shape, sizes) * width
-        case _:
-            return 0
-
-
-def _probabilities(node: fx.Node, sizes: Mapping[str, int]) -> int:
-    query = info(argument(node, "q")).shape
-    return _count((query[0], argument(node, "heads"), query[1], query[1]), sizes)
+def _kind(value: Any) -> Any:
+    """What the cost of a layer depends on: the sizes of its arguments, not where in the stream or page they lie."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Range):
+        return value.stop - value.start, value.tokens
+    if isinstance(value, Place):
+        return value.last - value.first, value.stop - value.start
+    return tuple(map(_kind, value)) if isinstance(value, (tuple, list)) else None

@@ -4,7 +4,7 @@ With d = D_sim / H_sim coordinates a head, a tile of S rows a token and P heads 
 holds the biases) and K <= d (a one-hot of the K prefix tokens is the value of a head). Solved are the sizes with the fewest
 parameters, counted exactly up to gates and vectors, which no choice changes much:
 
-    pages * K * D_sim  +  sum over modules of S P d (S + P + S P + 1)  +  2 d (K + 1)
+    pages * K * D_sim  +  sum over modules of S P d (S + P + 2)  +  2 d (K + 1)
 
 The second term is the four maps of one linear attention over a tile (runtime/modules/linear.py), once for every
 forward, backward and descent operator that reads the matrix; the third is the position code.
@@ -52,9 +52,10 @@ class Weights:
 
 
 def attention_numbers(groups: int, pieces: int, width: int) -> int:
-    """Parameters of one linear attention over a tile: maps P -> SP, SP -> SP, 1 -> SP and SP -> S, or their mirror images."""
+    """Parameters of one linear attention over a tile: maps P -> SP, 1 -> SP, SP -> S (or their mirror
+    images), and one that moves nothing."""
     heads = groups * pieces
-    return heads * width * (groups + pieces + heads + 1)
+    return heads * width * (groups + pieces + 2)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -86,7 +87,7 @@ def _numbers(shapes: Counter[Matrix], vectors: list[int], geometry: Geometry) ->
     for (rows, columns, uses, bias), count in shapes.items():
         groups, pieces = tiling(rows, columns, geometry)
         down, across = math.ceil(rows / (groups * k)), math.ceil(columns / (pieces * width))
-        biases = down * groups * width * (groups + 3) if bias else 0
+        biases = down * groups * width * 4 if bias else 0
         pages += count * down * across
         maps += count * uses * (down * across * attention_numbers(groups, pieces, width) + biases)
     return pages * k * heads * width + maps

@@ -23,8 +23,10 @@ def report(simulator: Simulator) -> dict[str, Any]:
     program, layout = simulator.program, simulator.program.layout
     tokens = min(_TOKENS, program.facts.max_positions or _TOKENS)
     trained = math.ceil(tokens / 2)
-    dtype = simulator.dtype
-    cost = estimate(program.graph, batch=1, tokens=tokens, segment=max(trained - 1, 1), bytes_per_number=dtype.itemsize)
+    dtype, parameters = simulator.dtype, simulator.parameter_report()
+    sizes = {"batch": 1, "tokens": tokens, "segment": max(trained - 1, 1)}
+    cost = estimate(program, simulator.backend, dtype, **sizes)
+    weight_bytes = sum(p.numel() * p.element_size() for p in simulator.parameters())
     operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
     trainable = [slot for slot in layout.prefix.values() if slot.trainable]
     updated = outputs(program.graph)["updates"]
@@ -34,7 +36,8 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "inner_lr": float(simulator.inner_lr.detach()),
         "backend": simulator.backend,
         "share": simulator.share,
-        "auxiliary_parameters": sum(t.numel() for t in simulator.prefix.tensors().values() if t.is_floating_point()),
+        "auxiliary_parameters": parameters["auxiliary"],
+        "parameters": parameters,
         "blocks": program.facts.blocks,
         "trained_blocks": program.facts.trained_blocks,
         "max_positions": program.facts.max_positions,
@@ -59,8 +62,9 @@ def report(simulator: Simulator) -> dict[str, Any]:
             "tokens": tokens,
             "training_segment": trained,
             "flops": cost.flops,
-            "weight_bytes": cost.weight_bytes,
-            "peak_bytes": cost.peak_bytes,
+            "fused_flops": cost.flops if simulator.backend == "fused" else estimate(program, "fused", dtype, **sizes).flops,
+            "weight_bytes": weight_bytes,
+            "peak_bytes": weight_bytes + cost.peak_bytes,
         },
     }
 

@@ -16,6 +16,8 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +119,39 @@ def shape_names() -> list[str]:
     return list(_shapes())
 
 
+def load_without_weights(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Source:
+    """A model on the meta device, from its config alone: no weights are fetched, read or built, however large they are.
+
+    source: as for `load_source`, but no module; or a config file. Raises SourceError, UnsupportedModelError and UsageError.
+    """
+    kind, name = _kind_of(source), os.fspath(source)
+    if revision is not None and kind != "hub":
+        raise UsageError(f"revision is {revision!r}, but {name} does not come from the hub; leave the revision out")
+    checkpoint = Checkpoint(name, dtype, trust_remote_code, local_only=offline or not trust_remote_code)
+    commit = None
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+        if kind == "shape":
+            config = _shape_config(name)
+        elif kind == "hub":
+            found = hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline)
+            config, commit = checkpoint.read_config(found.directory), found.commit
+        elif kind == "directory" and os.path.isfile(os.path.expanduser(name)):
+            shutil.copyfile(os.path.expanduser(name), os.path.join(scratch, "config.json"))
+            kind, config = "config", checkpoint.read_config(Path(scratch))
+        else:
+            config = checkpoint.read_config(_bundled_directory() if kind == "bundled" else _existing_directory(name))
+        model = checkpoint.without_weights(config)
+    return Source(model, None, SourceDescription(kind, name, revision=commit, config=_as_json(config)))
+
+
 def _kind_of(source: str | os.PathLike[str]) -> str:
     if isinstance(source, os.PathLike):
         return "directory"
@@ -146,7 +181,7 @@ def _existing_directory(name: str) -> Path:
 
 
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:
-    loaded = checkpoint.load(directory, checkpoint.read_config(directory))
+    loaded = checkpoint.load(directory, checkpoint.read_fitting_config(directory))
     config = _as_json(loaded.model.config)
     # Where a directory lay on this machine is nobody else's business; its digest says what it held.
     name = directory.resolve().name if kind == "directory" else checkpoint.name
@@ -157,7 +192,7 @@ def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
     """Fetches the config and the tokenizer, and the weights only once they are known to fit."""
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
     found.fetch(file for file in found.files if file.endswith(endings))
-    config = checkpoint.read_config(found.directory)
+    config = checkpoint.read_fitting_config(found.directory)
     weights = weight_names(found.directory, found.files, found.name)
     if found.unreachable and not (weights and found.files.issuperset(weights)):
         raise found.incomplete()
@@ -177,19 +212,22 @@ def _use_module(model: torch.nn.Module, name: str, dtype: torch.dtype | None) ->
 
 
 def _build_shape(name: str, seed: int, dtype: torch.dtype) -> Source:
-    shapes = _shapes()
-    shape = name.removeprefix(SHAPE_PREFIX)
-    if shape not in shapes:
-        raise SourceError(f"there is no shape {shape!r}; the shapes are {', '.join(shapes)}")
+    config = _shape_config(name)
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
-    config = AutoConfig.for_model(**shapes[shape])
     check_memory(config, name, dtype, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     check_finite(model, name)
     return Source(model, None, SourceDescription("shape", name, seed=seed, config=_as_json(model.config)))
+
+
+def _shape_config(name: str) -> PreTrainedConfig:
+    shapes, shape = _shapes(), name.removeprefix(SHAPE_PREFIX)
+    if shape not in shapes:
+        raise SourceError(f"there is no shape {shape!r}; the shapes are {', '.join(shapes)}")
+    return AutoConfig.for_model(**shapes[shape])
 
 
 def _shapes() -> dict[str, dict[str, Any]]:

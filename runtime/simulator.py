@@ -226,6 +226,12 @@ class Simulator(nn.Module):
         """The plain torch program behind a call, for this simulator's dtype; `.code` reads as Python."""
         return self._program(outputs, from_updates).module
 
+    def parameter_report(self, share: str | None = None) -> dict[str, Any]:
+        """How many parameters the simulator has and what each is for; see `runtime.parameters.parameter_report`."""
+        from tintc.runtime.parameters import parameter_report
+
+        return parameter_report(self, share)
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Writes the artifact directory, atomically. Raises ArtifactError if it cannot, UsageError if it exists and not `force`."""
         from tintc.compiler.artifact import save
@@ -252,13 +258,20 @@ class Simulator(nn.Module):
         return inputs
 
     def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        module, arguments = self.bound(outputs, inputs.tensors, segment, given)
+        result: dict[str, Any] = module(*arguments)
+        return result
+
+    def bound(
+        self, outputs: tuple[str, ...], inputs: dict[str, Tensor], segment: int, given: dict[str, Tensor] | None = None
+    ) -> tuple[fx.GraphModule, list[Any]]:
+        """The emitted program and what one call passes to it: weights, inputs (by the names of INPUTS) and given slot values."""
         program = self._program(outputs, given is not None)
-        values: dict[str, Any] = {**inputs.tensors, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
+        values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
         if self.structure is not None and isinstance(self.prefix, PrefixPages):
             values |= {**self.prefix.by_name(), CODE: self.structure.code}
         weights = self.prefix.direct()
-        result: dict[str, Any] = program.module(*(weights[name] if is_weight else values[name] for is_weight, name in program.arguments))
-        return result
+        return program.module, [weights[name] if is_weight else values[name] for is_weight, name in program.arguments]
 
     def _program(self, outputs: tuple[str, ...], from_updates: bool) -> _Emitted:
         key = (outputs, self.dtype, from_updates)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,21 +23,25 @@ from tintc.compiler.layout import Layout
 from tintc.compiler.node_meta import info
 from tintc.runtime.modules.parts import Layer, position_code
 
-Share = Literal["none", "layers", "all"]
-SHARES: tuple[str, ...] = get_args(Share)
+SHARES = ("none", "layers", "all")
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a module: the operator's node, its kind and phase, the module's name, and how many parameters it has."""
+    """One use of a module: for which part (tile) of which node, and the module's kind and size.
+
+    formula, sizes: the number of parameters as an expression, and what its letters stand for. numbers: its value, counted.
+    owners: for each way of sharing, the name of the module that this use has; uses of one name count once.
+    """
 
     node: str
     operator: str
     phase: str
-    module: str
     layer: str
     formula: str
+    sizes: dict[str, int]
     numbers: int
+    owners: dict[str, str]
 
 
 class Structure(nn.Module):
@@ -53,36 +57,47 @@ class Structure(nn.Module):
         self.code = nn.Parameter(position_code(layout.prefix_tokens, self.width, dtype, device), requires_grad=False)
         self.layers = nn.ModuleDict()
         self.uses: list[Use] = []
-        self._names: dict[Any, str] = {}
+        self._names: dict[tuple[str, Any], str] = {}  # (way of sharing, what must agree) -> owner
         self._seen: Counter[Any] = Counter()
-        self._of: dict[tuple[str, str], str] = {}
+        self._owner: dict[tuple[str, str], str] = {}
 
     def get(self, node: fx.Node, part: str, layer: type[Layer], sizes: dict[str, Any]) -> str:
         """Name of the module for one part of a node, made or shared at its first use; d is added to the sizes.
 
         The same node and part always have the same module, so programs for different outputs share them.
         """
-        if (node.name, part) not in self._of:
+        if (node.name, part) not in self._owner:
             sizes = {**sizes, "width": self.width}
-            key = self._key(node, part, (layer, tuple(sorted(sizes.items()))))
-            if key not in self._names:
-                name = self._names[key] = f"{node.name}{part}"
-                self.layers[name] = layer(**sizes).to(device=self._device, dtype=self._dtype)
-            self._of[node.name, part] = self._names[key]
-            name = self._names[key]
-            numbers = sum(p.numel() for p in self.layers[name].parameters())
-            formula = str(getattr(layer, "formula", ""))
-            self.uses.append(Use(node.name, tint_name(node) or "", info(node).phase or "", name, layer.__name__, formula, numbers))
-        return self._of[node.name, part]
+            constants = (layer, tuple(sorted(sizes.items())))
+            own = f"{node.name}{part}"
+            keys = {"none": own, "layers": self._place(node, part, constants) or own, "all": constants}
+            owners = {share: self._names.setdefault((share, key), own) for share, key in keys.items()}
+            owner = self._owner[node.name, part] = owners[self.share]
+            if owner not in self.layers:
+                with torch.device(self._device):
+                    self.layers[owner] = layer(**sizes).to(self._dtype)
+            self._note(node, owners)
+        return self._owner[node.name, part]
 
-    def _key(self, node: fx.Node, part: str, constants: Any) -> Any:
-        """What two uses must agree in to share a module."""
-        if self.share == "all":
-            return constants
-        block = self._block.search(info(node).module) if self._block else None
-        if self.share == "none" or block is None:
-            return node.name, part
-        path = info(node).module[: block.start(1)] + "*" + info(node).module[block.end(1) :]
+    def _note(self, node: fx.Node, owners: dict[str, str]) -> None:
+        module = self.layers[owners[self.share]]
+        assert isinstance(module, Layer)
+        numbers = sum(p.numel() for p in module.parameters())
+        operator, phase = tint_name(node) or "", info(node).phase or ""
+        self.uses.append(Use(node.name, operator, phase, type(module).__name__, module.formula, module.sizes, numbers, owners))
+
+    def _place(self, node: fx.Node, part: str, constants: Any) -> Any:
+        """Where in a block the use stands, the same for every block; None outside of blocks."""
+        path = info(node).module
+        block = self._block.search(path) if self._block else None
+        if block is None:
+            return None
+        path = path[: block.start(1)] + "*" + path[block.end(1) :]
         place = (path, tint_name(node), info(node).phase, info(node).step, part, constants)
         self._seen[place, block.group(1)] += 1  # a block may hold the same operator several times
         return place, self._seen[place, block.group(1)]
+
+    def numbers(self, share: str) -> int:
+        """Parameters of all modules and the position code under one way of sharing; of `self.share`, those that there are."""
+        each = {use.owners[share]: use.numbers for use in self.uses}
+        return sum(each.values()) + self.code.numel()

@@ -59,6 +59,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
+Backend = Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")]
+Share = Annotated[str, typer.Option(help="Which structural constants one copy serves for: none, layers or all.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default cpu.")]
 Dtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default as stored.")]
 
@@ -88,8 +90,8 @@ def compile_command(
     prefix_tokens: Annotated[int | None, typer.Option(help="K; default solved.")] = None,
     sim_hidden: Annotated[int | None, typer.Option(help="D_sim; default solved.")] = None,
     sim_heads: Annotated[int | None, typer.Option(help="H_sim; default solved.")] = None,
-    backend: Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")] = "fused",
-    share: Annotated[str, typer.Option(help="Structural constants that one copy serves for: none, layers or all.")] = "none",
+    backend: Backend = "fused",
+    share: Share = "none",
     dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
@@ -118,8 +120,6 @@ def compile_command(
         "sim_heads": sim_heads,
     }
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
-    _choice("backend", backend, ("fused", "transformer"))
-    _choice("share", share, ("none", "layers", "all"))
     options = {
         "backend": backend,
         "share": share,
@@ -141,18 +141,19 @@ def inspect_command(
     stage: Annotated[str | None, typer.Option(help="captured, canonical, lowered or emitted.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, code, dot or json.")] = "table",
     slots: Annotated[bool, typer.Option("--slots", help="Show the prefix and memory slots.")] = False,
+    params: Annotated[bool, typer.Option("--params", help="Show what every parameter is for.")] = False,
     node: Annotated[str | None, typer.Option(metavar="NAME", help="Show one node of the stage.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Show a compiled simulator: summary, graph, slots or one node."""
+    """Show a compiled simulator: summary, graph, slots, parameters or one node."""
     _choice("stage", stage, ("captured", "canonical", "lowered", "emitted"))
     _choice("format", form, ("table", "code", "dot", "json"))
     from tintc.commands import inspect as command
 
-    command.run(path, stage=stage, form=form, slots=slots, node=node, as_json=as_json)
+    command.run(path, stage=stage, form=form, slots=slots, params=params, node=node, as_json=as_json)
 
 
 @app.command("run")
@@ -207,6 +208,52 @@ def verify_command(
     from tintc.commands import verify as command
 
     command.run(path, tokens=tokens, seed=seed, as_json=as_json)
+
+
+@app.command("cost")
+def cost_command(
+    source: Annotated[str, typer.Argument(help="Hub id, config.json, directory, tiny-opt, or shape:NAME; no weights are read.")],
+    preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of config fields.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Inner gradient steps.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    prefix_tokens: Annotated[int | None, typer.Option(help="K; default solved.")] = None,
+    sim_hidden: Annotated[int | None, typer.Option(help="D_sim; default solved.")] = None,
+    sim_heads: Annotated[int | None, typer.Option(help="H_sim; default solved.")] = None,
+    backend: Backend = "fused",
+    share: Share = "none",
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each sequence; default 256, or what the model has.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences of one call.")] = 1,
+    train_fraction: Annotated[float, typer.Option(help="Part of the tokens to train on.")] = 0.5,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default float32.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use cached files only.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Count a simulator's parameters, FLOPs and memory from a model's config, however large the model."""
+    flags = {"steps": steps, "layers": layers, "prefix_tokens": prefix_tokens, "sim_hidden": sim_hidden, "sim_heads": sim_heads}
+    chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
+    options: dict[str, Any] = {
+        "backend": backend,
+        "share": share,
+        "tokens": tokens,
+        "batch": batch,
+        "train_fraction": train_fraction,
+        "revision": revision,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "offline": offline,
+        "trust_remote_code": trust_remote_code,
+    }
+    if (chosen_dtype := _dtype(dtype)) is not None:
+        options["dtype"] = chosen_dtype
+    from tintc.commands import cost as command
+
+    command.run(source, chosen, as_json=as_json, options=options)
 
 
 @app.command("env")

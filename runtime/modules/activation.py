@@ -26,8 +26,6 @@ def slope_of(x: Tensor, kind: str) -> Tensor:
 class ActivationForward(Layer):
     """y = a(x)."""
 
-    formula = "4 d"
-
     def __init__(self, *, width: int, kind: str) -> None:
         super().__init__(width)
         self.kind = kind
@@ -39,10 +37,11 @@ class ActivationForward(Layer):
 class ActivationBackward(Layer):
     """dx = N (a(x + dy/N) - a(x)), N = scale. size: W."""
 
-    formula = "6 W + 4 d"
+    formula = "6*W + 4*d"
 
     def __init__(self, *, size: int, width: int, kind: str, scale: float) -> None:
         super().__init__(width)
+        self.sizes["W"] = size
         self.kind = kind
         self.difference = Difference(size, scale)
 
@@ -55,10 +54,11 @@ class ActivationBackward(Layer):
 class ActivationBackwardExact(Layer):
     """dx = a'(x) * dy, the product by one-wide heads of a token that attends to itself. size: W."""
 
-    formula = "4 W + d ceil(W / d) + 4 d"
+    formula = "4*W + d*ceil(W/d) + 4*d"
 
     def __init__(self, *, size: int, width: int, kind: str) -> None:
         super().__init__(width)
+        self.sizes["W"] = size
         self.kind = kind
         self.ones_of_input, self.attention = Ones(size, width), NarrowAttention(size, itself=True)
 

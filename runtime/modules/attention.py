@@ -10,17 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tintc.runtime.modules.parts import Layer, Range, SplitMap, pattern, read
+from tintc.runtime.modules.parts import Layer, Range, SplitMap, read, same
 from tintc.runtime.primitives.precision import wide
 
 
 class AttentionLayer(Layer):
-    """queries, keys: H * E and G * E coordinates. heads: H. kv_heads: G."""
+    """queries, keys, values: coordinates of q (Q), k (K) and v (V); the result of a forward pass has O. heads: H. kv_heads: G."""
 
     def __init__(self, *, queries: int, keys: int, values: int, width: int, heads: int, kv_heads: int, scale: float) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads
-        self.query, self.key = SplitMap(pattern([[scale]], queries)), SplitMap(pattern([[1.0]], keys))
+        self.sizes |= {"Q": queries, "K": keys, "V": values, "O": values // kv_heads * heads}
+        self.query, self.key = SplitMap(same(queries, scale)), SplitMap(same(keys))
 
     def probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         """(B, H, T, T): softmax of the scores of each query head with its group's key head."""
@@ -56,13 +57,13 @@ def mapped(part: SplitMap, x: Tensor) -> Tensor:
 class AttentionForward(AttentionLayer):
     """o_t = sum_i A_ti v_i. values: G * E' coordinates of v; o has H * E'."""
 
-    formula = "H E + 2 G E + H E + 4 d (value heads as wide as key heads)"
+    formula = "Q + K + V + O + 4*d"
 
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
         values = int(sizes["values"])
-        self.value = SplitMap(pattern([[1.0]], values))
-        self.output = SplitMap(pattern([[1.0]], values // self.kv_heads * self.heads))
+        self.value = SplitMap(same(values))
+        self.output = SplitMap(same(values // self.kv_heads * self.heads))
 
     def forward(self, stream: Tensor, code: Tensor, mask: Tensor, q: Range, k: Range, v: Range, o: Range) -> Tensor:
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
@@ -78,8 +79,8 @@ class AttentionBackwardValue(AttentionLayer):
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
         values = int(sizes["values"])
-        self.value = SplitMap(pattern([[1.0]], values // self.kv_heads * self.heads))
-        self.output = SplitMap(pattern([[1.0]], values))
+        self.value = SplitMap(same(values // self.kv_heads * self.heads))
+        self.output = SplitMap(same(values))
 
     def forward(self, stream: Tensor, code: Tensor, mask: Tensor, do: Range, q: Range, k: Range, dv: Range) -> Tensor:
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
@@ -97,15 +98,15 @@ class AttentionBackwardFull(AttentionLayer):
     token's linear attention to itself. So nothing but softmax and linear attention is used, at E times the work.
     """
 
-    formula = "3 (H E + 2 G E) + 4 d (value heads as wide as key heads)"
+    formula = "2*Q + 2*K + 2*V + O + 4*d"
 
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
         queries, keys, values = (int(sizes[name]) for name in ("queries", "keys", "values"))
-        scale, one = float(sizes["scale"]), 1.0
-        self.gradient, self.value = SplitMap(pattern([[one]], values // self.kv_heads * self.heads)), SplitMap(pattern([[one]], values))
-        self.to_query, self.to_key = SplitMap(pattern([[scale]], queries)), SplitMap(pattern([[one]], keys))
-        self.to_value = SplitMap(pattern([[one]], values))
+        scale = float(sizes["scale"])
+        self.gradient, self.value = SplitMap(same(values // self.kv_heads * self.heads)), SplitMap(same(values))
+        self.to_query, self.to_key = SplitMap(same(queries, scale)), SplitMap(same(keys))
+        self.to_value = SplitMap(same(values))
 
     def forward(
         self, stream: Tensor, code: Tensor, mask: Tensor, do: Range, q: Range, k: Range, v: Range, results: tuple[Range | None, ...]

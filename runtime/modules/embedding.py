@@ -18,8 +18,6 @@ from tintc.runtime.primitives.precision import wide
 class Embedding(Layer):
     """Row index + offset of a token or position table."""
 
-    formula = "4 d"
-
     def __init__(self, *, width: int, offset: int) -> None:
         super().__init__(width)
         self.offset = offset
@@ -31,8 +29,6 @@ class Embedding(Layer):
 class Residual(Layer):
     """x + y: a residual connection."""
 
-    formula = "4 d"
-
     def __init__(self, *, width: int) -> None:
         super().__init__(width)
 
@@ -42,8 +38,6 @@ class Residual(Layer):
 
 class HeadForward(Layer):
     """z_t = E h_t + b: the scores of each input token with the V vocabulary tokens."""
-
-    formula = "4 d"
 
     def __init__(self, *, width: int) -> None:
         super().__init__(width)
@@ -55,8 +49,6 @@ class HeadForward(Layer):
 class HeadBackward(Layer):
     """dh_t = E^T dz_t: the vocabulary tokens weighed by what the loss left of their scores."""
 
-    formula = "4 d"
-
     def __init__(self, *, width: int) -> None:
         super().__init__(width)
 
@@ -66,8 +58,6 @@ class HeadBackward(Layer):
 
 class LossGradient(Layer):
     """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`."""
-
-    formula = "4 d"
 
     def __init__(self, *, width: int, kind: str) -> None:
         super().__init__(width)
@@ -84,8 +74,6 @@ class LossGradient(Layer):
 
 class MeanEmbeddingGradient(Layer):
     """dh_t = m_t (mean_v E[v] - E[y]): linear attention that weighs all vocabulary tokens alike."""
-
-    formula = "4 d"
 
     def __init__(self, *, width: int) -> None:
         super().__init__(width)

@@ -2,14 +2,13 @@
 
 Legend: B sequences, T input tokens, K prefix tokens, S rows a token, P heads of columns, d head width, R rows and C columns of
 the tile. Row s * K + j of the tile lies in token j (compiler/layout.py, Tile). All four attentions over a tile have
-S P d (S + P + S P + 1) parameters and a gate 4 d. Source: TINT.md section 3; paper section 2.3.
+S P d (S + P + 2) parameters and a gate 4 d. Source: TINT.md section 3; paper section 2.3.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tintc.runtime.modules.parts import (
@@ -24,6 +23,7 @@ from tintc.runtime.modules.parts import (
     one_hots,
     pattern,
     read,
+    regroup,
     repeat_all,
     repeat_each,
     same,
@@ -40,11 +40,12 @@ class TileLayer(Layer):
         super().__init__(width, add=add, side=side)
         self.rows, self.columns, self.tokens, self.rows_each, self.pieces = rows, columns, tokens, rows_each, pieces
         self.heads = rows_each * pieces
+        self.sizes |= {"S": rows_each, "P": pieces}
         self.spread = pattern([[1.0]] * self.heads, width)  # one part to all heads
 
     def weight_heads(self, page: Tensor, place: Place) -> Tensor:
-        """(..., K, S P, d): the tile's rows, cut into heads."""
-        return torch.unflatten(held(page, place), -1, (self.heads, self.width))
+        """(..., K, 1, S P d): the tile's rows, which lie in whole heads already."""
+        return held(page, place).unsqueeze(-2)
 
     def row_heads(self, y: Tensor) -> Tensor:
         """(B, T, R) -> (B, T, S, d): entry s * K + j of a vector over rows lies at j of head s."""
@@ -54,12 +55,12 @@ class TileLayer(Layer):
 class LinearForward(TileLayer):
     """y_t = W x_t. Head (s, h): <piece h of row s of token j, piece h of x_t> times the one-hot of j, summed over j; then over h."""
 
-    formula = "S P d (S + P + S P + 1) + 4 d"
+    formula = "S*P*d*(S + P + 2) + 4*d"
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(repeat_all(p, s, d), same(s * p, d), self.spread, mirrored(repeat_each(s, p, d)))
+        self.attention = LinearAttention(s * p, repeat_all(p, s, d), same(s * p * d), self.spread, mirrored(repeat_each(s, p, d)))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, x: Range, y: Range) -> Tensor:
         x_BTPd = split(read(stream, x), self.pieces, self.width)
@@ -75,7 +76,7 @@ class LinearBackward(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(repeat_each(s, p, d), self.spread, same(s * p, d), mirrored(repeat_all(p, s, d)))
+        self.attention = LinearAttention(s * p, repeat_each(s, p, d), self.spread, same(s * p * d), mirrored(repeat_all(p, s, d)))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, dy: Range, dx: Range) -> Tensor:
         dx_BTPd = self.attention(self.row_heads(read(stream, dy)), self.places(code, place), self.weight_heads(page, place))
@@ -91,28 +92,28 @@ class LinearDescent(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True, "side": "prefix"})
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(self.spread, repeat_each(s, p, d), repeat_all(p, s, d), same(s * p, d))
+        self.attention = LinearAttention(s * p, self.spread, repeat_each(s, p, d), repeat_all(p, s, d), same(s * p * d))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, x: Range, inner_lr: Tensor) -> Tensor:
         x_BTPd = split(read(stream, x), self.pieces, self.width) * -inner_lr
         change = self.attention(self.places(code, place), self.row_heads(read(stream, dy)), x_BTPd)
-        return self.update(page, code, place, change.flatten(-2))
+        return self.update(page, code, place, change.squeeze(-2))
 
 
 class BiasForward(TileLayer):
     """y_t += b: the biases of token j's rows lie in one head. Head s picks its s-th bias by an e_s, times the one-hot of j."""
 
-    formula = "S d (S + 3) + 4 d"
+    formula = "4*S*d + 4*d"
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True})
         s, d = self.rows_each, self.width
-        self.attention = LinearAttention(one_hots(s, d), self.spread, self.spread, same(s, d))
+        self.attention = LinearAttention(s, one_hots(s, d), self.spread, self.spread, same(s * d))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, y: Range) -> Tensor:
         biases = split(held(page, place), 1, self.width)
         y_1Sd = self.attention(self.ones(code), biases, self.places(code, place))
-        return self.write(stream, code, y, join(y_1Sd, self.tokens, self.rows))
+        return self.write(stream, code, y, join(regroup(y_1Sd, self.rows_each), self.tokens, self.rows))
 
 
 class BiasDescent(TileLayer):
@@ -123,7 +124,7 @@ class BiasDescent(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True, "side": "prefix"})
         s, d = self.rows_each, self.width
-        self.attention = LinearAttention(self.spread, same(s, d), one_hots(s, d), mirrored(self.spread))
+        self.attention = LinearAttention(s, self.spread, same(s * d), one_hots(s, d), mirrored(self.spread))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor) -> Tensor:
         dy_BTSd = self.row_heads(read(stream, dy))
@@ -135,12 +136,12 @@ class BiasDescent(TileLayer):
 class VectorForward(Layer):
     """y_t += b, where one prefix token holds the whole vector: its one-hot is found by ones. size: W. add: False replaces y."""
 
-    formula = "2 d + 2 W + 4 d"
+    formula = "2*d + 2*W + 4*d"
 
     def __init__(self, *, size: int, width: int, add: bool = True) -> None:
         super().__init__(width, add=add)
-        one, wide = pattern([[1.0]], width), pattern([[1.0]], size)
-        self.attention = LinearAttention(one, one, wide, wide)
+        self.sizes["W"] = size
+        self.attention = LinearAttention(1, same(width), same(width), same(size), same(size))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, y: Range) -> Tensor:
         value = self.attention(self.ones(code), self.places(code, place), held(page, place).unsqueeze(-2))
@@ -154,8 +155,8 @@ class VectorDescent(Layer):
 
     def __init__(self, *, size: int, width: int) -> None:
         super().__init__(width, add=True, side="prefix")
-        one, wide = pattern([[1.0]], width), pattern([[1.0]], size)
-        self.attention = LinearAttention(one, one, wide, wide)
+        self.sizes["W"] = size
+        self.attention = LinearAttention(1, same(width), same(width), same(size), same(size))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor) -> Tensor:
         dy_BT1W = read(stream, dy).unsqueeze(-2) * -inner_lr

@@ -26,6 +26,8 @@ from tintc.runtime.modules.parts import (
     read,
 )
 
+_GAIN = "4*W + d*ceil(W/d)"  # one-wide heads and the ones that they need
+
 
 def normalized(x: Tensor, eps: float, kind: str) -> Tensor:
     """f(x) over the last dimension."""
@@ -61,10 +63,9 @@ class Gain(nn.Module):
 class NormForward(Layer):
     """f(x), or gamma * f(x); the shift is a VectorForward behind it. size: W."""
 
-    formula = "4 d, and with a gain 4 W + d ceil(W / d)"
-
     def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool) -> None:
         super().__init__(width)
+        self.formula, self.sizes["W"] = f"{_GAIN} + 4*d" if gain else "4*d", size
         self.eps, self.kind = eps, kind
         self.gain = Gain(size, width) if gain else None
 
@@ -97,10 +98,9 @@ class Difference(nn.Module):
 class NormBackward(Layer):
     """dx from g = gamma * dy, first order: N (f(x + g/N) - f(x)), N = scale. size: W."""
 
-    formula = "6 W + 4 d, and with a gain 4 W + d ceil(W / d)"
-
     def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool, scale: float) -> None:
         super().__init__(width)
+        self.formula, self.sizes["W"] = f"6*W + {_GAIN} + 4*d" if gain else "6*W + 4*d", size
         self.eps, self.kind = eps, kind
         self.gain = Gain(size, width) if gain else None
         self.difference = Difference(size, scale)
@@ -120,10 +120,10 @@ class NormBackwardExact(Layer):
     Means are a token's linear attention to itself, the other products one-wide heads. size: W.
     """
 
-    formula = "24 W + d ceil(W / d) + 4 d, 8 W less without means, 4 W + d ceil(W / d) more with a gain"
-
     def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool) -> None:
         super().__init__(width)
+        attentions = f"{16 + 8 * (kind == 'layer')}*W + d*ceil(W/d)"
+        self.formula, self.sizes["W"] = f"{attentions} + {_GAIN} + 4*d" if gain else f"{attentions} + 4*d", size
         self.eps = eps
         self.gain = Gain(size, width) if gain else None
         self.range_of_ones = Ones(size, width)
@@ -148,10 +148,11 @@ class NormBackwardExact(Layer):
 class NormDescent(Layer):
     """gamma <- gamma - eta sum_t dy_t * f(x_t): the token that holds gamma attends to the input tokens by one-wide heads. size: W."""
 
-    formula = "4 W + d ceil(W / d) + 4 d"
+    formula = f"{_GAIN} + 4*d"
 
     def __init__(self, *, size: int, width: int, eps: float, kind: str) -> None:
         super().__init__(width, add=True, side="prefix")
+        self.sizes["W"] = size
         self.eps, self.kind = eps, kind
         self.ones_of_prefix, self.attention = Ones(size, width), NarrowAttention(size)
 

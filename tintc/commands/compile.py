@@ -67,6 +67,8 @@ def summary(facts: dict[str, Any]) -> Table:
         f"{facts['memory_width']} coordinates a token",
         "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
         f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
+        "back end": f"{facts['backend']}, {facts['parameters']['total']:,} parameters"
+        + (f", structural constants shared: {facts['share']}" if facts["backend"] == "transformer" else ""),
         "depth": f"{facts['depth']} modules",
         "weights": f"{estimate['weight_bytes'] / 1e6:.1f} MB in {facts['dtype']}",
         "one call": f"{console.number(estimate['flops'])}FLOP, peak {estimate['peak_bytes'] / 1e6:.1f} MB "

@@ -10,21 +10,23 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.commands.compile import summary
+from tintc.commands.parameters import answers, print_parameters
 from tintc.compiler.artifact import load, read_manifest
 from tintc.compiler.errors import UsageError
 from tintc.compiler.layout import Layout
 from tintc.compiler.records import NodeRecord, to_records
 
 
-def run(path: Path, *, stage: str | None, form: str, slots: bool, node: str | None, as_json: bool) -> None:
+def run(path: Path, *, stage: str | None, form: str, slots: bool, params: bool, node: str | None, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
     if as_json and form not in ("table", "json"):
         raise UsageError(f"--json and --format {form} exclude each other; pass one of them")
     form = "json" if as_json else form
-    if slots and (stage is not None or node is not None):
-        raise UsageError("--slots shows the whole simulator; pass it without --stage and --node")
-    if (slots or node is not None) and form not in ("table", "json"):
-        raise UsageError(f"--format is {form}; {'--slots' if slots else '--node'} has the formats table and json")
+    whole = "--slots" if slots else "--params"
+    if (slots or params) and (stage is not None or node is not None or (slots and params)):
+        raise UsageError(f"{whole} shows the whole simulator; pass it without --stage, --node and {'--params' if slots else '--slots'}")
+    if (slots or params or node is not None) and form not in ("table", "json"):
+        raise UsageError(f"--format is {form}; {whole if slots or params else '--node'} has the formats table and json")
     manifest = read_manifest(path)
     if slots:
         _print_slots(Layout.from_dict(manifest["layout"]), form)
@@ -34,12 +36,33 @@ def run(path: Path, *, stage: str | None, form: str, slots: bool, node: str | No
         _print_graph(path, stage or "lowered", form)
     else:
         facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        if params:
+            _print_parameters(facts, form)
+            return
         if form == "json":
             console.print_json(facts)
             return
         console.print_table(summary(facts), fold=True)
         console.out.print()
         console.print_table(_operators(facts["operators"]))
+
+
+def _print_parameters(facts: dict[str, Any], form: str) -> None:
+    parameters, estimate = facts["parameters"], facts["estimate"]
+    if form == "json":
+        console.print_json(parameters)
+        return
+    print_parameters(parameters)
+    console.out.print()
+    table = Table.grid(padding=(0, 2))
+    call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
+    flops = {
+        "FLOPs of a call": f"{console.number(estimate['flops'])}FLOP on {call}; "
+        f"{console.number(estimate['fused_flops'])}FLOP without prefix tokens (tintc cost compares with exact fine-tuning)"
+    }
+    for name, value in {**answers(parameters), **flops}.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    console.print_table(table, fold=True)
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:

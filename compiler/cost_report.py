@@ -1,0 +1,92 @@
+"""What `tintc cost` prints: parameters, FLOPs and peak memory of a simulator that is never built, from a model's config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tintc.compiler.capture import capture
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.cost import estimate
+from tintc.compiler.driver import lower
+from tintc.compiler.errors import UsageError
+from tintc.compiler.program import Program
+from tintc.compiler.sources import load_without_weights
+from tintc.runtime.simulator import Simulator, check_backend
+
+_DEFAULT_TOKENS = 256
+
+
+def cost_report(
+    source: str,
+    config: SimulatorConfig,
+    *,
+    backend: str = "fused",
+    share: str = "none",
+    batch: int = 1,
+    tokens: int | None = None,
+    train_fraction: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[str], None] = lambda stage: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Parameters, FLOPs and bytes of one call on `batch` sequences of `tokens`, the first `train_fraction` of each trained.
+
+    Everything is computed on shapes alone (meta device): `parameters` is what `Simulator.parameter_report` would count, FLOPs count
+    matrix products, a multiplication and an addition as two. `direct` are the FLOPs of fine-tuning the auxiliary model itself by
+    exact gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes: weights and the
+    most that the tensors of a call hold at once. options: of `load_without_weights`.
+
+    Raises SourceError, UnsupportedModelError and UsageError.
+    """
+    check_backend(backend, share)
+    progress("read the config")
+    loaded = load_without_weights(source, dtype=dtype, **options)
+    progress("capture")
+    captured = capture(loaded.model)
+    progress("lower")
+    exact = lower(captured.copy(), SimulatorConfig.exact(steps=config.steps, layers=config.layers))
+    program = lower(captured, config)
+    sizes = _sizes(program, batch, tokens, train_fraction)
+    progress("count parameters")
+    with torch.device("meta"):
+        one_copy = "all" if backend == "transformer" else "none"  # what shares a copy is counted, not built
+        simulator = Simulator(program, captured.tensors, backend=backend, share=one_copy)
+        parameters = simulator.parameter_report(share)
+    progress("count FLOPs and bytes")
+    direct = estimate(exact, "fused", dtype, **sizes)
+    cost = estimate(program, backend, dtype, **sizes)
+    weight_bytes = (parameters["total"] - 1) * dtype.itemsize + torch.float64.itemsize  # the learning rate is float64
+    return {
+        "source": loaded.description.name,
+        "config": program.config.to_dict(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "blocks": program.facts.blocks,
+        "trained_blocks": program.facts.trained_blocks,
+        "layout": {name: getattr(program.layout, name) for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages", "memory_width")},
+        "batch": batch,
+        "tokens": sizes["tokens"],
+        "trained_tokens": sizes["segment"] + 1,
+        "parameters": parameters,
+        "flops": cost.flops,
+        "direct_flops": direct.flops,
+        "weight_bytes": weight_bytes,
+        "peak_bytes": weight_bytes + cost.peak_bytes,
+    }
+
+
+def _sizes(program: Program, batch: int, tokens: int | None, train_fraction: float) -> dict[str, int]:
+    """batch, tokens and training segment of the call. Raises UsageError for a length that the model cannot have."""
+    limit = program.facts.max_positions
+    length = tokens if tokens is not None else min(_DEFAULT_TOKENS, limit or _DEFAULT_TOKENS)
+    if batch < 1:
+        raise UsageError(f"batch is {batch}; expected at least 1")
+    if length < 2 or (limit is not None and length > limit):
+        raise UsageError(f"tokens is {length}; expected 2 to {limit or 'any number'}: a token to train on and one to predict")
+    if not 0 < train_fraction <= 1:
+        raise UsageError(f"train_fraction is {train_fraction}; expected more than 0 and at most 1")
+    trained = math.ceil(length * train_fraction)
+    return {"batch": batch, "tokens": length, "segment": max(trained - 1, 1)}

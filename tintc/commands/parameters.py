@@ -1,0 +1,45 @@
+"""Tables of a parameter report: what every parameter of a simulator is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from tintc.commands import console
+
+
+def print_parameters(facts: dict[str, Any]) -> None:
+    """The parts, then the structural constants by phase, operator and module."""
+    parts = Table("part", "parameters", "of all", "formula", box=None, padding=(0, 2, 0, 0))
+    for part in facts["parts"]:
+        parts.add_row(part["name"], f"{part['count']:,}", f"{part['count'] / facts['total']:.1%}", part["formula"])
+    parts.add_row("total", f"{facts['total']:,}", "100.0%", "")
+    console.print_table(parts)
+    if not facts["structure"]:
+        return
+    console.out.print()
+    rows = Table("phase", "operator", "module", "uses", "copies", "each", "parameters", "formula", box=None, padding=(0, 2, 0, 0))
+    for row in facts["structure"]:
+        sizes = ", ".join(f"{name} {value}" for name, value in row["sizes"].items())
+        counts = (f"{row[name]:,}" for name in ("uses", "copies", "numbers", "count"))
+        rows.add_row(row["phase"], row["operator"], row["module"], *counts, f"{row['formula']}  ({sizes})")
+    for phase, count in facts["by_phase"].items():
+        rows.add_row(phase, "all", "", "", "", "", f"{count:,}", "")
+    console.print_table(rows)
+
+
+def answers(facts: dict[str, Any]) -> dict[str, str]:
+    """What a reviewer asks about the parameters, by topic."""
+    counts = {part["name"]: part["count"] for part in facts["parts"]}
+    own = counts.get("structural constants", 0) + counts.get("position code", 0) + counts["inner learning rate"]
+    passes = ", ".join(f"{count} {name}" for name, count in facts["passes"].items())
+    found = {
+        "auxiliary model": f"{facts['auxiliary']:,} parameters, which lie in the prefix numbers and the tables",
+        "the simulator's own": f"{own:,}: no weight of the auxiliary model is among them; they are the same for any weights",
+        "passes": passes,
+    }
+    if facts["shares"]:
+        totals = ", ".join(f"{name} {count:,}" for name, count in facts["shares"].items())
+        found["total by --share"] = f"{totals} (now: {facts['share']})"
+    return found
