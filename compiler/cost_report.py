@@ -17,6 +17,7 @@ from tintc.compiler.program import Program
 from tintc.compiler.sources import load_without_weights
 from tintc.runtime.simulator import Simulator, check_backend
 
+STAGES = 5  # calls of `progress`
 _DEFAULT_TOKENS = 256
 
 

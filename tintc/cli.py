@@ -212,7 +212,7 @@ def verify_command(
 
 @app.command("cost")
 def cost_command(
-    source: Annotated[str, typer.Argument(help="Hub id, config.json, directory, tiny-opt, or shape:NAME; no weights are read.")],
+    sources: Annotated[list[str], typer.Argument(help="Hub id, config.json, directory, tiny-opt, or shape:NAME; no weights are read.")],
     preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of config fields.")] = None,
     steps: Annotated[int | None, typer.Option(help="Inner gradient steps.")] = None,
@@ -235,7 +235,7 @@ def cost_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Count a simulator's parameters, FLOPs and memory from a model's config, however large the model."""
+    """Count a simulator's parameters, FLOPs and memory from a model's config, however large; several models give a table."""
     flags = {"steps": steps, "layers": layers, "prefix_tokens": prefix_tokens, "sim_hidden": sim_hidden, "sim_heads": sim_heads}
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
     options: dict[str, Any] = {
@@ -253,7 +253,7 @@ def cost_command(
         options["dtype"] = chosen_dtype
     from tintc.commands import cost as command
 
-    command.run(source, chosen, as_json=as_json, options=options)
+    command.run(sources, chosen, as_json=as_json, options=options)
 
 
 @app.command("env")

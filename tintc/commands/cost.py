@@ -12,20 +12,45 @@ from tintc.commands.parameters import answers, print_parameters
 from tintc.compiler.config import SimulatorConfig
 
 
-def run(source: str, config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]) -> None:
-    """Counts on the meta device and prints."""
-    from tintc.compiler.cost_report import cost_report
+def run(sources: list[str], config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]) -> None:
+    """Counts on the meta device and prints one model at length, or several as the rows of a table."""
+    from tintc.compiler.cost_report import STAGES, cost_report
 
-    start = time.monotonic()
-    with console.stages(5) as stage:
-        facts = cost_report(source, config, progress=stage, **options)
-    seconds = time.monotonic() - start
+    found = []
+    with console.stages(STAGES * len(sources)) as stage:
+        for source in sources:
+            start = time.monotonic()
+            facts = cost_report(source, config, progress=stage, **options)
+            found.append({**facts, "seconds": round(time.monotonic() - start, 2)})
     if as_json:
-        console.print_json({**facts, "seconds": round(seconds, 2)})
-        return
-    console.print_table(_summary(facts), fold=True)
-    console.out.print()
-    print_parameters(facts["parameters"])
+        console.print_json(found[0] if len(found) == 1 else found)
+    elif len(found) > 1:
+        console.print_table(_comparison(found))
+    else:
+        console.print_table(_summary(found[0]), fold=True)
+        console.out.print()
+        print_parameters(found[0]["parameters"])
+
+
+def _comparison(found: list[dict[str, Any]]) -> Table:
+    """One row a model. FLOPs are those of one call, and their ratio to direct fine-tuning."""
+    shared = [f"share {name}" for name in found[0]["parameters"]["shares"]] or ["simulator"]
+    columns = ("model", "auxiliary", "K", "D_sim", "H_sim", "pages", *shared, "FLOPs", "of direct", "weights GB", "peak GB", "seconds")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for facts in found:
+        parameters, layout = facts["parameters"], facts["layout"]
+        totals = parameters["shares"].values() if parameters["shares"] else (parameters["total"],)
+        table.add_row(
+            facts["source"],
+            console.number(parameters["auxiliary"]),
+            *(str(layout[name]) for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")),
+            *(console.number(total) for total in totals),
+            console.number(facts["flops"]),
+            f"{facts['flops'] / facts['direct_flops']:.2f}",
+            *(f"{facts[name] / 1e9:.4g}" for name in ("weight_bytes", "peak_bytes")),
+            f"{facts['seconds']:.1f}",
+        )
+    return table
 
 
 def _summary(facts: dict[str, Any]) -> Table:

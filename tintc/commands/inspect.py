@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
 
 
 def _one_argument_a_line(code: str) -> str:
+    code = re.sub(r"\btintc_runtime_modules_parts_", "", code)  # fx spells classes out
     signature, body = code.split("):\n", 1)
     return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
 
