@@ -36,7 +36,7 @@ class Cost:
 
 
 def estimate(program: Program, backend: str, dtype: torch.dtype, *, batch: int, tokens: int, segment: int) -> Cost:
-    """Cost of one call that returns the logits (not the initial ones). segment: tokens that training passes see."""
+    """Cost of one call without padding that returns the logits (not the initial ones). segment: tokens that training passes see."""
     with _without_numbers(backend) as device, torch.no_grad():
         shapes = {record.parameter: record.shape for node in program.graph.nodes if (record := info(node)).parameter is not None}
         weights = {name: torch.empty([int(size) for size in shape], dtype=dtype) for name, shape in shapes.items()}
@@ -49,11 +49,12 @@ def estimate(program: Program, backend: str, dtype: torch.dtype, *, batch: int, 
             for name, (shape, kind) in INPUTS.items()
             if shape
         }
+        inputs["attention_mask"] = inputs["attention_mask"][:1].clone()  # sequences without padding share the causal mask
         module, arguments = simulator.bound(("logits",), inputs, segment)
         with _Meter((arguments, list(module.parameters()))) as meter:
             result = _Walk(module, meter).run(*arguments)
             del result
-    return Cost(meter.flops, meter.peak)
+    return Cost(meter.flops, meter.peak + sum(value.untyped_storage().nbytes() for value in inputs.values()))
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_up
         if isinstance(values[node], fx.Proxy) and values[node].node.op != "placeholder":
             values[node].node._rename(node.name)
     emitted.output(fx.node.map_arg(wanted, lambda n: values[n].node))
+    emitted.eliminate_dead_code()  # a primitive may compute two things of which the graph wants one
     return fx.GraphModule(nn.Module(), emitted, class_name="FusedProgram")
 
 

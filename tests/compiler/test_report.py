@@ -13,7 +13,7 @@ import tintc
 from tests.artifacts import source_directory
 from tests.models import FAMILIES, gpt2, opt, simulate
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.cost import Cost, estimate
+from tintc.compiler.cost import estimate
 from tintc.compiler.report import report
 from tintc.runtime.simulator import Simulator
 
@@ -97,11 +97,12 @@ def test_estimate(dtype: torch.dtype, positions: int, tokens: int) -> None:
     model = gpt2(dtype=dtype, positions=positions)
     simulator = simulate(model, SimulatorConfig.paper())
     found = report(simulator)["estimate"]
-    assert found["weight_bytes"] == sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    assert found["weight_bytes"] == sum(p.numel() for p in model.parameters()) * dtype.itemsize + 8  # and the learning rate
     assert (found["batch"], found["tokens"], found["training_segment"]) == (1, tokens, math.ceil(tokens / 2))
     # The last of n trained tokens is a target only, so that n - 1 positions carry loss.
-    sizes = {"batch": 1, "tokens": tokens, "segment": math.ceil(tokens / 2) - 1, "bytes_per_number": dtype.itemsize}
-    assert Cost(found["flops"], found["weight_bytes"], found["peak_bytes"]) == estimate(simulator.program.graph, **sizes)
+    sizes = {"batch": 1, "tokens": tokens, "segment": math.ceil(tokens / 2) - 1}
+    cost = estimate(simulator.program, "fused", dtype, **sizes)
+    assert (found["flops"], found["peak_bytes"]) == (cost.flops, found["weight_bytes"] + cost.peak_bytes)
 
 
 def test_source_and_json() -> None:
