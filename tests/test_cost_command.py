@@ -154,7 +154,7 @@ class TestCompiled:
         assert "--params has the formats" in tintc("inspect", folder, "--params", "--format", "dot").refused(2)
         emitted = tintc("inspect", folder, "--stage", "emitted")
         assert "LinearForward" in emitted.out
-        assert "tintc_runtime" not in tintc("inspect", folder, "--stage", "emitted", "--format", "code").out
+        assert "modules_parts" not in tintc("inspect", folder, "--stage", "emitted", "--format", "code").out
         assert tintc("verify", folder).code == 0
 
     def test_params_of_a_fused_artifact(self, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Softmax attention with the auxiliary model's heads, and its backward pass by the same scores, transposed.
 
 Legend: B sequences, T input tokens, H heads, G key/value heads, E head width of the auxiliary model. The mask is boolean,
-(B or 1, 1, T, T). Every map is a split map over a whole range; the query map holds the scale.
+(B or 1, 1, T, T). Every map is a split map over a whole range.
 Source: TINT.md sections 2 and 3; paper section 2.5.
 """
 
@@ -21,12 +21,13 @@ class AttentionLayer(Layer):
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads
         self.sizes |= {"Q": queries, "K": keys, "V": values, "O": values // kv_heads * heads}
-        self.query, self.key = SplitMap(same(queries, scale)), SplitMap(same(keys))
+        self.scale = scale
+        self.query, self.key = SplitMap(same(queries)), SplitMap(same(keys))
 
     def probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         """(B, H, T, T): softmax of the scores of each query head with its group's key head."""
         q_BHTE, k_BHTE = self.split_queries(mapped(self.query, q)), self.split_keys(mapped(self.key, k))
-        scores = torch.matmul(q_BHTE, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
+        scores = torch.matmul(q_BHTE * self.scale, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
         return torch.softmax(wide(scores), -1).to(q.dtype)
 
     def split_queries(self, x: Tensor) -> Tensor:
@@ -103,9 +104,8 @@ class AttentionBackwardFull(AttentionLayer):
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
         queries, keys, values = (int(sizes[name]) for name in ("queries", "keys", "values"))
-        scale = float(sizes["scale"])
         self.gradient, self.value = SplitMap(same(values // self.kv_heads * self.heads)), SplitMap(same(values))
-        self.to_query, self.to_key = SplitMap(same(queries, scale)), SplitMap(same(keys))
+        self.to_query, self.to_key = SplitMap(same(queries)), SplitMap(same(keys))
         self.to_value = SplitMap(same(values))
 
     def forward(
@@ -113,7 +113,7 @@ class AttentionBackwardFull(AttentionLayer):
     ) -> Tensor:
         """results: where dq, dk and dv go; None for one that nothing reads."""
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
-        q_BHTE = self.split_queries(mapped(self.query, read(stream, q)))  # scaled: the score's gradient at k
+        q_BHTE = self.split_queries(mapped(self.query, read(stream, q)))
         k_BHTE = self.split_keys(mapped(self.key, read(stream, k)))
         v_BHTE = self.split_keys(mapped(self.value, read(stream, v)))
         do_BHTE = self.split_queries(mapped(self.gradient, read(stream, do)))
@@ -122,8 +122,8 @@ class AttentionBackwardFull(AttentionLayer):
         dk = contracted(a_BHTT.mT, q_BHTE, do_BHTE, v_BHTE) - torch.matmul(a_BHTT.mT, delta_BHT1 * q_BHTE)
         dv = torch.matmul(a_BHTT.mT, do_BHTE)
         found = (
-            mapped(self.to_query, merged(dq)),
-            mapped(self.to_key, self.sum_groups(dk)),
+            mapped(self.to_query, merged(dq * self.scale)),
+            mapped(self.to_key, self.sum_groups(dk * self.scale)),
             mapped(self.to_value, self.sum_groups(dv)),
         )
         for where, value in zip(results, found, strict=True):

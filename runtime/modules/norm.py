@@ -77,21 +77,22 @@ class NormForward(Layer):
 
 
 class Difference(nn.Module):
-    """N (f(x + g / N) - f(x)): a split map to both arguments, f on both, a split map to N times the difference. 6 W parameters."""
+    """N (f(x + g / N) - f(x)): a split map to both arguments, f on both, a split map to the difference. 6 W parameters."""
 
     def __init__(self, size: int, scale: float) -> None:
         super().__init__()
-        self.arguments = SplitMap(pattern([[1.0, 1 / scale], [1.0, 0.0]], size))
-        self.result = SplitMap(pattern([[scale, -scale]], size))
+        self.scale = scale
+        self.arguments = SplitMap(pattern([[1.0, 1.0], [1.0, 0.0]], size))
+        self.result = SplitMap(pattern([[1.0, -1.0]], size))
 
     def arguments_of(self, x: Tensor, g: Tensor) -> Tensor:
         """(..., 2, W): x + g / N and x."""
-        found: Tensor = self.arguments(torch.stack([x, g], -2))
+        found: Tensor = self.arguments(torch.stack([x, g / self.scale], -2))
         return found
 
     def of(self, values: Tensor) -> Tensor:
         """(..., W) from f of both arguments."""
-        found: Tensor = self.result(values).squeeze(-2)
+        found: Tensor = self.result(values).squeeze(-2) * self.scale
         return found
 
 
@@ -127,9 +128,9 @@ class NormBackwardExact(Layer):
         self.eps = eps
         self.gain = Gain(size, width) if gain else None
         self.range_of_ones = Ones(size, width)
-        self.mean_x = SelfAttention(size, 1 / size) if kind == "layer" else None
-        self.mean_g = SelfAttention(size, 1 / size) if kind == "layer" else None
-        self.variance, self.inner = SelfAttention(size, 1 / size), SelfAttention(size, 1 / size)
+        self.mean_x = SelfAttention(size) if kind == "layer" else None
+        self.mean_g = SelfAttention(size) if kind == "layer" else None
+        self.variance, self.inner = SelfAttention(size), SelfAttention(size)
         self.normalize, self.shrink = NarrowAttention(size, itself=True), NarrowAttention(size, itself=True)
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor | None, place: Place | None, dy: Range, x: Range, dx: Range) -> Tensor:

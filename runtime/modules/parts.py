@@ -4,7 +4,8 @@ gates, residual connections, and reads and writes of named coordinate ranges.
 Legend: B sequences, T input tokens, K prefix tokens, A heads, E coordinates a head, W width of a range. The *stream* is
 (B, T, coordinates): all input tokens with all coordinates that `assign_memory_slots` laid out. A *page* is (K, D_sim), or
 (B, K, D_sim) after a descent. The position *code* is (K + 1, 2 d): prefix token j has a one-hot of j and then ones, an input
-token (the last row) zeros and then ones. Structural constants are parameters that need no gradient.
+token (the last row) zeros and then ones. Structural constants are parameters that need no gradient; all are 0, 1, -1 or a
+gate's 40, exact in every dtype. Scales (of attention, of a finite difference) and eps are constants of the module, not parameters.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def mirrored(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).contiguous()
 
 
-def same(width: int, factor: float = 1.0) -> Tensor:
-    """SplitMap weight, one part as wide as the whole range: moves nothing, multiplies by a factor."""
-    return pattern([[factor]], width)
+def same(width: int) -> Tensor:
+    """SplitMap weight, one part as wide as the whole range: moves nothing."""
+    return pattern([[1.0]], width)
 
 
 def one_hots(parts: int, width: int) -> Tensor:
@@ -150,10 +151,9 @@ class NarrowAttention(nn.Module):
     two activations of one token, which then attends to itself alone. W heads; the four maps have W parameters each.
     """
 
-    def __init__(self, width: int, scale: float = 1.0, *, itself: bool = False) -> None:
+    def __init__(self, width: int, *, itself: bool = False) -> None:
         super().__init__()
-        self.query, self.key, self.value = SplitMap(same(width)), SplitMap(same(width)), SplitMap(same(width))
-        self.output = SplitMap(same(width, scale))
+        self.query, self.key, self.value, self.output = (SplitMap(same(width)) for _ in range(4))
         self.itself = itself
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -165,16 +165,15 @@ class NarrowAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Linear attention of a token to itself alone, with one head as wide as the range: o = O <Q x, K y> V z."""
+    """Linear attention of a token to itself alone, with one head as wide as the range, W: o = O (<Q x, K y> / W) V z."""
 
-    def __init__(self, width: int, scale: float = 1.0) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = SplitMap(same(width)), SplitMap(same(width)), SplitMap(same(width))
-        self.output = SplitMap(same(width, scale))
+        self.query, self.key, self.value, self.output = (SplitMap(same(width)) for _ in range(4))
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (part(x.unsqueeze(-2)).squeeze(-2) for part, x in ((self.query, asking), (self.key, keys), (self.value, values)))
-        o: Tensor = self.output(((q * k).sum(-1, keepdim=True) * v).unsqueeze(-2)).squeeze(-2)
+        o: Tensor = self.output(((q * k).mean(-1, keepdim=True) * v).unsqueeze(-2)).squeeze(-2)
         return o
 
 
