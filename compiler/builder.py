@@ -75,7 +75,10 @@ class Builder:
         return self.placeholder(name, shape, role="input", dtype=dtype)
 
     def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:
-        """A graph input after the existing ones."""
+        """A graph input after the existing ones. It gets its name even if a call, named after a user's module, has it so far."""
+        for node in self.graph.nodes:
+            if node.name == label:
+                node._rename(f"{label}_call")
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(label)

@@ -116,7 +116,8 @@ def _check(weights: Weights, config: SimulatorConfig) -> None:
     if hidden is None:
         return
     least = max(widest, 2)
-    nearest = math.ceil(least / (heads or 1)) * (heads or 1)
+    step = heads or (1 if k is None else 2)  # two heads hold any K that a half of the coordinates holds
+    nearest = math.ceil(max(least, (heads or 2) * (k or 1)) / step) * step
     if hidden < least:
         raise UsageError(
             f"sim_hidden is {hidden}; expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers. "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,16 @@ class Use:
     owners: dict[str, str]
 
 
+_RESERVED = {*dir(nn.ModuleDict()), *dir(fx.GraphModule), *dir(nn.Module())}
+
+
+def unused_name(label: str, taken: Container[str]) -> str:
+    """The label, made longer until no module has it: users' modules may be called `items` or `code`."""
+    while label in _RESERVED or label in taken:
+        label += "_"
+    return label
+
+
 class Structure(nn.Module):
     """All modules by name, and the position code. `uses` lists every use in program order, one for each tile of a weight."""
 
@@ -58,6 +69,7 @@ class Structure(nn.Module):
         self.layers = nn.ModuleDict()
         self.uses: list[Use] = []
         self._names: dict[tuple[str, Any], str] = {}  # (way of sharing, what must agree) -> owner
+        self._own: set[str] = set()
         self._seen: Counter[Any] = Counter()
         self._owner: dict[tuple[str, str], str] = {}
 
@@ -69,7 +81,8 @@ class Structure(nn.Module):
         if (node.name, part) not in self._owner:
             sizes = {**sizes, "width": self.width}
             constants = (layer, tuple(sorted(sizes.items())))
-            own = f"{node.name}{part}"
+            own = unused_name(f"{node.name}{part}", self._own)
+            self._own.add(own)
             keys = {"none": own, "layers": self._place(node, part, constants) or own, "all": constants}
             owners = {share: self._names.setdefault((share, key), own) for share, key in keys.items()}
             owner = self._owner[node.name, part] = owners[self.share]

@@ -25,7 +25,7 @@ from tintc.compiler.program import Program
 from tintc.runtime.modules import activation, attention, embedding, linear, norm
 from tintc.runtime.modules.parts import Layer, Place, Range, blank, read
 from tintc.runtime.pages import FillTile, ReadSlot
-from tintc.runtime.structure import Structure
+from tintc.runtime.structure import Structure, unused_name
 
 
 def emit(program: Program, structure: Structure, outputs: Sequence[str], *, from_updates: bool = False) -> fx.GraphModule:
@@ -108,6 +108,7 @@ class _Emitter:
         return self._adapt(f"read_{node.name}", reader, *(self.pages[number] for number in reader.numbers))
 
     def _adapt(self, name: str, adapter: nn.Module, *args: fx.Node) -> fx.Node:
+        name = unused_name(name, {*self.adapters, *self.structure.layers})
         self.adapters[name] = adapter
         return self.emitted.create_node("call_module", name, args, name=name)
 

@@ -89,10 +89,18 @@ def randomized(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def simulate(model: nn.Module, config: SimulatorConfig) -> Simulator:
-    """Capture, lower, simulator."""
+def simulate(model: nn.Module, config: SimulatorConfig, **options: str) -> Simulator:
+    """Capture, lower, simulator. options: backend and share."""
     captured = capture_again(model)
-    return Simulator(lower(captured, config), captured.tensors)
+    return Simulator(lower(captured, config), captured.tensors, **options)  # type: ignore[arg-type]
+
+
+def on_all_backends(model: nn.Module, config: SimulatorConfig, shares: tuple[str, ...] = ("none",)) -> dict[str, Simulator]:
+    """Simulators of one program: `fused`, and of the transformer back end one for each way of sharing, by its name."""
+    captured = capture_again(model)
+    program = lower(captured, config)
+    found = {"fused": Simulator(program, captured.tensors)}
+    return found | {share: Simulator(program, captured.tensors, backend="transformer", share=share) for share in shares}
 
 
 def capture_again(model: nn.Module) -> Captured:

@@ -254,7 +254,7 @@ class TestArtifacts:
 
     def test_format_version(self, command: list[str], tmp_path: Path) -> None:
         folder = seal(copy_of(artifact(), tmp_path / "sim"), lambda manifest: manifest.update(format_version=99))
-        assert "has format version 99; this tintc reads version 1" in tintc(command[0], folder, *command[1:]).refused(1)
+        assert "has format version 99; this tintc reads version 2" in tintc(command[0], folder, *command[1:]).refused(1)
 
     def test_no_artifact(self, command: list[str], tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "absent", source_directory()):

@@ -10,9 +10,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.models import simulate
+from tests.models import on_all_backends
 from tests.tolerances import GOLDEN, error, measured
 from tintc.compiler.config import SimulatorConfig
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.structure import SHARES
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 
@@ -28,6 +30,7 @@ def test_all_six_files_are_here() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_reproduced(path: Path) -> None:
+    """On both back ends; however the structural constants are shared, to the bit."""
     header, tensors = load(path)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**header["config"])).double().eval()
     weights = {name.removeprefix("aux."): value for name, value in tensors.items() if name.startswith("aux.")}
@@ -42,7 +45,15 @@ def test_reproduced(path: Path) -> None:
         loss_gradient=header["loss_gradient"],
         finite_difference_scale=header["finite_difference_scale"],
     )
-    simulator = simulate(model, config)
+    logits = {name: check(simulator, name, tensors) for name, simulator in on_all_backends(model, config, SHARES).items()}
+    assert set(logits) == {"fused", *SHARES}
+    assert all(torch.equal(logits[share], logits["none"]) for share in SHARES)
+    # The update is far larger than the tolerance, so the comparison above says something.
+    assert error(tensors["final_logits"], tensors["initial_logits"]) > 1e-4
+
+
+def check(simulator: Simulator, name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """The final logits, after comparing them and the initial ones with the file's."""
     with torch.inference_mode():
         out = simulator(tensors["input_ids"], tensors["train_mask"])
         both = simulator(tensors["input_ids"], tensors["train_mask"], return_initial=True)
@@ -52,6 +63,5 @@ def test_reproduced(path: Path) -> None:
         (both.logits, tensors["final_logits"]),
         (both.initial_logits, tensors["initial_logits"]),
     ):
-        assert measured("golden files: logits, float64", error(found, expected)) < GOLDEN
-    # The update is far larger than the tolerance, so the comparison above says something.
-    assert error(tensors["final_logits"], tensors["initial_logits"]) > 1e-4
+        assert measured(f"golden files: logits, float64, {simulator.backend}", error(found, expected)) < GOLDEN, name
+    return out.logits

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tintc
-from tests.tolerances import SIMULATOR
+from tests.tolerances import BACKENDS, SIMULATOR, error
+from tintc.compiler.config import PRESETS
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.verification import verify
 
@@ -88,6 +89,61 @@ def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
     assert float((found - (expected[0] if isinstance(expected, list) else expected)).detach().abs().max()) < SIMULATOR[torch.float64]
     loaded = tintc.load(simulator.save(tmp_path / "artifact"))
     assert torch.equal(loaded.predict_initial(ids), found)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("oddity", ["weight shared", "bias shared by norm and linear", "named like an input", "fixed projection"])
+def test_both_back_ends_agree(oddity: str, preset: str) -> None:
+    """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it is."""
+    model, config = decoder(oddity), tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2)
+    fused, transformer = (tintc.compile(model, config, backend=backend) for backend in ("fused", "transformer"))
+    ids, train = torch.arange(2 * 18).reshape(2, 18) % 17, (torch.arange(18) < 11).long().expand(2, 18)
+    with torch.inference_mode():
+        assert error(transformer(ids, train).logits, fused(ids, train).logits) < BACKENDS[torch.float64]
+        found, expected = transformer.updated_state_dict(ids, train, 1), fused.updated_state_dict(ids, train, 1)
+    assert set(found) == set(expected)
+    assert all(error(found[name], expected[name]) < BACKENDS[torch.float64] for name in expected)
+
+
+class Renamed(nn.Module):
+    """A decoder whose parts outside of blocks have names of a user's choice."""
+
+    def __init__(self, token: str, position: str, norm: str) -> None:
+        super().__init__()
+        self.names = token, position, norm
+        for name, part in zip(self.names, (nn.Embedding(17, 8), nn.Embedding(32, 8), nn.LayerNorm(8)), strict=True):
+            setattr(self, name, part)
+        self.blocks, self.head = nn.ModuleList(Block(8, 2, "") for _ in range(2)), nn.Linear(8, 17, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        token, position, norm = (getattr(self, name) for name in self.names)
+        x = token(ids) + position(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(norm(x))
+
+
+@pytest.mark.parametrize("backend", ["fused", "transformer"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("items", "pos", "ln"),
+        ("tok", "keys", "pop"),
+        ("tok", "code", "graph"),
+        ("tok", "pos", "segment"),
+        ("tok", "targets", "inner_lr"),
+        ("stream", "position_code", "page_0"),
+        ("logits", "initial_logits", "updates"),
+    ],
+    ids="-".join,
+)
+def test_parts_may_have_any_name(names: tuple[str, str, str], backend: str) -> None:
+    """Names of inputs, of a program's own variables, and of methods of torch's containers."""
+    model, plain = Renamed(*names).double(), Renamed("tok", "pos", "ln").double()
+    plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
+    config, ids = tintc.SimulatorConfig.exact(inner_lr=0.02), torch.arange(18).reshape(1, 18) % 17
+    found = tintc.compile(model, config, backend=backend)(ids, torch.ones_like(ids)).logits
+    assert error(found, tintc.compile(plain, config)(ids, torch.ones_like(ids)).logits) < BACKENDS[torch.float64]
 
 
 def test_a_buffer_is_no_weight_and_is_not_trained() -> None:

@@ -12,6 +12,10 @@ SIMULATOR = {torch.float64: 1e-9, torch.float32: 2e-4}
 GOLDEN = 1e-9
 # One primitive against autograd.
 PRIMITIVE = {torch.float64: 1e-11, torch.float32: 2e-5}
+# One module of the transformer back end against the primitive that it stands for, in float64.
+MODULE = 1e-9
+# Whole simulators on the transformer back end against the fused one.
+BACKENDS = {torch.float64: 1e-9, torch.float32: 2e-4}
 # A naive finite difference in float64 loses about N * 1e-16 of the function's value to cancellation.
 NAIVE_DIFFERENCE = 1e-10
 # The float32 forms of the differences against the naive difference in float64.

@@ -224,7 +224,7 @@ class Layer(nn.Module):
     def write(self, stream: Tensor, code: Tensor, where: Range, value: Tensor) -> Tensor:
         """The stream with keep * old + write * value in a range of its coordinates; in place unless torch records."""
         keep, take = self.gate(code[-1])
-        new = keep * read(stream, where) + take * value
+        new = gated(keep, read(stream, where)) + take * value
         if torch.is_grad_enabled() and (stream.requires_grad or new.requires_grad):
             stream = stream.clone()
         stream[:, : where.tokens, where.start : where.stop] = new
@@ -235,8 +235,13 @@ class Layer(nn.Module):
         keep, take = self.gate(code[place.first : place.last])
         page = page.expand(*value.shape[:-2], *page.shape[-2:]).clone()
         old = page[..., place.first : place.last, place.start : place.stop]
-        page[..., place.first : place.last, place.start : place.stop] = keep * old + take * value
+        page[..., place.first : place.last, place.start : place.stop] = gated(keep, old) + take * value
         return page
+
+
+def gated(keep: Tensor, old: Tensor) -> Tensor:
+    """keep * old, and 0 where nothing is kept: what overflowed in coordinates that are used again must not live on as NaN."""
+    return torch.where(keep == 0, 0, keep * old)
 
 
 def held(page: Tensor, place: Place) -> Tensor:

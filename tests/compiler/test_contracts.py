@@ -97,6 +97,33 @@ def shortened_memory(at: Stage) -> None:
     at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
 
 
+def memory_of_a_weight(at: Stage) -> None:
+    assert at.context.layout is not None
+    slot = next(iter(at.context.layout.memory.values()))
+    stray = dataclasses.replace(slot, name="blocks_1_up_weight_1_updated")
+    at.context.layout = dataclasses.replace(at.context.layout, memory={**at.context.layout.memory, stray.name: stray})
+
+
+def narrowed_memory(at: Stage) -> None:
+    assert at.context.layout is not None
+    memory = dict(at.context.layout.memory)
+    name, slot = next(iter(memory.items()))
+    memory[name] = dataclasses.replace(slot, coordinates=Range(slot.coordinates.start, slot.coordinates.stop - 1))
+    at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
+
+
+def result_over_argument(at: Stage) -> None:
+    """The lives of an operator's result and of what it reads last touch at one node, which is too close."""
+    assert at.context.layout is not None
+    memory = dict(at.context.layout.memory)
+    name = "blocks_1_act_gelu_backward"
+    node = at.named(name)
+    source = next(n for n in node.all_input_nodes if n.name in memory and memory[n.name].last == name)
+    assert memory[source.name].coordinates.size == memory[name].coordinates.size
+    memory[name] = dataclasses.replace(memory[name], coordinates=memory[source.name].coordinates)
+    at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
+
+
 BROKEN: list[tuple[str, Callable[[Stage], None], str]] = [
     ("well_formed", out_of_order, "blocks_0_up"),
     ("one_logits_output", two_outputs, "does not return one node"),
@@ -111,8 +138,11 @@ BROKEN: list[tuple[str, Callable[[Stage], None], str]] = [
     ("prefix_slots_disjoint", outside, "leaves page"),
     ("prefix_slots_disjoint", no_layout, "no layout"),
     ("memory_slots_disjoint", overlapping_memory, "share coordinates while both are live"),
-    ("memory_slots_disjoint", forgotten_memory, "is kept but has no memory slot"),
+    ("memory_slots_disjoint", forgotten_memory, "is an activation without a memory slot"),
     ("memory_slots_disjoint", shortened_memory, "has another size or last reader"),
+    ("memory_slots_disjoint", narrowed_memory, "has another size or last reader"),
+    ("memory_slots_disjoint", result_over_argument, "blocks_1_act_gelu_backward and blocks_1_down_backward share coordinates"),
+    ("memory_slots_disjoint", memory_of_a_weight, "blocks_1_up_weight_1_updated has a memory slot but is no activation"),
     ("memory_slots_disjoint", no_layout, "no layout"),
 ]
 

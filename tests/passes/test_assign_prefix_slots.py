@@ -36,7 +36,7 @@ def test_transposed_and_split_slots_say_where_they_come_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prefix_tokens": 3}, {"sim_hidden": 30}, {"prefix_tokens": 5, "sim_hidden": 24, "sim_heads": 4}], ids=str
+    "fields", [{"prefix_tokens": 3}, {"sim_hidden": 30}, {"sim_heads": 3}, {"prefix_tokens": 5, "sim_hidden": 24, "sim_heads": 4}], ids=str
 )
 def test_given_sizes_are_kept(fields: dict[str, int]) -> None:
     found = layout(**fields)
@@ -58,6 +58,6 @@ def test_golden(update_golden: bool) -> None:
         kind = "trained" if slot.trainable else "frozen"
         lines.append(f"{slot.name} {slot.shape} {kind}")
         for t in slot.tiles:
-            place = f"tokens {t.tokens} coordinates {t.coordinates}, {t.rows_per_token} a token"
+            place = f"tokens {t.tokens} coordinates {t.coordinates}, {t.groups} a token, {t.row_width} wide"
             lines.append(f"  page {t.page} rows {t.rows} columns {t.columns} in {place}")
     assert_golden("assign_prefix_slots", "\n".join(lines) + "\n", update_golden)

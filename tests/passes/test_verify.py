@@ -5,7 +5,7 @@ import pytest
 
 from tests.passes.stages import Stage, apply, assert_golden, assert_same_numbers, before, printed, stage
 from tintc.compiler.errors import CompilerBug
-from tintc.compiler.layout import MemorySlot, Range
+from tintc.compiler.layout import Range
 from tintc.compiler.node_meta import info
 
 
@@ -54,7 +54,8 @@ def misplaced_update(at: Stage) -> None:
 
 def shared_memory(at: Stage) -> None:
     assert at.context.layout is not None
-    memory = {name: MemorySlot(name, Range(0, slot.coordinates.size), slot.last) for name, slot in at.context.layout.memory.items()}
+    slots = at.context.layout.memory
+    memory = {name: dataclasses.replace(slot, coordinates=Range(0, slot.coordinates.size)) for name, slot in slots.items()}
     at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
 
 

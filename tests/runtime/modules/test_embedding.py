@@ -1,0 +1,95 @@
+"""tintc.runtime.modules.embedding against tintc.runtime.primitives: embeddings, residual sums, the head and the loss."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.runtime.modules.around import F64, Around, apply, arounds, assert_same, cells
+from tests.runtime.shapes import widths
+from tests.tolerances import HALF, error
+from tintc.runtime.modules.embedding import Embedding, HeadBackward, HeadForward, LossGradient, MeanEmbeddingGradient, Residual
+from tintc.runtime.modules.parts import Range, position_code, read
+from tintc.runtime.primitives.embedding import embedding, residual
+from tintc.runtime.primitives.linear import linear_backward, linear_forward
+from tintc.runtime.primitives.loss import loss_gradient, mean_embedding_gradient
+
+moderate = settings(max_examples=50)
+vocabularies = st.integers(1, 11)
+CODE = position_code(2, 3, F64)
+
+
+def indices(at: Around, most: int) -> Tensor:
+    return torch.randint(most, (at.batch, at.used), generator=at.draw.generator)
+
+
+def loss_mask(at: Around) -> Tensor:
+    return (torch.rand(at.batch, at.used, generator=at.draw.generator) < 0.6).double()
+
+
+@given(arounds(), vocabularies, widths, st.integers(0, 3))
+@moderate
+def test_embedding(at: Around, rows: int, size: int, offset: int) -> None:
+    y = at.range(size)
+    stream, table, index = at.stream(), at.draw(rows + offset, size), indices(at, rows)
+    found = apply(Embedding(width=3, offset=offset), stream, CODE, table, index, y, writes=cells(stream, y))
+    assert_same(read(found, y), embedding(table, index, offset), (stream, table))
+
+
+@given(arounds(), widths, st.booleans())
+@moderate
+def test_residual(at: Around, size: int, in_order: bool) -> None:
+    x, y, z = (at.range(size) for _ in range(3)) if in_order else reversed([at.range(size) for _ in range(3)])
+    stream = at.stream()
+    found = apply(Residual(width=3), stream, CODE, x, y, z, writes=cells(stream, z))
+    assert_same(read(found, z), residual(read(stream, x), read(stream, y)), (stream,))
+
+
+@given(arounds(), vocabularies, widths, st.booleans())
+@moderate
+def test_head(at: Around, vocab: int, size: int, has_bias: bool) -> None:
+    dh, h, dz, z = at.range(size), at.range(size), at.range(vocab), at.range(vocab)
+    stream, table, bias = at.stream(), at.draw(vocab, size), at.draw(vocab) if has_bias else None
+    found = apply(HeadForward(width=3), stream, CODE, table, bias, h, z, writes=cells(stream, z))
+    inputs = (stream, table) if bias is None else (stream, table, bias)
+    assert_same(read(found, z), linear_forward(read(stream, h), table, bias), inputs)
+    found = apply(HeadBackward(width=3), stream, CODE, table, dz, dh, writes=cells(stream, dh))
+    assert_same(read(found, dh), linear_backward(read(stream, dz), table), (stream, table))
+
+
+@given(arounds(), vocabularies, st.sampled_from(["softmax", "quadratic"]))
+@moderate
+def test_loss_gradient(at: Around, vocab: int, kind: str) -> None:
+    z, dz = at.range(vocab), at.range(vocab)
+    stream, targets, mask = at.stream(3.0), indices(at, vocab), loss_mask(at)
+    found = apply(LossGradient(width=3, kind=kind), stream, CODE, targets, mask, z, dz, writes=cells(stream, dz))
+    assert_same(read(found, dz), loss_gradient(read(stream, z), targets, mask, kind), (stream,))
+    assert bool((read(found, dz)[mask == 0] == 0).all())
+
+
+@given(arounds(), vocabularies, widths)
+@moderate
+def test_mean_embedding_gradient(at: Around, vocab: int, size: int) -> None:
+    dh = at.range(size)
+    stream, table, targets, mask = at.stream(), at.draw(vocab, size), indices(at, vocab), loss_mask(at)
+    found = apply(MeanEmbeddingGradient(width=3), stream, CODE, table, targets, mask, dh, writes=cells(stream, dh))
+    assert_same(read(found, dh), mean_embedding_gradient(table, targets, mask), (stream, table))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", ["softmax", "quadratic"])
+def test_half_precision_loss(kind: str, dtype: torch.dtype) -> None:
+    at = Around(0, 2, 9, None)
+    z, dz = at.range(33), at.range(33)
+    stream, targets, mask = at.stream(3.0).detach().to(dtype), indices(at, 33), loss_mask(at)
+    found = LossGradient(width=3, kind=kind).to(dtype)(stream.clone(), CODE.to(dtype), targets, mask.to(dtype), z, dz)
+    assert found.dtype == dtype
+    assert error(read(found, dz), loss_gradient(read(stream, z).double(), targets, mask, kind)) < HALF[dtype]
+
+
+def test_large_logits_stay_finite() -> None:
+    stream = torch.tensor([[[3000.0, -3000.0, 0.0, 0.0, 0.0, 0.0]]], dtype=F64)
+    layer = LossGradient(width=3, kind="softmax")
+    found = layer(stream, CODE, torch.tensor([[1]]), torch.ones(1, 1, dtype=F64), Range(0, 3, None), Range(3, 6, None))
+    assert found[0, 0, 3:].tolist() == [1.0, -1.0, 0.0]

@@ -1,0 +1,148 @@
+"""tintc.runtime.modules.norm against tintc.runtime.primitives.norm, torch.autograd and the difference written out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.runtime.modules.around import F64, Around, Held, apply, arounds, assert_same, cells, in_float32, vectors
+from tests.runtime.shapes import Draw, shared
+from tests.tolerances import DIFFERENCE_FLOAT32, HALF, NAIVE_DIFFERENCE, PRIMITIVE, error
+from tintc.compiler.layout import Range as Span
+from tintc.compiler.layout import Tile
+from tintc.runtime.modules.norm import NormBackward, NormBackwardExact, NormDescent, NormForward
+from tintc.runtime.modules.parts import Range, read
+from tintc.runtime.pages import read_tile
+from tintc.runtime.primitives.norm import norm_backward, norm_descent, norm_forward
+
+KINDS = ["layer", "rms"]
+kinds = st.sampled_from(KINDS)
+scales = st.sampled_from([3.0, 1000.0])
+moderate = settings(max_examples=50)
+
+
+def written_out(x: Tensor, kind: str, eps: float) -> Tensor:
+    """f of TINT.md section 2."""
+    c = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    return c / torch.sqrt(eps + (c * c).mean(-1, keepdim=True))
+
+
+def gain_of(page: Tensor, held: Held) -> Tensor:
+    return read_tile(page, held.tile).squeeze(-1)
+
+
+@given(arounds(), vectors(), shared, kinds, st.booleans())
+@moderate
+def test_forward(at: Around, drawn: tuple[Held, int], is_shared: bool, kind: str, gain: bool) -> None:
+    (held, size), x, y = drawn, at.range(drawn[1]), at.range(drawn[1])
+    stream, page = at.stream(), at.page(is_shared, held.tokens, held.hidden)
+    layer = NormForward(size=size, width=held.width, eps=1e-5, kind=kind, gain=gain)
+    of_gain = (page, held.place) if gain else (None, None)
+    found = apply(layer, stream, held.code, *of_gain, x, y, writes=cells(stream, y))
+    expected = norm_forward(read(stream, x), gain_of(page, held) if gain else None, None, 1e-5, kind)
+    # Of one number layer normalization is constant and its gradient a difference of large terms, over eps.
+    assert_same(read(found, y), expected, (stream, page), kind="norm")
+
+
+@given(arounds(), vectors(), shared, kinds, st.booleans(), scales)
+@moderate
+def test_first_order_backward(at: Around, drawn: tuple[Held, int], is_shared: bool, kind: str, gain: bool, scale: float) -> None:
+    held, size = drawn
+    dx, dy, x = at.range(size), at.range(size), at.range(size)
+    stream, page = at.stream(), at.page(is_shared, held.tokens, held.hidden)
+    layer = NormBackward(size=size, width=held.width, eps=0.1, kind=kind, gain=gain, scale=scale)
+    of_gain = (page, held.place) if gain else (None, None)
+    found = apply(layer, stream, held.code, *of_gain, dy, x, dx, writes=cells(stream, dx))
+    gamma = gain_of(page, held) if gain else None
+    expected = norm_backward(read(stream, dy), read(stream, x), gamma, 0.1, kind, "first_order", scale)
+    assert_same(read(found, dx), expected, (stream, page), kind="first-order norm")
+    g = read(stream, dy) if gamma is None else read(stream, dy) * gamma.unsqueeze(-2)
+    naive = scale * (written_out(read(stream, x) + g / scale, kind, 0.1) - written_out(read(stream, x), kind, 0.1))
+    assert error(read(found, dx), naive) < NAIVE_DIFFERENCE
+
+
+@given(arounds(), vectors(), shared, kinds, st.booleans())
+@moderate
+def test_exact_backward(at: Around, drawn: tuple[Held, int], is_shared: bool, kind: str, gain: bool) -> None:
+    held, size = drawn
+    x, dx, dy = at.range(size), at.range(size), at.range(size)
+    stream, page = at.stream(), at.page(is_shared, held.tokens, held.hidden)
+    layer = NormBackwardExact(size=size, width=held.width, eps=0.1, kind=kind, gain=gain)
+    of_gain = (page, held.place) if gain else (None, None)
+    found = apply(layer, stream, held.code, *of_gain, dy, x, dx, writes=cells(stream, dx))
+    gamma = gain_of(page, held) if gain else None
+    expected = norm_backward(read(stream, dy), read(stream, x), gamma, 0.1, kind, "exact", 1000.0)
+    assert_same(read(found, dx), expected, (stream, page), kind="exact norm")
+    value = read(stream, x).detach().requires_grad_()
+    y = written_out(value, kind, 0.1) * (1.0 if gamma is None else gamma.unsqueeze(-2))
+    (by_autograd,) = torch.autograd.grad(y, value, read(stream, dy))
+    assert error(read(found, dx), by_autograd) < 1e-9
+
+
+@given(arounds(), vectors(), shared, kinds)
+@moderate
+def test_descent(at: Around, drawn: tuple[Held, int], is_shared: bool, kind: str) -> None:
+    """The gain alone moves, in each sequence's own page."""
+    (held, size), x, dy = drawn, at.range(drawn[1]), at.range(drawn[1])
+    stream, page = at.stream(), at.page(is_shared, held.tokens, held.hidden)
+    inner_lr = torch.tensor(0.37, dtype=F64, requires_grad=True)
+    layer = NormDescent(size=size, width=held.width, eps=0.1, kind=kind)
+    found = apply(layer, page, held.code, stream, held.place, dy, x, inner_lr, writes=cells(page, held.place))
+    assert found.shape == (at.batch, held.tokens, held.hidden)
+    expected = norm_descent(gain_of(page, held), read(stream, dy), read(stream, x), 0.1, kind, inner_lr)
+    assert_same(gain_of(found, held), expected, (page, stream, inner_lr))
+
+
+def problem(dtype: torch.dtype, size: float) -> tuple[Held, Tensor, Tensor, Tensor]:
+    """A norm of 64 numbers: its place, and x, dy (of that size), gamma, rounded to the dtype."""
+    draw = Draw(0)
+    x, dy, gamma = (value.detach().to(dtype).double() for value in (draw(4, 32, 64), draw(4, 32, 64) * size, draw(64)))
+    return Held(Tile(0, Span(0, 64), Span(0, 1), Span(1, 2), Span(3, 67), 1), 4, 16, 70), x, dy, gamma
+
+
+def stream_and_page(held: Held, x: Tensor, dy: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    page = torch.zeros(held.tokens, held.hidden, dtype=F64)
+    page[1, 3:67] = gamma
+    return torch.cat([torch.zeros_like(x), dy, x], -1), page
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gradient", ["first_order", "exact"])
+def test_float32_keeps_its_digits(kind: str, size: float, gradient: str) -> None:
+    """The difference in float32 is as good as in float64 (TINT.md section 4, item 7), constants held in float32 included."""
+    held, x, dy, gamma = problem(torch.float32, size)
+    stream, page = stream_and_page(held, x, dy, gamma)
+    sizes = {"size": 64, "width": held.width, "eps": 1e-5, "kind": kind, "gain": True}
+    layer = NormBackwardExact(**sizes) if gradient == "exact" else NormBackward(**sizes, scale=1000.0)
+    ranges = Range(64, 128, None), Range(128, 192, None), Range(0, 64, None)
+    found = in_float32(layer, stream, held.code, page, held.place, *ranges)[..., :64].double()
+    expected = norm_backward(dy, x, gamma, 1e-5, kind, gradient, 1000.0)
+    assert float((found - expected).abs().max() / expected.abs().max()) < DIFFERENCE_FLOAT32
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision(kind: str, dtype: torch.dtype) -> None:
+    held, x, dy, gamma = problem(dtype, 1.0)
+    stream, page = (value.to(dtype) for value in stream_and_page(held, x, dy, gamma))
+    code, a, b, c = held.code.to(dtype), Range(64, 128, None), Range(128, 192, None), Range(0, 64, None)
+    sizes = {"size": 64, "width": held.width, "eps": 1e-5, "kind": kind}
+    forward, backward = NormForward(**sizes, gain=True).to(dtype), NormBackward(**sizes, gain=True, scale=1000.0).to(dtype)
+    found = forward(stream.clone(), code, page, held.place, b, c)[..., :64]
+    assert found.dtype == dtype
+    assert error(found, norm_forward(x, gamma, None, 1e-5, kind)) < HALF[dtype]
+    found = backward(stream.clone(), code, page, held.place, a, b, c)[..., :64]
+    assert found.dtype == dtype
+    assert error(found, norm_backward(dy, x, gamma, 1e-5, kind, "first_order", 1000.0)) < HALF[dtype]
+
+
+def test_float32_descent() -> None:
+    held, x, dy, gamma = problem(torch.float32, 1.0)
+    stream, page = stream_and_page(held, x, dy, gamma)
+    inner_lr = torch.tensor(0.37, dtype=F64)
+    layer = NormDescent(size=64, width=held.width, eps=1e-5, kind="layer")
+    found = in_float32(layer, page, held.code, stream, held.place, Range(64, 128, None), Range(128, 192, None), inner_lr)
+    expected = norm_descent(gamma, dy, x, 1e-5, "layer", inner_lr)
+    assert error(found[:, 1, 3:67], expected) < PRIMITIVE[torch.float32]
