@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import fx
 
 from tintc.compiler.dialect import OPERATORS, target, tint_name
-from tintc.compiler.inputs import INPUTS
+from tintc.compiler.inputs import INPUTS, is_reserved
 from tintc.compiler.node_meta import KEY, NodeInfo, Shape, info
 
 
@@ -48,7 +48,9 @@ class Builder:
         self.graph = graph
 
     def call(self, name: str, *args: Any, like: fx.Node | None = None, label: str | None = None, **changes: Any) -> fx.Node:
-        """A call of `tint::name`; `changes` are fields of its NodeInfo."""
+        """A call of `tint::name`; `changes` are fields of its NodeInfo. A label that is an input's name gets a suffix."""
+        if label is not None and is_reserved(label):
+            label = f"{label}_call"
         node = self.graph.create_node("call_function", target(name), args, name=label)
         origin = info(like) if like is not None else NodeInfo()
         # A caller may give the shape where the argument came from torch.export and has no rule of its own.
@@ -75,10 +77,7 @@ class Builder:
         return self.placeholder(name, shape, role="input", dtype=dtype)
 
     def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:
-        """A graph input after the existing ones. It gets its name even if a call, named after a user's module, has it so far."""
-        for node in self.graph.nodes:
-            if node.name == label:
-                node._rename(f"{label}_call")
+        """A graph input after the existing ones."""
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(label)

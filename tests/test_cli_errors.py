@@ -67,7 +67,7 @@ class TestUsage:
             (["inspect", "x", "--format", "svg"], "format is 'svg'; expected one of table"),
             (["inspect", "x", "--slots", "--format", "dot"], "--slots has the formats table and json"),
             (["inspect", "x", "--node", "n", "--format", "code"], "--node has the formats table and json"),
-            (["inspect", "x", "--slots", "--node", "n"], "without --stage and --node"),
+            (["inspect", "x", "--slots", "--node", "n"], "without --stage, --node and --params"),
             (["inspect", "x", "--json", "--format", "dot"], "exclude each other"),
             (["run", "x"], "pass one of --text TEXT, --file FILE, or -"),
             (["run", "x", "--text", "a", "--file", "b"], "pass one of"),

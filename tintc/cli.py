@@ -148,7 +148,7 @@ def inspect_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Show a compiled simulator: summary, graph, slots, parameters or one node."""
+    """Show a compiled simulator: summary, graph, slots or parameters."""
     _choice("stage", stage, ("captured", "canonical", "lowered", "emitted"))
     _choice("format", form, ("table", "code", "dot", "json"))
     from tintc.commands import inspect as command
@@ -235,7 +235,10 @@ def cost_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Count a simulator's parameters, FLOPs and memory from a model's config, however large; several models give a table."""
+    """Count parameters, FLOPs and memory from configs alone.
+
+    No weights are read, so the model may be of any size. Several models give a table.
+    """
     flags = {"steps": steps, "layers": layers, "prefix_tokens": prefix_tokens, "sim_hidden": sim_hidden, "sim_heads": sim_heads}
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
     options: dict[str, Any] = {
