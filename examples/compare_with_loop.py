@@ -31,13 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("--preset", choices=("paper", "exact"), default="paper")
+    parser.add_argument("--backend", choices=("fused", "transformer"), default="fused")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--inner-lr", type=float, default=1e-5)
     parser.add_argument("--pairs", type=int, default=11)
     args = parser.parse_args()
 
     model = load_source(args.source).model.requires_grad_(False)
-    simulator = tintc.compile(model, tintc.SimulatorConfig.preset(args.preset, inner_lr=args.inner_lr))
+    simulator = tintc.compile(model, tintc.SimulatorConfig.preset(args.preset, inner_lr=args.inner_lr), backend=args.backend)
     ids = torch.randint(simulator.program.facts.vocab_size, (1, args.tokens), generator=torch.Generator().manual_seed(0))
     half = args.tokens // 2
     train_mask = (torch.arange(args.tokens) < half).long()[None]
@@ -67,11 +68,13 @@ def main() -> None:
     result = {
         "source": args.source,
         "preset": args.preset,
+        "backend": args.backend,
         "tokens": args.tokens,
         "pairs": args.pairs,
         "threads": torch.get_num_threads(),
         "loop_seconds": round(statistics.median(a for a, _ in pairs), 4),
         "simulator_seconds": round(statistics.median(b for _, b in pairs), 4),
+        "simulator_parameters": sum(parameter.numel() for parameter in simulator.parameters()),
         "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         "logits_difference": difference,  # relative to the largest; the paper preset approximates
     }

@@ -68,7 +68,7 @@ class TestCommand:
             f"3 steps on the top 1 of {LAYERS} blocks",
             "4 forward, 3 backward, 3 descent",
             "total by --share",
-            "for fine-tuning the model directly",
+            "of fine-tuning the model directly",
             "prefix numbers",
             "S*P*d*(S + P + 2) + 4*d",
             "peak",

@@ -65,8 +65,8 @@ def _summary(facts: dict[str, Any]) -> Table:
         f"{layout['memory_width']:,} coordinates an input token",
         **answers(parameters),
         "one call": f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained",
-        "FLOPs": f"{console.number(facts['flops'])}FLOP, {ratio:.2f} of {console.number(facts['direct_flops'])}FLOP for fine-tuning the "
-        "model directly by exact gradients",
+        "FLOPs": f"{console.number(facts['flops'])}FLOP, {ratio:.2f} times the {console.number(facts['direct_flops'])}FLOP of fine-tuning "
+        "the model directly by exact gradients",
         "memory": f"weights {facts['weight_bytes'] / 1e9:.3g} GB in {facts['dtype']}, peak {facts['peak_bytes'] / 1e9:.3g} GB",
     }
     table = Table.grid(padding=(0, 2))
