@@ -49,24 +49,22 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
-    """((weight, its own bias or None), vectors: gains, shifts, and biases whose weight another layer has)."""
+    """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer has)."""
+    norms = [node for node in graph.nodes if is_tint(node, "norm_forward")]
+    reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
+    vectors = list(dict.fromkeys(read for read in reads if read is not None and is_tint(read, "prefix")))
     matrices: list[tuple[fx.Node, fx.Node | None]] = []
-    vectors: list[fx.Node] = []
-    seen: set[fx.Node | None] = set()
+    seen: set[fx.Node] = set(vectors)  # a bias that is a norm's too lies where norms read it
     for node in graph.nodes:
-        if is_tint(node, "linear_forward"):
-            weight, bias = argument(node, "weight"), argument(node, "bias")
-            own = bias if bias is not None and is_tint(bias, "prefix") and bias not in seen else None
-            if is_tint(weight, "prefix") and weight not in seen:
-                matrices.append((weight, own))
-            elif own is not None:
-                vectors.append(own)
-            seen.update({weight, own})
-        elif is_tint(node, "norm_forward"):
-            reads = [argument(node, name) for name in ("gamma", "beta")]
-            fresh = [r for r in reads if r is not None and is_tint(r, "prefix") and r not in seen]
-            vectors += fresh
-            seen.update(fresh)
+        if not is_tint(node, "linear_forward"):
+            continue
+        weight, bias = argument(node, "weight"), argument(node, "bias")
+        own = bias if bias is not None and is_tint(bias, "prefix") and bias not in seen else None
+        if is_tint(weight, "prefix") and weight not in seen:
+            matrices.append((weight, own))
+        elif own is not None:
+            vectors.append(own)
+        seen |= {read for read in (weight, own) if read is not None}
     return matrices, vectors
 
 

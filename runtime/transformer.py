@@ -188,14 +188,17 @@ class _Emitter:
             table, shift = self.values[weight], None if bias is None else self.values[bias]
             self._write(node, embedding.HeadForward, {}, table, shift, self._range(x), self._range(node))
             return
-        for index, tile in enumerate(self._tiles(weight)):
-            sizes = {**self._sizes(tile), "add": tile.columns.start > 0}
-            source = self._range(x, tile.columns.start, tile.columns.stop)
-            result = self._range(node, tile.rows.start, tile.rows.stop)
-            page = self.pages[tile.page]
-            self._write(node, linear.LinearForward, sizes, page, _place(tile), source, result, part=f"_tile_{index}")
+        self._through_tiles(node, linear.LinearForward, weight, x, "columns", "rows")
         if bias is not None:
             self._shift(node, bias)
+
+    def _through_tiles(self, node: fx.Node, kind: type[Layer], weight: fx.Node, source: fx.Node, reads: str, writes: str) -> None:
+        """One module a tile, from one axis of the weight to the other; tiles behind the first on the read axis add to its result."""
+        for index, tile in enumerate(self._tiles(weight)):
+            part, result = getattr(tile, reads), getattr(tile, writes)
+            ranges = self._range(source, part.start, part.stop), self._range(node, result.start, result.stop)
+            sizes = {**self._sizes(tile), "add": part.start > 0}
+            self._write(node, kind, sizes, self.pages[tile.page], _place(tile), *ranges, part=f"_tile_{index}")
 
     def _shift(self, node: fx.Node, bias: fx.Node) -> None:
         """Adds a bias or a norm's shift to the node's range."""
@@ -209,12 +212,7 @@ class _Emitter:
         if info(weight).slot is None:
             self._write(node, embedding.HeadBackward, {}, self.values[weight], self._range(dy), self._range(node))
             return
-        for index, tile in enumerate(self._tiles(weight)):
-            sizes = {**self._sizes(tile), "add": tile.rows.start > 0}
-            source = self._range(dy, tile.rows.start, tile.rows.stop)
-            result = self._range(node, tile.columns.start, tile.columns.stop)
-            page = self.pages[tile.page]
-            self._write(node, linear.LinearBackward, sizes, page, _place(tile), source, result, part=f"_tile_{index}")
+        self._through_tiles(node, linear.LinearBackward, weight, dy, "rows", "columns")
 
     def linear_descent(self, node: fx.Node) -> None:
         weight, dy, x, rate = (argument(node, name) for name in ("weight", "dy", "x", "inner_lr"))

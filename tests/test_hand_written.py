@@ -54,6 +54,8 @@ class Decoder(nn.Module):
             self.blocks[1].fcA.weight = self.blocks[0].fcA.weight
         if oddity == "bias shared by norm and linear":
             self.blocks[1].n1.bias = self.blocks[1].attn.o.bias
+        if oddity == "bias shared with a gain":
+            self.blocks[1].n1.weight = self.blocks[0].attn.o.bias
 
     def forward(self, ids: Tensor) -> Tensor | list[Tensor]:
         index = torch.arange(ids.shape[1], device=ids.device)
@@ -92,7 +94,9 @@ def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("oddity", ["weight shared", "bias shared by norm and linear", "named like an input", "fixed projection"])
+@pytest.mark.parametrize(
+    "oddity", ["weight shared", "bias shared by norm and linear", "bias shared with a gain", "named like an input", "fixed projection"]
+)
 def test_both_back_ends_agree(oddity: str, preset: str) -> None:
     """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it is."""
     model, config = decoder(oddity), tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2)

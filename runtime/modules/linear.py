@@ -1,7 +1,7 @@
 """Linear layers by linear attention between input and prefix tokens, one module a tile of the weight.
 
 Legend: B sequences, T input tokens, K prefix tokens, S rows a token, P heads of columns, d head width, R rows and C columns of
-the tile. Row s * K + j of the tile lies in token j (compiler/layout.py, Tile). All four attentions over a tile have
+the tile. Row s * K + j of the tile lies in token j (compiler/layout.py, Tile). Each attention over a tile has
 S P d (S + P + 2) parameters and a gate 4 d. Source: TINT.md section 3; paper section 2.3.
 """
 
@@ -41,7 +41,10 @@ class TileLayer(Layer):
         self.rows, self.columns, self.tokens, self.rows_each, self.pieces = rows, columns, tokens, rows_each, pieces
         self.heads = rows_each * pieces
         self.sizes |= {"S": rows_each, "P": pieces}
-        self.spread = pattern([[1.0]] * self.heads, width)  # one part to all heads
+
+    def spread(self) -> Tensor:
+        """SplitMap weight, 1 -> S P: one part to all heads."""
+        return pattern([[1.0]] * self.heads, self.width)
 
     def weight_heads(self, page: Tensor, place: Place) -> Tensor:
         """(..., K, 1, S P d): the tile's rows, which lie in whole heads already."""
@@ -60,7 +63,7 @@ class LinearForward(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(s * p, repeat_all(p, s, d), same(s * p * d), self.spread, mirrored(repeat_each(s, p, d)))
+        self.attention = LinearAttention(s * p, repeat_all(p, s, d), same(s * p * d), self.spread(), mirrored(repeat_each(s, p, d)))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, x: Range, y: Range) -> Tensor:
         x_BTPd = split(read(stream, x), self.pieces, self.width)
@@ -76,7 +79,7 @@ class LinearBackward(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(s * p, repeat_each(s, p, d), self.spread, same(s * p * d), mirrored(repeat_all(p, s, d)))
+        self.attention = LinearAttention(s * p, repeat_each(s, p, d), self.spread(), same(s * p * d), mirrored(repeat_all(p, s, d)))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, dy: Range, dx: Range) -> Tensor:
         dx_BTPd = self.attention(self.row_heads(read(stream, dy)), self.places(code, place), self.weight_heads(page, place))
@@ -92,7 +95,7 @@ class LinearDescent(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True, "side": "prefix"})
         s, p, d = self.rows_each, self.pieces, self.width
-        self.attention = LinearAttention(s * p, self.spread, repeat_each(s, p, d), repeat_all(p, s, d), same(s * p * d))
+        self.attention = LinearAttention(s * p, self.spread(), repeat_each(s, p, d), repeat_all(p, s, d), same(s * p * d))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, x: Range, inner_lr: Tensor) -> Tensor:
         x_BTPd = split(read(stream, x), self.pieces, self.width) * -inner_lr
@@ -108,7 +111,7 @@ class BiasForward(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True})
         s, d = self.rows_each, self.width
-        self.attention = LinearAttention(s, one_hots(s, d), self.spread, self.spread, same(s * d))
+        self.attention = LinearAttention(s, one_hots(s, d), self.spread(), self.spread(), same(s * d))
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, y: Range) -> Tensor:
         biases = split(held(page, place), 1, self.width)
@@ -124,7 +127,7 @@ class BiasDescent(TileLayer):
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**{**sizes, "add": True, "side": "prefix"})
         s, d = self.rows_each, self.width
-        self.attention = LinearAttention(s, self.spread, same(s * d), one_hots(s, d), mirrored(self.spread))
+        self.attention = LinearAttention(s, self.spread(), same(s * d), one_hots(s, d), mirrored(self.spread()))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor) -> Tensor:
         dy_BTSd = self.row_heads(read(stream, dy))

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import tintc
 from tests.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import Cost, estimate
@@ -98,6 +99,17 @@ def test_nothing_is_computed() -> None:
     huge = {"batch": 10**6, "tokens": 16, "segment": 8}
     assert estimate(program, "fused", torch.float64, **huge).peak_bytes > 1e10
     assert estimate(program, "transformer", torch.float64, **huge).peak_bytes > 1e10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opt_125m(backend: str) -> None:
+    simulator = tintc.compile("shape:opt-125m", backend=backend).requires_grad_(False)
+    ids, train_mask = tokens(1, 256, 50272), (torch.arange(256) < 128).long()[None]
+    with torch.no_grad(), measured() as live:
+        simulator(ids, train_mask)
+    cost = cost_of(simulator, batch=1, tokens=256, segment=127)
+    assert abs(cost.peak_bytes / live.peak - 1) < 0.01
 
 
 class LiveBytes(TorchDispatchMode):
