@@ -9,6 +9,12 @@ from rich.table import Table
 from tintc.commands import console
 
 
+_LETTERS = (
+    "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the range; Q, K, V, O: of q, k, v and the result. "
+    "each: parameters of one module; copies: modules that there are for the uses"
+)
+
+
 def print_parameters(facts: dict[str, Any]) -> None:
     """The parts, then the structural constants by phase, operator and module."""
     parts = Table("part", "parameters", "of all", "formula", box=None, padding=(0, 2, 0, 0))
@@ -27,6 +33,7 @@ def print_parameters(facts: dict[str, Any]) -> None:
     for phase, count in facts["by_phase"].items():
         rows.add_row(phase, "all", "", "", "", "", f"{count:,}", "")
     console.print_table(rows)
+    console.out.print(_LETTERS)
 
 
 def answers(facts: dict[str, Any]) -> dict[str, str]:
