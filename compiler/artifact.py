@@ -128,6 +128,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
             facts=ModelFacts(**manifest["facts"]),
             layout=Layout.from_dict(manifest["layout"]),
             aliases=dict(manifest["aliases"]),
+            direct_flops=int(manifest["direct_flops"]),
             stages=stages,
         )
         source, backend, share = dict(manifest["source"]), str(manifest["backend"]), str(manifest["share"])
@@ -221,6 +222,7 @@ def _write(simulator: Simulator, root: Path) -> None:
         "source": simulator.source,
         "facts": dataclasses.asdict(program.facts),
         "aliases": program.aliases,
+        "direct_flops": program.direct_flops,
         "layout": program.layout.to_dict(),
         "versions": {
             "tintc": tintc.__version__,

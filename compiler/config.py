@@ -104,6 +104,10 @@ class SimulatorConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def exact_counterpart(self) -> SimulatorConfig:
+        """Direct fine-tuning of the same layers for as many steps: what costs are compared with."""
+        return SimulatorConfig.exact(steps=self.steps, layers=self.layers)
+
     @property
     def is_exact(self) -> bool:
         """Whether nothing is approximated, so that the result must equal torch.autograd and SGD."""

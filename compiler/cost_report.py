@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +9,12 @@ import torch
 
 from tintc.compiler.capture import capture
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.cost import estimate
+from tintc.compiler.cost import call_sizes, estimate
 from tintc.compiler.driver import lower
-from tintc.compiler.errors import UsageError
-from tintc.compiler.program import Program
 from tintc.compiler.sources import load_without_weights
 from tintc.runtime.simulator import Simulator, check_backend
 
 STAGES = 5  # calls of `progress`
-_DEFAULT_TOKENS = 256
 
 
 def cost_report(
@@ -37,9 +33,12 @@ def cost_report(
     """Parameters, FLOPs and bytes of one call on `batch` sequences of `tokens`, the first `train_fraction` of each trained.
 
     Everything is computed on shapes alone (meta device): `parameters` is what `Simulator.parameter_report` would count, FLOPs count
-    matrix products, a multiplication and an addition as two. `direct` are the FLOPs of fine-tuning the auxiliary model itself by
+    matrix products, a multiplication and an addition as two. `direct_flops` are those of fine-tuning the auxiliary model itself by
     exact gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes: weights and the
     most that the tensors of a call hold at once. options: of `load_without_weights`.
+
+    Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages, memory_width: coordinates of an input token),
+    batch, tokens, trained_tokens, parameters, flops, direct_flops, weight_bytes, peak_bytes.
 
     Raises SourceError, UnsupportedModelError and UsageError.
     """
@@ -49,9 +48,9 @@ def cost_report(
     progress("capture")
     captured = capture(loaded.model)
     progress("lower")
-    exact = lower(captured.copy(), SimulatorConfig.exact(steps=config.steps, layers=config.layers))
+    exact = lower(captured.copy(), config.exact_counterpart())
     program = lower(captured, config)
-    sizes = _sizes(program, batch, tokens, train_fraction)
+    sizes = call_sizes(program.facts, batch=batch, tokens=tokens, train_fraction=train_fraction)
     progress("count parameters")
     with torch.device("meta"):
         one_copy = "all" if backend == "transformer" else "none"  # what shares a copy is counted, not built
@@ -77,17 +76,3 @@ def cost_report(
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
     }
-
-
-def _sizes(program: Program, batch: int, tokens: int | None, train_fraction: float) -> dict[str, int]:
-    """batch, tokens and training segment of the call. Raises UsageError for a length that the model cannot have."""
-    limit = program.facts.max_positions
-    length = tokens if tokens is not None else min(_DEFAULT_TOKENS, limit or _DEFAULT_TOKENS)
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; expected at least 1")
-    if length < 2 or (limit is not None and length > limit):
-        raise UsageError(f"tokens is {length}; expected 2 to {limit or 'any number'}: a token to train on and one to predict")
-    if not 0 < train_fraction <= 1:
-        raise UsageError(f"train_fraction is {train_fraction}; expected more than 0 and at most 1")
-    trained = math.ceil(length * train_fraction)
-    return {"batch": batch, "tokens": length, "segment": max(trained - 1, 1)}

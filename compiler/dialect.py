@@ -3,7 +3,7 @@
 Operators are registered with torch.library and implemented by the plain torch code of
 `runtime/primitives`, so a lowered graph is an ordinary fx graph: it prints, runs, takes fake tensors and
 can be differentiated from outside. Each has a shape rule, from which passes know all shapes without running
-anything. A back end only replaces operators; their meaning is fixed here.
+anything. The two back ends, `runtime/fused.py` and `runtime/transformer.py`, only replace operators; their meaning is fixed here.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.cost import call_sizes, estimate
 from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
 from tintc.compiler.program import Program
 from tintc.compiler.records import to_records
@@ -59,7 +60,9 @@ def compile(
     say("capture")
     captured = capture(loaded.model)
     say("lower")
+    exact = lower(captured.copy(), config.exact_counterpart())
     program = lower(captured, config)
+    program.direct_flops = estimate(exact, "fused", torch.float32, **call_sizes(exact.facts)).flops
     # A module stays its owner's: training the simulator from outside must not change it.
     tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
@@ -82,4 +85,4 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None
-    return Program(graph, config, context.facts, context.layout, captured.aliases, stages)
+    return Program(graph, config, context.facts, context.layout, captured.aliases, stages=stages)

@@ -3,7 +3,7 @@
 The simulator's sequence is K prefix tokens followed by the input tokens (TINT.md section 3). A *page* is what one
 TinT module reads: K prefix tokens of D_sim coordinates. A weight matrix that is too large for one page is cut into
 tiles, one a page. Every activation of an input token lies in coordinates that `assign_memory_slots` shares out
-by liveness; a D_sim-wide window of them is what a module works on.
+by liveness, so an input token is as wide as what lives at once needs (`memory_width`), usually far wider than D_sim.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ parameters, counted exactly up to gates and vectors, which no choice changes muc
 
     pages * K * D_sim  +  sum over modules of S P d (S + P + 2)  +  2 d (K + 1)
 
-The second term is the four maps of one linear attention over a tile (runtime/modules/linear.py), once for every
-forward, backward and descent operator that reads the matrix; the third is the position code.
+Searched are K = d (or the longest matrix's rows, if fewer), up to 24 heads a row and the numbers of heads in _ROW_HEADS, and
+counted is a simulator that shares nothing. The second term is the four maps of one linear attention over a tile
+(runtime/modules/linear.py), once for every forward, backward and descent operator that reads the matrix; the third is the
+position code.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def _candidates(weights: Weights, config: SimulatorConfig) -> list[Geometry]:
     k, hidden, heads = config.prefix_tokens, config.sim_hidden, config.sim_heads
     longest = max((m.rows for m in weights.matrices), default=1)
     if hidden is not None:
-        shapes = [(h, hidden // h) for h in ([heads] if heads else range(2, hidden + 1)) if hidden % h == 0]
+        shapes = [(h, hidden // h) for h in ([heads] if heads else _divisors(hidden)[1:])]
     else:
         columns = {m.columns for m in weights.matrices} | set(weights.vectors)
         widths = {math.ceil(c / pieces) for c in columns for pieces in range(1, _MOST_PIECES + 1)} | ({k} if k else set())
@@ -119,20 +121,26 @@ def _check(weights: Weights, config: SimulatorConfig) -> None:
     step = heads or (1 if k is None else 2)  # two heads hold any K that a half of the coordinates holds
     nearest = math.ceil(max(least, (heads or 2) * (k or 1)) / step) * step
     if hidden < least:
+        more = f", and {heads or 2} heads for {k} prefix tokens each" if k is not None and nearest > least else ""
         raise UsageError(
-            f"sim_hidden is {hidden}; expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers. "
+            f"sim_hidden is {hidden}; expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers{more}. "
             f"The nearest that works is {nearest}"
         )
-    divisors = [h for h in range(2, hidden + 1) if hidden % h == 0]
     if heads is not None and hidden % heads:
-        best = min(divisors, key=lambda h: abs(h - heads))
+        best = min((h for h in _divisors(hidden) if h > 1), key=lambda h: abs(h - heads))
         raise UsageError(
             f"sim_heads is {heads}; expected a divisor of sim_hidden, {hidden}: each head holds an equal piece. "
             f"The nearest that works is {best}"
         )
-    widest_head = hidden // (heads or divisors[0])
+    widest_head = hidden // (heads or _divisors(hidden)[1])
     if k is not None and k > widest_head:
         raise UsageError(
             f"prefix_tokens is {k}; expected at most {widest_head}, the coordinates of a head (sim_hidden / sim_heads): a head holds a "
             f"one-hot of the prefix tokens. The nearest that works is {widest_head}"
         )
+
+
+def _divisors(number: int) -> list[int]:
+    """In ascending order, 1 and the number included."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})

@@ -15,6 +15,7 @@ from tintc.compiler.records import NodeRecord
 @dataclass
 class Program:
     """graph: the lowered graph. stages: printable records of it and of the earlier stages (captured, canonical).
+    direct_flops: of fine-tuning the auxiliary model directly, by exact gradients, in a call of `cost.call_sizes`; 0 if not known.
     aliases: further state-dict names of tied parameters -> the name that holds the value."""
 
     graph: fx.Graph
@@ -22,4 +23,5 @@ class Program:
     facts: ModelFacts
     layout: Layout
     aliases: dict[str, str] = field(default_factory=dict)
+    direct_flops: int = 0
     stages: dict[str, list[NodeRecord]] = field(default_factory=dict)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from tintc.compiler.builder import outputs
-from tintc.compiler.cost import estimate
+from tintc.compiler.cost import call_sizes, estimate, trained_tokens
 from tintc.compiler.dialect import is_tint, tint_name
 
 if TYPE_CHECKING:
     from tintc.runtime.simulator import Simulator
 
-_TOKENS = 256
-
 
 def report(simulator: Simulator) -> dict[str, Any]:
     """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of `tokens`, half of it trained."""
     program, layout = simulator.program, simulator.program.layout
-    tokens = min(_TOKENS, program.facts.max_positions or _TOKENS)
-    trained = math.ceil(tokens / 2)
     dtype, parameters = simulator.dtype, simulator.parameter_report()
-    sizes = {"batch": 1, "tokens": tokens, "segment": max(trained - 1, 1)}
+    sizes = call_sizes(program.facts)
     cost = estimate(program, simulator.backend, dtype, **sizes)
     weight_bytes = sum(p.numel() * p.element_size() for p in simulator.parameters())
     operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
@@ -55,14 +50,14 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "pages": layout.pages,
         "prefix_numbers": layout.prefix_numbers,
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], str(item[0])))),
-        "depth": depth(program.graph),
+        "depth": depth(program.graph) if simulator.structure is None else len(simulator.structure.uses),
         "dtype": str(dtype).removeprefix("torch."),
         "estimate": {
             "batch": 1,
-            "tokens": tokens,
-            "training_segment": trained,
+            "tokens": sizes["tokens"],
+            "training_segment": trained_tokens(sizes["tokens"]),
             "flops": cost.flops,
-            "fused_flops": cost.flops if simulator.backend == "fused" else estimate(program, "fused", dtype, **sizes).flops,
+            "direct_flops": program.direct_flops,
             "weight_bytes": weight_bytes,
             "peak_bytes": weight_bytes + cost.peak_bytes,
         },
@@ -70,8 +65,8 @@ def report(simulator: Simulator) -> dict[str, Any]:
 
 
 def depth(graph: fx.Graph) -> int:
-    """Modules on the longest path from input to logits: what the simulator's depth is as a transformer. Reads of
-    prefix slots and slices are no modules."""
+    """`tint` operators on the longest path from input to logits; reads of prefix slots and slices do not count. (The transformer
+    back end runs its modules in a row, so there depth is their number.)"""
     longest: dict[fx.Node, int] = {}
     for node in graph.nodes:
         below = max((longest[source] for source in node.all_input_nodes), default=0)

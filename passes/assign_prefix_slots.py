@@ -3,7 +3,7 @@
     tint.prefix(W)   ->   the same node; context.layout.prefix[slot] says where W lies
 
 A tile of a linear layer is S * K rows of P heads of columns: token j has S of the rows, each padded to whole
-heads, and one more head with the biases of these rows (TINT.md section 3; Tile says which rows). A norm's gain and shift
+heads, and one more head with the biases of these rows (docs/TINT.md sections 3 and 6; Tile says which rows). A norm's gain and shift
 lie in one token; a token holds as many vectors as fit, a page as many tokens as it has. Nothing has to divide.
 """
 

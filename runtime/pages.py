@@ -18,8 +18,8 @@ from tintc.runtime.primitives.linear import prefix
 
 
 def write_tile(page: Tensor, value: Tensor, tile: Tile) -> Tensor:
-    """The page with one tile of a slot's value in it; padding is 0."""
-    matrix = value if value.ndim - page.ndim + 2 == 2 else value.unsqueeze(-1)
+    """The page with one tile of a slot's value in it; padding is 0. A vector has one dimension less than the page."""
+    matrix = value if value.ndim == page.ndim else value.unsqueeze(-1)
     block = matrix[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
     padding = (0, tile.row_width - tile.columns.size, 0, tile.groups * tile.tokens.size - tile.rows.size)
     rows = torch.unflatten(F.pad(block, padding), -2, (tile.groups, tile.tokens.size)).transpose(-3, -2).flatten(-2)
@@ -72,7 +72,8 @@ class PrefixPages(nn.Module):
     """The prefix embeddings of the transformer back end, and the tables that are no prefix tokens.
 
     pages: `pages` parameters of (K, D_sim), padding included. tables: token and position embeddings, the head, and
-    what else of the auxiliary state dict lies in no slot, under the auxiliary names.
+    what else of the auxiliary state dict lies in no slot, under the auxiliary names. A parameter that is read through a slot and
+    directly as well (a frozen layer tied to a table) is in both, and counted in both; the table's copy is the one that `tensors` gives.
     """
 
     def __init__(self, layout: Layout, tensors: Mapping[str, Tensor], tables: Sequence[str]) -> None:

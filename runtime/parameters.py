@@ -21,8 +21,9 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
     share: the way of sharing to count for; default the simulator's own, which is what it holds.
     parts: {name, count, formula} of prefix numbers (auxiliary weights as prefix embeddings, padding included), tables (token and
     position embeddings, the head), structural constants, the position code and the inner learning rate; their counts add up.
-    structure: one row for each kind of module: phase, operator, module, formula, sizes, uses, copies, count. by_phase: the same,
-    summed. shares: the total under each way of sharing. auxiliary: parameters of the auxiliary model.
+    structure: one row for each kind of module: phase, operator, module, formula, sizes, numbers (of one copy), uses, copies, count.
+    by_phase: the same, summed. shares: the total under each way of sharing. auxiliary: parameters of the auxiliary model. passes: how
+    often forward, backward and descent run. backend, share: what was counted.
     """
     share = share or simulator.share
     layout, prefix, structure = simulator.program.layout, simulator.prefix, simulator.structure
@@ -31,9 +32,10 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
     else:
         placed = {slot.parameter for slot in layout.prefix.values()} - set(tables(simulator.program))
         held = sum(parameter.numel() for name, parameter in prefix.named_parameters() if name in placed)
-        formula = "the weights in prefix slots as they are; this back end pads nothing"
+        formula = "as they are: this back end pads nothing"
+    named = "weights in prefix slots" if structure is None else "prefix numbers"
     parts: list[dict[str, Any]] = [
-        {"name": "prefix numbers", "count": held, "formula": formula},
+        {"name": named, "count": held, "formula": formula},
         {"name": "tables", "count": _count(prefix) - held, "formula": "embeddings, head and what else no prefix slot holds"},
     ]
     if structure is not None:
@@ -65,10 +67,10 @@ def _rows(structure: Structure, share: str) -> list[dict[str, Any]]:
     """Uses that have the same kind and size of module, in order of their first one. copies: different modules among them."""
     alike: dict[Any, list[Use]] = defaultdict(list)
     for use in structure.uses:
-        alike[use.phase, use.operator, use.layer, use.formula, tuple(use.sizes.items())].append(use)
+        alike[use.phase, use.operator, use.module, use.formula, tuple(use.sizes.items())].append(use)
     rows: list[dict[str, Any]] = []
     counted: set[str] = set()
-    for (phase, operator, layer, formula, sizes), uses in alike.items():
+    for (phase, operator, module, formula, sizes), uses in alike.items():
         owners = {use.owners[share] for use in uses} - counted  # what an earlier row shares is counted there
         counted |= owners
         numbers = uses[0].numbers
@@ -76,7 +78,7 @@ def _rows(structure: Structure, share: str) -> list[dict[str, Any]]:
             {
                 "phase": phase,
                 "operator": operator,
-                "module": layer,
+                "module": module,
                 "formula": formula,
                 "sizes": dict(sizes),
                 "numbers": numbers,

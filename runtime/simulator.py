@@ -55,7 +55,9 @@ class _Emitted:
 class Simulator(nn.Module):
     """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
 
-    prefix: the auxiliary weights (`PrefixEmbeddings`). inner_lr: the inner learning rate. Both are parameters:
+    backend: `fused` or `transformer`. prefix: the auxiliary weights, as they are (`PrefixEmbeddings`) or in pages of prefix tokens
+    (`PrefixPages`). structure: the transformer's structural constants, parameters that need no gradient. share: who has one copy of them.
+    inner_lr: the inner learning rate. Weights and rate are parameters:
     an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is trained from
     outside: without it torch records the call for a backward pass through all steps, which costs memory.
 
@@ -223,7 +225,7 @@ class Simulator(nn.Module):
         return out
 
     def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False) -> fx.GraphModule:
-        """The plain torch program behind a call, for this simulator's dtype; `.code` reads as Python."""
+        """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python."""
         return self._program(outputs, from_updates).module
 
     def parameter_report(self, share: str | None = None) -> dict[str, Any]:

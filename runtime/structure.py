@@ -38,7 +38,7 @@ class Use:
     node: str
     operator: str
     phase: str
-    layer: str
+    module: str
     formula: str
     sizes: dict[str, int]
     numbers: int
@@ -69,9 +69,9 @@ class Structure(nn.Module):
         self.layers = nn.ModuleDict()
         self.uses: list[Use] = []
         self._names: dict[tuple[str, Any], str] = {}  # (way of sharing, what must agree) -> owner
-        self._own: set[str] = set()
-        self._seen: Counter[Any] = Counter()
-        self._owner: dict[tuple[str, str], str] = {}
+        self._own: set[str] = set()  # names that modules would have without sharing
+        self._seen: Counter[Any] = Counter()  # uses so far of the same place of a block
+        self._owner: dict[tuple[str, str], str] = {}  # (node, part) -> name of its module
 
     def get(self, node: fx.Node, part: str, layer: type[Layer], sizes: dict[str, Any]) -> str:
         """Name of the module for one part of a node, made or shared at its first use; d is added to the sizes.
@@ -83,7 +83,7 @@ class Structure(nn.Module):
             constants = (layer, tuple(sorted(sizes.items())))
             own = unused_name(f"{node.name}{part}", self._own)
             self._own.add(own)
-            keys = {"none": own, "layers": self._place(node, part, constants) or own, "all": constants}
+            keys = {"none": own, "layers": self._in_block(node, part, constants) or own, "all": constants}
             owners = {share: self._names.setdefault((share, key), own) for share, key in keys.items()}
             owner = self._owner[node.name, part] = owners[self.share]
             if owner not in self.layers:
@@ -99,7 +99,7 @@ class Structure(nn.Module):
         operator, phase = tint_name(node) or "", info(node).phase or ""
         self.uses.append(Use(node.name, operator, phase, type(module).__name__, module.formula, module.sizes, numbers, owners))
 
-    def _place(self, node: fx.Node, part: str, constants: Any) -> Any:
+    def _in_block(self, node: fx.Node, part: str, constants: Any) -> Any:
         """Where in a block the use stands, the same for every block; None outside of blocks."""
         path = info(node).module
         block = self._block.search(path) if self._block else None

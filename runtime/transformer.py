@@ -23,7 +23,7 @@ from tintc.compiler.layout import Tile
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
 from tintc.runtime.modules import activation, attention, embedding, linear, norm
-from tintc.runtime.modules.parts import Layer, Place, Range, blank, read
+from tintc.runtime.modules.parts import Layer, Place, Range, blank, copied
 from tintc.runtime.pages import FillTile, ReadSlot
 from tintc.runtime.structure import Structure, unused_name
 
@@ -121,11 +121,13 @@ class _Emitter:
         elif name in ("segment", "segment_mask"):
             self._segment(node)
         else:
-            rule: Callable[[fx.Node], None] = getattr(self, name or "")
+            rule: Callable[[fx.Node], None] | None = getattr(self, name or "", None)
+            if rule is None:
+                raise CompilerBug(f"the transformer back end has no rule for tint.{name}")
             rule(node)
-        for key in ("logits", "initial_logits"):
+        for key in ("logits", "initial_logits"):  # taken out at once: later modules use these coordinates again
             if self.wanted.get(key) is node:
-                self.values[node] = self._function(_copied, self.stream, self._range(node), name=key)
+                self.values[node] = self._function(copied, self.stream, self._range(node), name=key)
 
     def _segment(self, node: fx.Node) -> None:
         """First tokens of an activation are a range of fewer tokens; of an input, a slice."""
@@ -313,7 +315,3 @@ def _is_vector(tile: Tile) -> bool:
 
 def _place(tile: Tile) -> Place:
     return Place(tile.tokens.start, tile.tokens.stop, tile.coordinates.start, tile.coordinates.stop)
-
-
-def _copied(stream: Any, where: Range) -> Any:
-    return read(stream, where).clone()

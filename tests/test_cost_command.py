@@ -87,7 +87,8 @@ class TestCommand:
 
     def test_several_models_give_a_table(self) -> None:
         done = tintc("cost", "tiny-opt", source_directory(), "--backend", "transformer")
-        header, *rows = done.out.splitlines()
+        header, *rows, caption = done.out.splitlines()
+        assert caption.startswith("one call: 1 x 256 tokens, 128 trained, 1 steps; transformer back end in float32")
         assert header.split()[:2] == ["model", "auxiliary"]
         assert "share layers" in header
         assert [row.split()[0] for row in rows] == ["tiny-opt", str(source_directory())]
@@ -144,7 +145,7 @@ class TestCompiled:
             f"{sum(p.numel() for p in simulator.parameters()):,}",
             "the simulator's own",
             "2 forward, 1 backward",
-            "FLOPs of a call",
+            "times the",
         ):
             assert expected in done.out
         assert tintc("inspect", folder, "--params", "--json").document == simulator.parameter_report()

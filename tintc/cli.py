@@ -60,7 +60,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", callback=_quiet, help="No 
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
 Backend = Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")]
-Share = Annotated[str, typer.Option(help="Which structural constants one copy serves for: none, layers or all.")]
+Share = Annotated[str, typer.Option(help="Who shares structural constants: none, layers (all blocks) or all (equal modules).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default cpu.")]
 Dtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default as stored.")]
 
@@ -237,7 +237,7 @@ def cost_command(
 ) -> None:
     """Count parameters, FLOPs and memory from configs alone.
 
-    No weights are read, so the model may be of any size. Several models give a table.
+    No weights are read, so the model may be of any size. Several models give a table, with --json a list.
     """
     flags = {"steps": steps, "layers": layers, "prefix_tokens": prefix_tokens, "sim_hidden": sim_hidden, "sim_heads": sim_heads}
     chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})

@@ -15,18 +15,18 @@ from tintc.runtime.primitives.precision import wide
 
 
 class AttentionLayer(Layer):
-    """queries, keys, values: coordinates of q (Q), k (K) and v (V); the result of a forward pass has O. heads: H. kv_heads: G."""
+    """queries, keys, values: coordinates of q, k and v; o of the result of a forward pass. heads: H. kv_heads: G."""
 
     def __init__(self, *, queries: int, keys: int, values: int, width: int, heads: int, kv_heads: int, scale: float) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads
-        self.sizes |= {"Q": queries, "K": keys, "V": values, "O": values // kv_heads * heads}
+        self.sizes |= {"q": queries, "k": keys, "v": values, "o": values // kv_heads * heads}
         self.scale = scale
         self.query, self.key = SplitMap(same(queries)), SplitMap(same(keys))
 
     def probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         """(B, H, T, T): softmax of the scores of each query head with its group's key head."""
-        q_BHTE, k_BHTE = self.split_queries(mapped(self.query, q)), self.split_keys(mapped(self.key, k))
+        q_BHTE, k_BHTE = self.split_queries(self.query.whole(q)), self.split_keys(self.key.whole(k))
         scores = torch.matmul(q_BHTE * self.scale, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
         return torch.softmax(wide(scores), -1).to(q.dtype)
 
@@ -49,16 +49,10 @@ def merged(x_BHTE: Tensor) -> Tensor:
     return x_BHTE.transpose(1, 2).flatten(-2)
 
 
-def mapped(part: SplitMap, x: Tensor) -> Tensor:
-    """A split map of a range in one piece."""
-    found: Tensor = part(x.unsqueeze(-2)).squeeze(-2)
-    return found
-
-
 class AttentionForward(AttentionLayer):
     """o_t = sum_i A_ti v_i. values: G * E' coordinates of v; o has H * E'."""
 
-    formula = "Q + K + V + O + 4*d"
+    formula = "q + k + v + o + 4*d"
 
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
@@ -68,8 +62,8 @@ class AttentionForward(AttentionLayer):
 
     def forward(self, stream: Tensor, code: Tensor, mask: Tensor, q: Range, k: Range, v: Range, o: Range) -> Tensor:
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
-        v_BHTE = self.split_keys(mapped(self.value, read(stream, v)))
-        return self.write(stream, code, o, mapped(self.output, merged(torch.matmul(a_BHTT, v_BHTE))))
+        v_BHTE = self.split_keys(self.value.whole(read(stream, v)))
+        return self.write(stream, code, o, self.output.whole(merged(torch.matmul(a_BHTT, v_BHTE))))
 
 
 class AttentionBackwardValue(AttentionLayer):
@@ -85,8 +79,8 @@ class AttentionBackwardValue(AttentionLayer):
 
     def forward(self, stream: Tensor, code: Tensor, mask: Tensor, do: Range, q: Range, k: Range, dv: Range) -> Tensor:
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
-        do_BHTE = self.split_queries(mapped(self.value, read(stream, do)))
-        return self.write(stream, code, dv, mapped(self.output, self.sum_groups(torch.matmul(a_BHTT.mT, do_BHTE))))
+        do_BHTE = self.split_queries(self.value.whole(read(stream, do)))
+        return self.write(stream, code, dv, self.output.whole(self.sum_groups(torch.matmul(a_BHTT.mT, do_BHTE))))
 
 
 class AttentionBackwardFull(AttentionLayer):
@@ -99,7 +93,7 @@ class AttentionBackwardFull(AttentionLayer):
     token's linear attention to itself. So nothing but softmax and linear attention is used, at E times the work.
     """
 
-    formula = "2*Q + 2*K + 2*V + O + 4*d"
+    formula = "2*q + 2*k + 2*v + o + 4*d"
 
     def __init__(self, **sizes: float) -> None:
         super().__init__(**sizes)  # type: ignore[arg-type]
@@ -113,18 +107,18 @@ class AttentionBackwardFull(AttentionLayer):
     ) -> Tensor:
         """results: where dq, dk and dv go; None for one that nothing reads."""
         a_BHTT = self.probabilities(read(stream, q), read(stream, k), mask)
-        q_BHTE = self.split_queries(mapped(self.query, read(stream, q)))
-        k_BHTE = self.split_keys(mapped(self.key, read(stream, k)))
-        v_BHTE = self.split_keys(mapped(self.value, read(stream, v)))
-        do_BHTE = self.split_queries(mapped(self.gradient, read(stream, do)))
+        q_BHTE = self.split_queries(self.query.whole(read(stream, q)))
+        k_BHTE = self.split_keys(self.key.whole(read(stream, k)))
+        v_BHTE = self.split_keys(self.value.whole(read(stream, v)))
+        do_BHTE = self.split_queries(self.gradient.whole(read(stream, do)))
         delta_BHT1 = (do_BHTE * torch.matmul(a_BHTT, v_BHTE)).sum(-1, keepdim=True)
         dq = contracted(a_BHTT, k_BHTE, v_BHTE, do_BHTE) - delta_BHT1 * torch.matmul(a_BHTT, k_BHTE)
         dk = contracted(a_BHTT.mT, q_BHTE, do_BHTE, v_BHTE) - torch.matmul(a_BHTT.mT, delta_BHT1 * q_BHTE)
         dv = torch.matmul(a_BHTT.mT, do_BHTE)
         found = (
-            mapped(self.to_query, merged(dq * self.scale)),
-            mapped(self.to_key, self.sum_groups(dk * self.scale)),
-            mapped(self.to_value, self.sum_groups(dv)),
+            self.to_query.whole(merged(dq * self.scale)),
+            self.to_key.whole(self.sum_groups(dk * self.scale)),
+            self.to_value.whole(self.sum_groups(dv)),
         )
         for where, value in zip(results, found, strict=True):
             stream = stream if where is None else self.write(stream, code, where, value)

@@ -29,18 +29,12 @@ class Embedding(Layer):
 class Residual(Layer):
     """x + y: a residual connection."""
 
-    def __init__(self, *, width: int) -> None:
-        super().__init__(width)
-
     def forward(self, stream: Tensor, code: Tensor, x: Range, y: Range, z: Range) -> Tensor:
         return self.write(stream, code, z, read(stream, x) + read(stream, y))
 
 
 class HeadForward(Layer):
     """z_t = E h_t + b: the scores of each input token with the V vocabulary tokens."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__(width)
 
     def forward(self, stream: Tensor, code: Tensor, table: Tensor, bias: Tensor | None, h: Range, z: Range) -> Tensor:
         return self.write(stream, code, z, F.linear(read(stream, h), table, bias))
@@ -49,15 +43,13 @@ class HeadForward(Layer):
 class HeadBackward(Layer):
     """dh_t = E^T dz_t: the vocabulary tokens weighed by what the loss left of their scores."""
 
-    def __init__(self, *, width: int) -> None:
-        super().__init__(width)
-
     def forward(self, stream: Tensor, code: Tensor, table: Tensor, dz: Range, dh: Range) -> Tensor:
         return self.write(stream, code, dh, torch.matmul(read(stream, dz), table))
 
 
 class LossGradient(Layer):
-    """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`."""
+    """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`: gradient of the summed loss, m the 0/1 loss mask, e_y the
+    one-hot of the target."""
 
     def __init__(self, *, width: int, kind: str) -> None:
         super().__init__(width)
@@ -74,9 +66,6 @@ class LossGradient(Layer):
 
 class MeanEmbeddingGradient(Layer):
     """dh_t = m_t (mean_v E[v] - E[y]): linear attention that weighs all vocabulary tokens alike."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__(width)
 
     def forward(self, stream: Tensor, code: Tensor, table: Tensor, targets: Tensor, mask: Tensor, dh: Range) -> Tensor:
         return self.write(stream, code, dh, (table.mean(0) - F.embedding(targets, table)) * mask.unsqueeze(-1))

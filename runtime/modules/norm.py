@@ -101,7 +101,7 @@ class NormBackward(Layer):
 
     def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool, scale: float) -> None:
         super().__init__(width)
-        self.formula, self.sizes["W"] = f"6*W + {_GAIN} + 4*d" if gain else "6*W + 4*d", size
+        self.formula, self.sizes["W"] = "10*W + d*ceil(W/d) + 4*d" if gain else "6*W + 4*d", size
         self.eps, self.kind = eps, kind
         self.gain = Gain(size, width) if gain else None
         self.difference = Difference(size, scale)
@@ -123,8 +123,8 @@ class NormBackwardExact(Layer):
 
     def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool) -> None:
         super().__init__(width)
-        attentions = f"{16 + 8 * (kind == 'layer')}*W + d*ceil(W/d)"
-        self.formula, self.sizes["W"] = f"{attentions} + {_GAIN} + 4*d" if gain else f"{attentions} + 4*d", size
+        maps = 4 * (4 + 2 * (kind == "layer") + gain)  # of each attention, four
+        self.formula, self.sizes["W"] = f"{maps}*W + {1 + gain}*d*ceil(W/d) + 4*d", size
         self.eps = eps
         self.gain = Gain(size, width) if gain else None
         self.range_of_ones = Ones(size, width)

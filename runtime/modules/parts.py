@@ -50,6 +50,11 @@ def read(stream: Tensor, where: Range) -> Tensor:
     return found.clone() if stream.requires_grad else found
 
 
+def copied(stream: Tensor, where: Range) -> Tensor:
+    """What a range holds now, for a result that later writes must not change."""
+    return stream[:, : where.tokens, where.start : where.stop].clone()
+
+
 def split(x: Tensor, parts: int, width: int) -> Tensor:
     """(..., W) -> (..., parts, width), padded with zeros."""
     return torch.unflatten(F.pad(x, (0, parts * width - x.shape[-1])), -1, (parts, width))
@@ -126,6 +131,11 @@ class SplitMap(nn.Module):
             y = torch.addcmul(y, weight[:, i], x[..., i : i + 1, :])
         return y
 
+    def whole(self, x: Tensor) -> Tensor:
+        """(..., W) -> (..., W), for a map of one part."""
+        y: Tensor = self(x.unsqueeze(-2)).squeeze(-2)
+        return y
+
 
 class LinearAttention(nn.Module):
     """Attention without softmax: o_t = O sum_j <Q x_t, K y_j> V z_j, head by head; y and z are two views of the same tokens."""
@@ -158,10 +168,8 @@ class NarrowAttention(nn.Module):
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(..., T, W) and (..., J, W) -> (..., T, W)."""
-        q, k, v = (part(x.unsqueeze(-2)).squeeze(-2) for part, x in ((self.query, asking), (self.key, keys), (self.value, values)))
-        held = k * v if self.itself else (k * v).sum(-2, keepdim=True)
-        o: Tensor = self.output((q * held).unsqueeze(-2)).squeeze(-2)
-        return o
+        q, k, v = self.query.whole(asking), self.key.whole(keys), self.value.whole(values)
+        return self.output.whole(q * (k * v if self.itself else (k * v).sum(-2, keepdim=True)))
 
 
 class SelfAttention(nn.Module):
@@ -172,16 +180,16 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value, self.output = (SplitMap(same(width)) for _ in range(4))
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (part(x.unsqueeze(-2)).squeeze(-2) for part, x in ((self.query, asking), (self.key, keys), (self.value, values)))
-        o: Tensor = self.output(((q * k).mean(-1, keepdim=True) * v).unsqueeze(-2)).squeeze(-2)
-        return o
+        """(..., T, W) each -> (..., T, W)."""
+        q, k, v = self.query.whole(asking), self.key.whole(keys), self.value.whole(values)
+        return self.output.whole((q * k).mean(-1, keepdim=True) * v)
 
 
 class Gate(nn.Module):
-    """keep, write = tanh(G code): how much of a coordinate a token keeps and how much of a module's result it takes.
+    """keep, take = tanh(G code): how much of a coordinate a token keeps and how much of a module's result it takes.
 
-    A linear map of the position code alone, so prefix and input tokens are gated separately; 2 * 2 d parameters. The tokens
-    that keep all and take nothing are left out of the computation. Source: TINT.md section 3, "Gates".
+    A linear map of the position code alone, so prefix and input tokens are gated separately; 2 * 2 d parameters. A
+    module evaluates it for the side that it writes: tokens of the other keep all and take nothing. Source: TINT.md section 3, "Gates".
     """
 
     def __init__(self, width: int, *, prefix: tuple[float, float], inputs: tuple[float, float]) -> None:
@@ -200,6 +208,8 @@ class Gate(nn.Module):
 class Layer(nn.Module):
     """What all modules share: a gate and the write to the residual stream or page. width: d, coordinates of a head.
 
+    forward(stream (B, T, C), code, ...) -> stream, with one range rewritten; on the prefix side (descents)
+    forward(page (K, D_sim) or (B, K, D_sim), code, stream, ...) -> page (B, K, D_sim). Sums over tokens are sums, not means.
     add: the result is added to what the coordinates hold; else it replaces that.
     formula, sizes: how many parameters the module has, as an expression in named sizes.
     """
@@ -213,9 +223,9 @@ class Layer(nn.Module):
         self.width = width
         self.gate = Gate(width, prefix=written if side == "prefix" else other, inputs=written if side == "inputs" else other)
 
-    def ones(self, code: Tensor, parts: int = 1) -> Tensor:
-        """(1, parts, d): the ones of the input tokens' position code, `parts` times."""
-        return code[-1:, None, self.width :].expand(1, parts, self.width)
+    def ones(self, code: Tensor) -> Tensor:
+        """(1, 1, d): the ones of the input tokens' position code."""
+        return code[-1:, None, self.width :]
 
     def places(self, code: Tensor, place: Place) -> Tensor:
         """(tokens, 1, d): the one-hots of the prefix tokens of `place`."""

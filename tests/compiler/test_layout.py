@@ -163,7 +163,7 @@ def test_following_the_advice_leads_to_sizes_that_work(hidden: int, linears: Sha
     write_and_read(layout)
 
 
-def test_a_linear_layer_lies_as_tint_stacks_it() -> None:
+def test_a_linear_layer_is_dealt_out_to_tokens() -> None:
     """K = 4, 10 rows of 6: S = 3 rows a token in a head each, then a head with the biases of these rows."""
     layout = solve(6, [(10, 6, True)], 0, prefix_tokens=4, sim_hidden=24, sim_heads=4)
     (weight,), (bias,) = layout.prefix["w0"].tiles, layout.prefix["b0"].tiles

@@ -13,12 +13,11 @@ from tests.scenarios import SCENARIOS
 from tests.tolerances import error
 from tintc.compiler.config import PRESETS, SimulatorConfig
 from tintc.compiler.errors import UsageError
-from tintc.runtime.modules.parts import Layer, blank
+from tintc.runtime.modules.parts import Layer, blank, copied
 from tintc.runtime.pages import FillTile, PrefixPages, ReadSlot
 from tintc.runtime.primitives.embedding import segment, segment_mask
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.structure import SHARES, Structure
-from tintc.runtime.transformer import _copied
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -137,8 +136,8 @@ def test_a_program_is_a_list_of_modules(preset: str, wanted: tuple[str, ...]) ->
     assert {node.op for node in program.graph.nodes} <= {"placeholder", "call_module", "call_function", "output"}
     targets = [node.target for node in calls(program, "call_function")]
     assert targets.count(blank) == 1
-    assert targets.count(_copied) == len(set(wanted) - {"updates"})
-    assert set(targets) <= {blank, _copied, segment, segment_mask}
+    assert targets.count(copied) == len(set(wanted) - {"updates"})
+    assert set(targets) <= {blank, copied, segment, segment_mask}
     inputs = {node for node in program.graph.nodes if node.op == "placeholder"}
     for node in calls(program, "call_function"):
         if node.target in (segment, segment_mask):

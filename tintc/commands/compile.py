@@ -64,7 +64,7 @@ def summary(facts: dict[str, Any]) -> Table:
         "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "
         f"({console.number(facts['updated_parameters'])} parameters)",
         "memory slots": f"{facts['memory_slots']} activations, {facts['kept_activations']} kept for training, in "
-        f"{facts['memory_width']} coordinates a token",
+        f"{facts['memory_width']:,} coordinates of an input token",
         "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
         f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
         "back end": f"{facts['backend']}, {facts['parameters']['total']:,} parameters"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from tintc.commands import console
-from tintc.commands.parameters import answers, print_parameters
+from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.compiler.config import SimulatorConfig
 
 
@@ -26,6 +26,11 @@ def run(sources: list[str], config: SimulatorConfig, *, as_json: bool, options: 
         console.print_json(found[0] if len(found) == 1 else found)
     elif len(found) > 1:
         console.print_table(_comparison(found))
+        same = found[0]
+        console.out.print(
+            f"one call: {_call(same)}, {same['config']['steps']} steps; {same['parameters']['backend']} back end in {same['dtype']}; "
+            "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: what counting took"
+        )
     else:
         console.print_table(_summary(found[0]), fold=True)
         console.out.print()
@@ -47,7 +52,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
             *(console.number(total) for total in totals),
             console.number(facts["flops"]),
             f"{facts['flops'] / facts['direct_flops']:.2f}",
-            *(f"{facts[name] / 1e9:.4g}" for name in ("weight_bytes", "peak_bytes")),
+            *(f"{facts[name] / 1e9:,.4g}" for name in ("weight_bytes", "peak_bytes")),
             f"{facts['seconds']:.1f}",
         )
     return table
@@ -55,21 +60,26 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
 
 def _summary(facts: dict[str, Any]) -> Table:
     parameters, layout, config = facts["parameters"], facts["layout"], facts["config"]
-    ratio = facts["flops"] / facts["direct_flops"]
+    prefix = {
+        "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim {layout['sim_heads']}, {layout['pages']:,} pages; "
+        f"an input token has {layout['memory_width']:,} coordinates",
+    }
     rows = {
         "source": facts["source"],
         "simulator": f"{parameters['backend']} back end, {parameters['total']:,} parameters",
         "inner training": f"{config['steps']} step{'s' if config['steps'] > 1 else ''} on the top {facts['trained_blocks']} "
         f"of {facts['blocks']} blocks",
-        "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim {layout['sim_heads']}, {layout['pages']} pages; "
-        f"{layout['memory_width']:,} coordinates an input token",
+        **(prefix if parameters["backend"] == "transformer" else {}),
         **answers(parameters),
-        "one call": f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained",
-        "FLOPs": f"{console.number(facts['flops'])}FLOP, {ratio:.2f} times the {console.number(facts['direct_flops'])}FLOP of fine-tuning "
-        "the model directly by exact gradients",
-        "memory": f"weights {facts['weight_bytes'] / 1e9:.3g} GB in {facts['dtype']}, peak {facts['peak_bytes'] / 1e9:.3g} GB",
+        "one call": _call(facts),
+        "FLOPs": flops_text(facts["flops"], facts["direct_flops"]),
+        "memory": f"weights {facts['weight_bytes'] / 1e9:,.4g} GB in {facts['dtype']}, peak {facts['peak_bytes'] / 1e9:,.4g} GB",
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     return table
+
+
+def _call(facts: dict[str, Any]) -> str:
+    return f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.commands.compile import summary
-from tintc.commands.parameters import answers, print_parameters
+from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.compiler.artifact import load, read_manifest
 from tintc.compiler.errors import UsageError
 from tintc.compiler.layout import Layout
@@ -57,11 +57,8 @@ def _print_parameters(facts: dict[str, Any], form: str) -> None:
     console.out.print()
     table = Table.grid(padding=(0, 2))
     call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
-    flops = {
-        "FLOPs of a call": f"{console.number(estimate['flops'])}FLOP on {call}; "
-        f"{console.number(estimate['fused_flops'])}FLOP without prefix tokens (tintc cost compares with exact fine-tuning)"
-    }
-    for name, value in {**answers(parameters), **flops}.items():
+    rows = {**answers(parameters), "one call": call, "FLOPs": flops_text(estimate["flops"], estimate["direct_flops"])}
+    for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     console.print_table(table, fold=True)
 
@@ -175,7 +172,7 @@ def _print_slots(layout: Layout, form: str) -> None:
         memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
     console.out.print(
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
-        f"memory {layout.memory_width} coordinates a token"
+        f"an input token has {layout.memory_width:,} coordinates"
     )
     console.out.print()
     console.print_table(prefix)

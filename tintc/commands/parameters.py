@@ -8,10 +8,9 @@ from rich.table import Table
 
 from tintc.commands import console
 
-
 _LETTERS = (
-    "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the range; Q, K, V, O: of q, k, v and the result. "
-    "each: parameters of one module; copies: modules that there are for the uses"
+    "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the range; q, k, v, o: of queries, keys, "
+    "values and result. each: parameters of one module; copies: modules that there are for the uses"
 )
 
 
@@ -30,10 +29,13 @@ def print_parameters(facts: dict[str, Any]) -> None:
         sizes = ", ".join(f"{name} {value}" for name, value in row["sizes"].items())
         counts = (f"{row[name]:,}" for name in ("uses", "copies", "numbers", "count"))
         rows.add_row(row["phase"], row["operator"], row["module"], *counts, f"{row['formula']}  ({sizes})")
-    for phase, count in facts["by_phase"].items():
-        rows.add_row(phase, "all", "", "", "", "", f"{count:,}", "")
     console.print_table(rows)
     console.out.print(_LETTERS)
+    console.out.print()
+    phases = Table("phase", "structural constants", box=None, padding=(0, 2, 0, 0))
+    for phase, count in facts["by_phase"].items():
+        phases.add_row(phase, f"{count:,}")
+    console.print_table(phases)
 
 
 def answers(facts: dict[str, Any]) -> dict[str, str]:
@@ -41,12 +43,22 @@ def answers(facts: dict[str, Any]) -> dict[str, str]:
     counts = {part["name"]: part["count"] for part in facts["parts"]}
     own = counts.get("structural constants", 0) + counts.get("position code", 0) + counts["inner learning rate"]
     passes = ", ".join(f"{count} {name}" for name, count in facts["passes"].items())
-    found = {
+    if not facts["shares"]:
+        return {
+            "auxiliary model": f"{facts['auxiliary']:,} parameters; this back end adds the inner learning rate alone",
+            "passes": passes,
+            "the construction": "--backend transformer counts the paper's: prefix tokens and structural constants",
+        }
+    totals = ", ".join(f"{name} {count:,}" for name, count in facts["shares"].items())
+    return {
         "auxiliary model": f"{facts['auxiliary']:,} parameters, which lie in the prefix numbers and the tables",
         "the simulator's own": f"{own:,}: no weight of the auxiliary model is among them; they are the same for any weights",
         "passes": passes,
+        "total by --share": f"{totals} (now: {facts['share']})",
     }
-    if facts["shares"]:
-        totals = ", ".join(f"{name} {count:,}" for name, count in facts["shares"].items())
-        found["total by --share"] = f"{totals} (now: {facts['share']})"
-    return found
+
+
+def flops_text(flops: int, direct: int) -> str:
+    """FLOPs of a call beside those of fine-tuning the model directly."""
+    found, compared = console.number(flops), console.number(direct)
+    return f"{found}FLOP, {flops / direct:.2f} times the {compared}FLOP of fine-tuning the model directly by exact gradients"
