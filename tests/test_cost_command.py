@@ -88,7 +88,7 @@ class TestCommand:
     def test_several_models_give_a_table(self) -> None:
         done = tintc("cost", "tiny-opt", source_directory(), "--backend", "transformer")
         header, *rows, caption = done.out.splitlines()
-        assert caption.startswith("one call: 1 x 256 tokens, 128 trained, 1 steps; transformer back end in float32")
+        assert caption.startswith("one call: 1 x 256 tokens, 128 trained, 1 step; transformer back end in float32")
         assert header.split()[:2] == ["model", "auxiliary"]
         assert "share layers" in header
         assert [row.split()[0] for row in rows] == ["tiny-opt", str(source_directory())]

@@ -28,7 +28,7 @@ def run(sources: list[str], config: SimulatorConfig, *, as_json: bool, options: 
         console.print_table(_comparison(found))
         same = found[0]
         console.out.print(
-            f"one call: {_call(same)}, {same['config']['steps']} steps; {same['parameters']['backend']} back end in {same['dtype']}; "
+            f"one call: {_call(same)}, {_steps(same)}; {same['parameters']['backend']} back end in {same['dtype']}; "
             "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: what counting took"
         )
     else:
@@ -59,7 +59,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
 
 
 def _summary(facts: dict[str, Any]) -> Table:
-    parameters, layout, config = facts["parameters"], facts["layout"], facts["config"]
+    parameters, layout = facts["parameters"], facts["layout"]
     prefix = {
         "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim {layout['sim_heads']}, {layout['pages']:,} pages; "
         f"an input token has {layout['memory_width']:,} coordinates",
@@ -67,8 +67,7 @@ def _summary(facts: dict[str, Any]) -> Table:
     rows = {
         "source": facts["source"],
         "simulator": f"{parameters['backend']} back end, {parameters['total']:,} parameters",
-        "inner training": f"{config['steps']} step{'s' if config['steps'] > 1 else ''} on the top {facts['trained_blocks']} "
-        f"of {facts['blocks']} blocks",
+        "inner training": f"{_steps(facts)} on the top {facts['trained_blocks']} of {facts['blocks']} blocks",
         **(prefix if parameters["backend"] == "transformer" else {}),
         **answers(parameters),
         "one call": _call(facts),
@@ -79,6 +78,11 @@ def _summary(facts: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     return table
+
+
+def _steps(facts: dict[str, Any]) -> str:
+    steps = facts["config"]["steps"]
+    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def _call(facts: dict[str, Any]) -> str:
