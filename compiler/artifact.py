@@ -48,7 +48,7 @@ _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.s
 _TOKENIZER = "tokenizer"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _OWN_DIGEST = "manifest_sha256"
-_PROPERTIES = ("well_formed", "tint_only", "shapes_agree", "named_outputs")
+_PROPERTIES = ("well_formed", "tint_only", "shapes_agree", "named_outputs", "prefix_slots_disjoint", "memory_slots_disjoint")
 _LIBRARIES = ("torch", "transformers", "safetensors")
 
 
@@ -113,7 +113,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
 
     Raises ArtifactError if the directory is no artifact, of another format version, truncated or altered.
     """
-    from tintc.runtime.simulator import Simulator, check_backend
+    from tintc.runtime.simulator import Simulator
+    from tintc.runtime.structure import check_backend
 
     root = Path(path).expanduser()
     manifest = read_manifest(root)
@@ -178,8 +179,9 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Why the graph is not a lowered one, or where graph, layout and weights do not fit each other."""
     names = [record.name for record in program.stages["lowered"]]
-    problems = [] if names == [node.name for node in program.graph.nodes] else ["its nodes have names that tintc does not give"]
-    problems += [problem for name in _PROPERTIES for problem in check_property(name, program.graph, None)]
+    problems = [] if isinstance(program.facts.block_path, str) else ["its block_path is no text"]
+    problems += [] if names == [node.name for node in program.graph.nodes] else ["its nodes have names that tintc does not give"]
+    problems += [problem for name in _PROPERTIES for problem in check_property(name, program.graph, program)]
     nodes = program.graph.find_nodes(op="placeholder")
     parameters = [(name, node) for node in nodes if (name := info(node).parameter) is not None]
     named = {*(name for name, _ in parameters), *(slot.parameter for slot in program.layout.prefix.values()), *program.aliases.values()}

@@ -100,18 +100,25 @@ def no_dead_code(graph: fx.Graph, context: Any) -> Problems:
 
 
 def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
-    """Every slot read by the graph has tiles, they cover it once, and no two tiles of a page share a number."""
+    """Every slot read by the graph has tiles in whole heads, they cover it once, and no two tiles of a page share a number."""
     layout = context.layout
     if layout is None:
         return ["no layout"]
     read = {info(node).slot for node in graph.nodes if is_tint(node, "prefix")}
     problems = [f"slot {name} has no place" for name in read - set(layout.prefix)]
+    if layout.sim_heads < 2:
+        return [f"a page has {layout.sim_heads} heads"]
+    if layout.sim_hidden % layout.sim_heads or layout.prefix_tokens > layout.head_width:
+        problems.append(f"{layout.prefix_tokens} tokens do not fit a head of {layout.sim_hidden} / {layout.sim_heads} coordinates")
     taken: dict[int, list[tuple[str, Range, Range]]] = {}
     for slot in layout.prefix.values():
         problems += _uncovered(slot)
         for tile in slot.tiles:
-            if tile.coordinates.stop > layout.sim_hidden or tile.tokens.stop > layout.prefix_tokens:
+            if tile.page >= layout.pages or tile.coordinates.stop > layout.sim_hidden or tile.tokens.stop > layout.prefix_tokens:
                 problems.append(f"{slot.name} leaves page {tile.page}")
+            whole = len(slot.shape) == 1 or tile.row_width % layout.head_width == 0
+            if not whole or tile.columns.size > tile.row_width or tile.coordinates.size != tile.groups * tile.row_width:
+                problems.append(f"{slot.name} is not cut into whole heads in page {tile.page}")
             for name, tokens, coordinates in taken.setdefault(tile.page, []):
                 if tokens.overlaps(tile.tokens) and coordinates.overlaps(tile.coordinates):
                     problems.append(f"{slot.name} and {name} overlap in page {tile.page}")

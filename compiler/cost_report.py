@@ -12,7 +12,8 @@ from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import call_sizes, estimate
 from tintc.compiler.driver import lower
 from tintc.compiler.sources import load_without_weights
-from tintc.runtime.simulator import Simulator, check_backend
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.structure import check_backend
 
 STAGES = 5  # calls of `progress`
 

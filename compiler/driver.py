@@ -12,13 +12,15 @@ from torch import fx, nn
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import call_sizes, estimate
+from tintc.compiler.model_checks import check_prefix_memory
 from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
 from tintc.compiler.program import Program
 from tintc.compiler.records import to_records
 from tintc.compiler.sources import load_source
 from tintc.compiler.verification import check_first_forward
 from tintc.passes import DEFAULT_PIPELINE
-from tintc.runtime.simulator import Simulator, check_backend
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.structure import check_backend
 
 Progress = Callable[[str], None]
 _CANONICAL_AFTER = "refuse_unsupported"
@@ -63,6 +65,8 @@ def compile(
     exact = lower(captured.copy(), config.exact_counterpart())
     program = lower(captured, config)
     program.direct_flops = estimate(exact, "fused", torch.float32, **call_sizes(exact.facts)).flops
+    if backend == "transformer":
+        check_prefix_memory(program.layout.prefix_numbers, next(t.dtype for t in captured.tensors.values() if t.is_floating_point()))
     # A module stays its owner's: training the simulator from outside must not change it.
     tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
     description: dict[str, Any] = dataclasses.asdict(loaded.description)

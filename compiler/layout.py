@@ -15,10 +15,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """start <= i < stop of a named axis."""
+    """start <= i < stop of a named axis. Raises ValueError for what is no range."""
 
     start: int
     stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"{self.start}:{self.stop} is no range")
 
     @property
     def size(self) -> int:

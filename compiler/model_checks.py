@@ -40,6 +40,16 @@ def check_memory(config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_
         )
 
 
+def check_prefix_memory(numbers: int, dtype: torch.dtype) -> None:
+    """Compares the bytes of the transformer back end's prefix tokens with the memory that is free. Raises MemoryLimitError."""
+    needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB of memory are free; "
+            "leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller model or a smaller dtype"
+        )
+
+
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Raises SourceError naming the parameters that hold a NaN or an infinity. Those on the meta device are skipped."""
     bad = [

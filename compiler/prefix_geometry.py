@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -111,33 +112,51 @@ def _candidates(weights: Weights, config: SimulatorConfig) -> list[Geometry]:
 
 def _check(weights: Weights, config: SimulatorConfig) -> None:
     """Raises UsageError, naming the nearest size that works, if no geometry has the sizes that the config sets."""
-    k, hidden, heads = config.prefix_tokens, config.sim_hidden, config.sim_heads
+    sizes = {name: getattr(config, name) for name in ("prefix_tokens", "sim_hidden", "sim_heads")}
     widest = max(weights.vectors, default=1)
-    if heads == 1:
-        raise UsageError("sim_heads is 1; expected at least 2: one head of a prefix token holds biases. The nearest that works is 2")
-    if hidden is None:
+    problem = _problem(sizes, widest)
+    if problem is None:
         return
+    field, why = problem
+    for name in dict.fromkeys((field, "sim_hidden", "sim_heads")):  # another one where no value of this one would do
+        nearest = _nearest(sizes, name, widest)
+        if nearest is not None:
+            other = "" if name == field else f"{name} "
+            raise UsageError(f"{field} is {sizes[field]}; {why}. The nearest that works is {other}{nearest}")
+    alone = _nearest({**dict.fromkeys(sizes), field: sizes[field]}, field, widest)
+    raise UsageError(f"{field} is {sizes[field]}; {why}. Leave the other sizes to tintc: then the nearest that works is {alone}")
+
+
+def _problem(sizes: dict[str, int | None], widest: int) -> tuple[str, str] | None:
+    """(size that is wrong, what was expected and why); None if some geometry has these sizes."""
+    k, hidden, heads = sizes["prefix_tokens"], sizes["sim_hidden"], sizes["sim_heads"]
+    if heads is not None and heads < 2:
+        return "sim_heads", "expected at least 2: one head of a prefix token holds biases"
+    if hidden is None:
+        return None
     least = max(widest, 2)
-    step = heads or (1 if k is None else 2)  # two heads hold any K that a half of the coordinates holds
-    nearest = math.ceil(max(least, (heads or 2) * (k or 1)) / step) * step
     if hidden < least:
-        more = f", and {heads or 2} heads for {k} prefix tokens each" if k is not None and nearest > least else ""
-        raise UsageError(
-            f"sim_hidden is {hidden}; expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers{more}. "
-            f"The nearest that works is {nearest}"
-        )
+        return "sim_hidden", f"expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers"
     if heads is not None and hidden % heads:
-        best = min((h for h in _divisors(hidden) if h > 1), key=lambda h: abs(h - heads))
-        raise UsageError(
-            f"sim_heads is {heads}; expected a divisor of sim_hidden, {hidden}: each head holds an equal piece. "
-            f"The nearest that works is {best}"
-        )
+        return "sim_heads", f"expected a divisor of sim_hidden, {hidden}: each head holds an equal piece"
     widest_head = hidden // (heads or _divisors(hidden)[1])
     if k is not None and k > widest_head:
-        raise UsageError(
-            f"prefix_tokens is {k}; expected at most {widest_head}, the coordinates of a head (sim_hidden / sim_heads): a head holds a "
-            f"one-hot of the prefix tokens. The nearest that works is {widest_head}"
-        )
+        why = "the coordinates of a head (sim_hidden / sim_heads): a head holds a one-hot of the prefix tokens"
+        return "prefix_tokens", f"expected at most {widest_head}, {why}"
+    return None
+
+
+def _nearest(sizes: dict[str, int | None], name: str, widest: int) -> int | None:
+    """The value of one size nearest to what it is with which the others work, if there is any."""
+    k, hidden, heads = sizes["prefix_tokens"], sizes["sim_hidden"], sizes["sim_heads"]
+    most = (heads or 2) * max(k or 1, widest)  # a width that works with any number of heads from 2 on
+    tried: Iterable[int] = range(2, most + 1)
+    if name == "prefix_tokens" and hidden is not None:
+        tried = [hidden // (heads or _divisors(hidden)[1])]
+    elif name == "sim_heads":
+        tried = [2] if hidden is None else _divisors(hidden)
+    works = (value for value in tried if _problem({**sizes, name: value}, widest) is None)
+    return min(works, key=lambda value: abs(value - (sizes[name] or value)), default=None)
 
 
 def _divisors(number: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tintc.runtime.pages import PrefixPages
-from tintc.runtime.structure import SHARES, Structure, Use
+from tintc.runtime.structure import SHARES, Structure, Use, check_backend
 from tintc.runtime.transformer import tables
 
 if TYPE_CHECKING:
@@ -24,8 +24,11 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
     structure: one row for each kind of module: phase, operator, module, formula, sizes, numbers (of one copy), uses, copies, count.
     by_phase: the same, summed. shares: the total under each way of sharing. auxiliary: parameters of the auxiliary model. passes: how
     often forward, backward and descent run. backend, share: what was counted.
+
+    Raises UsageError for an unknown share, or one that the back end does not have.
     """
     share = share or simulator.share
+    check_backend(simulator.backend, share)
     layout, prefix, structure = simulator.program.layout, simulator.prefix, simulator.structure
     if isinstance(prefix, PrefixPages):
         held, formula = _count(prefix.pages), f"pages * K * D_sim = {layout.pages} * {layout.prefix_tokens} * {layout.sim_hidden}"

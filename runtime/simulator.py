@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import InputError, UsageError
+from tintc.compiler.errors import InputError
 from tintc.compiler.inputs import CODE
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
@@ -25,9 +25,7 @@ from tintc.runtime import fused, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings
-from tintc.runtime.structure import SHARES, Structure
-
-BACKENDS = ("fused", "transformer")
+from tintc.runtime.structure import Structure, check_backend
 
 
 @dataclass(frozen=True)
@@ -290,16 +288,6 @@ class Simulator(nn.Module):
             ]
             self._emitted[key] = _Emitted(module, arguments)
         return self._emitted[key]
-
-
-def check_backend(backend: str, share: str) -> None:
-    """Raises UsageError for an unknown back end or way of sharing, or for sharing where there is nothing to share."""
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if share not in SHARES:
-        raise UsageError(f"share is {share!r}; expected one of {', '.join(SHARES)}")
-    if backend == "fused" and share != "none":
-        raise UsageError(f"share is {share!r}, but the fused back end has no structural constants to share; use backend transformer")
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

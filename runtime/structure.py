@@ -24,7 +24,18 @@ from tintc.compiler.layout import Layout
 from tintc.compiler.node_meta import info
 from tintc.runtime.modules.parts import Layer, position_code
 
+BACKENDS = ("fused", "transformer")
 SHARES = ("none", "layers", "all")
+
+
+def check_backend(backend: str, share: str) -> None:
+    """Raises UsageError for an unknown back end or way of sharing, or for sharing where there is nothing to share."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if share not in SHARES:
+        raise UsageError(f"share is {share!r}; expected one of {', '.join(SHARES)}")
+    if backend == "fused" and share != "none":
+        raise UsageError(f"share is {share!r}, but the fused back end has no structural constants to share; use backend transformer")
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,6 @@ class Structure(nn.Module):
 
     def __init__(self, layout: Layout, share: str, block_path: str, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        if share not in SHARES:
-            raise UsageError(f"share is {share!r}; expected one of {', '.join(SHARES)}")
         self.share, self.width = share, layout.head_width
         self._block = re.compile(re.escape(block_path) + r"\.(\d+)(?=\.|$)") if block_path else None
         self._dtype, self._device = dtype, device

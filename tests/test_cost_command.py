@@ -134,6 +134,11 @@ class TestCommand:
 
 
 class TestCompiled:
+    def test_prefix_tokens_that_do_not_fit_in_memory(self, tmp_path: Path) -> None:
+        arguments = ["--backend", "transformer", "--prefix-tokens", 10_000_000]
+        assert "prefix tokens need" in tintc("compile", source_directory(), "-o", tmp_path / "sim", *arguments).refused(4)
+        assert not (tmp_path / "sim").exists()
+
     def test_params_of_an_artifact(self, tmp_path: Path) -> None:
         folder = tmp_path / "sim"
         assert tintc("compile", source_directory(), "-o", folder, "--backend", "transformer", "--share", "layers", "-q").code == 0

@@ -243,10 +243,9 @@ class Layer(nn.Module):
     def update(self, page: Tensor, code: Tensor, place: Place, value: Tensor) -> Tensor:
         """A new page, one a sequence, with keep * old + write * value at a place of it."""
         keep, take = self.gate(code[place.first : place.last])
-        page = page.expand(*value.shape[:-2], *page.shape[-2:]).clone()
-        old = page[..., place.first : place.last, place.start : place.stop]
-        page[..., place.first : place.last, place.start : place.stop] = gated(keep, old) + take * value
-        return page
+        new = page.expand(*value.shape[:-2], *page.shape[-2:]).clone()
+        new[..., place.first : place.last, place.start : place.stop] = gated(keep, held(page, place)) + take * value
+        return new
 
 
 def gated(keep: Tensor, old: Tensor) -> Tensor:

@@ -278,6 +278,22 @@ FORGED_MANIFESTS: dict[str, Any] = {
 } | {"source": [None, 7, [7]]}
 
 
+def _overlapping(layout: dict[str, Any], facts: dict[str, Any]) -> None:
+    for slot in layout["memory"].values():
+        slot["coordinates"] = {"start": 0, "stop": slot["coordinates"]["stop"] - slot["coordinates"]["start"]}
+
+
+FORGED_LAYOUTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+    "overlapping activations": _overlapping,
+    "no activations": lambda layout, facts: layout.update(memory={}),
+    "one page": lambda layout, facts: layout.update(pages=1),
+    "one head": lambda layout, facts: layout.update(sim_heads=1),
+    "one token": lambda layout, facts: layout.update(prefix_tokens=1),
+    "no range": lambda layout, facts: next(iter(layout["memory"].values()))["coordinates"].update(start=-5),
+    "a number for a path": lambda layout, facts: facts.update(block_path=7),
+}
+
+
 class TestForged:
     """Checksums match, so only the contents can give a forgery away. It must be refused, and execute nothing."""
 
@@ -295,6 +311,16 @@ class TestForged:
         if name == "manifest_sha256":
             edit_json(saved / "manifest.json", lambda manifest: manifest.update({name: value}))
         self.assert_refused(saved)
+
+    @pytest.mark.parametrize("name", FORGED_LAYOUTS)
+    def test_layout(self, name: str, saved: Path) -> None:
+        """What the transformer back end would compute wrong or stumble over."""
+        seal(saved, lambda manifest: FORGED_LAYOUTS[name](manifest["layout"], manifest["facts"]))
+        self.assert_refused(saved)
+
+    @pytest.mark.parametrize(("field", "value"), [("backend", "loop"), ("share", "some"), ("share", "all")])
+    def test_back_end(self, field: str, value: str, saved: Path) -> None:
+        self.assert_refused(seal(saved, lambda manifest: manifest.update({field: value})))
 
     def test_pickle_for_weights(self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Trap:

@@ -17,7 +17,8 @@ import tintc
 from tests.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import Cost, estimate
-from tintc.runtime.simulator import BACKENDS, Simulator
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.structure import BACKENDS
 
 PEAK = 0.03  # of the measured peak, on models whose masks and positions are not small beside their activations
 

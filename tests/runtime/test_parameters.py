@@ -10,6 +10,7 @@ import torch
 
 from tests.models import FAMILIES, simulate
 from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.errors import UsageError
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.structure import SHARES
@@ -96,6 +97,23 @@ def test_steps_cost_parameters_only_without_sharing() -> None:
         {"forward": 2, "backward": 1, "descent": 1},
         {"forward": 4, "backward": 3, "descent": 3},
     )
+
+
+def test_an_unknown_share_is_refused() -> None:
+    simulator = transformer("opt", SimulatorConfig.paper())
+    with pytest.raises(UsageError, match="share is 'some'; expected one of none, layers, all"):
+        simulator.parameter_report("some")
+    with pytest.raises(UsageError, match="fused back end has no structural constants to share"):
+        simulate(FAMILIES["opt"](), SimulatorConfig.paper()).parameter_report("all")
+
+
+def test_structural_constants_may_be_thawed() -> None:
+    """They need no gradient by default; with one, an outer loss still reaches everything."""
+    simulator = transformer("opt", SimulatorConfig.paper()).requires_grad_(True)
+    simulator(torch.arange(12).reshape(2, 6), torch.ones(2, 6)).logits.square().sum().backward()
+    assert simulator.structure is not None
+    found = [p.grad for p in simulator.structure.parameters()]
+    assert sum(g is not None and bool(g.abs().sum() > 0) for g in found) > len(found) / 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
