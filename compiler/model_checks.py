@@ -45,8 +45,8 @@ def check_prefix_memory(numbers: int, dtype: torch.dtype) -> None:
     needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
     if needed > free:
         raise MemoryLimitError(
-            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB of memory are free; "
-            "leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller model or a smaller dtype"
+            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB of memory "
+            "are free; leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller model or a smaller dtype"
         )
 
 
