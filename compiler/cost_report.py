@@ -10,7 +10,7 @@ import torch
 from tintc.compiler.capture import capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import call_sizes, estimate
-from tintc.compiler.driver import lower
+from tintc.compiler.driver import direct_program, lower
 from tintc.compiler.sources import load_without_weights
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.structure import check_backend
@@ -39,7 +39,7 @@ def cost_report(
     most that the tensors of a call hold at once. options: of `load_without_weights`.
 
     Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages, memory_width: coordinates of an input token),
-    batch, tokens, trained_tokens, parameters, flops, direct_flops, weight_bytes, peak_bytes.
+    batch, tokens, trained_tokens, parameters, flops, direct_flops (0 where exact gradients cannot be simulated), weight_bytes, peak_bytes.
 
     Raises SourceError, UnsupportedModelError and UsageError.
     """
@@ -49,7 +49,7 @@ def cost_report(
     progress("capture")
     captured = capture(loaded.model)
     progress("lower")
-    exact = lower(captured.copy(), config.exact_counterpart())
+    exact = direct_program(captured, config)
     program = lower(captured, config)
     sizes = call_sizes(program.facts, batch=batch, tokens=tokens, train_fraction=train_fraction)
     progress("count parameters")
@@ -58,7 +58,7 @@ def cost_report(
         simulator = Simulator(program, captured.tensors, backend=backend, share=one_copy)
         parameters = simulator.parameter_report(share)
     progress("count FLOPs and bytes")
-    direct = estimate(exact, "fused", dtype, **sizes)
+    direct = 0 if exact is None else estimate(exact, "fused", dtype, **sizes).flops
     cost = estimate(program, backend, dtype, **sizes)
     weight_bytes = (parameters["total"] - 1) * dtype.itemsize + torch.float64.itemsize  # the learning rate is float64
     return {
@@ -73,7 +73,7 @@ def cost_report(
         "trained_tokens": sizes["segment"] + 1,
         "parameters": parameters,
         "flops": cost.flops,
-        "direct_flops": direct.flops,
+        "direct_flops": direct,
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
     }

@@ -12,6 +12,7 @@ from torch import fx, nn
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import call_sizes, estimate
+from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.model_checks import check_prefix_memory
 from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
 from tintc.compiler.program import Program
@@ -62,9 +63,10 @@ def compile(
     say("capture")
     captured = capture(loaded.model)
     say("lower")
-    exact = lower(captured.copy(), config.exact_counterpart())
+    direct = direct_program(captured, config)
     program = lower(captured, config)
-    program.direct_flops = estimate(exact, "fused", torch.float32, **call_sizes(exact.facts)).flops
+    if direct is not None:
+        program.direct_flops = estimate(direct, "fused", torch.float32, **call_sizes(direct.facts)).flops
     if backend == "transformer":
         check_prefix_memory(program.layout.prefix_numbers, next(t.dtype for t in captured.tensors.values() if t.is_floating_point()))
     # A module stays its owner's: training the simulator from outside must not change it.
@@ -74,6 +76,14 @@ def compile(
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator
+
+
+def direct_program(captured: Captured, config: SimulatorConfig) -> Program | None:
+    """Direct fine-tuning by exact gradients, for comparison; None where only the approximations of `config` can be simulated."""
+    try:
+        return lower(captured.copy(), config.exact_counterpart())
+    except UnsupportedModelError:
+        return None
 
 
 def lower(captured: Captured, config: SimulatorConfig) -> Program:

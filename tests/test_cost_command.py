@@ -11,9 +11,11 @@ import transformers
 import tintc as package
 from tests.artifacts import LAYERS, POSITIONS, source_directory
 from tests.command import tintc
+from tintc.compiler import driver
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import estimate
 from tintc.compiler.cost_report import cost_report
+from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.sources import load_without_weights
 from tintc.runtime.structure import SHARES
 
@@ -97,6 +99,19 @@ class TestCommand:
             str(source_directory()),
         ]
         assert "simulator" in tintc("cost", "tiny-opt", "tiny-opt").out.splitlines()[0]
+
+    def test_without_anything_to_compare_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where only the approximations of a config can be simulated, the rest is counted all the same."""
+
+        def refuse(*_: object) -> None:
+            raise UnsupportedModelError("a gain is read in another way")
+
+        lower = driver.lower
+        monkeypatch.setattr(driver, "lower", lambda captured, config: refuse() if config.is_exact else lower(captured, config))
+        monkeypatch.setattr("tintc.compiler.cost_report.lower", lower)
+        assert "nothing to compare with" in tintc("cost", "tiny-opt").out
+        assert " -  " in tintc("cost", "tiny-opt", "tiny-opt").out
+        assert package.compile("tiny-opt").program.direct_flops == 0
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
