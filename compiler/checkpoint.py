@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tintc.compiler.errors import SourceError, UnsupportedModelError
 from tintc.compiler.hub import first_line
-from tintc.compiler.model_checks import check_causal, check_finite, check_memory, check_supported, listed
+from tintc.compiler.model_checks import build_without_weights, check_causal, check_finite, check_memory, check_supported, listed
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _log = logging.getLogger(__name__)
@@ -52,14 +52,8 @@ class Checkpoint:
 
     def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
         """The model on the meta device: shapes and no numbers. Raises SourceError for a config that makes no model."""
-        try:
-            with torch.device("meta"):
-                model: torch.nn.Module = AutoModelForCausalLM.from_config(
-                    config, dtype=self.dtype, attn_implementation=attention_of(config), trust_remote_code=self.trust_remote_code
-                )
-        except Exception as error:
-            raise SourceError(f"{self.name}: no model can be built from its config: {first_line(error)}") from error
-        return model.eval()
+        options = {"dtype": self.dtype, "attn_implementation": attention_of(config), "trust_remote_code": self.trust_remote_code}
+        return build_without_weights(config, self.name, **options)
 
     def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
         """The model, its tokenizer and the digest of its weight files.

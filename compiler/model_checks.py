@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
 import psutil
 import torch
@@ -24,13 +25,19 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
         raise UnsupportedModelError(f"{name} has quantized weights; expected plain ones (float32, bfloat16 or float16)")
 
 
-def check_memory(config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_remote_code: bool) -> None:
-    """Compares the bytes of the weights, counted on the meta device, with the memory that is free."""
+def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -> torch.nn.Module:
+    """A model on the meta device: shapes and no numbers. options: of from_config. Raises SourceError for a config that makes no model."""
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
     except Exception as error:
         raise SourceError(f"{name}: no model can be built from its config: {first_line(error)}") from error
+    return model.eval()
+
+
+def check_memory(config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_remote_code: bool) -> None:
+    """Compares the bytes of the weights, counted on the meta device, with the memory that is free."""
+    model = build_without_weights(config, name, trust_remote_code=trust_remote_code)
     count = sum(value.numel() for value in model.parameters())
     needed, free = count * dtype.itemsize, psutil.virtual_memory().available
     if needed > free:

@@ -96,8 +96,8 @@ class PrefixPages(nn.Module):
         found = self.tables.tensors()
         pages = dict(enumerate(self.pages))
         for slot in self.layout.prefix.values():
-            if slot.parameter in found and slot.parameter not in self._shapes:
-                continue
+            if slot.parameter not in self._shapes:
+                continue  # the table has it
             value = read_slot(pages, slot)
             whole = found.get(slot.parameter)
             if whole is None:

@@ -80,12 +80,13 @@ class Simulator(nn.Module):
         self.backend, self.share = backend, share
         self.source = source or {}
         self.tokenizer = tokenizer
-        self.prefix: PrefixEmbeddings | PrefixPages = PrefixEmbeddings(tensors)
+        self.prefix: PrefixEmbeddings | PrefixPages
         self.structure: Structure | None = None
-        if backend == "transformer":
-            like = next(self.prefix.parameters())
+        if backend == "fused":
+            self.prefix = PrefixEmbeddings(tensors)
+        else:
             self.prefix = PrefixPages(program.layout, tensors, transformer.tables(program))
-            self.structure = Structure(program.layout, share, program.facts.block_path, like.dtype, like.device)
+            self.structure = Structure(program.layout, share, program.facts.block_path, self.dtype, self.device)
             transformer.emit(program, self.structure, fused.OUTPUTS)  # makes every module once
         self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
         self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], _Emitted] = {}

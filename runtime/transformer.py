@@ -50,6 +50,7 @@ class _Emitter:
         self.layout, self.structure = program.layout, structure
         self.lowered, self.emitted = program.graph, fx.Graph()
         returned = named_outputs(program.graph)
+        self.prompt, self.segment = (input_node(program.graph, name) for name in ("input_ids", "segment"))
         self.wanted: dict[str, Any] = {name: value for name, value in returned.items() if name in outputs}
         self.given = dict(returned["updates"]) if from_updates else {}
         roots: list[fx.Node] = []
@@ -62,7 +63,7 @@ class _Emitter:
 
     def run(self) -> fx.GraphModule:
         self._placeholders()
-        self.stream = self._function(blank, self.values[self._input("input_ids")], self.code, self.layout.memory_width, name="stream")
+        self.stream = self._function(blank, self.values[self.prompt], self.code, self.layout.memory_width, name="stream")
         computed = self.needed - set(self.given.values())
         for node in self.lowered.nodes:
             if node in computed and node.op == "call_function":
@@ -78,9 +79,8 @@ class _Emitter:
         """Inputs and tables, the position code, pages, and the updated slot values where they are given."""
         placed = {slot for node in self.needed if (slot := info(node).slot) is not None}
         read_directly = {n for user in self.needed if not is_tint(user, "prefix") for n in user.all_input_nodes}
-        names = ["input_ids"]
         for node in self.lowered.nodes:
-            if node.op == "placeholder" and (node in read_directly or node.name in names):
+            if node.op == "placeholder" and (node in read_directly or node is self.prompt):
                 self.values[node] = self.emitted.placeholder(node.name)
         self.code = self.emitted.placeholder(CODE)
         for index in sorted({tile.page for name in placed for tile in self.layout.prefix[name].tiles}):
@@ -91,9 +91,6 @@ class _Emitter:
             for index, tile in enumerate(self.layout.prefix[slot].tiles):
                 name = f"fill_{self.given[slot].name}_tile_{index}"
                 self.pages[tile.page] = self._adapt(name, FillTile(tile), self.pages[tile.page], value)
-
-    def _input(self, name: str) -> fx.Node:
-        return input_node(self.lowered, name)
 
     def _results(self) -> dict[str, Any]:
         """The outputs by name; updated slots are read back from their pages."""
@@ -143,7 +140,7 @@ class _Emitter:
         while is_tint(root, "segment"):
             root = argument(root, "x")
         slot = self.layout.memory[root.name].coordinates
-        tokens = self.values[self._input("segment")] if info(node).shape[1] == "S" else None
+        tokens = self.values[self.segment] if info(node).shape[1] == "S" else None
         return Range(slot.start + start, slot.start + (slot.size if stop is None else stop), tokens)
 
     def _tiles(self, weight: fx.Node) -> tuple[Tile, ...]:

@@ -3,19 +3,18 @@
 Weights are larger than a real initialisation's and norms are not trivial, so that a wrong formula shows.
 """
 
-import copy
+import dataclasses
 import json
 from functools import lru_cache
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.driver import lower
-from tintc.compiler.node_meta import KEY
 from tintc.runtime.simulator import Simulator
 
 
@@ -110,17 +109,7 @@ def capture_again(model: nn.Module) -> Captured:
     description = (type(model), model.config.to_json_string(use_diff=False), model.dtype)
     kept = _exported(*description)
     tensors = {name: dict(model.state_dict(keep_vars=True))[name].detach() for name in kept.tensors}
-    return Captured(copied(kept.graph), tensors, kept.aliases, kept.constants)
-
-
-def copied(graph: fx.Graph) -> fx.Graph:
-    """A copy that shares no node record with the graph, but its owning module."""
-    new = copy.deepcopy(graph)
-    for node in new.nodes:
-        if KEY in node.meta:
-            node.meta[KEY] = copy.copy(node.meta[KEY])
-    new.owning_module = graph.owning_module
-    return new
+    return dataclasses.replace(kept.copy(), tensors=tensors)
 
 
 @lru_cache(maxsize=64)

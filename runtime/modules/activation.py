@@ -5,17 +5,11 @@ Legend: B sequences, T input tokens, W width. Differences run in float64. Source
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tintc.runtime.modules.norm import Difference, Ones
 from tintc.runtime.modules.parts import Layer, NarrowAttention, Range, read
-from tintc.runtime.primitives.activation import SMOOTH
-
-
-def value_of(x: Tensor, kind: str) -> Tensor:
-    """a(x)."""
-    return torch.relu(x) if kind == "relu" else SMOOTH[kind].value(x)
+from tintc.runtime.primitives.activation import SMOOTH, activation_forward
 
 
 def slope_of(x: Tensor, kind: str) -> Tensor:
@@ -31,7 +25,7 @@ class ActivationForward(Layer):
         self.kind = kind
 
     def forward(self, stream: Tensor, code: Tensor, x: Range, y: Range) -> Tensor:
-        return self.write(stream, code, y, value_of(read(stream, x), self.kind))
+        return self.write(stream, code, y, activation_forward(read(stream, x), self.kind))
 
 
 class ActivationBackward(Layer):
@@ -47,7 +41,7 @@ class ActivationBackward(Layer):
 
     def forward(self, stream: Tensor, code: Tensor, dy: Range, x: Range, dx: Range) -> Tensor:
         both = self.difference.arguments_of(read(stream, x).double(), read(stream, dy).double())
-        found = self.difference.of(value_of(both, self.kind))
+        found = self.difference.of(activation_forward(both, self.kind))
         return self.write(stream, code, dx, found.to(stream.dtype))
 
 

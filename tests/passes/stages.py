@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tests.models import capture_again, copied
+from tests.models import capture_again
 from tests.nano import nano
 from tests.tolerances import error
 from tintc.compiler.capture import Captured, capture
@@ -50,8 +50,7 @@ def _captured_nano(layers: int) -> Captured:
 
 
 def nano_captured(layers: int = 2) -> Captured:
-    kept = _captured_nano(layers)
-    return Captured(copied(kept.graph), kept.tensors, kept.aliases, kept.constants)
+    return _captured_nano(layers).copy()
 
 
 def stage(last: str | None, config: SimulatorConfig | None = None, *, layers: int = 2, model: nn.Module | None = None) -> Stage:
