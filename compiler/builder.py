@@ -103,6 +103,18 @@ def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[
     return found
 
 
+def descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """All that depends on the nodes, without them."""
+    found: set[fx.Node] = set()
+    stack = [user for node in nodes for user in node.users]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += node.users
+    return found
+
+
 class Outputs(TypedDict):
     """What a lowered graph returns. updates: slot -> its newest value."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 import os
 import re
 import sys
@@ -77,8 +78,9 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
     """
     with evaluating(model):
-        program = _export(LogitsOnly(model), _device(model))
-    longest = _bounds(program)[1][1]
+        wrapper = LogitsOnly(model)
+        program = _export(wrapper, _device(model))
+        longest = _longest(program, wrapper)
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases)
@@ -116,25 +118,51 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
             f"torch.export cannot trace {type(wrapper.auxiliary).__name__}: {reason} (tintc needs model(input_ids) to run "
             "for any batch and length without control flow that depends on the data)"
         ) from error
-    _refuse_guards(program, wrapper.auxiliary)
     return program
 
 
-def _refuse_guards(program: torch.export.ExportedProgram, model: nn.Module) -> None:
-    """A model that branches on the batch or the length was captured only along the branch of 2 x 8 tokens.
+def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int | None:
+    """The longest sequence up to which the captured graph stands for the model; None for no limit.
 
-    A largest length is no such branch but a limit (`max_tokens`): up to there the captured branch is the one that runs.
+    A model that branches on the batch or the length was captured only along the branch of 2 x 8 tokens. Lengths from some number on that
+    leave the branch are a limit; if the graph computes the same at that number itself (a slice that happens to be whole), it is included.
+    Raises UnsupportedModelError for any other branch.
     """
-    limit = re.compile(r"L\['input_ids'\]\.size\(\)\[1\] <= \d+")
-    guards = [guard for guard in getattr(program, "_guards_code", []) if not limit.fullmatch(guard)]
-    for name, (lower, upper) in zip(("batch", "tokens"), _bounds(program), strict=True):
-        guards += [f"{name} >= {lower}"] if lower > 2 else []
-        guards += [f"{name} <= {upper}"] if upper is not None and name == "batch" else []
-    if guards:
+    (least, most), (shortest, longest) = _bounds(program)
+    guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
+    numbers = {int(number) for guard in guards for number in re.findall(r"\d+", guard)}
+    lengths = sorted({*range(2, 130), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)})
+    broken = next((n for n in lengths if not all(_holds(guard, batch, n) for guard in guards for batch in (1, 2, 3, 5))), None)
+    if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
+        found = [*guards, *(f"batch >= {n}" for n in (least,) if n > 2), *(f"batch <= {n}" for n in (most,) if n is not None)]
+        found += [f"tokens >= {shortest}"] if shortest > 2 else []
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes different things for different batches or lengths ({'; '.join(guards[:3])}); "
+            f"{type(wrapper.auxiliary).__name__} computes different things for different batches or lengths ({'; '.join(found[:3])}); "
             "expected one computation for all"
         )
+    if broken is not None:
+        longest = broken if _stands_at(broken, program, wrapper) else broken - 1
+    return longest
+
+
+def _holds(guard: str, batch: int, length: int) -> bool:
+    """Whether a guard of torch.export, a Python expression in the sizes of the input, holds."""
+    names = {"L": {"input_ids": torch.empty(batch, length, device="meta")}, "max": max, "min": min, "math": math, "torch": torch}
+    try:
+        return bool(eval(guard, {"__builtins__": {}}, names))
+    except Exception:  # a kind of guard that is not known
+        return False
+
+
+def _stands_at(length: int, program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> bool:
+    """Whether the captured graph gives the model's own logits at a length that its guards exclude."""
+    ids = torch.arange(length, device=_device(wrapper))[None] % 2
+    try:
+        with torch.no_grad():
+            expected, found = wrapper(ids), program.module(check_guards=False)(input_ids=ids)
+    except Exception:  # the model, or the graph, cannot do it: whatever it raises
+        return False
+    return expected.device.type == "meta" or bool(torch.allclose(expected, found, rtol=1e-4, atol=1e-6))
 
 
 def _bounds(program: torch.export.ExportedProgram) -> list[tuple[int, int | None]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Checkpoint:
         model = self._load_model(directory, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
-        return Loaded(model, self._load_tokenizer(directory), _digest(files))
+        return Loaded(model, self._load_tokenizer(directory), digest(files))
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Checkpoint:
                 dtype=self.dtype,
                 attn_implementation=attention_of(config),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, where transformers would only log them
+                ignore_mismatched_sizes=True,  # check_report refuses them, where transformers would only log them
                 **self._arguments,
             )
         except Exception as error:
@@ -109,19 +109,7 @@ class Checkpoint:
                     f"does not unpickle ({type(error).__name__}); expected the weights alone, best as safetensors"
                 ) from error
             raise SourceError(f"{self.name}: the weights cannot be loaded: {first_line(error)}") from error
-        if report["mismatched_keys"]:
-            key, found, expected = sorted(report["mismatched_keys"])[0]
-            raise SourceError(
-                f"{self.name}: the weights do not fit config.json: {key} has shape {tuple(found)}, expected {tuple(expected)} "
-                f"({len(report['mismatched_keys'])} such weights)"
-            )
-        if report["missing_keys"]:
-            raise SourceError(
-                f"{self.name}: the weight files lack {listed(report['missing_keys'])}, which config.json asks for; "
-                "the files are incomplete or belong to another model"
-            )
-        if report["unexpected_keys"]:
-            _log.warning("%s: weights that its config.json does not ask for are left out: %s", self.name, listed(report["unexpected_keys"]))
+        check_report(report, self.name, "config.json")
         loaded: torch.nn.Module = model.eval()
         return loaded
 
@@ -140,6 +128,26 @@ class Checkpoint:
             f"{self.name} brings Python code of its own, which would run on this machine; read it first, then pass "
             "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
         )
+
+
+def check_report(report: Mapping[str, Any], name: str, described_by: str) -> None:
+    """Judges what transformers reports after loading: missing and mismatched weights would hold random numbers.
+
+    described_by: what says which weights there should be, for the message. Raises SourceError.
+    """
+    if report["mismatched_keys"]:
+        key, found, expected = sorted(report["mismatched_keys"])[0]
+        raise SourceError(
+            f"{name}: the weights do not fit {described_by}: {key} has shape {tuple(found)}, expected {tuple(expected)} "
+            f"({len(report['mismatched_keys'])} such weights)"
+        )
+    if report["missing_keys"]:
+        raise SourceError(
+            f"{name}: the weights lack {listed(report['missing_keys'])}, which {described_by} asks for; "
+            "they are incomplete or belong to another model"
+        )
+    if report["unexpected_keys"]:
+        _log.warning("%s: weights that %s does not ask for are left out: %s", name, described_by, listed(report["unexpected_keys"]))
 
 
 def _looks_like(directory: Path) -> str:
@@ -192,7 +200,7 @@ def _weight_files(directory: Path, name: str) -> list[Path]:
     return [directory / file for file in names]
 
 
-def _digest(files: Sequence[Path]) -> str:
+def digest(files: Sequence[Path]) -> str:
     """The SHA-256 of one file; of several, that of their hexadecimal digests joined in order of their names."""
     digests = []
     for path in sorted(files):

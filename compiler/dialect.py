@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from tintc.compiler.node_meta import DType, Shape
-from tintc.runtime.primitives import activation, attention, embedding, linear, loss, norm
+from tintc.runtime.primitives import activation, attention, elementwise, embedding, linear, loss, norm, position
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ def _same(x: Shape, *_: Any) -> Shape:
     return x
 
 
-def _prefix_shape(parameter: Shape, start: int, stop: int, transpose: bool) -> Shape:
-    rest = parameter[:-1] if transpose else parameter[1:]
-    return (stop - start, *rest)
+def _prefix_shape(parameter: Shape, start: int, stop: int, period: int, transpose: bool) -> Shape:
+    rows, rest = (parameter[-1], parameter[:-1]) if transpose else (parameter[0], parameter[1:])
+    assert isinstance(rows, int)
+    return ((stop - start) * (rows // period), *rest)
 
 
 def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
@@ -57,12 +58,12 @@ def _vector_shape(vector: Shape, *_: Any) -> Shape:
     return ("B", vector[-1])
 
 
-def _attention_shape(q: Shape, k: Shape, v: Shape, mask: Shape, heads: int, kv_heads: int, scale: float) -> Shape:
+def _attention_shape(q: Shape, k: Shape, v: Shape, mask: Shape, bias: Shape | None, heads: int, kv_heads: int, *_: float) -> Shape:
     assert isinstance(v[-1], int)
     return (*q[:-1], v[-1] // kv_heads * heads)
 
 
-def _attention_value_shape(do: Shape, q: Shape, k: Shape, mask: Shape, heads: int, kv_heads: int, scale: float) -> Shape:
+def _attention_value_shape(do: Shape, q: Shape, k: Shape, mask: Shape, bias: Shape | None, heads: int, kv_heads: int, *_: float) -> Shape:
     assert isinstance(do[-1], int)
     return (*do[:-1], do[-1] // heads * kv_heads)
 
@@ -89,14 +90,24 @@ def _segment_mask_shape(mask: Shape, length: Any) -> Shape:
 
 _OPERATORS = (
     Operator(
-        "prefix", "(Tensor(a) parameter, int start, int stop, bool transpose) -> Tensor(a)",
+        "prefix", "(Tensor(a) parameter, int start, int stop, int period, bool transpose) -> Tensor(a)",
         linear.prefix, _prefix_shape, "value of a prefix slot before any descent",
     ),
     Operator(
         "embedding", "(Tensor table, Tensor index, int offset) -> Tensor",
         embedding.embedding, _embedding_shape, "rows of a token or position table",
     ),
-    Operator("residual", "(Tensor x, Tensor y) -> Tensor", embedding.residual, _same, "sum of two activations or gradients"),
+    Operator("residual", "(Tensor x, Tensor y) -> Tensor", elementwise.residual, _same, "sum of two activations or gradients"),
+    Operator("multiply", "(Tensor x, Tensor y) -> Tensor", elementwise.multiply, _same, "product of two activations"),
+    Operator("scale", "(Tensor x, float factor) -> Tensor", elementwise.scale, _same, "an activation times a constant"),
+    Operator(
+        "rotary", "(Tensor x, Tensor cos, Tensor sin, int heads, str pairing, bool transpose) -> Tensor",
+        position.rotary, _same, "pairs of coordinates turned by their position",
+    ),
+    Operator(
+        "window_mask", "(Tensor mask, int window) -> Tensor",
+        position.window_mask, _same, "a mask, narrowed to the last tokens", dtype="bool",
+    ),
     Operator(
         "segment", "(Tensor(a) x, SymInt length) -> Tensor(a)",
         embedding.segment, _segment_shape, "first tokens of a sequence",
@@ -122,15 +133,16 @@ _OPERATORS = (
         linear.bias_descent, _vector_shape, "b - eta sum_t dy",
     ),
     Operator(
-        "norm_forward", "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind) -> Tensor",
-        norm.norm_forward, _same, "gamma f(x) + beta",
+        "norm_forward", "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind, int heads, float offset) -> Tensor",
+        norm.norm_forward, _same, "(gamma + offset) f(x) + beta",
     ),
     Operator(
-        "norm_backward", "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, str gradient, float scale) -> Tensor",
+        "norm_backward",
+        "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, int heads, float offset, str gradient, float scale) -> Tensor",
         norm.norm_backward, _same, "dx of a norm, first-order or exact",
     ),
     Operator(
-        "norm_descent", "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, Tensor inner_lr) -> Tensor",
+        "norm_descent", "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, int heads, Tensor inner_lr) -> Tensor",
         norm.norm_descent, _vector_shape, "gamma - eta sum_t dy f(x)",
     ),
     Operator(
@@ -142,16 +154,19 @@ _OPERATORS = (
         activation.activation_backward, _same, "dx of an activation, first-order or exact",
     ),
     Operator(
-        "attention_forward", "(Tensor q, Tensor k, Tensor v, Tensor mask, int heads, int kv_heads, float scale) -> Tensor",
-        attention.attention_forward, _attention_shape, "softmax(scale q k^T + mask) v",
+        "attention_forward",
+        "(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
+        attention.attention_forward, _attention_shape, "softmax(scale q k^T + bias + mask) v",
     ),
     Operator(
-        "attention_backward_value", "(Tensor do, Tensor q, Tensor k, Tensor mask, int heads, int kv_heads, float scale) -> Tensor",
+        "attention_backward_value",
+        "(Tensor do, Tensor q, Tensor k, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
         attention.attention_backward_value, _attention_value_shape, "dv with the probabilities held constant",
     ),
     Operator(
         "attention_backward_full",
-        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor mask, int heads, int kv_heads, float scale) -> (Tensor, Tensor, Tensor)",
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap)"
+        " -> (Tensor, Tensor, Tensor)",
         attention.attention_backward_full, _attention_full_shape, "dq, dk, dv through the scores",
     ),
     Operator(

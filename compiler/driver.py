@@ -99,4 +99,4 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None
-    return Program(graph, config, context.facts, context.layout, captured.aliases, stages=stages)
+    return Program(graph, config, context.facts, context.layout, captured.aliases, tables=context.tables, stages=stages)

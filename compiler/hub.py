@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from tintc.compiler.errors import SourceError
 
 TIMEOUT_S = 10.0
+EXPECTED = "tiny-opt, smollm2-135m, shape:NAME, a directory, a .gguf file or a hub id such as facebook/opt-125m"
 _log = logging.getLogger(__name__)
 
 
@@ -130,9 +131,7 @@ def _download(name: str, filename: str, *, revision: str | None, cache_dir: str 
 def _refusal(error: Exception, name: str, revision: str | None) -> SourceError | None:
     """What a refusal of the hub means for the user; None for a server that fails."""
     if isinstance(error, HFValidationError):
-        return SourceError(
-            f"{name!r} is neither a directory nor a hub id; expected tiny-opt, shape:NAME, a directory or an id such as facebook/opt-125m"
-        )
+        return SourceError(f"{name!r} is neither a directory nor a hub id; expected {EXPECTED}")
     if isinstance(error, GatedRepoError):
         return SourceError(f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then run `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):

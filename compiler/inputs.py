@@ -18,6 +18,18 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
 
 CODE = "position_code"
 
+_TABLE = "tintc.table_"
+
+
+def table_name(index: int) -> str:
+    """Name, among a simulator's weights, of a table of positions that the passes computed: no part of the auxiliary state dict."""
+    return f"{_TABLE}{index}"
+
+
+def is_table(name: str) -> bool:
+    """Whether a weight is such a table."""
+    return name.startswith(_TABLE)
+
 
 def is_reserved(label: str) -> bool:
     """Whether a placeholder of that name would be taken for an input, the position code or a page of prefix tokens."""

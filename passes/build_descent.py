@@ -48,9 +48,9 @@ def _updates(node: fx.Node, dy: Any, inner_lr: fx.Node) -> list[tuple[str, fx.No
             ("bias_descent", argument(node, "bias"), (dy, inner_lr)),
         ]
     elif is_tint(node, "norm_forward"):
-        x, eps, kind = (argument(node, name) for name in ("x", "eps", "kind"))
+        x, eps, kind, heads = (argument(node, name) for name in ("x", "eps", "kind", "heads"))
         found = [
-            ("norm_descent", argument(node, "gamma"), (dy, x, eps, kind, inner_lr)),
+            ("norm_descent", argument(node, "gamma"), (dy, x, eps, kind, heads, inner_lr)),
             ("bias_descent", argument(node, "beta"), (dy, inner_lr)),
         ]
     else:

@@ -1,10 +1,12 @@
 """Strips what computes nothing and spells linear layers one way.
 
-    dropout(x, p, False); contiguous(x); to(x, same dtype); slice(x, everything)   ->  x
+    dropout(x, p, False); contiguous(x); slice(x, everything)                      ->  x
+    to(x, another float type) of an activation or weight                           ->  x: precision is the primitives' business
     wrap_with_set_grad_enabled(False, body, *args)                                 ->  body(*args), inlined
     relu_(x); add_(x, y)                                                           ->  relu(x); add(x, y), read by later users of x
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
     addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
+    matmul(x, t(W)); add(linear(x, W), b)                                          ->  linear(x, W); linear(x, W, b)
 
 A view that merges batch and tokens goes only if every operator until the view that restores them works
 token by token. Safe in eval mode, which capture sets.
@@ -22,7 +24,8 @@ from torch import fx
 from tintc.compiler.builder import operands
 from tintc.compiler.node_meta import copy_info, info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import VIEWS, aten, calls, depends_on, is_parameter, last_size, same_sizes, sizes, with_defaults
+from tintc.passes.evaluation import is_positional, reads_weights
+from tintc.passes.patterns import VIEWS, aten, binary, calls, is_parameter, last_size, same_sizes, sizes, with_defaults
 
 _DETACH = (aten.detach, aten.detach_)
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
@@ -52,6 +55,8 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
             _unmerge(node)
     for node in list(graph.nodes):
         _spell_linear(graph, node)
+    for node in list(graph.nodes):
+        _take_bias(graph, node)
     graph.eliminate_dead_code()
     return graph
 
@@ -61,7 +66,7 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if "wrap_with_set_grad_enabled" not in str(node.target) or owner is None:
             continue
-        if node.args[0] is False and depends_on(node, is_parameter):
+        if node.args[0] is False and reads_weights(node):
             info(node).refused = "it stops the gradient of a value that depends on weights"
             continue
         body: Any = getattr(owner, node.args[1].target)
@@ -106,7 +111,7 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
 
 
 def _is_no_op(node: fx.Node) -> bool:
-    if calls(node, *_DETACH) and depends_on(node, is_parameter):
+    if calls(node, *_DETACH) and reads_weights(node):
         info(node).refused = "it stops the gradient of a value that depends on weights"
         return False
     if calls(node, *_NO_OPS):
@@ -116,7 +121,10 @@ def _is_no_op(node: fx.Node) -> bool:
         return training is False or probability == 0
     if calls(node, aten.to, aten._to_copy, aten.type_as):
         source, result = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
-        return source is not None and result is not None and source.dtype == result.dtype
+        if source is None or result is None:
+            return False
+        casts = source.dtype.is_floating_point and result.dtype.is_floating_point and not is_positional(node)
+        return source.dtype == result.dtype or casts
     if calls(node, aten.slice):
         _, _, start, stop, step = with_defaults(operands(node), None, 0, None, None, 1)
         return start in (0, None) and stop in (sys.maxsize, None) and step == 1
@@ -146,6 +154,9 @@ def _unmerge(view: fx.Node) -> None:
     for node in computed:
         if not calls(node, *_TOKENWISE) or any(s not in known and not is_parameter(s) for s in node.all_input_nodes):
             return
+    whole = sizes(view.args[0])[:2]  # type: ignore[arg-type]
+    for node in computed:
+        node.meta["val"] = node.meta["val"].new_empty((*whole, last_size(node)))
     for node in (*(n for n in merged if n not in computed), *restoring):
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
 
@@ -153,16 +164,49 @@ def _unmerge(view: fx.Node) -> None:
 def _spell_linear(graph: fx.Graph, node: fx.Node) -> None:
     if calls(node, aten.addmm) and not node.kwargs and is_parameter(node.args[2]):
         bias, x, weight = node.args
-    elif calls(node, aten.mm, aten.matmul) and is_parameter(node.args[1]) and len(sizes(node.args[1])) == 2:  # type: ignore[arg-type]
+    elif calls(node, aten.mm, aten.matmul) and is_parameter(_untransposed(node.args[1])):
         bias, (x, weight) = None, node.args
     else:
         return
+    matrix = _untransposed(weight)
+    if len(sizes(matrix)) != 2:
+        return
     with graph.inserting_before(node):
-        transposed = graph.call_function(aten.t.default, (weight,))
-        linear = graph.call_function(aten.linear.default, (x, transposed, bias))
-    transposed.meta["val"] = None
-    linear.meta.update(node.meta)
-    copy_info(node, linear)
-    info(transposed).shape = tuple(reversed(info(weight).shape))  # type: ignore[arg-type]
-    node.replace_all_uses_with(linear)
-    graph.erase_node(node)
+        if matrix is weight:  # stored as (I, O)
+            matrix = graph.call_function(aten.t.default, (weight,))
+            matrix.meta["val"] = None
+            info(matrix).shape = tuple(reversed(info(weight).shape))
+        linear = graph.call_function(aten.linear.default, (x, matrix, bias))
+    _take_place(graph, node, linear)
+
+
+def _untransposed(weight: Any) -> Any:
+    """W where the node is t(W) in any spelling, else the node."""
+    flips = calls(weight, aten.t, aten.numpy_T, aten.mT) or (
+        calls(weight, aten.transpose, aten.permute) and sorted(axis % 2 for axis in _axes(weight)) == [0, 1] and len(sizes(weight)) == 2
+    )
+    return weight.args[0] if flips else weight
+
+
+def _axes(node: fx.Node) -> list[int]:
+    found: Any = node.args[1] if calls(node, aten.permute) else node.args[1:]
+    return [] if calls(node, aten.permute) and list(found) == [0, 1] else list(found)
+
+
+def _take_bias(graph: fx.Graph, node: fx.Node) -> None:
+    """A bias that is added behind its layer."""
+    for linear, bias in binary(node, aten.add):
+        without = calls(linear, aten.linear) and len(linear.users) == 1 and linear.args[2:] in ((), (None,))
+        if without and is_parameter(bias) and sizes(bias) == (last_size(linear),):
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.linear.default, (*linear.args[:2], bias))
+            new.meta["nn_module_stack"] = linear.meta.get("nn_module_stack")
+            _take_place(graph, node, new)
+            return
+
+
+def _take_place(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    new.meta.update(old.meta)
+    copy_info(old, new)
+    old.replace_all_uses_with(new)
+    graph.erase_node(old)

@@ -1,71 +1,116 @@
-"""Elementwise activations, as one operator or written out.
+"""Elementwise activations and constant multiples, however they are spelled.
 
-relu(x); gelu(x, approximate=...); silu(x); tanh(x)                          ->  tint.activation_forward(x, kind)
-0.5 x * (tanh(sqrt(2/pi) * (x + 0.044715 x^3)) + 1)                          ->  tint.activation_forward(x, "gelu_tanh")
+    an elementwise expression of one activation x that is c x                       ->  tint.scale(x, c)
+    ... or one of relu, gelu (exact, tanh, quick), silu, tanh, sigmoid              ->  tint.activation_forward(x, kind)
+
+Expressions are evaluated on a grid of numbers, not matched, and compared with the known functions. The outermost expression that is
+one of them wins: a written-out GELU contains a tanh of its own.
 """
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from tintc.compiler.builder import Builder, short_label
+from tintc.compiler.dialect import tint_name
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, binary, calls, last_size, number
+from tintc.passes.evaluation import constant, is_positional, is_weight
+from tintc.passes.patterns import aten, calls, is_of_tokens, sizes
+from tintc.runtime.primitives.activation import KINDS, activation_forward
+
+_ELEMENTWISE = (
+    *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.pow, aten.square, aten.neg, aten.exp, aten.reciprocal, aten.abs, aten.sqrt),
+    *(aten.tanh, aten.sigmoid, aten.erf, aten.relu, aten.relu_, aten.gelu, aten.silu, aten.silu_, aten.clamp, aten.clamp_min),
+    *(aten.maximum, aten.minimum, aten.softplus, aten.log, aten.log1p, aten.cosh, aten.leaky_relu, aten.hardtanh),
+)
+_TOLERANCE = 1e-6  # models write the constants of a GELU with 7 to 10 digits
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
 def recognize_activation(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Written-out forms first: they contain a tanh of their own."""
-    for match in (_written_out_gelu, _one_operator):
-        for node in list(graph.nodes):
-            found = match(node)
-            if found is None:
-                continue
-            x, kind = found
-            with graph.inserting_before(node):
-                shape = ("B", "T", last_size(node))
-                label = f"{short_label(info(node).module)}_{kind}"
-                new = Builder(graph).call("activation_forward", x, kind, like=node, label=label, shape=shape)
-            node.replace_all_uses_with(new)
+    """See the module's first lines. Repeated, since c tanh(x / c) is an activation only once x / c is a multiple."""
+    changed = True
+    while changed:
+        changed = False
+        for node in reversed(list(graph.nodes)):
+            if node.users and calls(node, *_ELEMENTWISE) and _is_activation(node):
+                changed |= _replace(graph, node, context)
         graph.eliminate_dead_code()
     return graph
 
 
-def _one_operator(node: fx.Node) -> tuple[fx.Node, str] | None:
-    x: Any = node.args[0] if node.args else None
-    if last_size(node) is None:
+def _is_activation(node: fx.Node) -> bool:
+    """Whether the value is (B, T, D) and depends on the tokens."""
+    return is_of_tokens(node) and not is_positional(node)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, context: Context) -> bool:
+    found = _match(node, context)
+    if found is None:
+        return False
+    x, kind = found
+    if kind == 1.0:
+        node.replace_all_uses_with(x)
+        return True
+    name, suffix = ("scale", "scaled") if isinstance(kind, float) else ("activation_forward", kind)
+    with graph.inserting_before(node):
+        label = f"{short_label(info(node).module)}_{suffix}"
+        new = Builder(graph).call(name, x, kind, like=node, label=label, shape=("B", "T", sizes(node)[-1]))
+    node.replace_all_uses_with(new)
+    return True
+
+
+def _match(node: fx.Node, context: Context) -> tuple[fx.Node, float | str] | None:
+    """(x, what the node is of it), for the smallest expression of one activation that is known."""
+    inside = [node]
+    while True:
+        leaves = {n for n in _inputs(inside, context) if n not in inside}
+        if not leaves or any(is_weight(leaf) or not _is_activation(leaf) for leaf in leaves):
+            return None
+        last = max(leaves)
+        if len(leaves) == 1 and (kind := _kind(inside, last, context)) is not None:
+            return last, kind
+        if tint_name(last) or not calls(last, *_ELEMENTWISE):
+            return None
+        inside.append(last)
+
+
+def _inputs(nodes: list[fx.Node], context: Context) -> list[fx.Node]:
+    return [source for node in nodes for source in node.all_input_nodes if constant(source, context) is None]
+
+
+def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | None:
+    """A factor, the name of an activation, or None."""
+    grid = _grid()
+    values: dict[fx.Node, Any] = {x: grid}
+
+    def value(node: fx.Node) -> Any:
+        plain = constant(node, context) if node not in values else None
+        return values[node] if plain is None else plain
+
+    try:
+        for node in reversed(inside):
+            values[node] = node.target(*fx.node.map_arg(node.args, value), **fx.node.map_arg(node.kwargs, value))  # type: ignore[operator]
+    except (RuntimeError, TypeError, KeyError):
         return None
-    if calls(node, aten.relu, aten.relu_):
-        return x, "relu"
-    if calls(node, aten.gelu):
-        return x, "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
-    if calls(node, aten.silu, aten.silu_):
-        return x, "silu"
-    return (x, "tanh") if calls(node, aten.tanh) else None
+    result: Tensor = values[inside[0]]
+    if result.shape != grid.shape:
+        return None
+    factor = float(result[-1] / grid[-1])
+    if _close(result, grid * factor):
+        return factor
+    return next((kind for kind in KINDS if _close(result, activation_forward(grid, kind))), None)
 
 
-def _written_out_gelu(node: fx.Node) -> tuple[fx.Node, str] | None:
-    for half, rest in binary(node, aten.mul):
-        x = _scaled(half, 0.5)
-        inner = next((a for a, one in binary(rest, aten.add) if number(one) == 1 and calls(a, aten.tanh)), None)
-        if x is None or inner is None:
-            continue
-        argument = _scaled(inner.args[0], math.sqrt(2 / math.pi))
-        for linear, cubic in binary(argument, aten.add):
-            power = _scaled(cubic, 0.044715)
-            if linear is x and calls(power, aten.pow) and power.args[0] is x and number(power.args[1]) == 3:
-                return x, "gelu_tanh"
-    return None
+@lru_cache
+def _grid() -> Tensor:
+    return torch.cat([torch.linspace(-0.5, 0.5, 22), torch.linspace(-9, 9, 145)]).double()
 
 
-def _scaled(node: Any, factor: float) -> Any:
-    """x where the node is x * factor, else None."""
-    for x, scale in binary(node, aten.mul):
-        value = number(scale)
-        if value is not None and math.isclose(value, factor, rel_tol=1e-6):
-            return x
-    return None
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found.double() - expected).abs() <= _TOLERANCE * expected.abs().clamp(min=1)).all())

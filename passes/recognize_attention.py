@@ -1,11 +1,11 @@
-"""Causal self-attention.
+"""Causal self-attention, as one operator or written out, with whatever positions do to it.
 
-    sdpa(heads(q * c), heads(k), heads(v), mask, scale=s) -> transpose -> merge heads
-      ->  tint.attention_forward(q, k, v, attention_mask, H, G, c * s)
+    softmax(mask(cap(scale * rotated(q) rotated(k)^T + bias))) v -> merge heads   (or scaled_dot_product_attention)
+      ->  tint.attention_forward(tint.rotary(q, cos, sin), tint.rotary(k, cos, sin), v, mask, bias, H, G, scale, softcap)
 
-heads(x) is view(x, [B, T, H, E]) and transpose(1, 2). The mask is evaluated, not matched: it must be the causal
-one for every length up to the model's positions (or 4096, which then is the simulator's limit). The simulator
-owns masks, so the graph gets an `attention_mask` input in its place.
+Operands are followed back to the layers that made them (`passes/heads.py`), scores from the softmax to their product
+(`passes/scores.py`). Masks are evaluated: the simulator owns them, so the graph gets an `attention_mask` input, narrowed by
+tint.window_mask for a sliding window. Rotary tables and biases of keys become tables of positions.
 """
 
 from __future__ import annotations
@@ -17,139 +17,140 @@ import torch
 from torch import Tensor, fx
 
 from tintc.compiler.builder import Builder, operands, short_label
+from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import (
-    VIEWS,
-    aten,
-    calls,
-    depends_on,
-    evaluate,
-    is_parameter,
-    last_size,
-    number,
-    only_user,
-    reads_token_values,
-    sizes,
-    with_defaults,
-)
+from tintc.passes.coordinates import BATCH, LENGTH, Untraceable, is_rearrangement
+from tintc.passes.evaluation import Evaluation
+from tintc.passes.heads import Heads, read_heads
+from tintc.passes.patterns import VIEWS, aten, calls, last_size, number, only_user, sizes, with_defaults
+from tintc.passes.recognize_linear import take_rows
+from tintc.passes.scores import Looks, Scores, read_looks, read_scores
+from tintc.passes.tables import longest, read_table
 
-_LONGEST_MASK = 4096  # masks are evaluated up to this length; nothing is claimed of longer sequences
+_LookKey = tuple[Any, ...]
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
 def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A refused match says why on its node."""
-    causal: dict[tuple[fx.Node | None, bool], str] = {}  # (mask, is_causal) -> problem; layers share masks
-    for node in [n for n in graph.nodes if calls(n, aten.scaled_dot_product_attention)]:
-        info(node).refused = _replace(graph, node, context, causal)
+    known: dict[_LookKey, Looks | Untraceable] = {}  # layers share masks
+    for node in [n for n in graph.nodes if calls(n, aten.scaled_dot_product_attention, aten.softmax, aten._softmax)]:
+        try:
+            _replace(graph, node, context, known)
+        except Untraceable as reason:
+            info(node).refused = str(reason)
     graph.eliminate_dead_code()
     return graph
 
 
-def _replace(graph: fx.Graph, node: fx.Node, context: Context, causal: dict[tuple[fx.Node | None, bool], str]) -> str:
-    query, keys, values, mask, dropout, is_causal = with_defaults(operands(node), None, None, None, None, 0.0, False)
+def _replace(graph: fx.Graph, node: fx.Node, context: Context, known: dict[_LookKey, Looks | Untraceable]) -> None:
+    if calls(node, aten.scaled_dot_product_attention):
+        scores, values, product = _whole_operator(node)
+    else:
+        scores, values, product = _written_out(node, context)
+    q, v = read_heads(scores.q, context), read_heads(values, context)
+    k = read_heads(scores.k, context, axes="hwt" if scores.keys_last else "htw")
+    if q.groups != q.heads or v.groups != k.groups or q.heads % k.groups or v.factor != 1 or v.rotation is not None:
+        raise Untraceable(f"its {q.heads} queries, {k.groups} keys and {v.groups} values do not fit, or values are scaled or rotated")
+    merged = _merged(product, q.heads * v.width, context)
+    looks = _looks(scores, q.heads, context, known)
+    build, module = Builder(graph), short_label(info(node).module)
+    with graph.inserting_before(node):
+        turned = [_turned(build, heads, context, node, f"{module}_{name}") for heads, name in ((q, "q"), (k, "k"))]
+        mask = _mask(build, looks.window)
+        bias = None if looks.bias is None else read_table(build, context, looks.bias, "key_bias", node)
+        scale = scores.scale * q.factor * k.factor
+        args = (*turned, take_rows(build, v.root, v.rows), mask, bias, q.heads, k.groups, scale, scores.softcap)
+        new = build.call("attention_forward", *args, like=node, label=module, shape=("B", "T", last_size(merged)))
+    merged.replace_all_uses_with(new)
+    if calls(node, aten.scaled_dot_product_attention):
+        _erase_between(graph, node, merged)  # fx holds sdpa for impure (it can drop probabilities) and would keep it as dead code
+
+
+def _whole_operator(node: fx.Node) -> tuple[Scores, Any, fx.Node]:
+    """(scores, values, the node that holds the result of each head)."""
+    q, k, v, mask, dropout, is_causal = with_defaults(operands(node), None, None, None, None, 0.0, False)
     mask, is_causal = node.kwargs.get("attn_mask", mask), node.kwargs.get("is_causal", is_causal)
     if dropout:
-        return "it drops probabilities even in eval mode"
-    split = [_heads(x) for x in (query, keys, values)]
-    heads = [found for found in split if not isinstance(found, str)]
-    if len(heads) < 3:
-        return next(found for found in split if isinstance(found, str))
-    (q, c_q, h, width), (k, c_k, g, _), (v, c_v, g_v, _) = heads
-    merged = _merged(node)
-    if merged is None or g != g_v or c_v != 1 or h % g:
-        return "its heads are not split and merged as view and transpose of (batch, tokens, heads * width)"
-    key = (mask, bool(is_causal))
-    if key not in causal:
-        causal[key] = _mask_problem(*key, context)
-    if causal[key]:
-        return causal[key]
+        raise Untraceable("it drops probabilities even in eval mode")
+    width = last_size(q)
+    if width is None:
+        raise Untraceable("its heads have no fixed width")
     scale = number(node.kwargs.get("scale"))
-    scale = (1 / math.sqrt(width) if scale is None else scale) * c_q * c_k
-    with graph.inserting_before(node):
-        build = Builder(graph)
-        args = (q, k, v, build.input("attention_mask"), h, g, scale)
-        label, shape = short_label(info(node).module), ("B", "T", last_size(merged))
-        new = build.call("attention_forward", *args, like=node, label=label, shape=shape)
-    merged.replace_all_uses_with(new)
-    # fx holds sdpa for impure (it can drop probabilities) and would keep it as dead code.
-    for dead in (merged, merged.args[0], node):
-        graph.erase_node(dead)  # type: ignore[arg-type]
-    return ""
+    scores = Scores(q, k, False, 1 / math.sqrt(width) if scale is None else scale, is_causal=bool(is_causal))
+    if isinstance(mask, fx.Node):
+        is_bool = mask.meta["val"].dtype == torch.bool
+        if is_bool:
+            scores.hidden.append((mask, False))
+        else:
+            scores.offsets.append((mask, 1.0))
+    return scores, v, node
 
 
-def _heads(node: Any) -> tuple[fx.Node, float, int, int] | str:
-    """(x, factor, heads, head width) where the node is factor * heads(x), scaled at any point; else why not."""
-    transposed, outer = _unscaled(node)
-    if not _swaps_heads_and_tokens(transposed):
-        return f"it reads {_what(transposed)}; expected a transpose of heads and tokens"
-    view, middle = _unscaled(transposed.args[0])
-    if not calls(view, *VIEWS) or len(sizes(view)) != 4 or len(sizes(view.args[0])) != 3:
-        return f"it reads {_what(view)}; expected a view of (batch, tokens, heads * width) as (batch, tokens, heads, width)"
-    tokens = next(n for n in view.graph.nodes if info(n).role == "input" and n.name == "input_ids")
-    if [str(size) for size in sizes(view)[:2]] != [str(size) for size in sizes(tokens)]:
-        return "it views tokens as batch or the other way round"
-    x, inner = _unscaled(view.args[0])
-    heads, width = sizes(view)[2:]
-    if not isinstance(heads, int) or last_size(x) != heads * width:
-        return f"it splits {last_size(x)} numbers into {heads} heads of {width}"
-    return x, outer * middle * inner, heads, width
+def _written_out(softmax: fx.Node, context: Context) -> tuple[Scores, Any, fx.Node]:
+    axis = softmax.args[1] if len(softmax.args) > 1 else softmax.kwargs.get("dim")
+    if axis not in (-1, len(sizes(softmax)) - 1):
+        raise Untraceable(f"it is a softmax over axis {axis}; expected the last, over the keys")
+    probabilities = softmax
+    while (user := only_user(probabilities)) is not None and calls(user, *VIEWS):
+        probabilities = user
+    if user is None or not calls(user, aten.matmul, aten.bmm) or user.args[0] is not probabilities:
+        raise Untraceable("its probabilities are not multiplied with values")
+    return read_scores(softmax, context), user.args[1], user
 
 
-def _unscaled(node: Any) -> tuple[Any, float]:
-    """The node without multiplications and divisions by numbers, and their product."""
-    factor = 1.0
-    while calls(node, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs and (scale := number(node.args[1])) is not None:
-        factor = factor * scale if calls(node, aten.mul) else factor / scale
-        node = node.args[0]
-    return node, factor
+def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
+    """The (B, T, H * E) value with the heads' results side by side, found by laying out the numbers of its coordinates."""
+    values = Evaluation(BATCH, LENGTH, context)
+    wanted = torch.arange(BATCH * LENGTH * width).view(BATCH, LENGTH, width)
+    by_head = torch.unflatten(wanted, -1, (-1, int(sizes(product)[-1]))).transpose(1, 2)
+    value: Tensor = by_head if len(sizes(product)) == 4 else by_head.flatten(0, 1)
+    node = product
+    while not (value.shape == wanted.shape and torch.equal(value, wanted)):
+        user = only_user(node)
+        if user is None or not is_rearrangement(user) or user.args[0] is not node:
+            raise Untraceable("its heads are not merged into (batch, tokens, heads * width)")
+        target: Any = user.target
+        args, kwargs = values.of((operands(user)[1:], user.kwargs))
+        value, node = target(value, *args, **kwargs), user
+    return node
 
 
-def _swaps_heads_and_tokens(node: Any) -> bool:
-    if calls(node, aten.transpose):
-        return sorted(axis % 4 for axis in node.args[1:]) == [1, 2]
-    return calls(node, aten.permute) and list(node.args[1]) == [0, 2, 1, 3]
-
-
-def _what(node: Any) -> str:
-    return str(getattr(node, "target", node))
-
-
-def _merged(node: fx.Node) -> fx.Node | None:
-    """The (B, T, H * E) view of the transposed result."""
-    transpose = only_user(node)
-    if transpose is None or not _swaps_heads_and_tokens(transpose):
-        return None
-    view = only_user(transpose)
-    return view if view is not None and calls(view, *VIEWS) and len(sizes(view)) == 3 else None
-
-
-def _mask_problem(mask: fx.Node | None, is_causal: bool, context: Context) -> str:
-    """Why the mask is not the causal one; empty if it is."""
-    if mask is None:
-        return "" if is_causal else "it is not causal: every position sees every other"
-    if depends_on(mask, lambda n: is_parameter(n)):
-        return "its mask or bias depends on a weight"
-    if reads_token_values(mask):
-        return "its mask depends on the token ids"
-    longest = min(context.facts.max_positions or _LONGEST_MASK, _LONGEST_MASK)
-    for batch, length in ((2, min(7, longest)), (1, longest)):
+def _looks(scores: Scores, heads: int, context: Context, known: dict[_LookKey, Looks | Untraceable]) -> Looks:
+    key = (tuple(scores.offsets), tuple(scores.hidden), scores.is_causal, heads)
+    if key not in known:
         try:
-            value = evaluate(mask, batch, length, context)
-        except (RuntimeError, TypeError, KeyError, IndexError) as error:
-            return f"its mask cannot be evaluated from the sizes alone ({error})"
-        if not _is_causal(value, length):
-            return "its mask is not the plain causal one (a window, a bias or a prefix)"
-    context.facts.max_positions = longest
-    return ""
+            known[key] = read_looks(scores, heads, context)
+        except Untraceable as reason:
+            known[key] = reason
+    found = known[key]
+    if isinstance(found, Untraceable):
+        raise found
+    return found
 
 
-def _is_causal(mask: Tensor, length: int) -> bool:
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    if mask.shape[-2:] != causal.shape:
-        return False
-    if mask.dtype == torch.bool:
-        return bool((mask == causal).all())
-    hidden = torch.finfo(mask.dtype).min / 2
-    return bool(((mask == 0) == causal).all()) and bool((mask[..., ~causal] < hidden).all())
+def _turned(build: Builder, heads: Heads, context: Context, like: fx.Node, label: str) -> fx.Node:
+    """The operand, behind its rotation."""
+    x = take_rows(build, heads.root, heads.rows)
+    if heads.rotation is None:
+        return x
+    cos, sin = heads.rotation.tables(longest(context), context)
+    rows = [read_table(build, context, table, name, like) for table, name in ((cos, "rotary_cos"), (sin, "rotary_sin"))]
+    return build.call("rotary", x, *rows, heads.groups, heads.rotation.pairing, False, like=like, label=f"{label}_rotary")
+
+
+def _mask(build: Builder, window: int) -> fx.Node:
+    mask = build.input("attention_mask")
+    if window == 0:
+        return mask
+    same = [user for user in mask.users if is_tint(user, "window_mask") and argument(user, "window") == window]
+    return same[0] if same else build.call("window_mask", mask, window, label=f"window_{window}")
+
+
+def _erase_between(graph: fx.Graph, first: fx.Node, last: fx.Node) -> None:
+    chain = [first]
+    while chain[-1] is not last:
+        chain.append(next(iter(chain[-1].users)))
+    for dead in reversed(chain):
+        graph.erase_node(dead)

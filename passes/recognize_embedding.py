@@ -2,6 +2,8 @@
 
     embedding(table, input_ids)                               ->  tint.embedding(table, input_ids, 0)
     embedding(table, arithmetic of the sizes = 0 1 2 ... + c) ->  tint.embedding(table, position_ids, c)
+    x + table[c : c + T]                                      ->  x + tint.embedding(table, position_ids, c)
+    x + arithmetic of the sizes (T, D)                        ->  x + tint.embedding(table of its values, position_ids, 0)
 
 The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The simulator
 owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.
@@ -9,13 +11,19 @@ owns positions (padding, restarts), so the graph gets a `position_ids` input in 
 
 from __future__ import annotations
 
-import torch
-from torch import fx
+from typing import Any
 
-from tintc.compiler.builder import Builder, operands, short_label
+import torch
+from torch import Tensor, fx
+
+from tintc.compiler.builder import Builder, ancestors, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, depends_on, evaluate, is_parameter, reads_token_values
+from tintc.passes.evaluation import Evaluation, is_positional, is_weight
+from tintc.passes.patterns import aten, binary, calls, is_parameter, sizes
+from tintc.passes.tables import LONGEST, longest, read_table
+
+_UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
@@ -44,26 +52,93 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
         with graph.inserting_before(node):
             new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))
         node.replace_all_uses_with(new)
+    for node in [n for n in graph.nodes if calls(n, aten.add)]:
+        _added_positions(build, node, context)
     graph.eliminate_dead_code()
     return graph
 
 
 def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
     """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else why not."""
-    if depends_on(index, lambda n: is_parameter(n)):
-        return "its index depends on a weight; expected token ids or positions"
-    if reads_token_values(index):
-        return "its index is neither the token ids nor consecutive positions: it computes with the ids"
+    if not is_positional(index):
+        return "its index is neither the token ids nor consecutive positions: it computes with the ids or depends on a weight"
     offsets: list[int] = []
     for batch in (2, 1):
         longest = min(rows, context.facts.max_positions or rows)
         length = min(rows - offsets[0], longest) if offsets else min(7, longest)
         try:
-            value = evaluate(index, batch, length, context)
+            value = Evaluation(batch, length, context).of(index)
             starts = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=value.device)
-        except (RuntimeError, TypeError, KeyError) as error:
+        except _UNEVALUABLE as error:
             return f"its index cannot be evaluated from the sizes alone ({error})"
         if not bool((starts == starts[0, 0]).all()) or not 0 <= int(starts[0, 0]) < rows:
             return "its index is neither the token ids nor consecutive positions"
         offsets.append(int(starts[0, 0]))
     return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the length"
+
+
+def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
+    """x + p, where p is a slice of a table or arithmetic of the sizes."""
+    for x, p in binary(node, aten.add):
+        if not isinstance(x, fx.Node) or not isinstance(p, fx.Node) or len(sizes(x)) != 3 or is_positional(x) or is_weight(p):
+            continue
+        if sizes(p)[-1:] != sizes(x)[-1:] or len(sizes(p)) < 2:
+            continue
+        tables = [n for n in ancestors([p]) if is_weight(n)]
+        if len(tables) > 1:
+            continue
+        with build.graph.inserting_before(node):
+            new = _computed(build, node, p, context) if not tables else _slice(build, node, p, tables[0], context)
+        if new is not None:
+            node.args = (x, new) if node.args[0] is x else (new, x)
+            return
+
+
+def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx.Node | None:
+    """A table of the values of p."""
+    if not is_positional(p):
+        return None
+    values = [_rows(p, batch, longest(context), context, {}) for batch in (1, 2)]
+    if any(isinstance(value, str) for value in values) or not torch.equal(*values):  # type: ignore[arg-type]
+        info(node).refused = next((v for v in values if isinstance(v, str)), "what it adds differs between sequences")
+        return None
+    value: Any = values[0]
+    return read_table(build, context, value, "positions", node)
+
+
+def _slice(build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: Context) -> fx.Node | None:
+    """Rows of a learned table, found by putting the numbers of its entries in place of their values."""
+    *leading, rows, width = context.tensors[info(table).parameter or ""].shape
+    if any(size != 1 for size in leading):
+        return None
+    numbers = torch.arange(rows * width).view(*leading, rows, width)
+    offsets = {_offset(_rows(p, batch, min(length, rows), context, {table: numbers}), width) for batch, length in ((2, 7), (1, 3))}
+    offset = offsets.pop()
+    if offset is None or offsets:
+        info(node).refused = "what it adds is no table of positions, read from one row on"
+        return None
+    context.facts.max_positions = min(rows - offset, context.facts.max_positions or LONGEST)
+    label = short_label(info(table).parameter or "positions")
+    return build.call("embedding", table, build.input("position_ids"), offset, like=node, label=label)
+
+
+def _offset(numbers: Tensor | str, width: int) -> int | None:
+    """c where these are the numbers of rows c, c + 1, ... of a table."""
+    if isinstance(numbers, str):
+        return None
+    first = int(numbers[0, 0])
+    consecutive = torch.equal(numbers, first + torch.arange(numbers.numel()).view(numbers.shape))
+    return first // width if consecutive and first % width == 0 else None
+
+
+def _rows(p: fx.Node, batch: int, length: int, context: Context, given: dict[fx.Node, Tensor]) -> Tensor | str:
+    """(length, width) of p's value, the same for every sequence; else why not."""
+    values = Evaluation(batch, length, context)
+    for node, value in given.items():
+        values.put(node, value)
+    try:
+        value = values.of(p)
+        whole = value.expand(batch, length, value.shape[-1])
+    except _UNEVALUABLE as error:
+        return f"what it adds cannot be evaluated from the sizes alone ({error})"
+    return whole[0] if bool((whole == whole[:1]).all()) else "what it adds differs between sequences"

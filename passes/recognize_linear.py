@@ -1,11 +1,11 @@
 """Linear layers, read through prefix slots.
 
-    linear(x, W, b)                  ->  tint.linear_forward(x, tint.prefix(W), tint.prefix(b))
-    linear(x, t(W), b)               ->  the same with a transposed prefix read
-    split(linear(x, W, b), widths)   ->  one tint.linear_forward a piece, each with its own rows of W and b
-    linear(h, E) -> output           ->  tint.linear_forward(h, E): the head reads its table, not a prefix slot
+    linear(x, W, b)                        ->  tint.linear_forward(x, tint.prefix(W), tint.prefix(b))
+    linear(x, t(W), b)                     ->  the same with a transposed prefix read
+    some columns of linear(x, W, b)        ->  tint.linear_forward of these rows of W and b alone
+    linear(h, E) -> multiples -> output    ->  tint.linear_forward(h, E): the head reads its table, not a prefix slot
 
-q, k and v from one product become three layers: their updates differ, and value-only attention needs one.
+q, k and v from one product become three layers, gate and up-projection two: their updates differ, and value-only attention needs one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Any
 from torch import fx
 
 from tintc.compiler.builder import Builder, logits_node, operands, short_label
+from tintc.compiler.dialect import argument, is_tint, tint_name
+from tintc.compiler.layout import Rows
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import aten, calls, is_item, is_parameter, last_size
+from tintc.passes.coordinates import Untraceable, is_rearrangement
+from tintc.passes.heads import read_columns
+from tintc.passes.patterns import aten, calls, is_parameter, last_size, sizes
 
 
 @graph_pass(requires=("well_formed", "one_logits_output"), ensures=("well_formed", "one_logits_output"))
 def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    head = logits_node(graph)
+    head = _head(graph)
     for node in [n for n in graph.nodes if calls(n, aten.linear)]:
         x, weight, *rest = operands(node)
         bias = rest[0] if rest else None
@@ -31,13 +35,23 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
         matrix = weight.args[0] if transpose else weight
         if not is_parameter(matrix) or not (bias is None or is_parameter(bias)):
             info(node).refused = "its weight or bias is computed, not a parameter of the model"
-            continue
-        if node is head and not transpose:
+        elif last_size(node) is None or len(sizes(node)) != 3:
+            info(node).refused = f"its result has {len(sizes(node))} axes; expected (batch, tokens, width)"
+        elif node is head and not transpose:
             _replace_head(graph, node, x, matrix, bias)
         else:
             _replace(graph, node, x, matrix, bias, transpose)
+    _take_columns(graph, context)
     graph.eliminate_dead_code()
     return graph
+
+
+def _head(graph: fx.Graph) -> fx.Node:
+    """The last layer: what the output reads, through multiples and a soft-cap if need be."""
+    node = logits_node(graph)
+    while is_tint(node, "scale", "activation_forward"):
+        node = argument(node, "x")
+    return node
 
 
 def _replace_head(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias: Any) -> None:
@@ -48,47 +62,67 @@ def _replace_head(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias: Any, transpose: bool) -> None:
-    build, label = Builder(graph), short_label(info(node).module)
-    rows = info(weight).shape[1 if transpose else 0]
+    build, rows = Builder(graph), info(weight).shape[1 if transpose else 0]
     assert isinstance(rows, int)
-    for piece, start, stop in _pieces(node, rows):
-        suffix = "" if (start, stop) == (0, rows) else f"_{start}_{stop}"
-        with graph.inserting_before(node):
-            w = read_slot(build, node, weight, start, stop, transpose)
-            b = None if bias is None else read_slot(build, node, bias, start, stop, False)
-            new = build.call("linear_forward", x, w, b, like=node, label=label + suffix, shape=("B", "T", stop - start))
-        piece.replace_all_uses_with(new)
+    with graph.inserting_before(node):
+        w = read_slot(build, node, weight, Rows(0, rows, rows), transpose)
+        b = None if bias is None else read_slot(build, node, bias, Rows(0, rows, rows), False)
+        shape = ("B", "T", rows)
+        new = build.call("linear_forward", x, w, b, like=node, label=short_label(info(node).module), shape=shape)
+    node.replace_all_uses_with(new)
 
 
-def read_slot(build: Builder, reader: fx.Node, parameter: fx.Node, start: int, stop: int, transpose: bool) -> fx.Node:
+def _take_columns(graph: fx.Graph, context: Context) -> None:
+    """Parts of a product that are (batch, tokens, width) themselves; attention takes those that are heads."""
+    build = Builder(graph)
+    for node in [n for n in graph.nodes if is_rearrangement(n) and len(sizes(n)) == 3 and last_size(n) is not None]:
+        try:
+            root, rows = read_columns(node, context)
+            new = take_rows(build, root, rows)
+        except Untraceable:
+            continue
+        node.replace_all_uses_with(new)
+
+
+def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
+    """The coordinates `rows` of an activation: itself, or a layer with these rows of its weight and bias.
+
+    Raises Untraceable where there is no layer to take them from.
+    """
+    if tint_name(root) is None:
+        raise Untraceable(f"it reads {root.target}, which was not recognised")
+    if (rows.start, rows.stop) == (0, info(root).shape[-1]):
+        return root
+    weight, bias = (argument(root, name) for name in ("weight", "bias")) if is_tint(root, "linear_forward") else (None, None)
+    if weight is None or not is_tint(weight, "prefix") or info(weight).shape[0] != argument(weight, "period"):
+        raise Untraceable(f"it reads a part of {root.name}; expected parts of linear layers only")
+    parameters = [None if read is None else argument(read, "parameter") for read in (weight, bias)]
+    with build.graph.inserting_before(root):
+        w = read_slot(build, root, parameters[0], rows, argument(weight, "transpose"))  # type: ignore[arg-type]
+        b = None if parameters[1] is None else read_slot(build, root, parameters[1], rows, False)
+        x = argument(root, "x")
+        for user in x.users:
+            if is_tint(user, "linear_forward") and argument(user, "weight") is w and argument(user, "bias") is b:
+                taken: fx.Node = user
+                return taken
+        label = f"{root.name}_{rows.start}_{rows.stop}"
+        return build.call("linear_forward", x, w, b, like=root, label=label, shape=("B", "T", info(w).shape[0]))
+
+
+def read_slot(build: Builder, reader: fx.Node, parameter: fx.Node, rows: Rows, transpose: bool) -> fx.Node:
     """A `tint.prefix` read of some rows of a parameter; the slot is called after the parameter and the rows.
 
     A slot that several layers share is read once, where the first of them, `reader` or another, needs it.
     """
-    name = info(parameter).parameter
-    rows = info(parameter).shape[1 if transpose else 0]
-    slot = name if (start, stop) == (0, rows) else f"{name}[{start}:{stop}]"
-    shared = [n for n in parameter.users if info(n).slot == slot and n.args[3] is transpose]
+    name = info(parameter).parameter or ""
+    total = info(parameter).shape[1 if transpose else 0]
+    assert isinstance(total, int)
+    slot = rows.label(name, total)
+    shared = [n for n in parameter.users if info(n).slot == slot and argument(n, "transpose") is transpose]
     if shared:
         if reader < shared[0]:
             reader.prepend(shared[0])
         return shared[0]
-    label = short_label(f"{name}" if slot == name else f"{name}_{start}_{stop}")
-    return build.call("prefix", parameter, start, stop, transpose, label=label, slot=slot, module=(name or "").rpartition(".")[0])
-
-
-def _pieces(node: fx.Node, rows: int) -> list[tuple[fx.Node, int, int]]:
-    """(node that is read, first row, end row): the whole product, or the items of the one split that uses it."""
-    users = list(node.users)
-    if len(users) == 1 and calls(users[0], aten.split, aten.split_with_sizes, aten.chunk) and _splits_last(users[0]):
-        items = sorted((u for u in users[0].users if is_item(u)), key=lambda u: u.args[1])  # type: ignore[arg-type,return-value]
-        widths = [last_size(value) for value in items]
-        if len(items) == len(users[0].users) and None not in widths and sum(widths) == rows:  # type: ignore[arg-type]
-            stops = [sum(widths[: i + 1]) for i in range(len(widths))]  # type: ignore[arg-type]
-            return [(item, stop - width, stop) for item, stop, width in zip(items, stops, widths, strict=True)]  # type: ignore[operator]
-    return [(node, 0, rows)]
-
-
-def _splits_last(split: fx.Node) -> bool:
-    dimension = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
-    return dimension in (-1, 2)
+    label = short_label(name if slot == name else f"{name}_{rows.start}_{rows.stop}")
+    where = (rows.start, rows.stop, rows.period, transpose)
+    return build.call("prefix", parameter, *where, label=label, slot=slot, module=name.rpartition(".")[0])

@@ -14,7 +14,7 @@ from torch import fx
 
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.errors import UnsupportedModelError, UsageError
-from tintc.compiler.layout import Range
+from tintc.compiler.layout import Rows
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 
@@ -97,7 +97,7 @@ def _reads_block(norm: fx.Node, block: str) -> bool:
         value = stack.pop()
         if _inside(info(value).module, {block}):
             return True
-        stack += value.all_input_nodes if is_tint(value, "residual", "activation_forward") else []
+        stack += value.all_input_nodes if is_tint(value, "residual", "multiply", "scale", "activation_forward") else []
     return False
 
 
@@ -105,15 +105,18 @@ def _refuse_ambiguous(graph: fx.Graph) -> None:
     """A trained slot holds the only copy of its rows: an embedding, a head or other slots may not read them too."""
     for slot in [node for node in graph.nodes if info(node).trainable]:
         parameter = argument(slot, "parameter")
-        rows = Range(argument(slot, "start"), argument(slot, "stop"))
         for user in parameter.users:
-            if user is slot or (is_tint(user, "prefix") and not rows.overlaps(Range(argument(user, "start"), argument(user, "stop")))):
+            if user is slot or (is_tint(user, "prefix") and not _rows(slot).overlaps(_rows(user))):
                 continue
             where = info(user).source or "no source line"
             raise UnsupportedModelError(
                 f"{info(parameter).parameter} is trained in {info(slot).slot} and read by {user.name} ({where}) "
                 "in another way, so its update would reach one of the two only; expected a trained weight to have one use"
             )
+
+
+def _rows(read: fx.Node) -> Rows:
+    return Rows(*(argument(read, name) for name in ("start", "stop", "period")))
 
 
 def _mark(*slots: fx.Node | None) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tintc.compiler.layout import Layout, PrefixSlot, Tile
-from tintc.runtime.prefix import PrefixEmbeddings
+from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 from tintc.runtime.primitives.linear import prefix
 
 
@@ -86,7 +86,7 @@ class PrefixPages(nn.Module):
         like = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
         filled = [like.new_zeros(layout.prefix_tokens, layout.sim_hidden) for _ in range(layout.pages)]
         for slot in layout.prefix.values():
-            value = prefix(tensors[slot.parameter].detach(), slot.rows.start, slot.rows.stop, slot.transpose)
+            value = prefix(tensors[slot.parameter].detach(), slot.rows.start, slot.rows.stop, slot.rows.period, slot.transpose)
             for tile in slot.tiles:
                 filled[tile.page] = write_tile(filled[tile.page], value, tile)
         self.pages = nn.ParameterList(nn.Parameter(page) for page in filled)
@@ -102,8 +102,7 @@ class PrefixPages(nn.Module):
             whole = found.get(slot.parameter)
             if whole is None:
                 whole = value.new_zeros(self._shapes[slot.parameter])
-            rows = whole.t() if slot.transpose else whole
-            rows[slot.rows.start : slot.rows.stop] = value
+            put_rows(whole, slot, value)
             found[slot.parameter] = whole
         return {name: found[name] for name in self._order}
 

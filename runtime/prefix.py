@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
+
+from tintc.compiler.inputs import is_table
+from tintc.compiler.layout import PrefixSlot
+
+
+def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
+    """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place; the inverse of `linear.prefix`."""
+    rows = parameter.t() if slot.transpose else parameter
+    own = torch.unflatten(rows, 0, (-1, slot.rows.period))[:, slot.rows.start : slot.rows.stop]
+    own.copy_(torch.unflatten(value, 0, own.shape[:2]))
 
 
 class PrefixEmbeddings(nn.Module):
-    """A tree of modules that holds every entry of an auxiliary state dict once.
+    """A tree of modules that holds every entry of an auxiliary state dict, and the program's tables, once.
 
     Its state dict has the auxiliary names, so `simulator.prefix.model.layers` looks like the model it simulates.
-    Floating-point entries are parameters that an outer loss can train; others are buffers.
+    Floating-point entries are parameters that an outer loss can train; others, and tables of positions, are buffers.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -25,7 +36,7 @@ class PrefixEmbeddings(nn.Module):
                     child = nn.Module()
                     owner.add_module(part, child)
                 owner = child
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and not is_table(name):
                 owner.register_parameter(leaf, nn.Parameter(tensor))
             else:
                 owner.register_buffer(leaf, tensor)

@@ -18,13 +18,13 @@ from torch import Tensor, fx, nn
 from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError
-from tintc.compiler.inputs import CODE
+from tintc.compiler.inputs import CODE, is_table
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
 from tintc.runtime import fused, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.pages import PrefixPages
-from tintc.runtime.prefix import PrefixEmbeddings
+from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 from tintc.runtime.structure import Structure, check_backend
 
 
@@ -80,6 +80,7 @@ class Simulator(nn.Module):
         self.backend, self.share = backend, share
         self.source = source or {}
         self.tokenizer = tokenizer
+        tensors = {**tensors, **program.tables}
         self.prefix: PrefixEmbeddings | PrefixPages
         self.structure: Structure | None = None
         if backend == "fused":
@@ -171,12 +172,10 @@ class Simulator(nn.Module):
         parts = [None if x is None else x[row] for x in (input_ids, train_mask, loss_mask, attention_mask, position_ids)]
         updates = self.updates(*parts)  # type: ignore[arg-type]
         slots = self.program.layout.prefix
-        state = {name: tensor.detach().clone() for name, tensor in self.prefix.tensors().items()}
+        state = {name: tensor.detach().clone() for name, tensor in self.prefix.tensors().items() if not is_table(name)}
         for slot, value in updates.items():
             where = slots[slot]
-            parameter = state[where.parameter]
-            rows = parameter.t() if where.transpose else parameter
-            rows[where.rows.start : where.rows.stop] = value[0].detach()
+            put_rows(state[where.parameter], where, value[0].detach())
         return state | {alias: state[name] for alias, name in self.program.aliases.items()}
 
     def updates(

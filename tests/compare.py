@@ -12,6 +12,7 @@ from tests.models import simulate
 from tests.reference import Reference, reference
 from tests.tolerances import SIMULATOR, error, measured
 from tintc.compiler.config import SimulatorConfig
+from tintc.runtime.simulator import Simulator
 
 
 def assert_equals_reference(
@@ -23,8 +24,13 @@ def assert_equals_reference(
     """
     dtype = next(model.parameters()).dtype
     expected = reference(copy.deepcopy(model).double(), config, **inputs)
-    simulator = simulate(model, config)
     limit = SIMULATOR[dtype] if tolerance is None else tolerance
+    assert_agrees(simulate(model, config), expected, limit=limit, min_update=min_update, **inputs)
+
+
+def assert_agrees(simulator: Simulator, expected: Reference, *, limit: float, min_update: float = 1e-3, **inputs: Any) -> None:
+    """The same for a simulator and a reference that are at hand."""
+    config, dtype = simulator.program.config, simulator.dtype
     with torch.inference_mode():
         alone = simulator(**inputs).logits
         both = simulator(**inputs, return_initial=True)

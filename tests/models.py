@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tests.casts import casts_removed
+from tests.norms import gain_is_added_to_one, is_norm
 from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.driver import lower
@@ -80,11 +82,12 @@ FAMILIES = {"opt": opt, "gpt2": gpt2}
 def randomized(model: Any, seed: int = 0) -> Any:
     """The model in eval mode, with every weight, gain, shift and bias drawn anew from `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    gains = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm) and m.weight is not None}
+    norms = [module for module in model.modules() if is_norm(module) and getattr(module, "weight", None) is not None]
+    gains = {id(norm.weight): 0.0 if gain_is_added_to_one(norm) else 1.0 for norm in norms}
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(1 + 0.3 * noise if id(parameter) in gains else 0.2 * noise)
+            parameter.copy_(gains[id(parameter)] + 0.3 * noise if id(parameter) in gains else 0.2 * noise)
     return model.eval()
 
 
@@ -103,19 +106,19 @@ def on_all_backends(model: nn.Module, config: SimulatorConfig, shares: tuple[str
 
 
 def capture_again(model: nn.Module) -> Captured:
-    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a process."""
+    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a process (and once in `no_casts`)."""
     if not isinstance(model, transformers.PreTrainedModel):
         return capture(model)
-    description = (type(model), model.config.to_json_string(use_diff=False), model.dtype)
-    kept = _exported(*description)
+    attention = model.config._attn_implementation
+    kept = _exported(type(model), model.config.to_json_string(use_diff=False), attention, model.dtype, casts_removed())
     tensors = {name: dict(model.state_dict(keep_vars=True))[name].detach() for name in kept.tensors}
     return dataclasses.replace(kept.copy(), tensors=tensors)
 
 
 @lru_cache(maxsize=64)
-def _exported(kind: type, config: str, dtype: torch.dtype) -> Captured:
-    loaded = kind.config_class.from_dict(json.loads(config))  # type: ignore[attr-defined]
-    return capture(kind(loaded).to(dtype).eval())
+def _exported(kind: Any, config: str, attention: str, dtype: torch.dtype, _without_casts: bool) -> Captured:
+    loaded = kind.config_class.from_dict(json.loads(config))
+    return capture(kind._from_config(loaded, attn_implementation=attention).to(dtype).eval())
 
 
 def tokens(batch: int, length: int, vocab: int, seed: int = 0) -> Tensor:

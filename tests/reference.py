@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import inspect
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from tests.norms import centred, epsilon, gain_is_added_to_one, is_norm, normalized, shift
 
 
 @dataclass
@@ -90,12 +92,36 @@ def _one(
 
 
 def call(model: nn.Module, values: dict[str, Tensor], ids: Tensor, allowed: Tensor, positions: Tensor) -> Tensor:
-    """Logits of a Hugging Face model, which takes a boolean (B, 1, T, T) mask as it stands; or of a plain module."""
-    if not hasattr(model, "config"):
-        assert bool((allowed == torch.ones_like(allowed).tril()).all()), "a plain module is only causal"
-        return functional_call(model, values, (ids,))
-    options = {"attention_mask": allowed, "position_ids": positions, "use_cache": False}
-    return functional_call(model, values, (ids,), options).logits
+    """Logits of a model called plainly, as on any sequence; or with masks and positions where the inputs ask for others.
+
+    allowed is (1, 1, T, T), True where a query may look. A plain module, and a family that takes neither, is only called plainly.
+    """
+    huggingface = hasattr(model, "config")
+    options: dict[str, Any] = {"use_cache": False} if huggingface else {}
+    length = ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    plain = bool((allowed == causal).all()) and bool((positions == torch.arange(length)).all())
+    if not plain:
+        assert huggingface, "a plain module is only causal"
+        options |= {"attention_mask": _own_mask(model.config, allowed)}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            options["position_ids"] = positions
+        else:
+            assert bool((positions == torch.arange(length)).all()), f"{type(model).__name__} takes no position_ids"
+    out = functional_call(model, values, (ids,), options)
+    return out.logits if huggingface else out
+
+
+def _own_mask(config: Any, allowed: Tensor) -> Any:
+    """The mask as a family takes it: boolean or added to the scores; cut to the sliding window, which a given mask replaces."""
+    far = torch.ones(allowed.shape[-2:], dtype=torch.bool).tril(-config.sliding_window) if getattr(config, "sliding_window", None) else None
+    near = allowed if far is None else allowed & ~far
+    kinds = {"full_attention": allowed, "sliding_attention": near}
+    if config._attn_implementation == "eager":
+        least = torch.finfo(torch.float64).min
+        kinds = {kind: torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, least) for kind, mask in kinds.items()}
+    by_layer = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return kinds if by_layer else kinds["sliding_attention"]
 
 
 def surrogate_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
@@ -110,16 +136,31 @@ def surrogate_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
 
 
 def trained_names(model: nn.Module, config: Any) -> list[str]:
-    """Parameters that descent changes: all in the top blocks and the final norm, gains of norms only with norm_update `all`."""
+    """Parameters that descent changes: all in the top blocks and the final norm, gains and learned scales only with norm_update `all`."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     (path, blocks) = next(item for item in lists if item[0].split(".")[-1] in ("layers", "h", "blocks"))
     first = len(blocks) - (config.layers or len(blocks))
     owners = [f"{path}.{i}." for i in range(first, len(blocks))]
     stack = path.rpartition(".")[0]
-    owners += [f"{stack}.{last}.".lstrip(".") for last in ("final_layer_norm", "ln_f")]
-    gains = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.LayerNorm, DifferenceNorm))}
+    owners += [f"{stack}.{last}.".lstrip(".") for last in FINAL_NORMS]
+    modules = dict(model.named_modules())
     names = [name for name, _ in model.named_parameters() if any(name.startswith(owner) for owner in owners)]
-    return [name for name in names if config.norm_update == "all" or name not in gains]
+    return [name for name in names if config.norm_update == "all" or not _multiplies(modules, name)]
+
+
+FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm_f", "norm")
+
+
+def _multiplies(modules: dict[str, nn.Module], name: str) -> bool:
+    """Whether a parameter is a norm's gain or a learned scale, and neither in a linear layer nor a shift."""
+    path, _, own = name.rpartition(".")
+    owner = modules[path]
+    if isinstance(owner, DifferenceNorm) or is_norm(owner):
+        return own == "weight"
+    return not hasattr(owner, "weight")
+
+
+ACTIVATIONS = ("activation_fn", "act", "act_fn", "gelu_impl")
 
 
 def approximated(model: nn.Module, config: Any) -> nn.Module:
@@ -128,9 +169,9 @@ def approximated(model: nn.Module, config: Any) -> nn.Module:
     scale = config.finite_difference_scale
     for parent in list(changed.modules()):
         for name, child in list(parent.named_children()):
-            if config.norm_gradient == "first_order" and isinstance(child, nn.LayerNorm):
+            if config.norm_gradient == "first_order" and is_norm(child):
                 setattr(parent, name, DifferenceNorm(child, scale))
-            elif config.activation_gradient == "first_order" and name in ("activation_fn", "act"):
+            elif config.activation_gradient == "first_order" and name in ACTIVATIONS:
                 setattr(parent, name, DifferenceActivation(child, scale))
     return changed
 
@@ -152,21 +193,21 @@ class _Difference(torch.autograd.Function):
 
 
 class DifferenceNorm(nn.Module):
-    """gamma f(x) + beta; the gain and the shift are ordinary autograd, f has the difference as its backward."""
+    """gain f(x) + shift; the gain and the shift are ordinary autograd, f has the difference as its backward."""
 
-    def __init__(self, norm: nn.LayerNorm, scale: float) -> None:
+    def __init__(self, norm: nn.Module, scale: float) -> None:
         super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias
-        self.eps, self.scale = norm.eps, scale
+        self.weight, self.bias = getattr(norm, "weight", None), shift(norm)
+        self.added_to_one, self.scale = gain_is_added_to_one(norm), scale
+        self.centre, self.eps = centred(norm), epsilon(norm)
 
     def _f(self, x: Tensor) -> Tensor:
-        mean = x.mean(-1, keepdim=True)
-        variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-        return (x - mean) / torch.sqrt(self.eps + variance)
+        return normalized(x, self.centre, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         y = _Difference.apply(x, self._f, self.scale)
-        y = y if self.weight is None else y * self.weight
+        if self.weight is not None:
+            y = y * (1 + self.weight if self.added_to_one else self.weight)
         return y if self.bias is None else y + self.bias
 
 
@@ -181,21 +222,33 @@ class DifferenceActivation(nn.Module):
         return _Difference.apply(x, self.kept[0], self.scale)
 
 
-@contextlib.contextmanager
-def constant_probabilities(on: bool) -> Iterator[None]:
-    """Replaces torch's attention by one whose probabilities are detached."""
+SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **options: Any) -> Tensor:
-        scale = options.get("scale")
-        scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-        if options.get("is_causal"):
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        assert attn_mask is not None
-        assert attn_mask.dtype == torch.bool
-        return scores.masked_fill(~attn_mask, float("-inf")).softmax(-1).detach() @ v
 
-    if not on:
-        yield
-        return
-    with mock.patch.object(F, "scaled_dot_product_attention", attention):
-        yield
+class _Constant(TorchFunctionMode):
+    """Every softmax is detached, and torch's attention is computed by one."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return _constant_attention(*args, **(kwargs or {}))
+        out = function(*args, **(kwargs or {}))
+        return out.detach() if function in SOFTMAXES else out
+
+
+def _constant_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    groups = q.shape[-3] // k.shape[-3]
+    if groups > 1:
+        assert options.get("enable_gqa") or k.shape[-3] == 1
+        k, v = k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3)
+    scale = options.get("scale")
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if options.get("is_causal"):
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    assert attn_mask is not None
+    scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1).detach() @ v
+
+
+def constant_probabilities(on: bool) -> contextlib.AbstractContextManager[Any]:
+    """In it, attention probabilities are constants: in torch's attention and in any that is written out."""
+    return _Constant() if on else contextlib.nullcontext()

@@ -16,6 +16,7 @@ from tintc.runtime.primitives.precision import narrow_like, wide
 
 _TANH_SCALE = math.sqrt(2 / math.pi)
 _TANH_CUBIC = 0.044715
+_QUICK = 1.702
 
 
 class Activation(NamedTuple):
@@ -50,15 +51,33 @@ def _tanh_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - t * t, -2 * t * (1 - t * t)
 
 
+def _sigmoid_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(x)
+    slope = s * (1 - s)
+    return slope, slope * (1 - 2 * s)
+
+
+def _gelu_quick_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(_QUICK * x)
+    slope = _QUICK * s * (1 - s)
+    return s + x * slope, slope * (2 + _QUICK * x * (1 - 2 * s))
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
+
+
+def _gelu_quick(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(_QUICK * x)
 
 
 SMOOTH: dict[str, Activation] = {
     "gelu": Activation(F.gelu, _gelu_derivatives),
     "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_derivatives),
+    "gelu_quick": Activation(_gelu_quick, _gelu_quick_derivatives),
     "silu": Activation(F.silu, _silu_derivatives),
     "tanh": Activation(torch.tanh, _tanh_derivatives),
+    "sigmoid": Activation(torch.sigmoid, _sigmoid_derivatives),
 }
 KINDS = ("relu", *SMOOTH)
 

@@ -1,9 +1,10 @@
-"""Causal self-attention per head: A = softmax(scale * q k^T + mask), o = A v.
+"""Causal self-attention per head: A = softmax(c tanh(scale * q k^T / c) + bias + mask), o = A v.
 
 Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is boolean,
-(B or 1, 1, T, T), True where a query may look, and lets every query see at least one key.
+(B or 1, 1, T, T), True where a query may look, and lets every query see at least one key. bias: (B, T, H), what each head adds to
+the scores of a key (ALiBi: slope times the key's position, since softmax sees only differences), or None. c, the soft-cap, is 0 for none.
 A is recomputed in the backward pass. Grouped-query attention sums dk and dv over the query heads of a
-group. Source: TINT.md section 2, "Self-attention"; paper section 2.5.
+group. Source: TINT.md section 2, "Self-attention"; paper section 2.5; ALiBi, arXiv 2108.12409.
 """
 
 import torch
@@ -13,31 +14,42 @@ from torch import Tensor
 from tintc.runtime.primitives.precision import HALF
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float) -> Tensor:
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None, heads: int, kv_heads: int, scale: float, softcap: float
+) -> Tensor:
     """o = A v, heads side by side: (B, T, H*E)."""
-    o_BHTE = F.scaled_dot_product_attention(
-        _split(q, heads), _split(k, kv_heads), _split(v, kv_heads), attn_mask=mask, scale=scale, enable_gqa=heads != kv_heads
-    )
-    return _merge(o_BHTE)
+    q_BHTE, k_BGTE, v_BGTE = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)
+    if softcap == 0:
+        seen = mask if bias is None else torch.where(mask, _over_keys(bias), float("-inf"))
+        return _merge(F.scaled_dot_product_attention(q_BHTE, k_BGTE, v_BGTE, attn_mask=seen, scale=scale, enable_gqa=heads != kv_heads))
+    scores = _scores(q_BHTE, _repeat(k_BGTE, heads, kv_heads), scale, softcap)
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    return _merge(torch.matmul(a_BHTT, _repeat(v_BGTE, heads, kv_heads)))
 
 
-def attention_backward_value(do: Tensor, q: Tensor, k: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float) -> Tensor:
+def attention_backward_value(
+    do: Tensor, q: Tensor, k: Tensor, mask: Tensor, bias: Tensor | None, heads: int, kv_heads: int, scale: float, softcap: float
+) -> Tensor:
     """dv_i = sum_j A_ji do_j, with A held constant: (B, T, G*E). Nothing flows into q or k."""
-    a_BHTT = _probabilities(_split(q, heads), _repeat(_split(k, kv_heads), heads, kv_heads), mask, scale, q.dtype)
+    scores = _scores(_split(q, heads), _repeat(_split(k, kv_heads), heads, kv_heads), scale, softcap)
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
     return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
 
 
 def attention_backward_full(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int, kv_heads: int, scale: float
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None, heads: int, kv_heads: int, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A),
+    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A), times 1 - tanh^2 under a soft-cap,
     dq = scale * dS k, dk = scale * dS^T q, dv = A^T do."""
     q_BHTE, do_BHTE = _split(q, heads), _split(do, heads)
     k_BHTE = _repeat(_split(k, kv_heads), heads, kv_heads)
     v_BHTE = _repeat(_split(v, kv_heads), heads, kv_heads)
-    a_BHTT = _probabilities(q_BHTE, k_BHTE, mask, scale, q.dtype)
+    scores = _scores(q_BHTE, k_BHTE, scale, softcap)
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
     da_BHTT = torch.matmul(do_BHTE, v_BHTE.mT)
     ds_BHTT = a_BHTT * (da_BHTT - (da_BHTT * a_BHTT).sum(-1, keepdim=True)) * scale
+    if softcap != 0:
+        ds_BHTT = ds_BHTT * (1 - (scores / softcap).square())
     dk_BHTE, dv_BHTE = torch.matmul(ds_BHTT.mT, q_BHTE), torch.matmul(a_BHTT.mT, do_BHTE)
     return (
         _merge(torch.matmul(ds_BHTT, k_BHTE)),
@@ -46,10 +58,23 @@ def attention_backward_full(
     )
 
 
-def _probabilities(q_BHTE: Tensor, k_BHTE: Tensor, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    scores = torch.matmul(q_BHTE * scale, k_BHTE.mT).masked_fill(torch.logical_not(mask), float("-inf"))
+def _scores(q_BHTE: Tensor, k_BHTE: Tensor, scale: float, softcap: float) -> Tensor:
+    """scale * q k^T, under the soft-cap."""
+    scores = torch.matmul(q_BHTE * scale, k_BHTE.mT)
+    return scores if softcap == 0 else torch.tanh(scores / softcap) * softcap
+
+
+def _probabilities(scores_BHTT: Tensor, mask: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if bias is not None:
+        scores_BHTT = scores_BHTT + _over_keys(bias)
+    scores_BHTT = scores_BHTT.masked_fill(torch.logical_not(mask), float("-inf"))
     # Half-precision scores are normalised in float32, as torch's own attention does.
-    return torch.softmax(scores.float(), -1).to(dtype) if dtype in HALF else torch.softmax(scores, -1)
+    return torch.softmax(scores_BHTT.float(), -1).to(dtype) if dtype in HALF else torch.softmax(scores_BHTT, -1)
+
+
+def _over_keys(bias_BTH: Tensor) -> Tensor:
+    """(B, T, H) -> (B, H, 1, T)."""
+    return bias_BTH.transpose(1, 2).unsqueeze(2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

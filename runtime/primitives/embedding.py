@@ -1,17 +1,12 @@
-"""Token and position embeddings, residual sums and the training segment's slices: forward only, never trained."""
+"""Token and position embeddings and the training segment's slices: forward only, never trained."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def embedding(table_VD: Tensor, index_BT: Tensor, offset: int) -> Tensor:
-    """Row index + offset of a table, (B, T, D). Positions of OPT, say, start at row 2."""
-    return F.embedding(index_BT + offset if offset else index_BT, table_VD)
-
-
-def residual(x: Tensor, y: Tensor) -> Tensor:
-    """x + y: a residual connection, or the sum of two gradients where the forward pass branched."""
-    return x + y
+def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
+    """Row index + offset of a table, (V, D) or (1, V, D), as (B, T, D). Positions of OPT, say, start at row 2."""
+    return F.embedding(index_BT + offset if offset else index_BT, table if table.ndim == 2 else table.squeeze(0))
 
 
 def segment(x: Tensor, length: int) -> Tensor:

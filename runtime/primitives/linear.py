@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def prefix(parameter: Tensor, start: int, stop: int, transpose: bool) -> Tensor:
-    """Reads a prefix slot: rows start..stop-1 of a parameter, after transposing it if it is stored as (I, O)."""
+def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: bool) -> Tensor:
+    """Reads a prefix slot: rows start..stop-1 of every `period` rows of a parameter, after transposing it if it is stored as (I, O).
+
+    Consecutive rows have the whole parameter as their period; q, k and v that alternate head by head have that of a head.
+    """
     rows = parameter.t() if transpose else parameter
-    whole = (start, stop) == (0, parameter.shape[1 if transpose else 0])
-    return rows if whole else rows[start:stop]
+    if (start, stop) == (0, period):
+        return rows
+    if period == parameter.shape[1 if transpose else 0]:
+        return rows[start:stop]
+    return torch.unflatten(rows, 0, (-1, period))[:, start:stop].flatten(0, 1)
 
 
 def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,5 +45,8 @@ def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tens
 
 
 def bias_descent(bias: Tensor, dy_BTO: Tensor, inner_lr: Tensor) -> Tensor:
-    """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta."""
+    """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta, summed over pieces that share it."""
+    size = bias.shape[-1]
+    if size != dy_BTO.shape[-1]:
+        dy_BTO = torch.unflatten(dy_BTO, -1, (-1, size)).sum(-2)
     return bias - inner_lr * dy_BTO.sum(-2)

@@ -138,7 +138,7 @@ class TestDirectory:
 
     @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "../nowhere"])
     def test_path_that_does_not_exist(self, name: str) -> None:
-        assert refusal(name) == f"{name} does not exist; expected a directory written by save_pretrained"
+        assert refusal(name) == f"{name} does not exist; expected a directory written by save_pretrained or a .gguf file"
 
     def test_file(self, opt_directory: Path) -> None:
         assert "is a file" in refusal(opt_directory / "config.json")

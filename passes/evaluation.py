@@ -1,0 +1,144 @@
+"""Values of what depends on the inputs' sizes alone: masks, positions, rotary tables, constants.
+
+Such arithmetic is evaluated, not matched: whatever gives the causal mask is the causal mask, however a model writes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tintc.compiler.builder import ancestors, input_node
+from tintc.compiler.dialect import tint_name
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context
+from tintc.passes.patterns import aten, calls
+
+_SIZE_ONLY = (
+    *(aten.sym_size, aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like),
+    *(aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty),
+)
+
+
+def is_weight(node: Any) -> bool:
+    """Whether `node` is the placeholder of an auxiliary parameter; buffers are constants."""
+    return isinstance(node, fx.Node) and info(node).role == "parameter" and not info(node).buffer
+
+
+def is_positional(node: fx.Node) -> bool:
+    """Whether the node's value depends on how many tokens come in only: not on which, and on no weight."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if tint_name(current) or is_weight(current) or (info(current).role == "input" and current.name == "input_ids"):
+            return False
+        if not calls(current, *_SIZE_ONLY):
+            stack += current.all_input_nodes
+    return True
+
+
+def reads_weights(node: fx.Node) -> bool:
+    """Whether the node's value depends on an auxiliary parameter."""
+    return any(is_weight(n) for n in ancestors([node]))
+
+
+class Evaluation:
+    """Values at one batch and length, each computed once. Raises what torch raises for a node that is not positional."""
+
+    def __init__(self, batch: int, length: int, context: Context) -> None:
+        weights = next(iter(context.tensors.values())).device
+        self.device = torch.device("cpu") if weights.type == "meta" else weights
+        self.batch, self.length, self._context = batch, length, context
+        self._values: dict[fx.Node, Any] = {}
+
+    def of(self, value: Any) -> Any:
+        """The value of a node, or of arguments that hold nodes."""
+        return fx.node.map_arg(value, self._node)
+
+    def put(self, node: fx.Node, value: Any) -> None:
+        """Takes `value` for the node instead of computing it."""
+        self._values[node] = value
+
+    def _node(self, node: fx.Node) -> Any:
+        stack = [node]
+        while stack:  # depth first, without Python's limit of recursion
+            current = stack[-1]
+            missing = [] if self._knows(current) else [n for n in current.all_input_nodes if n not in self._values]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if current not in self._values:
+                self._values[current] = self._compute(current)
+        return self._values[node]
+
+    def _knows(self, node: fx.Node) -> bool:
+        return node in self._values or node.op == "placeholder" or calls(node, aten.sym_size)
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if calls(node, aten.sym_size) and (size := self._size(*node.args)) is not None:
+            return size
+        args, kwargs = self.of(node.args), self.of(node.kwargs)
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": self.device}
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _size(self, source: Any, axis: Any) -> int | None:
+        """A size of any node that torch.export has left a fake value on: batch, tokens or a number."""
+        size = source.meta["val"].shape[axis] if "val" in source.meta else info(source).shape[axis]
+        tokens = input_node(source.graph, "input_ids").meta["val"]
+        known = {str(tokens.shape[0]): self.batch, str(tokens.shape[1]): self.length, "B": self.batch, "T": self.length}
+        return int(size) if isinstance(size, int) else known.get(str(size))
+
+    def _placeholder(self, node: fx.Node) -> Tensor:
+        record = info(node)
+        if record.role == "input":
+            return torch.zeros(self.batch, self.length, dtype=torch.int64, device=self.device)
+        found = self._context.tensors.get(record.parameter or "") if record.buffer else self._context.constants.get(node.name)
+        if found is None:
+            raise TypeError(f"{node.name} is a weight")
+        return found.to(self.device)
+
+
+def constant(value: Any, context: Context) -> float | None:
+    """A number: a plain one, or a tensor of one element that is the same at all sizes. None for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, fx.Node) or not is_positional(value):
+        return None
+    found = value.meta.get("val")
+    if not isinstance(found, Tensor) or any(not isinstance(size, int) or size != 1 for size in found.shape):
+        return None
+    try:
+        numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in ((1, 3), (2, 5))}
+    except (TypeError, RuntimeError, KeyError, IndexError):
+        return None
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def evaluable(nodes: list[fx.Node], longest: int, context: Context) -> Evaluation:
+    """Values at the greatest length up to `longest` at which all nodes have one: a buffer that they read may have fewer rows.
+
+    Raises what torch raises where there is no such length.
+    """
+    constants = [n for n in ancestors(nodes) if n.op == "placeholder" and info(n).role != "input"]
+    rows = {size for n in constants for size in n.meta["val"].shape if isinstance(size, int) and size < longest}
+    for length in (longest, *sorted(rows, reverse=True)):
+        values = Evaluation(1, length, context)
+        try:
+            for node in nodes:
+                values.of(node)
+        except (RuntimeError, IndexError):
+            if length == min({longest, *rows}):
+                raise
+            continue
+        return values
+    raise AssertionError("the loop returns or raises")

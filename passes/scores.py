@@ -1,0 +1,194 @@
+"""From a softmax back to the product of queries and keys: what happens to the scores in between.
+
+    softmax(where(mask, cap * tanh(scale * q k^T / cap) + bias, -inf))  ->  Scores: q, k, scale, softcap, offsets, hidden
+
+and from offsets and masks to a window and a bias of each key. Both are evaluated at the longest sequence, not matched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tintc.compiler.builder import operands
+from tintc.compiler.pass_manager import Context
+from tintc.passes.coordinates import Untraceable
+from tintc.passes.evaluation import Evaluation, constant, is_positional
+from tintc.passes.patterns import VIEWS, aten, calls
+from tintc.passes.tables import LONGEST, longest
+
+_HIDDEN = -1e4  # a score this far below another has probability 0 in every dtype
+_MOST_SCORES = 2**27  # evaluated at once
+
+
+@dataclass
+class Scores:
+    """q, k: operands of the product; k's tokens come last where keys_last. offsets: (node, factor) that are added to the scores.
+    hidden: (condition, value of it that hides)."""
+
+    q: Any
+    k: Any
+    keys_last: bool
+    scale: float
+    softcap: float = 0.0
+    offsets: list[tuple[fx.Node, float]] = field(default_factory=list)
+    hidden: list[tuple[fx.Node, bool]] = field(default_factory=list)
+    is_causal: bool = False
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Who may look at whom. window: to how many tokens back, its own included; 0 for all. bias: (positions, heads), what each head adds to
+    the scores of a key at a position, or None."""
+
+    window: int
+    bias: Tensor | None
+
+
+def read_scores(softmax: fx.Node, context: Context) -> Scores:
+    """The chain above a softmax. Raises Untraceable with what it met."""
+    path: list[tuple[str, Any]] = []  # what happens to the scores, last first
+    node: Any = softmax.args[0]
+    while not calls(node, aten.matmul, aten.bmm, aten.baddbmm):
+        node, effect = _step(node, context)
+        path.append(effect)
+    scores = _product(node)
+    before: float | None = None  # the scale in front of a soft-cap
+    factor = scores.scale
+    for what, value in reversed(path):
+        if what == "scale":
+            factor *= value
+            scores.offsets = [(n, f * value) for n, f in scores.offsets]
+        elif what == "cap":
+            if before is not None or scores.offsets or scores.hidden:
+                raise Untraceable("its scores are capped behind a mask or twice")
+            before, factor = factor, 1.0
+        elif what == "add":
+            scores.offsets.append(value)
+        elif what == "hide":
+            scores.hidden.append(value)
+    scores.scale = factor if before is None else before * factor
+    scores.softcap = 0.0 if before is None else factor
+    return scores
+
+
+def _step(node: Any, context: Context) -> tuple[Any, tuple[str, Any]]:
+    """(the scores that the node reads, what it does to them)."""
+    if calls(node, *VIEWS, aten.to, aten.unsqueeze, aten.squeeze):
+        return node.args[0], ("view", None)
+    if calls(node, aten.tanh):
+        return node.args[0], ("cap", None)
+    if calls(node, aten.masked_fill) and is_positional(node.args[1]) and _is_low(node.args[2], context):
+        return node.args[0], ("hide", (node.args[1], True))
+    if calls(node, aten.where) and is_positional(node.args[0]):
+        condition, yes, no = operands(node)
+        if _is_low(no, context):
+            return yes, ("hide", (condition, False))
+        if _is_low(yes, context):
+            return no, ("hide", (condition, True))
+    if calls(node, aten.add, aten.sub, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs:
+        return _arithmetic(node, context)
+    raise Untraceable(f"{getattr(node, 'target', node)} stands between its scores and its softmax")
+
+
+def _arithmetic(node: fx.Node, context: Context) -> tuple[Any, tuple[str, Any]]:
+    x, y = operands(node)
+    if calls(node, aten.add, aten.mul) and (not isinstance(x, fx.Node) or is_positional(x)):
+        x, y = y, x
+    if calls(node, aten.mul, aten.div) and (factor := constant(y, context)) is not None:
+        return x, ("scale", factor if calls(node, aten.mul) else 1 / factor)
+    if calls(node, aten.add, aten.sub) and isinstance(y, fx.Node) and is_positional(y):
+        return x, ("add", (y, 1.0 if calls(node, aten.add) else -1.0))
+    raise Untraceable(f"{node.target} computes with its scores and {y}")
+
+
+def _is_low(value: Any, context: Context) -> bool:
+    plain = constant(value, context)
+    return plain is not None and plain <= _HIDDEN
+
+
+def _product(node: fx.Node) -> Scores:
+    if calls(node, aten.baddbmm):
+        bias, q, k = operands(node)
+        beta, alpha = (float(node.kwargs.get(name, 1.0)) for name in ("beta", "alpha"))  # type: ignore[arg-type]
+        return Scores(q, k, True, alpha, offsets=[(bias, beta)] if beta else [])
+    q, k = operands(node)
+    return Scores(q, k, True, 1.0)
+
+
+def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
+    """Evaluates masks and biases up to the longest sequence, which becomes the simulator's limit.
+
+    Raises Untraceable for what is no causal mask or window with a bias for each key.
+    """
+    for node in (*(n for n, _ in scores.offsets), *(n for n, _ in scores.hidden)):
+        if not is_positional(node):
+            raise Untraceable("its mask or bias depends on the tokens or on a weight")
+    if not scores.offsets and not scores.hidden:
+        if not scores.is_causal:
+            raise Untraceable("it is not causal: every position sees every other")
+        return Looks(0, None)
+    length = longest(context)
+    while not (looks := _at(scores, heads, length, context)):
+        length = int((_MOST_SCORES / heads) ** 0.5) if length * length * heads > _MOST_SCORES else length // 2
+    context.facts.max_positions = min(length, context.facts.max_positions or LONGEST)
+    return looks
+
+
+def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | None:
+    """Looks at one length; None if the scores of all heads are too many to evaluate at once."""
+    values = Evaluation(1, length, context)
+    visible = torch.ones(length, length, dtype=torch.bool).tril() if scores.is_causal else torch.ones(length, length, dtype=torch.bool)
+    bias = torch.zeros(1, length, dtype=torch.float64)  # of each key
+    try:
+        for condition, when in scores.hidden:
+            visible &= _plane(values.of(condition) != when)
+        for node, factor in scores.offsets:
+            if _headed(node) and length * length * heads > _MOST_SCORES:
+                return None
+            seen, of_keys = _offset(values.of(node), factor, length)
+            visible &= seen
+            bias = bias + of_keys
+    except (RuntimeError, TypeError, KeyError, IndexError) as error:
+        raise Untraceable(f"its mask cannot be evaluated from the sizes alone ({error})") from error
+    window = int(visible.sum(-1).max())
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    if not torch.equal(visible, causal & causal.triu(1 - window)):
+        raise Untraceable("its mask is not the causal one, nor a window of it")
+    bias = (bias - bias[:, :1]).T
+    return Looks(0 if window == length else window, bias.expand(-1, heads).contiguous() if bool(bias.any()) else None)
+
+
+def _headed(node: fx.Node) -> bool:
+    """Whether a value has more than one head and a score for each pair of tokens."""
+    shape = node.meta["val"].shape
+    return len(shape) > 2 and shape[-2] != 1 and any(not isinstance(size, int) or size != 1 for size in shape[-3:-2])
+
+
+def _plane(condition: Tensor) -> Tensor:
+    """(T, T) of a condition that is the same for all heads."""
+    planes = condition.reshape(-1, *condition.shape[-2:]).cpu()
+    if not bool((planes == planes[:1]).all()):
+        raise Untraceable("its heads have different masks")
+    return planes[0]
+
+
+def _offset(value: Tensor, factor: float, length: int) -> tuple[Tensor, Tensor]:
+    """(visible (1 or T, T), bias of each key (1 or H, T)) of what is added to the scores."""
+    planes = value.reshape(-1, *value.shape[-2:]).cpu().double() * factor
+    visible = planes > planes.amax(-1, keepdim=True) + _HIDDEN / 2
+    if planes.shape[-2] == 1:
+        return _plane(visible), planes[:, 0]
+    rows = torch.arange(1, length)
+    steps = planes[:, rows, rows] - planes[:, rows, rows - 1]  # from a key to the next, in a row that sees both
+    of_keys = torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
+    if bool(visible[:, -1].all()):
+        of_keys = planes[:, -1] - planes[:, -1, :1]
+    relative = of_keys[:, None, :] - of_keys[:, :, None]
+    difference = (planes - planes.diagonal(dim1=-2, dim2=-1)[..., None] - relative).abs()
+    if float(torch.where(visible, difference, 0).max()) > 1e-5 * max(1.0, float(of_keys.abs().max())):
+        raise Untraceable("its bias is no sum of one for the query and one for the key")
+    return _plane(visible), of_keys
