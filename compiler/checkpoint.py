@@ -156,6 +156,8 @@ def _looks_like(directory: Path) -> str:
         return "a model to compile, but this is a compiled simulator: use it with `tintc run` or tintc.load"
     if (directory / "adapter_config.json").is_file():
         return "a whole model, but this is an adapter: merge it into its base model and save that with save_pretrained"
+    if files := sorted(path.name for path in directory.glob("*.gguf")):
+        return f"a directory written by save_pretrained, or the path of one GGUF file: {files[0]} in it"
     return "a directory written by save_pretrained"
 
 

@@ -185,7 +185,7 @@ def check_installed() -> None:
     """Raises SourceError where the packages that read GGUF files are not installed."""
     absent = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if absent:
-        raise SourceError(f"reading GGUF files takes {' and '.join(absent)}, not installed here: run `pip install 'tintc[gguf]'`")
+        raise SourceError(f"GGUF files are read with {' and '.join(absent)}, not installed here: run `pip install 'tintc[gguf]'`")
 
 
 def packaged_file(name: str) -> Path:
@@ -246,7 +246,8 @@ def _places(architecture: str, model: torch.nn.Module) -> set[str]:
     """The tensors that transformers has a place for in `model`, by its own account; takes seconds."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-    return set(get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})))
+    places = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={}))
+    return {*places, *(f"{place}.weight" for place in places)}  # experts are named without their ending
 
 
 def _check_metadata(header: Header, config: PreTrainedConfig, name: str) -> None:

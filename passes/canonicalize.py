@@ -7,6 +7,7 @@
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
     addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
     matmul(x, t(W)); add(linear(x, W), b)                                          ->  linear(x, W); linear(x, W, b)
+    y = f(x); z = f(x)                                                             ->  y, twice
 
 A view that merges batch and tokens goes only if every operator until the view that restores them works
 token by token. Safe in eval mode, which capture sets.
@@ -50,6 +51,7 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
         elif _is_no_op(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    _merge_repeated(graph)
     for node in list(graph.nodes):
         if _merges_tokens(node):
             _unmerge(node)
@@ -129,6 +131,28 @@ def _is_no_op(node: fx.Node) -> bool:
         _, _, start, stop, step = with_defaults(operands(node), None, 0, None, None, 1)
         return start in (0, None) and stop in (sys.maxsize, None) and step == 1
     return calls(node, *VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
+
+
+def _merge_repeated(graph: fx.Graph) -> None:
+    """Equal calls of equal arguments are one: layers repeat the arithmetic of masks, and norms that of means."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.is_impure() or info(node).refused:
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        kept = first.setdefault(key, node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
+
+
+def _frozen(value: Any) -> Any:
+    """The same arguments as something that can be a key; 1, 1.0 and True are different."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
+    return (type(value), value)
 
 
 def _merges_tokens(node: fx.Node) -> bool:

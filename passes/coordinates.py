@@ -181,7 +181,7 @@ class _Tracer:
             raise Untraceable("it divides by a table")
         found = self.of(x)
         index = torch.arange(value.numel()).view(value.shape)
-        shape = torch.broadcast_tensors(found.terms[0].index, index)[0].shape
+        shape = (found.terms[0].index + index).shape
         terms = [term.map(lambda t: t.expand(shape)) for term in found.terms]
         return Trace(found.root, [Term(t.coefficient, t.index, (*t.factors, (y, index.expand(shape)))) for t in terms])
 

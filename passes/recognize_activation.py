@@ -102,7 +102,7 @@ def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | 
     if result.shape != grid.shape:
         return None
     factor = float(result[-1] / grid[-1])
-    if _close(result, grid * factor):
+    if torch.allclose(result.double(), grid * factor, rtol=1e-12, atol=0):  # strictly: x + eps is no multiple of x
         return factor
     return next((kind for kind in KINDS if _close(result, activation_forward(grid, kind))), None)
 

@@ -68,9 +68,10 @@ def _one_operator(node: fx.Node, context: Context) -> _Norm | str | None:
         eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
     else:
         return None
-    if len(width) != 1 or any(p is not None and not is_parameter(p) for p in (gamma, beta)):
+    gain, offset = (None, 0.0) if gamma is None else _gain(gamma, context)
+    if len(width) != 1 or (gain is None) != (gamma is None) or not (beta is None or is_parameter(beta)):
         return "it normalises several dimensions, or its gain or shift is computed"
-    return _Norm(x, node, kind, eps, gamma, beta)
+    return _Norm(x, node, kind, eps, gain, beta, offset)
 
 
 def _written_out(node: fx.Node, context: Context) -> _Norm | None:

@@ -79,6 +79,8 @@ def _step(node: Any, context: Context) -> tuple[Any, tuple[str, Any]]:
     """(the scores that the node reads, what it does to them)."""
     if calls(node, *VIEWS, aten.to, aten.unsqueeze, aten.squeeze):
         return node.args[0], ("view", None)
+    if calls(node, aten.maximum, aten.max) and len(node.args) == 2 and _is_low(node.args[1], context):
+        return node.args[0], ("view", None)  # a floor for what masks have added up to
     if calls(node, aten.tanh):
         return node.args[0], ("cap", None)
     if calls(node, aten.masked_fill) and is_positional(node.args[1]) and _is_low(node.args[2], context):

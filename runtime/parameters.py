@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tintc.compiler.inputs import is_table
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.structure import SHARES, Structure, Use, check_backend
 from tintc.runtime.transformer import tables
@@ -52,7 +53,7 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
     return {
         "backend": simulator.backend,
         "share": share,
-        "auxiliary": sum(t.numel() for t in prefix.tensors().values() if t.is_floating_point()),
+        "auxiliary": sum(t.numel() for name, t in prefix.tensors().items() if t.is_floating_point() and not is_table(name)),
         "total": total,
         "parts": parts,
         "structure": rows,

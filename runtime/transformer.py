@@ -22,7 +22,7 @@ from tintc.compiler.inputs import CODE
 from tintc.compiler.layout import Tile
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
-from tintc.runtime.modules import activation, attention, embedding, linear, norm
+from tintc.runtime.modules import activation, attention, elementwise, embedding, linear, norm, position
 from tintc.runtime.modules.parts import Layer, Place, Range, blank, copied
 from tintc.runtime.pages import FillTile, ReadSlot
 from tintc.runtime.structure import Structure, unused_name
@@ -115,8 +115,8 @@ class _Emitter:
             self.held.setdefault(info(node).slot or "", node)
         elif node.target is operator.getitem:
             pass  # its operator has written it
-        elif name in ("segment", "segment_mask"):
-            self._segment(node)
+        elif name in ("segment", "segment_mask", "window_mask"):
+            self._of_inputs(node)
         else:
             rule: Callable[[fx.Node], None] | None = getattr(self, name or "", None)
             if rule is None:
@@ -126,8 +126,8 @@ class _Emitter:
             if self.wanted.get(key) is node:
                 self.values[node] = self._function(copied, self.stream, self._range(node), name=key)
 
-    def _segment(self, node: fx.Node) -> None:
-        """First tokens of an activation are a range of fewer tokens; of an input, a slice."""
+    def _of_inputs(self, node: fx.Node) -> None:
+        """First tokens of an activation are a range of fewer tokens; of an input, a slice. Masks follow from inputs alone."""
         if argument(node, "x" if is_tint(node, "segment") else "mask") in self.values:
             implementation = OPERATORS[tint_name(node) or ""].implementation
             self.values[node] = self._function(implementation, *fx.node.map_arg(node.args, self.values.__getitem__), name=node.name)
@@ -179,7 +179,20 @@ class _Emitter:
 
     def residual(self, node: fx.Node) -> None:
         x, y = (self._range(argument(node, name)) for name in ("x", "y"))
-        self._write(node, embedding.Residual, {}, x, y, self._range(node))
+        self._write(node, elementwise.Residual, {}, x, y, self._range(node))
+
+    def multiply(self, node: fx.Node) -> None:
+        x, y = (self._range(argument(node, name)) for name in ("x", "y"))
+        self._write(node, elementwise.Multiply, {"size": _width(node)}, x, y, self._range(node))
+
+    def scale(self, node: fx.Node) -> None:
+        self._write(node, elementwise.Scale, {"factor": argument(node, "factor")}, self._range(argument(node, "x")), self._range(node))
+
+    def rotary(self, node: fx.Node) -> None:
+        sizes = {name: argument(node, name) for name in ("heads", "pairing", "transpose")}
+        sizes["turned"] = _width(argument(node, "cos"))
+        ranges = [self._range(argument(node, name)) for name in ("x", "cos", "sin")]
+        self._write(node, position.Rotary, sizes, *ranges, self._range(node))
 
     def linear_forward(self, node: fx.Node) -> None:
         x, weight, bias = (argument(node, name) for name in ("x", "weight", "bias"))
@@ -202,9 +215,17 @@ class _Emitter:
     def _shift(self, node: fx.Node, bias: fx.Node) -> None:
         """Adds a bias or a norm's shift to the node's range."""
         for index, tile in enumerate(self._tiles(bias)):
-            kind, sizes = (linear.VectorForward, {"size": tile.rows.size}) if _is_vector(tile) else (linear.BiasForward, self._sizes(tile))
-            result = self._range(node, tile.rows.start, tile.rows.stop)
+            result, pieces = self._along(node, bias, tile)
+            kind: type[Layer] = linear.BiasForward
+            sizes = self._sizes(tile)
+            if _is_vector(tile):
+                kind, sizes = linear.VectorForward, {"size": result.stop - result.start, "pieces": pieces}
             self._write(node, kind, sizes, self.pages[tile.page], _place(tile), result, part=f"_bias_tile_{index}")
+
+    def _along(self, node: fx.Node, bias: fx.Node, tile: Tile) -> tuple[Range, int]:
+        """(coordinates of an activation that a tile of a bias is for, how many pieces of them share it): one but for norms of heads."""
+        pieces = _width(node) // _width(bias)
+        return (self._range(node, tile.rows.start, tile.rows.stop), 1) if pieces == 1 else (self._range(node), pieces)
 
     def linear_backward(self, node: fx.Node) -> None:
         dy, weight = argument(node, "dy"), argument(node, "weight")
@@ -223,8 +244,11 @@ class _Emitter:
     def bias_descent(self, node: fx.Node) -> None:
         bias, dy, rate = (argument(node, name) for name in ("bias", "dy", "inner_lr"))
         for index, tile in enumerate(self._tiles(bias)):
-            kind, sizes = (linear.VectorDescent, {"size": tile.rows.size}) if _is_vector(tile) else (linear.BiasDescent, self._sizes(tile))
-            source = self._range(dy, tile.rows.start, tile.rows.stop)
+            source, pieces = self._along(dy, bias, tile)
+            kind: type[Layer] = linear.BiasDescent
+            sizes = self._sizes(tile)
+            if _is_vector(tile):
+                kind, sizes = linear.VectorDescent, {"size": source.stop - source.start, "pieces": pieces}
             self._update(node, tile, kind, sizes, source, self.values[rate], part=f"_tile_{index}")
         self.held[info(node).slot or ""] = node
 
@@ -241,27 +265,29 @@ class _Emitter:
         return True, self.pages[tile.page], _place(tile)
 
     def norm_forward(self, node: fx.Node) -> None:
-        x, gamma, beta, eps, kind = (argument(node, name) for name in ("x", "gamma", "beta", "eps", "kind"))
+        x, gamma, beta = (argument(node, name) for name in ("x", "gamma", "beta"))
         gain, page, place = self._gain(gamma)
-        sizes = {"size": info(node).shape[-1], "eps": eps, "kind": kind, "gain": gain}
+        sizes = {**_norm_sizes(node), "gain": gain, "offset": argument(node, "offset")}
         self._write(node, norm.NormForward, sizes, page, place, self._range(x), self._range(node))
         if beta is not None:
             self._shift(node, beta)
 
     def norm_backward(self, node: fx.Node) -> None:
-        dy, x, gamma, eps, kind = (argument(node, name) for name in ("dy", "x", "gamma", "eps", "kind"))
+        dy, x, gamma = (argument(node, name) for name in ("dy", "x", "gamma"))
         gain, page, place = self._gain(gamma)
-        sizes = {"size": info(node).shape[-1], "eps": eps, "kind": kind, "gain": gain}
+        sizes = {**_norm_sizes(node), "gain": gain, "offset": argument(node, "offset")}
+        if sizes["kind"] == "scale":  # linear, and its own transpose
+            self._write(node, norm.NormForward, sizes, page, place, self._range(dy), self._range(node))
+            return
         layer: type[Layer] = norm.NormBackwardExact
         if argument(node, "gradient") == "first_order":
             layer, sizes["scale"] = norm.NormBackward, argument(node, "scale")
         self._write(node, layer, sizes, page, place, self._range(dy), self._range(x), self._range(node))
 
     def norm_descent(self, node: fx.Node) -> None:
-        gamma, dy, x, eps, kind, rate = (argument(node, name) for name in ("gamma", "dy", "x", "eps", "kind", "inner_lr"))
+        gamma, dy, x, rate = (argument(node, name) for name in ("gamma", "dy", "x", "inner_lr"))
         (tile,) = self._tiles(gamma)
-        sizes = {"size": tile.rows.size, "eps": eps, "kind": kind}
-        self._update(node, tile, norm.NormDescent, sizes, self._range(dy), self._range(x), self.values[rate])
+        self._update(node, tile, norm.NormDescent, _norm_sizes(node), self._range(dy), self._range(x), self.values[rate])
         self.held[info(node).slot or ""] = node
 
     def activation_forward(self, node: fx.Node) -> None:
@@ -269,7 +295,7 @@ class _Emitter:
         self._write(node, activation.ActivationForward, sizes, self._range(argument(node, "x")), self._range(node))
 
     def activation_backward(self, node: fx.Node) -> None:
-        sizes = {"size": info(node).shape[-1], "kind": argument(node, "kind")}
+        sizes = {"size": _width(node), "kind": argument(node, "kind")}
         layer: type[Layer] = activation.ActivationBackwardExact
         if argument(node, "gradient") == "first_order":
             layer, sizes["scale"] = activation.ActivationBackward, argument(node, "scale")
@@ -289,11 +315,13 @@ class _Emitter:
 
     def _attend(self, node: fx.Node, kind: type[Layer], values: fx.Node, reads: tuple[str, ...], result: Any) -> None:
         """values: the node that has as many coordinates as v."""
-        sizes = {name: argument(node, name) for name in ("heads", "kv_heads", "scale")}
+        bias = argument(node, "bias")
+        sizes = {name: argument(node, name) for name in ("heads", "kv_heads", "scale", "softcap")} | {"bias": bias is not None}
         widths = {"queries": argument(node, "q"), "keys": argument(node, "k"), "values": values}
-        sizes |= {name: info(source).shape[-1] for name, source in widths.items()}
+        sizes |= {name: _width(source) for name, source in widths.items()}
         ranges = [self._range(argument(node, name)) for name in reads]
-        self._write(node, kind, sizes, self.values[argument(node, "mask")], *ranges, result)
+        of_keys = None if bias is None else self._range(bias)
+        self._write(node, kind, sizes, self.values[argument(node, "mask")], of_keys, *ranges, result)
 
     def loss_gradient(self, node: fx.Node) -> None:
         targets, mask = (self.values[argument(node, name)] for name in ("targets", "mask"))
@@ -303,6 +331,19 @@ class _Emitter:
     def mean_embedding_gradient(self, node: fx.Node) -> None:
         table, targets, mask = (self.values[argument(node, name)] for name in ("weight", "targets", "mask"))
         self._write(node, embedding.MeanEmbeddingGradient, {}, table, targets, mask, self._range(node))
+
+
+def _width(node: fx.Node) -> int:
+    """Numbers in the last dimension."""
+    width = info(node).shape[-1]
+    assert isinstance(width, int)
+    return width
+
+
+def _norm_sizes(node: fx.Node) -> dict[str, Any]:
+    """Of a norm's forward, backward or descent."""
+    pieces, eps, kind = (argument(node, name) for name in ("heads", "eps", "kind"))
+    return {"size": _width(argument(node, "x")), "pieces": pieces, "eps": eps, "kind": kind}
 
 
 def _is_vector(tile: Tile) -> bool:

@@ -74,7 +74,7 @@ def _common(
 
 @app.command("compile")
 def compile_command(
-    source: Annotated[str, typer.Argument(help="Hub id, directory, tiny-opt, or shape:NAME (shape:opt-125m).")],
+    source: Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME (shape:opt-125m).")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write.")],
     preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of config fields.")] = None,
@@ -212,7 +212,10 @@ def verify_command(
 
 @app.command("cost")
 def cost_command(
-    sources: Annotated[list[str], typer.Argument(help="Hub id, config.json, directory, tiny-opt, or shape:NAME; no weights are read.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME; no weights are read."),
+    ],
     preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of config fields.")] = None,
     steps: Annotated[int | None, typer.Option(help="Inner gradient steps.")] = None,

@@ -1,4 +1,4 @@
-"""Embeddings, residual connections, the head and the loss: what stands at both ends of the stream.
+"""Embeddings, the head and the loss: what stands at both ends of the stream.
 
 Legend: B sequences, T input tokens, V vocabulary, D width. The table of the head is the simulator's own vocabulary
 embedding, V tokens that input tokens attend to: its scores are the logits, their softmax weighs the same rows in the backward
@@ -16,21 +16,14 @@ from tintc.runtime.primitives.precision import wide
 
 
 class Embedding(Layer):
-    """Row index + offset of a token or position table."""
+    """Row index + offset of a token or position table, (V, D) or (1, V, D)."""
 
     def __init__(self, *, width: int, offset: int) -> None:
         super().__init__(width)
         self.offset = offset
 
     def forward(self, stream: Tensor, code: Tensor, table: Tensor, index: Tensor, y: Range) -> Tensor:
-        return self.write(stream, code, y, F.embedding(index + self.offset, table))
-
-
-class Residual(Layer):
-    """x + y: a residual connection."""
-
-    def forward(self, stream: Tensor, code: Tensor, x: Range, y: Range, z: Range) -> Tensor:
-        return self.write(stream, code, z, read(stream, x) + read(stream, y))
+        return self.write(stream, code, y, F.embedding(index + self.offset, table.flatten(0, -2)))
 
 
 class HeadForward(Layer):

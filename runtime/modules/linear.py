@@ -137,29 +137,32 @@ class BiasDescent(TileLayer):
 
 
 class VectorForward(Layer):
-    """y_t += b, where one prefix token holds the whole vector: its one-hot is found by ones. size: W. add: False replaces y."""
+    """y_t += b, where one prefix token holds the whole vector: its one-hot is found by ones. size: W. add: False replaces y.
+    pieces: y has that many, and each gets the vector, of E = W / pieces numbers."""
 
-    formula = "2*d + 2*W + 4*d"
+    formula = "2*d + E + W + 4*d"
 
-    def __init__(self, *, size: int, width: int, add: bool = True) -> None:
+    def __init__(self, *, size: int, width: int, pieces: int = 1, add: bool = True) -> None:
         super().__init__(width, add=add)
-        self.sizes["W"] = size
-        self.attention = LinearAttention(1, same(width), same(width), same(size), same(size))
+        self.sizes |= {"W": size, "E": size // pieces}
+        spread = repeat_all(1, pieces, size // pieces)
+        self.attention = LinearAttention(1, same(width), same(width), same(size // pieces), spread)
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor, place: Place, y: Range) -> Tensor:
         value = self.attention(self.ones(code), self.places(code, place), held(page, place).unsqueeze(-2))
-        return self.write(stream, code, y, value.squeeze(-2))
+        return self.write(stream, code, y, value.flatten(-2))
 
 
 class VectorDescent(Layer):
-    """b <- b - eta sum_t dy_t, where one prefix token holds the whole vector. size: W."""
+    """b <- b - eta sum_t dy_t, where one prefix token holds the whole vector; the pieces of dy that share it add up. size: W."""
 
     formula = VectorForward.formula
 
-    def __init__(self, *, size: int, width: int) -> None:
+    def __init__(self, *, size: int, width: int, pieces: int = 1) -> None:
         super().__init__(width, add=True, side="prefix")
-        self.sizes["W"] = size
-        self.attention = LinearAttention(1, same(width), same(width), same(size), same(size))
+        self.sizes |= {"W": size, "E": size // pieces}
+        gather = mirrored(repeat_all(1, pieces, size // pieces))
+        self.attention = LinearAttention(1, same(width), same(width), gather, same(size // pieces))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor) -> Tensor:
         dy_BT1W = read(stream, dy).unsqueeze(-2) * -inner_lr

@@ -1,13 +1,15 @@
 """Norms: layer normalization of a coordinate range, and linear attention that multiplies by gains and adds shifts.
 
-Legend: B sequences, T input tokens, W the norm's width, d head width. f(x) = (x - mean) / sqrt(eps + var), or
-x / sqrt(eps + mean(x^2)). A gain lies whole in one prefix token; W heads of one coordinate multiply by it, where the paper's code
-holds a diagonal matrix. Differences run in float64, so that they are right in every dtype. Source: TINT.md sections 2 and 3.
+Legend: B sequences, T input tokens, W width of the range, in pieces of E coordinates that are normalised one by one (of q and k,
+a piece is a head; else there is one), d head width. f(x) = (x - mean) / sqrt(eps + var), x / sqrt(eps + mean(x^2)), or x itself where
+all there is is a gain. A gain of E numbers lies whole in one prefix token; W heads of one coordinate multiply by it, where the paper's
+code holds a diagonal matrix. Differences run in float64, so that they are right in every dtype. Source: TINT.md sections 2 and 3.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,16 @@ from tintc.runtime.modules.parts import (
     read,
 )
 
-_GAIN = "4*W + d*ceil(W/d)"  # one-wide heads and the ones that they need
+_GAIN = "4*W + d*ceil(E/d)"  # one-wide heads and the ones that they need
 
 
-def normalized(x: Tensor, eps: float, kind: str) -> Tensor:
-    """f(x) over the last dimension."""
+def normalized(x: Tensor, eps: float, kind: str, pieces: int) -> Tensor:
+    """f(x) over each piece of the last dimension."""
+    if kind == "scale":
+        return x
     normalize = F.layer_norm if kind == "layer" else F.rms_norm
-    return normalize(x, (x.shape[-1],), eps=eps)
+    cut = torch.unflatten(x, -1, (pieces, -1))
+    return normalize(cut, (cut.shape[-1],), eps=eps).flatten(-2)
 
 
 class Ones(nn.Module):
@@ -49,31 +54,46 @@ class Ones(nn.Module):
 
 
 class Gain(nn.Module):
-    """gamma * x, by one-wide heads that attend to the token which holds gamma."""
+    """(gamma + offset) * x, by one-wide heads that attend to the token which holds gamma, and a residual connection of `offset` x."""
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, pieces: int, offset: float) -> None:
         super().__init__()
-        self.ones, self.attention = Ones(size, width), NarrowAttention(size)
+        self.ones = Ones(size // pieces, width)
+        self.attention = NarrowAttention(size, pieces=pieces, once=("key", "value"))
+        self.offset = offset
 
     def forward(self, x: Tensor, page: Tensor, code: Tensor, place: Place) -> Tensor:
         found: Tensor = self.attention(x, held(page, place), self.ones(code))
-        return found
+        return found + self.offset * x if self.offset else found
 
 
-class NormForward(Layer):
-    """f(x), or gamma * f(x); the shift is a VectorForward behind it. size: W."""
+class NormLayer(Layer):
+    """size: W. pieces: W / E. gain, offset: whether gamma is there, and what is added to it."""
 
-    def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool) -> None:
+    def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool, pieces: int = 1, offset: float = 0.0) -> None:
         super().__init__(width)
-        self.formula, self.sizes["W"] = f"{_GAIN} + 4*d" if gain else "4*d", size
-        self.eps, self.kind = eps, kind
-        self.gain = Gain(size, width) if gain else None
+        self.sizes |= {"W": size, "E": size // pieces}
+        self.eps, self.kind, self.pieces = eps, kind, pieces
+        self.gain = Gain(size, width, pieces, offset) if gain else None
+
+    def gained(self, x: Tensor, page: Tensor | None, code: Tensor, place: Place | None) -> Tensor:
+        """(gamma + offset) * x."""
+        return x if self.gain is None else self.gain(x, page, code, place)
+
+    def of(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return normalized(x, self.eps, self.kind, self.pieces)
+
+
+class NormForward(NormLayer):
+    """f(x), or gamma * f(x); the shift is a VectorForward behind it. A learned scale alone is its own backward pass."""
+
+    def __init__(self, *, gain: bool, **sizes: Any) -> None:
+        super().__init__(gain=gain, **sizes)
+        self.formula = f"{_GAIN} + 4*d" if gain else "4*d"
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor | None, place: Place | None, x: Range, y: Range) -> Tensor:
-        value = normalized(read(stream, x), self.eps, self.kind)
-        if self.gain is not None:
-            value = self.gain(value, page, code, place)
-        return self.write(stream, code, y, value)
+        return self.write(stream, code, y, self.gained(self.of(read(stream, x)), page, code, place))
 
 
 class Difference(nn.Module):
@@ -96,48 +116,39 @@ class Difference(nn.Module):
         return found
 
 
-class NormBackward(Layer):
-    """dx from g = gamma * dy, first order: N (f(x + g/N) - f(x)), N = scale. size: W."""
+class NormBackward(NormLayer):
+    """dx from g = gamma * dy, first order: N (f(x + g/N) - f(x)), N = scale."""
 
-    def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool, scale: float) -> None:
-        super().__init__(width)
-        self.formula, self.sizes["W"] = "10*W + d*ceil(W/d) + 4*d" if gain else "6*W + 4*d", size
-        self.eps, self.kind = eps, kind
-        self.gain = Gain(size, width) if gain else None
+    def __init__(self, *, size: int, gain: bool, scale: float, **sizes: Any) -> None:
+        super().__init__(size=size, gain=gain, **sizes)
+        self.formula = f"6*W + {_GAIN} + 4*d" if gain else "6*W + 4*d"
         self.difference = Difference(size, scale)
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor | None, place: Place | None, dy: Range, x: Range, dx: Range) -> Tensor:
-        g = read(stream, dy)
-        if self.gain is not None:
-            g = self.gain(g, page, code, place)
+        g = self.gained(read(stream, dy), page, code, place)
         both = self.difference.arguments_of(read(stream, x).double(), g.double())
-        found = self.difference.of(normalized(both, self.eps, self.kind))
-        return self.write(stream, code, dx, found.to(stream.dtype))
+        return self.write(stream, code, dx, self.difference.of(self.of(both)).to(stream.dtype))
 
 
-class NormBackwardExact(Layer):
+class NormBackwardExact(NormLayer):
     """dx = (g - mean(g) - f mean(g f)) / s with g = gamma * dy and s = sqrt(eps + var); an RMS norm has no mean(g).
 
-    Means are a token's linear attention to itself, the other products one-wide heads. size: W.
+    Means are a token's linear attention to itself, the other products one-wide heads.
     """
 
-    def __init__(self, *, size: int, width: int, eps: float, kind: str, gain: bool) -> None:
-        super().__init__(width)
-        maps = 4 * (4 + 2 * (kind == "layer") + gain)  # of each attention, four
-        self.formula, self.sizes["W"] = f"{maps}*W + {1 + gain}*d*ceil(W/d) + 4*d", size
-        self.eps = eps
-        self.gain = Gain(size, width) if gain else None
+    def __init__(self, *, size: int, width: int, kind: str, gain: bool, pieces: int = 1, **more: Any) -> None:
+        super().__init__(size=size, width=width, kind=kind, gain=gain, pieces=pieces, **more)
+        maps = 4 * (4 + 2 * (kind == "layer"))  # of each attention, four
+        self.formula = f"{maps}*W + d*ceil(W/d) + {_GAIN} + 4*d" if gain else f"{maps}*W + d*ceil(W/d) + 4*d"
         self.range_of_ones = Ones(size, width)
-        self.mean_x = SelfAttention(size) if kind == "layer" else None
-        self.mean_g = SelfAttention(size) if kind == "layer" else None
-        self.variance, self.inner = SelfAttention(size), SelfAttention(size)
+        self.mean_x = SelfAttention(size, pieces) if kind == "layer" else None
+        self.mean_g = SelfAttention(size, pieces) if kind == "layer" else None
+        self.variance, self.inner = SelfAttention(size, pieces), SelfAttention(size, pieces)
         self.normalize, self.shrink = NarrowAttention(size, itself=True), NarrowAttention(size, itself=True)
 
     def forward(self, stream: Tensor, code: Tensor, page: Tensor | None, place: Place | None, dy: Range, x: Range, dx: Range) -> Tensor:
-        g, c = read(stream, dy), read(stream, x).double()
-        if self.gain is not None:
-            g = self.gain(g, page, code, place)
-        g, ones = g.double(), self.range_of_ones(code).double()
+        g, c = self.gained(read(stream, dy), page, code, place).double(), read(stream, x).double()
+        ones = self.range_of_ones(code).double()
         if self.mean_x is not None and self.mean_g is not None:
             c, g = c - self.mean_x(c, ones, ones), g - self.mean_g(g, ones, ones)
         inverse = torch.rsqrt(self.variance(c, c, ones) + self.eps)
@@ -147,17 +158,19 @@ class NormBackwardExact(Layer):
 
 
 class NormDescent(Layer):
-    """gamma <- gamma - eta sum_t dy_t * f(x_t): the token that holds gamma attends to the input tokens by one-wide heads. size: W."""
+    """gamma <- gamma - eta sum_t dy_t * f(x_t): the token that holds gamma attends to the input tokens by one-wide heads, and the
+    pieces that share it add up. size: W. pieces: W / E."""
 
     formula = f"{_GAIN} + 4*d"
 
-    def __init__(self, *, size: int, width: int, eps: float, kind: str) -> None:
+    def __init__(self, *, size: int, width: int, eps: float, kind: str, pieces: int = 1) -> None:
         super().__init__(width, add=True, side="prefix")
-        self.sizes["W"] = size
-        self.eps, self.kind = eps, kind
-        self.ones_of_prefix, self.attention = Ones(size, width), NarrowAttention(size)
+        self.sizes |= {"W": size, "E": size // pieces}
+        self.eps, self.kind, self.pieces = eps, kind, pieces
+        self.ones_of_prefix = Ones(size // pieces, width)
+        self.attention = NarrowAttention(size, pieces=pieces, once=("query", "output"))
 
     def forward(self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, x: Range, inner_lr: Tensor) -> Tensor:
-        f = normalized(read(stream, x), self.eps, self.kind)
+        f = normalized(read(stream, x), self.eps, self.kind, self.pieces)
         change = self.attention(self.ones_of_prefix(code), read(stream, dy), f * -inner_lr)
         return self.update(page, code, place, change)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 # tanh of it is 1 to the last bit of float64.
 _OPEN = 40.0
+_MAPS = ("query", "key", "value", "output")
 
 
 class Range(NamedTuple):
@@ -132,8 +133,8 @@ class SplitMap(nn.Module):
         return y
 
     def whole(self, x: Tensor) -> Tensor:
-        """(..., W) -> (..., W), for a map of one part."""
-        y: Tensor = self(x.unsqueeze(-2)).squeeze(-2)
+        """(..., I * E) -> (..., A * E): parts side by side."""
+        y: Tensor = self(x.unsqueeze(-2)).flatten(-2)
         return y
 
 
@@ -159,11 +160,15 @@ class NarrowAttention(nn.Module):
 
     It is what multiplies coordinates: a gain with what it scales (J = the one prefix token that holds it), or, when `itself`,
     two activations of one token, which then attends to itself alone. W heads; the four maps have W parameters each.
+    pieces, once: of what `once` names (query, key, value, output) a token holds one piece of W / pieces coordinates, which serves all
+    of them: maps of what is read spread it, that of the output sums the pieces.
     """
 
-    def __init__(self, width: int, *, itself: bool = False) -> None:
+    def __init__(self, width: int, *, pieces: int = 1, once: tuple[str, ...] = (), itself: bool = False) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.output = (SplitMap(same(width)) for _ in range(4))
+        weights = {name: repeat_all(1, pieces, width // pieces) if name in once else same(width) for name in _MAPS}
+        self.query, self.key, self.value = (SplitMap(weights[name]) for name in _MAPS[:3])
+        self.output = SplitMap(mirrored(weights["output"]))
         self.itself = itself
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -173,16 +178,18 @@ class NarrowAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Linear attention of a token to itself alone, with one head as wide as the range, W: o = O (<Q x, K y> / W) V z."""
+    """Linear attention of a token to itself alone, one head for each piece, E = W / pieces wide: o = O (<Q x, K y> / E) V z."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, pieces: int = 1) -> None:
         super().__init__()
+        self.pieces = pieces
         self.query, self.key, self.value, self.output = (SplitMap(same(width)) for _ in range(4))
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(..., T, W) each -> (..., T, W)."""
-        q, k, v = self.query.whole(asking), self.key.whole(keys), self.value.whole(values)
-        return self.output.whole((q * k).mean(-1, keepdim=True) * v)
+        mapped = self.query.whole(asking), self.key.whole(keys), self.value.whole(values)
+        q, k, v = (torch.unflatten(x, -1, (self.pieces, -1)) for x in mapped)
+        return self.output.whole(((q * k).mean(-1, keepdim=True) * v).flatten(-2))
 
 
 class Gate(nn.Module):

@@ -63,6 +63,14 @@ def _gelu_quick_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     return s + x * slope, slope * (2 + _QUICK * x * (1 - 2 * s))
 
 
+def _relu_squared(x: Tensor) -> Tensor:
+    return torch.relu(x).square()
+
+
+def _relu_squared_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    return 2 * torch.relu(x), 2 * (x > 0).to(x.dtype)
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
@@ -77,6 +85,7 @@ SMOOTH: dict[str, Activation] = {
     "gelu_quick": Activation(_gelu_quick, _gelu_quick_derivatives),
     "silu": Activation(F.silu, _silu_derivatives),
     "tanh": Activation(torch.tanh, _tanh_derivatives),
+    "relu_squared": Activation(_relu_squared, _relu_squared_derivatives),
     "sigmoid": Activation(torch.sigmoid, _sigmoid_derivatives),
 }
 KINDS = ("relu", *SMOOTH)

@@ -45,7 +45,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def refusal(source: Any, error: type[TintcError] = SourceError, **options: Any) -> str:
-    """The message with which `source` is refused: exactly this error, on one line, without this machine's paths to the libraries."""
+    """The message with which `source` is refused: exactly this error, on one line."""
     with pytest.raises(TintcError) as caught:
         load_source(source, **options)
     assert caught.type is error, str(caught.value)
@@ -116,6 +116,9 @@ class TestSource:
     def test_a_directory_may_have_the_ending(self, tmp_path: Path) -> None:
         llama().save_pretrained(tmp_path / "model.gguf")
         assert load_source(tmp_path / "model.gguf").description.kind == "directory"
+
+    def test_a_directory_that_holds_one(self, whole: Path) -> None:
+        assert "tiny.gguf in it" in refusal(whole.parent)
 
     def test_files_of_other_models_beside_it_do_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model = llama()
