@@ -10,9 +10,7 @@ import copy
 import dataclasses
 import inspect
 import math
-import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +23,8 @@ from torch.export.graph_signature import InputKind
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.inputs import is_reserved
 from tintc.compiler.node_meta import KEY, info
-
-_ATTRIBUTE = "auxiliary"  # where the wrapper below holds the model; stripped from every name
+from tintc.compiler.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.untraceable import quietly, untraceable
 
 
 @dataclass
@@ -86,7 +84,7 @@ def capture(model: nn.Module) -> Captured:
     constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
         if node.op == "call_function":
-            info(node).module, info(node).source = _module_path(node), _source_line(node)
+            info(node).module, info(node).source = module_path(node), source_line(node)
     graph.lint()
     return Captured(graph, tensors, aliases, constants, max_tokens=longest)
 
@@ -108,16 +106,12 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
     dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     try:
         # With gradients on, as a user would train it, so that a model's own no_grad regions show in the graph.
-        with torch.enable_grad():
+        with quietly(), torch.enable_grad():
             program = torch.export.export(wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False)
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export raises whatever the traced code or the tracer raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModelError(
-            f"torch.export cannot trace {type(wrapper.auxiliary).__name__}: {reason} (tintc needs model(input_ids) to run "
-            "for any batch and length without control flow that depends on the data)"
-        ) from error
+        raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
     return program
 
 
@@ -210,7 +204,7 @@ def _name_placeholders(
             _rename(node, "input_ids")
             continue
         full_name = spec.target or ""
-        name = full_name.removeprefix(_ATTRIBUTE + ".")
+        name = full_name.removeprefix(ATTRIBUTE + ".")
         name = aliases.get(name, name)
         if name not in tensors:
             constants[node.name] = program.constants[full_name] if full_name in program.constants else program.state_dict[full_name]
@@ -230,22 +224,3 @@ def _name_placeholders(
 def _rename(placeholder: fx.Node, name: str) -> None:
     placeholder._rename(name)
     placeholder.target = placeholder.name
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return str(path).removeprefix(_ATTRIBUTE).removeprefix(".")
-
-
-def _source_line(node: fx.Node) -> str:
-    """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    libraries = tuple(os.path.dirname(str(module.__file__)) for module in (torch, sys.modules[__name__]))
-    outside = [frame for frame in frames if not frame[0].startswith(libraries)] or frames
-    if not outside:
-        return ""
-    path, line = outside[-1]
-    parts = path.replace("\\", "/").split("/site-packages/")
-    short = parts[-1] if len(parts) > 1 else path.replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{short}:{line}"

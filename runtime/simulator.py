@@ -80,7 +80,7 @@ class Simulator(nn.Module):
         self.backend, self.share = backend, share
         self.source = source or {}
         self.tokenizer = tokenizer
-        tensors = {**tensors, **program.tables}
+        tensors = {**program.tables, **tensors}
         self.prefix: PrefixEmbeddings | PrefixPages
         self.structure: Structure | None = None
         if backend == "fused":

@@ -27,24 +27,29 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
     mask = torch.ones(b if own else 1, 1, t, t, dtype=torch.bool).tril()
     ids, loss_mask = torch.randint(o, (b, t), generator=draw.generator), torch.ones(b, t, dtype=torch.float64)
     cut = (t + 1) // 2
+    bias_BTH = draw(b, t, h) if own else None
     return {
-        "prefix": (draw(d, o), 0, o, True),
+        "prefix": (draw(d, 2 * o), o // 2, o, o, True),
         "embedding": (draw(o + 2, d), ids, 2),
         "residual": (x, dx),
+        "multiply": (x, dx),
+        "scale": (x, 0.3),
+        "rotary": (draw(b, t, h * 5), draw(b, t, 4), draw(b, t, 4), h, "interleaved" if own else "half", d % 2 == 0),
+        "window_mask": (mask, 1 + o % 3),
         "segment": (x, cut),
         "segment_mask": (mask, cut),
         "linear_forward": (x, weight, bias if d % 2 else None),
         "linear_backward": (dy, weight),
         "linear_descent": (weight, dy, x, lr),
         "bias_descent": (bias, dy, lr),
-        "norm_forward": (x, gamma, beta if d % 2 else None, 1e-5, "layer"),
-        "norm_backward": (dx, x, gamma, 1e-5, "rms", "first_order", 1000.0),
-        "norm_descent": (gamma, dx, x, 1e-5, "layer", lr),
+        "norm_forward": (x, gamma, beta if d % 2 else None, 1e-5, "layer", 1, 0.0),
+        "norm_backward": (draw(b, t, 2 * d), draw(b, t, 2 * d), gamma, 1e-5, "rms", 2, 1.0, "first_order", 1000.0),
+        "norm_descent": (gamma, draw(b, t, 2 * d), draw(b, t, 2 * d), 1e-5, "rms" if d % 2 else "layer", 2, lr),
         "activation_forward": (x, "silu"),
         "activation_backward": (dx, x, "gelu", "exact", 1000.0),
-        "attention_forward": (q, k, v, mask, h, g, 0.5),
-        "attention_backward_value": (do, q, k, mask, h, g, 0.5),
-        "attention_backward_full": (do, q, k, v, mask, h, g, 0.5),
+        "attention_forward": (q, k, v, mask, bias_BTH, h, g, 0.5, 0.0),
+        "attention_backward_value": (do, q, k, mask, bias_BTH, h, g, 0.5, 3.0),
+        "attention_backward_full": (do, q, k, v, mask, bias_BTH, h, g, 0.5, 3.0),
         "loss_gradient": (dy, ids, loss_mask, "softmax"),
         "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
     }[name]

@@ -80,7 +80,7 @@ class TestSources:
     def test_passes_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, logger="tintc.passes"):
             tintc.compile(opt())
-        assert [r.message.split(":")[0] for r in caplog.records][:2] == ["canonicalize", "recognize_activation"]
+        assert [r.message.split(":")[0] for r in caplog.records][:2] == ["canonicalize", "recognize_embedding"]
 
 
 class TestTheModelStaysAsItWas:

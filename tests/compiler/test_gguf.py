@@ -146,15 +146,18 @@ class TestSource:
         assert source.description.config is not None
         assert source.description.config["hidden_size"] == 32
 
-    def test_compiles_and_costs(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "model.gguf", gpt2())
+    @pytest.mark.parametrize("make", [gpt2, llama])
+    def test_compiles(self, tmp_path: Path, make: Callable[[], transformers.PreTrainedModel]) -> None:
+        path = write(tmp_path / "model.gguf", make())
         done = tintc("compile", path, "-o", tmp_path / "sim", "--json")
         assert done.code == 0, done.err
         for file in (path for path in (tmp_path / "sim").rglob("*") if path.is_file()):
             assert str(tmp_path).encode() not in file.read_bytes(), file.name
         assert json.loads((tmp_path / "sim" / "manifest.json").read_text())["source"]["kind"] == "gguf"
         assert tintc("run", tmp_path / "sim", "--text", TEXT).code == 0
-        assert tintc("cost", path, "--tokens", "16").code == 0
+
+    def test_costs(self, tmp_path: Path) -> None:
+        assert tintc("cost", write(tmp_path / "model.gguf", gpt2()), "--tokens", "16").code == 0
 
 
 class TestTokenizer:

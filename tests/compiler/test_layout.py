@@ -33,7 +33,7 @@ def a_graph(hidden: int, linears: Shapes, norms: int) -> tuple[fx.Graph, Context
     def parameter(name: str, *shape: int) -> fx.Node:
         node = build.placeholder(name, shape, role="parameter")
         node.meta["tint"] = NodeInfo(shape=shape, role="parameter", parameter=name)
-        return build.call("prefix", node, 0, shape[0], False, slot=name, trainable=True)
+        return build.call("prefix", node, 0, shape[0], shape[0], False, slot=name, trainable=True)
 
     last = None
     for i, (rows, columns, has_bias) in enumerate(linears):
@@ -42,7 +42,7 @@ def a_graph(hidden: int, linears: Shapes, norms: int) -> tuple[fx.Graph, Context
         last = build.call("linear_forward", x, parameter(f"w{i}", rows, columns), bias)
     for i in range(norms):
         x = build.placeholder(f"n{i}", ("B", "T", hidden), role="input")
-        last = build.call("norm_forward", x, parameter(f"gamma{i}", hidden), parameter(f"beta{i}", hidden), 1e-5, "layer")
+        last = build.call("norm_forward", x, parameter(f"gamma{i}", hidden), parameter(f"beta{i}", hidden), 1e-5, "layer", 1, 0.0)
     graph.output(last)
     return graph, context
 

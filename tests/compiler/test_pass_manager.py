@@ -73,12 +73,12 @@ def test_stop_after_an_unknown_pass() -> None:
 
 def test_logs_what_each_pass_changed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tintc.passes"):
-        run_passes(*fresh(), DEFAULT_PIPELINE, stop_after="recognize_residual")
+        run_passes(*fresh(), DEFAULT_PIPELINE, stop_after="recognize_arithmetic")
     lines = dict(record.getMessage().split(": ", 1) for record in caplog.records if record.name == "tintc.passes")
-    assert list(lines) == NAMES[: NAMES.index("recognize_residual") + 1]
+    assert list(lines) == NAMES[: NAMES.index("recognize_arithmetic") + 1]
     assert lines["canonicalize"] == "-2 aten.dropout.default"
     assert lines["recognize_activation"] == "-2 aten.gelu.default, +2 tint.activation_forward.default"
-    assert lines["recognize_residual"] == "-5 aten.add.Tensor, +5 tint.residual.default"
+    assert lines["recognize_arithmetic"] == "-5 aten.add.Tensor, +5 tint.residual.default"
 
 
 def test_a_pass_that_changes_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:

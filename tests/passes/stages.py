@@ -98,7 +98,8 @@ def numbers(at: Stage, given: dict[str, Any] | None = None) -> Any:
     for node in at.graph.nodes:
         if node.op == "placeholder":
             name = info(node).parameter
-            known = at.context.tensors[name] if name is not None else given.get(node.name, at.context.constants.get(node.name))
+            owned = {**at.context.tensors, **at.context.tables}
+            known = owned[name] if name is not None else given.get(node.name, at.context.constants.get(node.name))
             assert known is not None, f"no value for {node.name}"
             values.append(known)
     root = at.graph.owning_module or nn.Module()

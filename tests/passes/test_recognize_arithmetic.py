@@ -17,10 +17,10 @@ FORMS = {
 def test_fires(name: str) -> None:
     middle, count = FORMS[name]
     model = toy(middle)
-    found = stage("recognize_residual", model=model).operators()
+    found = stage("recognize_arithmetic", model=model).operators()
     assert found["tint.residual"] == count
     assert not {op for op in found if op.startswith("aten")}
-    assert_same_numbers("recognize_residual", model=model)
+    assert_same_numbers("recognize_arithmetic", model=model)
 
 
 REFUSED = {
@@ -33,7 +33,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_leaves_the_rest_alone(name: str) -> None:
-    found = stage("recognize_residual", model=toy(REFUSED[name]))
+    found = stage("recognize_arithmetic", model=toy(REFUSED[name]))
     assert "tint.residual" not in found.operators()
     (left,) = [n for n in found.graph.nodes if "aten.add.Tensor" in str(n.target)]
     if name != "a scaled sum":
@@ -41,8 +41,8 @@ def test_leaves_the_rest_alone(name: str) -> None:
 
 
 def test_keeps_the_numbers() -> None:
-    assert_same_numbers("recognize_residual")
+    assert_same_numbers("recognize_arithmetic")
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("recognize_residual", printed(stage("recognize_residual", layers=1).graph), update_golden)
+    assert_golden("recognize_arithmetic", printed(stage("recognize_arithmetic", layers=1).graph), update_golden)

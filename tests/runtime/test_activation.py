@@ -19,6 +19,8 @@ TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
     "tanh": torch.tanh,
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
+    "sigmoid": torch.sigmoid,
 }
 kinds = st.sampled_from(sorted(TORCH))
 LIMIT = PRIMITIVE[torch.float64]

@@ -190,7 +190,7 @@ def test_slot_values_are_what_operators_read() -> None:
     pages = dict(enumerate(PrefixPages(layout, tensors, tables).pages))
     assert any(slot.transpose and slot.rows.start > 0 for slot in layout.prefix.values())
     for slot in layout.prefix.values():
-        wanted = prefix(tensors[slot.parameter], slot.rows.start, slot.rows.stop, slot.transpose)
+        wanted = prefix(tensors[slot.parameter], slot.rows.start, slot.rows.stop, slot.rows.period, slot.transpose)
         assert torch.equal(read_slot(pages, slot), wanted)
     assert all(layout.prefix[name].shape == read_slot(pages, layout.prefix[name]).shape for name in layout.prefix)
 

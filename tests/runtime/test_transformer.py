@@ -18,6 +18,7 @@ from tests.scenarios import SCENARIOS
 from tests.tolerances import BACKENDS, HALF, HALF_LOGITS, error, measured
 from tintc.compiler.config import PRESETS, SimulatorConfig
 from tintc.runtime.pages import PrefixPages, read_slot
+from tintc.runtime.primitives.linear import prefix
 from tintc.runtime.simulator import Simulator
 
 LIMIT = BACKENDS[torch.float64]
@@ -162,7 +163,7 @@ def test_outer_gradients(family: str, preset: str) -> None:
     pages = {i: torch.zeros_like(page) if page.grad is None else page.grad for i, page in enumerate(transformer.prefix.pages)}
     for slot in transformer.program.layout.prefix.values():
         whole = expected[slot.parameter]
-        rows = (whole.t() if slot.transpose else whole)[slot.rows.start : slot.rows.stop]
+        rows = prefix(whole, slot.rows.start, slot.rows.stop, slot.rows.period, slot.transpose)
         assert measured("transformer against fused: gradient of weights", error(read_slot(pages, slot), rows)) < LIMIT, slot.name
     for name, table in transformer.prefix.direct().items():
         assert error(table.grad, expected[name]) < LIMIT, name
