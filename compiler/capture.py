@@ -75,18 +75,36 @@ def capture(model: nn.Module) -> Captured:
 
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
     """
-    with evaluating(model):
+    with evaluating(model), _all_on_meta(model) as buffers:
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
-    constants = _name_placeholders(graph, program, tensors, aliases)
+    constants = _name_placeholders(graph, program, tensors, aliases, buffers)
+    tensors |= {name: value for name, value in buffers.items() if name in tensors}
     for node in graph.nodes:
         if node.op == "call_function":
             info(node).module, info(node).source = module_path(node), source_line(node)
     graph.lint()
     return Captured(graph, tensors, aliases, constants, max_tokens=longest)
+
+
+@contextmanager
+def _all_on_meta(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Of a model whose weights have no numbers, puts the buffers on the meta device as well, and back. Yields them by name."""
+    if _device(model).type != "meta":
+        yield {}
+        return
+    places = [(module, name, value) for module in model.modules() for name, value in module._buffers.items() if value is not None]
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for module, name, value in places:
+        module._buffers[name] = value.to("meta")
+    try:
+        yield buffers
+    finally:
+        for module, name, value in places:
+            module._buffers[name] = value
 
 
 @contextmanager
@@ -190,9 +208,10 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _name_placeholders(
-    graph: fx.Graph, program: torch.export.ExportedProgram, tensors: dict[str, Tensor], aliases: dict[str, str]
+    graph: fx.Graph, program: torch.export.ExportedProgram, tensors: dict[str, Tensor], aliases: dict[str, str], buffers: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Gives each placeholder its role, merges tied ones, and returns the values of those outside the state dict."""
+    """Gives each placeholder its role, merges tied ones, and returns the values of those outside the state dict: those in `buffers`,
+    or as the program holds them."""
     specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
     constants: dict[str, Tensor] = {}
     first: dict[str, fx.Node] = {}
@@ -207,7 +226,8 @@ def _name_placeholders(
         name = full_name.removeprefix(ATTRIBUTE + ".")
         name = aliases.get(name, name)
         if name not in tensors:
-            constants[node.name] = program.constants[full_name] if full_name in program.constants else program.state_dict[full_name]
+            held = program.constants if full_name in program.constants else program.state_dict
+            constants[node.name] = buffers[name] if name in buffers else held[full_name]
             continue
         record.role, record.parameter, record.shape = "parameter", name, tuple(tensors[name].shape)
         record.buffer = spec.kind == InputKind.BUFFER

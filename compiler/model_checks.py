@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tintc.compiler.errors import MemoryLimitError, SourceError, UnsupportedModelError
@@ -26,13 +28,30 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
 
 
 def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -> torch.nn.Module:
-    """A model on the meta device: shapes and no numbers. options: of from_config. Raises SourceError for a config that makes no model."""
+    """A model whose parameters are on the meta device: shapes and no numbers. Its buffers (rotary frequencies, masks) are computed.
+
+    options: of from_config. Raises SourceError for a config that makes no model.
+    """
     try:
-        with torch.device("meta"):
+        with _EmptyOnMeta():
             model: torch.nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
     except Exception as error:
         raise SourceError(f"{name}: no model can be built from its config: {first_line(error)}") from error
+    moved: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
+    for module in model.modules():
+        for label, parameter in module.named_parameters(recurse=False):
+            if parameter not in moved:
+                moved[parameter] = torch.nn.Parameter(parameter.detach().to("meta"))
+            module._parameters[label] = moved[parameter]
     return model.eval()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """torch.empty, which layers make their weights with, allocates nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changed = {**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}
+        return func(*args, **changed)
 
 
 def check_memory(config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_remote_code: bool) -> None:

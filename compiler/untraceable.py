@@ -7,6 +7,7 @@ every operator can be named.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import operator
 import warnings
@@ -30,11 +31,11 @@ _ORDINARY = """
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without what torch.export says of models that it cannot trace: its graphs, warnings and advice to its own developers."""
+    """Without what torch.export says of models that it cannot trace: graphs on stderr, warnings, advice to its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
