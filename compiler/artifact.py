@@ -42,7 +42,7 @@ from tintc.compiler.records import NodeRecord, from_records
 if TYPE_CHECKING:
     from tintc.runtime.simulator import Simulator
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
 _TOKENIZER = "tokenizer"
