@@ -43,7 +43,7 @@ def compile(
 ) -> Simulator:
     """Compiles an auxiliary model into a simulator that runs its inner fine-tuning in one forward pass.
 
-    source: a hub id, a directory written by save_pretrained, `tiny-opt`, `shape:NAME`, or an nn.Module.
+    source: a hub id, a directory written by save_pretrained, a .gguf file, `tiny-opt`, `smollm2-135m`, `shape:NAME`, or an nn.Module.
     config: what to compute; default SimulatorConfig.paper(). dtype: of the weights; default float32, or the module's own.
     backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights in prefix tokens and structural
     constants that can be counted (`Simulator.parameter_report`). share: which of those constants one copy serves for, `none`,
