@@ -27,8 +27,8 @@ def is_weight(node: Any) -> bool:
     return isinstance(node, fx.Node) and info(node).role == "parameter" and not info(node).buffer
 
 
-def is_positional(node: fx.Node) -> bool:
-    """Whether the node's value depends on how many tokens come in only: not on which, and on no weight."""
+def is_positional(node: fx.Node, *, weights: bool = False) -> bool:
+    """Whether the node's value depends on how many tokens come in only: not on which, and, unless `weights`, on no weight."""
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
@@ -36,7 +36,7 @@ def is_positional(node: fx.Node) -> bool:
         if current in seen:
             continue
         seen.add(current)
-        if tint_name(current) or is_weight(current) or (info(current).role == "input" and current.name == "input_ids"):
+        if tint_name(current) or (is_weight(current) and not weights) or (info(current).role == "input" and current.name == "input_ids"):
             return False
         if not calls(current, *_SIZE_ONLY):
             stack += current.all_input_nodes

@@ -17,6 +17,7 @@ from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import BATCH, LENGTH, Term, Untraceable, trace
 from tintc.passes.evaluation import Evaluation, evaluable
 from tintc.passes.patterns import sizes
+from tintc.passes.tables import SHORT
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Rotation:
         """cos and sin of positions 0 .. longest - 1, or of as many as the model's own tables have, each (positions, size)."""
         nodes = [node for entry in (*self.cos, *self.sin) for node, _ in entry.factors]
         values = evaluable(nodes, longest, context)
-        return _table(self.cos, values), _table(self.sin, values)
+        cos, sin = _table(self.cos, values), _table(self.sin, values)
+        few = Evaluation(1, min(SHORT, values.length), context)
+        for entries, table in ((self.cos, cos), (self.sin, sin)):
+            if not torch.allclose(_table(entries, few), table[: few.length], rtol=1e-5, atol=1e-6):
+                raise Untraceable("its rotation depends on the length of the sequence")
+        return cos, sin
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.evaluation import Evaluation, is_positional, is_weight
 from tintc.passes.patterns import aten, binary, calls, is_parameter, sizes
-from tintc.passes.tables import LONGEST, longest, read_table
+from tintc.passes.tables import LONGEST, SHORT, longest, read_table
 
 _UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
 
@@ -85,7 +85,7 @@ def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
         if sizes(p)[-1:] != sizes(x)[-1:] or len(sizes(p)) < 2:
             continue
         tables = [n for n in ancestors([p]) if is_weight(n)]
-        if len(tables) > 1:
+        if len(tables) > 1 or not is_positional(p, weights=True):
             continue
         with build.graph.inserting_before(node):
             new = _computed(build, node, p, context) if not tables else _slice(build, node, p, tables[0], context)
@@ -96,23 +96,23 @@ def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
 
 def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx.Node | None:
     """A table of the values of p."""
-    if not is_positional(p):
-        return None
-    values = [_rows(p, batch, longest(context), context, {}) for batch in (1, 2)]
-    if any(isinstance(value, str) for value in values) or not torch.equal(*values):  # type: ignore[arg-type]
-        info(node).refused = next((v for v in values if isinstance(v, str)), "what it adds differs between sequences")
-        return None
-    value: Any = values[0]
-    return read_table(build, context, value, "positions", node)
+    length = longest(context)
+    values = [_rows(p, batch, n, context, {}) for batch, n in ((1, length), (2, min(SHORT, length)))]
+    reason = next((value for value in values if isinstance(value, str)), "")
+    if not reason and not torch.equal(values[0][: len(values[1])], values[1]):  # type: ignore[arg-type]
+        reason = "what it adds depends on the length of the sequence"
+    info(node).refused = reason
+    table: Any = values[0]
+    return None if reason else read_table(build, context, table, "positions", node)
 
 
 def _slice(build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: Context) -> fx.Node | None:
     """Rows of a learned table, found by putting the numbers of its entries in place of their values."""
     *leading, rows, width = context.tensors[info(table).parameter or ""].shape
-    if any(size != 1 for size in leading):
+    if any(size != 1 for size in leading) or rows < 2:
         return None
     numbers = torch.arange(rows * width).view(*leading, rows, width)
-    offsets = {_offset(_rows(p, batch, min(length, rows), context, {table: numbers}), width) for batch, length in ((2, 7), (1, 3))}
+    offsets = {_offset(_rows(p, batch, min(length, rows), context, {table: numbers}), width) for batch, length in ((2, SHORT), (1, 2))}
     offset = offsets.pop()
     if offset is None or offsets:
         info(node).refused = "what it adds is no table of positions, read from one row on"

@@ -98,7 +98,7 @@ def _under_root(node: Any, *, divided: bool) -> Any:
 
 def _is_mean_square(node: Any, x: Any) -> bool:
     """mean(x^2, -1, keepdim)."""
-    if not calls(node, aten.mean) or len(node.args) < 3 or list(node.args[1]) != [-1] or node.args[2] is not True:
+    if not _is_mean(node):
         return False
     square = node.args[0]
     if calls(square, aten.pow):
@@ -117,11 +117,16 @@ def _is_variance(node: fx.Node, centered: Any) -> bool:
 
 def _uncentered(node: Any) -> Any:
     """x where the node is x - mean(x, -1, keepdim), else None."""
-    if not calls(node, aten.sub) or len(node.args) != 2 or not calls(node.args[1], aten.mean):
+    if not calls(node, aten.sub) or len(node.args) != 2 or not _is_mean(node.args[1]):
         return None
-    mean = node.args[1]
-    whole = len(mean.args) > 2 and list(mean.args[1]) == [-1] and mean.args[2] is True
-    return node.args[0] if whole and mean.args[0] is node.args[0] else None
+    return node.args[0] if node.args[1].args[0] is node.args[0] else None
+
+
+def _is_mean(node: Any) -> bool:
+    """mean(x, -1, keepdim)."""
+    if not calls(node, aten.mean) or len(node.args) < 3 or node.args[2] is not True:
+        return False
+    return list(node.args[1]) in ([-1], [len(sizes(node)) - 1])
 
 
 def _with_gain(norm: _Norm, context: Context) -> _Norm:

@@ -17,8 +17,8 @@ from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.patterns import VIEWS, aten, calls
 
 _SUPPORTED = (
-    "supported: embeddings of tokens and positions, linear layers, layer and RMS norms, relu, gelu, silu, tanh, sigmoid, squared relu, learned and "
-    "constant scales, causal attention with rotary positions, ALiBi, windows or soft-caps, sums and products of two activations"
+    "supported: embeddings of tokens and positions, linear layers, layer and RMS norms, relu, gelu, silu, tanh, sigmoid, squared relu, "
+    "learned and constant scales, causal attention with rotary positions, ALiBi, windows or soft-caps, sums and products of two activations"
 )
 _LAYOUT = (
     *(*VIEWS, aten.transpose, aten.permute, aten.t, aten.expand, aten.unsqueeze, aten.squeeze),

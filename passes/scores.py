@@ -18,7 +18,7 @@ from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import Untraceable
 from tintc.passes.evaluation import Evaluation, constant, is_positional
 from tintc.passes.patterns import VIEWS, aten, calls
-from tintc.passes.tables import LONGEST, longest
+from tintc.passes.tables import LONGEST, SHORT, longest
 
 _HIDDEN = -1e4  # a score this far below another has probability 0 in every dtype
 _MOST_SCORES = 2**27  # evaluated at once
@@ -136,8 +136,19 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
     length = longest(context)
     while not (looks := _at(scores, heads, length, context)):
         length = int((_MOST_SCORES / heads) ** 0.5) if length * length * heads > _MOST_SCORES else length // 2
+    short = _at(scores, heads, min(SHORT, length), context)
+    if short is None or not _same_looks(looks, short, min(SHORT, length)):
+        raise Untraceable("its mask or bias depends on the length of the sequence")
     context.facts.max_positions = min(length, context.facts.max_positions or LONGEST)
     return looks
+
+
+def _same_looks(long: Looks, short: Looks, length: int) -> bool:
+    """Whether a short sequence has the window and the biases that the long one has at its first tokens."""
+    window = long.window if long.window < length else 0
+    nothing = torch.zeros(length, 1, dtype=torch.float64)
+    first, other = (nothing if looks.bias is None else looks.bias[:length] for looks in (long, short))
+    return short.window == window and bool(((first - other).abs() <= 1e-6 + 1e-5 * first.abs()).all())
 
 
 def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | None:

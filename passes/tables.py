@@ -15,6 +15,7 @@ from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
 
 LONGEST = 4096  # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
+SHORT = 7  # and again at this one: what differs there depends on the length and is refused
 
 
 def longest(context: Context) -> int:
