@@ -191,17 +191,28 @@ def _plane(condition: Tensor) -> Tensor:
 
 def _offset(value: Tensor, factor: float, length: int) -> tuple[Tensor, Tensor]:
     """(visible (1 or T, T), bias of each key (1 or H, T)) of what is added to the scores."""
-    planes = value.reshape(-1, *value.shape[-2:]).cpu().double() * factor
-    visible = planes > planes.amax(-1, keepdim=True) + _HIDDEN / 2
-    if planes.shape[-2] == 1:
-        return _plane(visible), planes[:, 0]
-    rows = torch.arange(1, length)
-    steps = planes[:, rows, rows] - planes[:, rows, rows - 1]  # from a key to the next, in a row that sees both
+    planes = value.reshape(-1, *value.shape[-2:]).cpu()
+    found = [_read_plane(plane * factor) for plane in planes]
+    visible = found[0][0]
+    if any(not torch.equal(visible, other) for other, _ in found[1:]):
+        raise Untraceable("its heads have different masks")
+    return visible, torch.stack([of_keys for _, of_keys in found])
+
+
+def _read_plane(plane: Tensor) -> tuple[Tensor, Tensor]:
+    """(visible, bias of each key) of one head's offsets, (1 or T, T)."""
+    visible = plane > plane.amax(-1, keepdim=True) + _HIDDEN / 2
+    if len(plane) == 1:
+        return visible, plane[0].double()
+    if not bool(torch.where(visible, plane, 0).any()):
+        return visible, torch.zeros(plane.shape[-1], dtype=torch.float64)
+    diagonal, before = plane.diagonal().double(), plane.diagonal(-1).double()
+    steps = diagonal[1:] - before  # from a key to the next, in a row that sees both
     of_keys = torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
-    if bool(visible[:, -1].all()):
-        of_keys = planes[:, -1] - planes[:, -1, :1]
-    relative = of_keys[:, None, :] - of_keys[:, :, None]
-    difference = (planes - planes.diagonal(dim1=-2, dim2=-1)[..., None] - relative).abs()
-    if float(torch.where(visible, difference, 0).max()) > 1e-5 * max(1.0, float(of_keys.abs().max())):
+    if bool(visible[-1].all()):
+        of_keys = (plane[-1] - plane[-1, 0]).double()
+    expected = (of_keys[None, :] - of_keys[:, None] + diagonal[:, None]).to(plane.dtype)
+    difference = (plane - expected).masked_fill_(visible.logical_not(), 0).abs_().max()
+    if float(difference) > 1e-5 * max(1.0, float(of_keys.abs().max())):
         raise Untraceable("its bias is no sum of one for the query and one for the key")
-    return _plane(visible), of_keys
+    return visible, of_keys

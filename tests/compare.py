@@ -28,15 +28,17 @@ def assert_equals_reference(
     assert_agrees(simulate(model, config), expected, limit=limit, min_update=min_update, **inputs)
 
 
-def assert_agrees(simulator: Simulator, expected: Reference, *, limit: float, min_update: float = 1e-3, **inputs: Any) -> None:
-    """The same for a simulator and a reference that are at hand."""
+def assert_agrees(
+    simulator: Simulator, expected: Reference, *, limit: float, min_update: float = 1e-3, of: str = "", **inputs: Any
+) -> None:
+    """The same for a simulator and a reference that are at hand; `of` says in the summary what was compared."""
     config, dtype = simulator.program.config, simulator.dtype
     with torch.inference_mode():
         alone = simulator(**inputs).logits
         both = simulator(**inputs, return_initial=True)
     real = real_tokens(inputs)
     assert alone.dtype == dtype
-    kind = f"{'exact' if config.is_exact else 'approximate'}: logits against autograd, {str(dtype).removeprefix('torch.')}"
+    kind = f"{of}{'exact' if config.is_exact else 'approximate'}: logits against autograd, {str(dtype).removeprefix('torch.')}"
     for found in (alone, both.logits):
         assert measured(kind, error(found[real], expected.logits[real])) < limit
     assert both.initial_logits is not None

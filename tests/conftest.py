@@ -31,6 +31,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{value:.1e}  {kind}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Brings the tests of one family together: xdist hands out neighbours, and each worker captures a model for itself."""
+    places = [index for index, item in enumerate(items) if item.path.name == "test_families.py"]
+    moved = [items[index] for index in places]
+    names = [item.callspec.params.get("name", "") if hasattr(item, "callspec") else "" for item in moved]
+    order = sorted(range(len(moved)), key=lambda i: names.index(names[i]))
+    for place, i in zip(places, order, strict=True):
+        items[place] = moved[i]
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

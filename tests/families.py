@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "stablelm": Family(
         builder("stablelm", **STABLELM),
-        *("StableLM", "stabilityai/stablelm-3b-4e1t", LAYER_NORM, "rotary, part of a head", GROUPS, "SwiGLU"),
+        *("StableLM", "stabilityai/stablelm-3b-4e1t", LAYER_NORM, "rotary, part of a head", FULL, "SwiGLU"),
     ),
     "olmo2": Family(
         builder("olmo2", **GROUPED),

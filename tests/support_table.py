@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.families import FAMILIES, Family
 
 BEGIN, END = "<!-- support table -->", "<!-- end of support table -->"
-HEADER = ("family", "for example", "norms", "positions", "attention", "feed-forward", "inputs", "approximations")
+HEADER = ("family", "for example", "norms", "positions", "attention", "feed-forward", "inputs compared", "approximations")
 
 
 def render() -> str:

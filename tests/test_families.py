@@ -32,7 +32,7 @@ from tintc.runtime.simulator import Simulator
 BUILDERS: dict[str, Builder] = {**{name: f.build for name, f in FAMILIES.items()}, **VARIANTS, **DECODERS}
 CASTING = [name for name in BUILDERS if name not in DECODERS and (FAMILIES[name.split("-")[0]].casts or name.endswith("eager"))]
 # A variant is captured a second time, as it is, only where it changes what is cast.
-AS_IS = [name for name in CASTING if name in FAMILIES or name.endswith(("eager", "rope-linear", "rope-yarn", "qk-norm"))]
+AS_IS = [name for name in CASTING if name in FAMILIES or name.endswith(("eager", "linear", "yarn", "phi-qk-norm"))]
 RATE = {"inner_lr": 0.002}
 EXACT = {steps: SimulatorConfig.exact(steps=steps, **RATE) for steps in (1, 2)}
 PAPER = SimulatorConfig.paper(steps=2, **RATE)
@@ -67,7 +67,13 @@ def assert_trains_like_autograd(name: str, config: SimulatorConfig, scenario: st
     with no_casts(wide and casts):
         expected = reference(model_of(name), config, **inputs)
     limit = CASTS if casts and not wide else SIMULATOR[torch.float64]
-    assert_agrees(simulator_of(name, wide and casts, config), expected, limit=limit, **inputs)
+    assert_agrees(
+        simulator_of(name, wide and casts, config),
+        expected,
+        limit=limit,
+        of=f"families {'as they are' if limit == CASTS else 'without casts'}, ",
+        **inputs,
+    )
 
 
 def logits_error(name: str, wide: bool) -> float:

@@ -129,9 +129,9 @@ class TestDisagrees:
         simulator = compiled(opt(), SimulatorConfig.exact(inner_lr=0.01))
 
         def slightly(graph: fx.Graph, node: fx.Node) -> fx.Node:
-            *rest, eps, kind, inner_lr = node.args
+            gamma, dy, x, eps, *rest = node.args
             assert isinstance(eps, float)
-            return graph.call_function(torch.ops.tint.norm_descent.default, (*rest, eps * 2, kind, inner_lr))
+            return graph.call_function(torch.ops.tint.norm_descent.default, (gamma, dy, x, eps * 2, *rest))
 
         change(simulator, "norm_descent", slightly)
         found = verify(simulator, tokens=13)

@@ -53,10 +53,13 @@ def nano_captured(layers: int = 2) -> Captured:
     return _captured_nano(layers).copy()
 
 
-def stage(last: str | None, config: SimulatorConfig | None = None, *, layers: int = 2, model: nn.Module | None = None) -> Stage:
-    """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a model is given."""
+def stage(
+    last: str | None, config: SimulatorConfig | None = None, *, layers: int = 2, model: nn.Module | None = None, longest: int | None = None
+) -> Stage:
+    """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a model is given. longest: looked at."""
     captured = nano_captured(layers) if model is None else capture_again(model)
     context = Context(config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants)
+    context.facts.max_positions = min(captured.max_tokens or longest, longest) if longest else captured.max_tokens
     if last is None:
         return Stage(captured.graph, context)
     return Stage(run_passes(captured.graph, context, DEFAULT_PIPELINE, stop_after=last), context)
@@ -103,8 +106,11 @@ def numbers(at: Stage, given: dict[str, Any] | None = None) -> Any:
             assert known is not None, f"no value for {node.name}"
             values.append(known)
     root = at.graph.owning_module or nn.Module()
+    graph = copy.deepcopy(at.graph)
+    for node in graph.find_nodes(op="placeholder"):
+        node.target = node.name  # a target may be the same for several tables, and becomes an argument's name
     with torch.no_grad():
-        result = fx.Interpreter(fx.GraphModule(root, copy.deepcopy(at.graph))).run(*values)
+        result = fx.Interpreter(fx.GraphModule(root, graph)).run(*values)
     return result[0] if isinstance(result, tuple) else result
 
 

@@ -23,7 +23,7 @@ def test_every_slot_that_is_read_has_a_place() -> None:
     for name, slot in slots.items():
         assert slot.shape == info(reads[name]).shape
         assert slot.trainable == info(reads[name]).trainable
-        assert (slot.rows.start, slot.rows.stop, slot.transpose) == reads[name].args[1:]
+        assert (slot.rows.start, slot.rows.stop, slot.rows.period, slot.transpose) == reads[name].args[1:]
         assert slot.parameter == info(reads[name].args[0]).parameter
 
 

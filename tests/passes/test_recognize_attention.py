@@ -58,6 +58,10 @@ ACCEPTED: dict[str, tuple[Any, float]] = {
     "scale given": (lambda m, x, ids: attend(m, x, ids, scale=0.25), 0.25),
     "scaled operands": (scaled, 0.7 * 0.3 / 2.0),
     "permuted": (permuted, 1 / math.sqrt(3)),
+    "the same for all keys": (
+        lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=torch.where(causal(x), 0.5, -math.inf).double()),
+        1 / math.sqrt(3),
+    ),
 }
 
 
@@ -86,30 +90,19 @@ def test_masks_are_the_callers() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "not causal": (lambda m, x, ids: attend(m, x, ids, is_causal=False), "not causal"),
-    "window": (
-        lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x) & causal(x).T.roll(3, 0)),
-        "not the plain causal one",
-    ),
-    "wide window": (
-        lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x).logical_and(causal(x).triu(-9))),
-        "not the plain causal one",
-    ),
-    "anticausal": (lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x).T), "not the plain causal one"),
-    "bias": (
-        lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=torch.where(causal(x), 0.5, -math.inf).double()),
-        "not the plain causal one",
-    ),
+    "rolled": (lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x) & causal(x).T.roll(3, 0)), "not the causal one"),
+    "anticausal": (lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x).T), "not the causal one"),
     "learned bias": (
         lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=torch.where(causal(x), m.scale[0], -math.inf)),
-        "depends on a weight",
+        "depends on the tokens or on a weight",
     ),
     "dropout": (lambda m, x, ids: attend(m, x, ids, dropout_p=0.5), "drops probabilities"),
     "rotated": (lambda m, x, ids: merged(SDPA(heads(x).cos(), heads(x), heads(x), is_causal=True)), "it reads aten.cos"),
     "merged otherwise": (
         lambda m, x, ids: SDPA(heads(x), heads(x), heads(x), is_causal=True).permute(0, 2, 3, 1).reshape(*ids.shape, 6),
-        "not split and merged",
+        "its heads are not merged into (batch, tokens, heads * width)",
     ),
-    "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "not split and merged"),
+    "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "values are scaled or rotated"),
 }
 
 

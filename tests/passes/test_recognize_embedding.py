@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import gpt2, opt
+from tests.models import gpt2, opt, randomized
+from tests.passes.spelled import agree, calls_of, refusal
 from tests.passes.stages import assert_golden, assert_same_numbers, inputs, numbers, printed, stage
 from tests.passes.toys import Toy, toy
 from tintc.compiler.dialect import argument, is_tint
@@ -86,3 +87,52 @@ def test_models(model, offset: int) -> None:  # type: ignore[no-untyped-def]
 
 def test_golden(update_golden: bool) -> None:
     assert_golden("recognize_embedding", printed(stage("recognize_embedding", layers=1).graph), update_golden)
+
+
+class Sines(Toy):
+    """Sinusoids of 10 positions in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, x, ids: m.linear(x + m.sines[: x.shape[1]]))
+        self.register_buffer("sines", torch.outer(torch.arange(10.0), torch.tensor([1.0, 0.1, 0.01, 1.0, 0.1, 0.01])).sin())
+
+
+def computed(x: Tensor) -> Tensor:
+    each = arange(x)[:, None] / 10.0 ** torch.arange(3)
+    return torch.stack([each.sin(), each.cos()], -1).flatten(1)
+
+
+ADDED = {  # offset into a learned table, or None for a computed one; the longest sequence
+    "a slice": (toy(lambda m, x, ids: x + m.positions.weight[: x.shape[1]]), 0, 12),
+    "a slice from the second row": (toy(lambda m, x, ids: m.positions.weight[2 : x.shape[1] + 2] + x), 2, 10),
+    "a slice of a batch": (toy(lambda m, x, ids: x + m.positions.weight[None, : x.shape[1]].expand(x.shape[0], -1, -1)), 0, 12),
+    "rows by number": (toy(lambda m, x, ids: x + m.positions.weight[arange(x)]), 0, 12),
+    "a buffer": (randomized(Sines()).double(), None, 10),
+    "computed": (toy(lambda m, x, ids: x + computed(x)), None, 64),
+    "computed for a batch": (toy(lambda m, x, ids: x + computed(x)[None].expand(x.shape[0], -1, -1) * 2.0), None, 64),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_positions_may_be_added_without_an_embedding(name: str) -> None:
+    model, offset, most = ADDED[name]
+    found = agree(model, lengths=(1, 2, 7, 9, 10))
+    tokens, positions = calls_of(found, "embedding")
+    assert argument(tokens, "index").name == "input_ids"
+    assert (argument(positions, "index").name, argument(positions, "offset")) == ("position_ids", offset or 0)
+    assert found.context.facts.max_positions == most
+    assert len(found.context.tables) == (offset is None)
+
+
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        (lambda m, x, ids: x + m.positions.weight[: x.shape[1]] * 2, "aten.mul.Tensor x1"),
+        (lambda m, x, ids: x + m.positions.weight[: x.shape[1]].flip(0), "aten.flip.default x1"),
+        (lambda m, x, ids: x + torch.arange(x.shape[0])[:, None, None] * torch.ones(x.shape[1], 6), "differs between sequences"),
+        (lambda m, x, ids: x + torch.rand(x.shape[1], 6), "what it adds d"),
+    ],
+    ids=["doubled", "reversed", "by sequence", "noise"],
+)
+def test_what_is_added_and_no_table_is_refused(middle, reason: str) -> None:  # type: ignore[no-untyped-def]
+    assert reason in refusal(toy(middle))

@@ -21,6 +21,7 @@ TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
     "sigmoid": torch.sigmoid,
+    "relu_squared": lambda x: F.relu(x) ** 2,
 }
 kinds = st.sampled_from(sorted(TORCH))
 LIMIT = PRIMITIVE[torch.float64]

@@ -1,11 +1,11 @@
-"""tintc.runtime.primitives.embedding: rows of a table, sums, and the training segment's slices."""
+"""tintc.runtime.primitives.embedding: rows of a table, and the training segment's slices."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.shapes import Draw, batches, lengths, seeds, widths
-from tintc.runtime.primitives.embedding import embedding, residual, segment, segment_mask
+from tintc.runtime.primitives.embedding import embedding, segment, segment_mask
 
 
 @given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), seeds)
@@ -18,13 +18,7 @@ def test_embedding_reads_rows(b: int, t: int, d: int, rows: int, offset: int, se
     for n in range(b):
         for i in range(t):
             assert torch.equal(found[n, i], table[int(index[n, i]) + offset])
-
-
-@given(batches, lengths, widths, seeds)
-def test_residual_adds(b: int, t: int, d: int, seed: int) -> None:
-    draw = Draw(seed)
-    x, y = draw(b, t, d), draw(b, t, d)
-    assert torch.equal(residual(x, y), x + y)
+    assert torch.equal(embedding(table[None], index, offset), found), "a table of one sequence, as models hold those of positions"
 
 
 @given(batches, st.integers(1, 7), widths, st.data())

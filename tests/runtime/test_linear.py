@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from tests.runtime.shapes import Draw, batches, each, lengths, seeds, shared, widths
 from tests.tolerances import HALF, PRIMITIVE, error
+from tintc.compiler.layout import PrefixSlot, Rows
+from tintc.runtime.prefix import put_rows
 from tintc.runtime.primitives.linear import bias_descent, linear_backward, linear_descent, linear_forward, prefix
 
 LIMIT = PRIMITIVE[torch.float64]
@@ -61,9 +63,43 @@ def test_prefix_reads_rows(rows: int, columns: int, transpose: bool, data: st.Da
     logical = stored.t() if transpose else stored
     start = data.draw(st.integers(0, len(logical) - 1))
     stop = data.draw(st.integers(start + 1, len(logical)))
-    value = prefix(stored, start, stop, transpose)
+    value = prefix(stored, start, stop, len(logical), transpose)
     assert torch.equal(value, logical[start:stop])
     assert value.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()  # a read, not a copy
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans(), st.data())
+def test_prefix_reads_rows_of_every_period(
+    heads: int, period: int, columns: int, transpose: bool, vector: bool, data: st.DataObject
+) -> None:
+    """What is a head's share of a product that alternates between q, k and v; `put_rows` writes it back, and nothing else."""
+    rows, transpose = heads * period, transpose and not vector
+    start = data.draw(st.integers(0, period - 1))
+    stop = data.draw(st.integers(start + 1, period))
+    stored = torch.arange(rows * columns, dtype=torch.float64).reshape((columns, rows) if transpose else (rows, columns))
+    stored = stored[:, 0].clone() if vector else stored
+    logical = stored.t() if transpose else stored
+    inside = [r for r in range(rows) if start <= r % period < stop]
+    value = prefix(stored, start, stop, period, transpose)
+    assert torch.equal(value, logical[inside])
+    slot = PrefixSlot("slot", "weight", Rows(start, stop, period), transpose, tuple(value.shape), True, ())
+    other = -stored - 1
+    expected = (other.t() if transpose else other).clone()
+    expected[inside] = value
+    put_rows(other, slot, value)
+    assert torch.equal(other.t() if transpose else other, expected)
+    assert torch.equal(prefix(other, start, stop, period, transpose), value)
+
+
+@given(batches, lengths, widths, st.integers(1, 3), st.booleans(), seeds)
+def test_a_bias_that_pieces_share(b: int, t: int, o: int, pieces: int, is_shared: bool, seed: int) -> None:
+    """A norm's shift is every head's: its gradients add up."""
+    draw = Draw(seed)
+    dy, bias = draw(b, t, pieces * o), draw.parameter(b, is_shared, o)
+    found = bias_descent(bias, dy, torch.tensor(0.37, dtype=torch.float64))
+    assert found.shape == (b, o)
+    expected = bias.detach() - 0.37 * sum(piece.sum(1) for piece in dy.chunk(pieces, -1))
+    assert error(found, expected.expand(b, o)) < LIMIT
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -9,51 +9,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.models import on_all_backends
 from tests.nano import nano
-from tests.runtime.both import both, odd_model
+from tests.runtime.both import LIMIT, assert_equal_results, both, odd_model, relative
 from tests.scenarios import SCENARIOS
 from tests.tolerances import BACKENDS, HALF, HALF_LOGITS, error, measured
 from tintc.compiler.config import PRESETS, SimulatorConfig
 from tintc.runtime.pages import PrefixPages, read_slot
 from tintc.runtime.primitives.linear import prefix
-from tintc.runtime.simulator import Simulator
-
-LIMIT = BACKENDS[torch.float64]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest number."""
-    assert found.shape == expected.shape
-    return float((found - expected).detach().abs().max() / expected.detach().abs().max())
-
-
-def assert_equal_results(found: Simulator, expected: Simulator, inputs: dict[str, Tensor], *, limit: float = LIMIT) -> None:
-    """Everything that a simulator returns, both ways of running, and the state dict that it would give back."""
-    kind = f"transformer against fused: {{}}, {str(found.dtype).removeprefix('torch.')}"
-    labels = inputs["input_ids"]
-    with torch.inference_mode():
-        wanted, alone = expected(**inputs, labels=labels, return_initial=True), found(**inputs, labels=labels)
-        initial = found(**inputs, labels=labels, return_initial=True)
-        assert alone.initial_logits is None
-        for logits in (alone.logits, initial.logits):
-            assert measured(kind.format("logits"), relative(logits, wanted.logits)) < limit
-        assert measured(kind.format("logits"), relative(initial.initial_logits, wanted.initial_logits)) < limit
-        assert error(initial.loss, wanted.loss) < limit and error(initial.initial_loss, wanted.initial_loss) < limit
-        assert error(wanted.logits, wanted.initial_logits) > 1e-3, "the steps must count"
-        ours, theirs = found.updates(**inputs), expected.updates(**inputs)
-        assert list(ours) == list(theirs)
-        for slot, value in theirs.items():
-            assert measured(kind.format("updates"), error(ours[slot], value)) < limit, slot
-        rest = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-        assert relative(found.predict(ours, **rest), wanted.logits) < limit
-        assert relative(found.predict_initial(**rest), wanted.initial_logits) < limit
-        index = len(labels) - 1
-        state, right = (simulator.updated_state_dict(index=index, **inputs) for simulator in (found, expected))
-        assert list(state) == list(right)
-        assert all(error(state[name], right[name]) < limit and state[name].dtype == right[name].dtype for name in right)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

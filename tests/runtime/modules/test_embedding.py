@@ -1,4 +1,4 @@
-"""tintc.runtime.modules.embedding against tintc.runtime.primitives: embeddings, residual sums, the head and the loss."""
+"""tintc.runtime.modules.embedding against tintc.runtime.primitives: embeddings, the head and the loss."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.runtime.modules.around import F64, Around, apply, arounds, assert_same, cells
 from tests.runtime.shapes import widths
 from tests.tolerances import HALF, error
-from tintc.runtime.modules.embedding import Embedding, HeadBackward, HeadForward, LossGradient, MeanEmbeddingGradient, Residual
+from tintc.runtime.modules.embedding import Embedding, HeadBackward, HeadForward, LossGradient, MeanEmbeddingGradient
 from tintc.runtime.modules.parts import Range, position_code, read
-from tintc.runtime.primitives.embedding import embedding, residual
+from tintc.runtime.primitives.embedding import embedding
 from tintc.runtime.primitives.linear import linear_backward, linear_forward
 from tintc.runtime.primitives.loss import loss_gradient, mean_embedding_gradient
 
@@ -28,22 +28,14 @@ def loss_mask(at: Around) -> Tensor:
     return (torch.rand(at.batch, at.used, generator=at.draw.generator) < 0.6).double()
 
 
-@given(arounds(), vocabularies, widths, st.integers(0, 3))
+@given(arounds(), vocabularies, widths, st.integers(0, 3), st.booleans())
 @moderate
-def test_embedding(at: Around, rows: int, size: int, offset: int) -> None:
+def test_embedding(at: Around, rows: int, size: int, offset: int, of_one_sequence: bool) -> None:
     y = at.range(size)
-    stream, table, index = at.stream(), at.draw(rows + offset, size), indices(at, rows)
+    table = at.draw(1, rows + offset, size) if of_one_sequence else at.draw(rows + offset, size)
+    stream, index = at.stream(), indices(at, rows)
     found = apply(Embedding(width=3, offset=offset), stream, CODE, table, index, y, writes=cells(stream, y))
     assert_same(read(found, y), embedding(table, index, offset), (stream, table))
-
-
-@given(arounds(), widths, st.booleans())
-@moderate
-def test_residual(at: Around, size: int, in_order: bool) -> None:
-    x, y, z = (at.range(size) for _ in range(3)) if in_order else reversed([at.range(size) for _ in range(3)])
-    stream = at.stream()
-    found = apply(Residual(width=3), stream, CODE, x, y, z, writes=cells(stream, z))
-    assert_same(read(found, z), residual(read(stream, x), read(stream, y)), (stream,))
 
 
 @given(arounds(), vocabularies, widths, st.booleans())

@@ -92,18 +92,19 @@ def test_bias(at: Around, held: Held, is_shared: bool) -> None:
     assert_same(read_tile(moved, biases.tile).squeeze(-1), expected, (page, stream, inner_lr))
 
 
-@given(arounds(), vectors(), shared, st.booleans())
+@given(arounds(), vectors(), shared, st.booleans(), st.integers(1, 3))
 @moderate
-def test_vector(at: Around, drawn: tuple[Held, int], is_shared: bool, add: bool) -> None:
-    """Forward and descent of a vector that one prefix token holds."""
-    (held, size), y = drawn, at.range(drawn[1])
+def test_vector(at: Around, drawn: tuple[Held, int], is_shared: bool, add: bool, pieces: int) -> None:
+    """Forward and descent of a vector that one prefix token holds, for one or for several pieces of a range."""
+    held, size = drawn[0], pieces * drawn[1]
+    y = at.range(size)
     stream, page, inner_lr = at.stream(), at.page(is_shared, held.tokens, held.hidden), rate()
     value = read_tile(page, held.tile).squeeze(-1)
-    layer = VectorForward(size=size, width=held.width, add=add)
+    layer = VectorForward(size=size, width=held.width, pieces=pieces, add=add)
     found = apply(layer, stream, held.code, page, held.place, y, writes=cells(stream, y))
-    whole = value.unsqueeze(-2).expand(at.batch, at.used, size)
+    whole = torch.cat([value] * pieces, -1).unsqueeze(-2).expand(at.batch, at.used, size)
     assert_same(read(found, y), whole + read(stream, y) if add else whole, (stream, page))
-    descent = VectorDescent(size=size, width=held.width)
+    descent = VectorDescent(size=size, width=held.width, pieces=pieces)
     moved = apply(descent, page, held.code, stream, held.place, y, inner_lr, writes=cells(page, held.place))
     expected = bias_descent(value, read(stream, y), inner_lr)
     assert_same(read_tile(moved, held.tile).squeeze(-1), expected, (page, stream, inner_lr))

@@ -80,6 +80,7 @@ def test_patterns(parts: int, times: int, e: int, seed: int) -> None:
     assert error(SplitMap(mirrored(repeat_each(parts, times, e)))(many), many.unflatten(-2, (parts, times)).sum(-2)) < 1e-14
     assert error(SplitMap(mirrored(repeat_all(parts, times, e)))(many), many.unflatten(-2, (times, parts)).sum(-3)) < 1e-14
     assert torch.equal(SplitMap(same(parts * e))(x), x.flatten(-2).unsqueeze(-2)), "a whole range in one part"
+    assert torch.equal(SplitMap(repeat_all(parts, times, e)).whole(x.flatten(-2)), x.flatten(-2).repeat(1, 1, times))
     pair = SplitMap(pattern([[1.0, 0.5], [1.0, 0.0]], e))(torch.stack([x[..., 0, :], x[..., -1, :]], -2))
     assert error(pair, torch.stack([x[..., 0, :] + 0.5 * x[..., -1, :], x[..., 0, :]], -2)) < 1e-15
 
@@ -133,12 +134,28 @@ def test_narrow_attention(b: int, t: int, j: int, w: int, seed: int) -> None:
     assert_same(NarrowAttention(w, itself=True)(x, u, v), x * u * v, (x, u, v))
 
 
-@given(batches, lengths, widths, seeds)
+@given(batches, lengths, st.integers(1, 5), widths, counts, st.sets(st.sampled_from(["query", "key", "value", "output"])), seeds)
 @moderate
-def test_self_attention(b: int, t: int, w: int, seed: int) -> None:
-    draw = Draw(seed)
+def test_narrow_attention_by_pieces(b: int, t: int, j: int, e: int, pieces: int, once: set[str], seed: int) -> None:
+    """What is there once serves every piece; an output that is there once is the sum of all. Four maps of W numbers, as ever."""
+    draw, w = Draw(seed), pieces * e
+    x, y, z = (draw(b, n, e if name in once else w) for n, name in ((t, "query"), (j, "key"), (j, "value")))
+    layer = NarrowAttention(w, pieces=pieces, once=tuple(once))
+    full = (torch.cat([v] * pieces, -1) if name in once else v for v, name in ((x, "query"), (y, "key"), (z, "value")))
+    expected = torch.einsum("btw,bjw,bjw->btw", *full)
+    expected = sum(expected.split(e, -1)) if "output" in once else expected
+    assert_same(layer(x, y, z), expected, (x, y, z))
+    assert sum(p.numel() for p in layer.parameters()) == 4 * w
+
+
+@given(batches, lengths, widths, counts, seeds)
+@moderate
+def test_self_attention(b: int, t: int, e: int, pieces: int, seed: int) -> None:
+    """One head a piece."""
+    draw, w = Draw(seed), pieces * e
     x, y, z = draw(b, t, w), draw(b, t, w), draw(b, t, w)
-    assert_same(SelfAttention(w)(x, y, z), (x * y).mean(-1, keepdim=True) * z, (x, y, z))
+    expected = torch.cat([(u * v).mean(-1, keepdim=True) * s for u, v, s in zip(*(a.split(e, -1) for a in (x, y, z)), strict=True)], -1)
+    assert_same(SelfAttention(w, pieces)(x, y, z), expected, (x, y, z))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

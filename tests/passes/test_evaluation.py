@@ -1,0 +1,112 @@
+"""What depends on the sizes alone is known without being matched; what depends on tokens or weights never is."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx
+
+from tests.passes.stages import Stage, stage
+from tests.passes.toys import toy
+from tintc.compiler.builder import Builder
+from tintc.compiler.dialect import is_tint
+from tintc.compiler.node_meta import info
+from tintc.passes.evaluation import Evaluation, constant, evaluable, is_positional, is_weight
+from tintc.passes.patterns import calls
+from tintc.passes.tables import LONGEST, longest, read_table
+
+
+def at(change) -> tuple[fx.Node, Stage]:  # type: ignore[no-untyped-def]
+    """The node of change(m, x, ids), as captured."""
+    found = stage(None, model=toy(lambda m, x, ids: x * torch.cos(change(m, x, ids)).sum()))
+    (node,) = [n for n in found.graph.nodes if calls(n, torch.ops.aten.cos)]
+    (source,) = node.all_input_nodes
+    return source, found
+
+
+POSITIONAL = {
+    "arange": lambda m, x, ids: torch.arange(x.shape[1]) * 0.5,
+    "shape of an activation": lambda m, x, ids: torch.ones(x.shape[0], x.shape[1]).cumsum(1) - 1,
+    "a mask": lambda m, x, ids: torch.full((x.shape[1], x.shape[1]), -1.0).triu(1),
+    "ones like the ids": lambda m, x, ids: torch.ones_like(ids).cumsum(1) / 2,
+}
+OTHER = {
+    "tokens": lambda m, x, ids: ids * 0.5,
+    "a weight": lambda m, x, ids: m.scale * torch.arange(6),
+    "an activation": lambda m, x, ids: x.mean(1),
+    "a mask of tokens": lambda m, x, ids: torch.arange(x.shape[1]) * (ids == 3),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_positional(name: str) -> None:
+    node, found = at(POSITIONAL[name])
+    assert is_positional(node)
+    for batch, length in ((1, 3), (2, 9)):
+        x, ids = torch.zeros(batch, length, 6), torch.ones(batch, length, dtype=torch.int64)
+        assert torch.equal(Evaluation(batch, length, found.context).of(node), POSITIONAL[name](None, x, ids))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_not_positional(name: str) -> None:
+    node, found = at(OTHER[name])
+    assert not is_positional(node)
+    assert constant(node, found.context) is None
+
+
+def test_buffers_are_no_weights() -> None:
+    model = toy(lambda m, x, ids: x * m.root)
+    model.register_buffer("root", torch.tensor(6**0.5))
+    found = stage(None, model=model)
+    by_name = {info(n).parameter: n for n in found.graph.nodes if info(n).role == "parameter"}
+    assert [is_weight(by_name["root"]), is_weight(by_name["scale"]), is_weight(None)] == [False, True, False]
+    assert constant(by_name["root"], found.context) == float(torch.tensor(6**0.5))
+
+
+def test_constants() -> None:
+    found = stage(None, model=toy(lambda m, x, ids: x))
+    assert constant(3, found.context) == 3.0
+    assert constant(True, found.context) is None
+    assert constant("sum", found.context) is None
+    for change, value in (
+        (lambda m, x, ids: torch.full((1,), 2.5) * 2, 5.0),
+        (lambda m, x, ids: torch.full((), x.shape[1]), None),
+        (lambda m, x, ids: torch.full((), x.shape[0]), None),
+        (lambda m, x, ids: torch.ones(2), None),
+    ):
+        node, found = at(change)
+        assert constant(node, found.context) == value
+
+
+@given(st.integers(1, 40), st.integers(2, 60))
+def test_the_greatest_length_that_all_tables_have(rows: int, wanted: int) -> None:
+    graph = fx.Graph()
+    graph.placeholder("input_ids")
+    found = stage(None)
+    table = graph.placeholder("table")
+    table.meta["val"] = torch.empty(rows, 2)
+    picked = graph.call_function(torch.ops.aten.index_select.default, (table, 0, graph.call_function(torch.arange, (wanted,))))
+    found.context.constants["table"] = torch.randn(rows, 2)
+    if rows < wanted:
+        with pytest.raises((RuntimeError, IndexError)):
+            evaluable([picked], wanted, found.context)
+    else:
+        assert evaluable([picked], wanted, found.context).length == wanted
+
+
+def test_equal_tables_are_one() -> None:
+    found = stage("recognize_embedding")
+    build, like = Builder(found.graph), found.named("tokens")
+    with found.graph.inserting_after(like):
+        first = read_table(build, found.context, torch.arange(20.0).view(10, 2), "table", like)
+        again = read_table(build, found.context, torch.arange(20).view(10, 2), "another", like)
+        other = read_table(build, found.context, torch.arange(18.0).view(9, 2), "table", like)
+    assert again is first
+    assert is_tint(other, "embedding") and other is not first
+    assert [tuple(table.shape) for table in found.context.tables.values()] == [(10, 2), (9, 2)]
+    assert all(table.dtype == torch.float64 for table in found.context.tables.values())
+    assert info(first).shape == ("B", "T", 2)
+    assert found.context.facts.max_positions == 9
+    assert longest(found.context) == 9
+    found.context.facts.max_positions = None
+    assert longest(found.context) == LONGEST
