@@ -26,6 +26,8 @@ from tintc.compiler.node_meta import KEY, info
 from tintc.compiler.origin import ATTRIBUTE, module_path, source_line
 from tintc.compiler.untraceable import quietly, untraceable
 
+_LENGTHS_TRIED = 4098  # guards are read up to this length: passes look at masks and positions up to 4096
+
 
 @dataclass
 class Captured:
@@ -143,7 +145,7 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
     (least, most), (shortest, longest) = _bounds(program)
     guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
     numbers = {int(number) for guard in guards for number in re.findall(r"\d+", guard)}
-    lengths = sorted({*range(2, 130), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)})
+    lengths = sorted({*range(2, _LENGTHS_TRIED), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)}) if guards else []
     broken = next((n for n in lengths if not all(_holds(guard, batch, n) for guard in guards for batch in (1, 2, 3, 5))), None)
     if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
         found = [*guards, *(f"batch >= {n}" for n in (least,) if n > 2), *(f"batch <= {n}" for n in (most,) if n is not None)]
@@ -157,9 +159,16 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
     return longest
 
 
+class _Sized(tuple[int, ...]):
+    """Stands for a tensor in a guard, which asks for its sizes alone."""
+
+    def size(self) -> tuple[int, ...]:
+        return self
+
+
 def _holds(guard: str, batch: int, length: int) -> bool:
     """Whether a guard of torch.export, a Python expression in the sizes of the input, holds."""
-    names = {"L": {"input_ids": torch.empty(batch, length, device="meta")}, "max": max, "min": min, "math": math, "torch": torch}
+    names = {"L": {"input_ids": _Sized((batch, length))}, "max": max, "min": min, "math": math, "torch": torch}
     try:
         return bool(eval(guard, {"__builtins__": {}}, names))
     except Exception:  # a kind of guard that is not known

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tintc.compiler.builder import operands
+from tintc.compiler.builder import ancestors, operands
 from tintc.compiler.dialect import argument, is_tint, tint_name
+from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
-from tintc.passes.evaluation import Evaluation, is_positional
-from tintc.passes.patterns import VIEWS, aten, calls, is_of_tokens, number, sizes, with_defaults
+from tintc.passes.evaluation import Evaluation, constant, is_positional
+from tintc.passes.patterns import VIEWS, aten, calls, is_of_tokens, same_sizes, sizes, with_defaults
 
 BATCH, LENGTH = 2, 5  # at which coordinates are followed; every element is checked to stay in its sequence and token
 _LAYOUT = (
@@ -84,7 +85,7 @@ def is_rearrangement(node: fx.Node) -> bool:
 
 class _Tracer:
     def __init__(self, context: Context) -> None:
-        self.sizes = Evaluation(BATCH, LENGTH, context)
+        self.sizes, self._context = Evaluation(BATCH, LENGTH, context), context
         self._known: dict[fx.Node, Any] = {}
 
     def of(self, node: Any) -> Any:
@@ -106,7 +107,7 @@ class _Tracer:
             return self._joined(node)
         if calls(node, aten.neg):
             return self._multiplied(self.of(node.args[0]), -1.0)
-        if calls(node, aten.mul, aten.div) and len(node.args) == 2:
+        if calls(node, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs:
             return self._product(node)
         if calls(node, aten.add, aten.sub) and len(node.args) == 2 and not node.kwargs:
             return self._sum(node)
@@ -123,6 +124,8 @@ class _Tracer:
         source = self.of(node.args[0])
         if node.target is operator.getitem:
             return source[node.args[1]]
+        if not _is_fixed(node):
+            raise Untraceable(f"{node.target} rearranges by the length of the sequence")
         args, kwargs = self._sizes((operands(node)[1:], node.kwargs))
         target: Any = node.target
         try:
@@ -170,13 +173,11 @@ class _Tracer:
         divided = calls(node, aten.div)
         if isinstance(x, fx.Node) and is_positional(x) and not divided:
             x, y = y, x
-        if (constant := number(y)) is not None:
-            return self._multiplied(self.of(x), 1 / constant if divided else constant)
+        if (factor := constant(y, self._context)) is not None:
+            return self._multiplied(self.of(x), 1 / factor if divided else factor)
         if not isinstance(y, fx.Node) or not is_positional(y):
             return self._root(node)
         value = self._sizes(y)
-        if value.numel() == 1:
-            return self._multiplied(self.of(x), 1 / float(value) if divided else float(value))
         if divided:
             raise Untraceable("it divides by a table")
         found = self.of(x)
@@ -197,3 +198,11 @@ class _Tracer:
         if calls(node, aten.sub):
             right = self._multiplied(right, -1.0)
         return Trace(left.root, left.terms + right.terms)
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Whether a layout operator does the same at every length: what picks does so by plain numbers and constants, or is a slice of all."""
+    if not calls(node, aten.index, aten.roll, aten.flip, aten.slice, aten.select, aten.repeat, aten.repeat_interleave):
+        return True
+    computed = any(n.op == "placeholder" and info(n).role == "input" for n in ancestors(node.all_input_nodes[1:]))
+    return not computed or (calls(node, aten.slice) and same_sizes(node, node.args[0]))  # type: ignore[arg-type]

@@ -22,6 +22,15 @@ _SIZE_ONLY = (
 )
 
 
+LONGEST = 4096  # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
+SHORT = 7  # and again at this one: what differs there depends on the length and is refused
+
+
+def longest(context: Context) -> int:
+    """The longest sequence that is looked at."""
+    return min(context.facts.max_positions or LONGEST, LONGEST)
+
+
 def is_weight(node: Any) -> bool:
     """Whether `node` is the placeholder of an auxiliary parameter; buffers are constants."""
     return isinstance(node, fx.Node) and info(node).role == "parameter" and not info(node).buffer
@@ -109,7 +118,7 @@ class Evaluation:
 
 
 def constant(value: Any, context: Context) -> float | None:
-    """A number: a plain one, or a tensor of one element that is the same at all sizes. None for anything else."""
+    """A number: a plain one, or a tensor of one element that is the same at all sizes tried. None for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, fx.Node) or not is_positional(value):
@@ -118,7 +127,8 @@ def constant(value: Any, context: Context) -> float | None:
     if not isinstance(found, Tensor) or any(not isinstance(size, int) or size != 1 for size in found.shape):
         return None
     try:
-        numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in ((1, 3), (2, 5))}
+        sizes = ((1, 3), (2, 5), (1, longest(context))) if any(info(n).role == "input" for n in ancestors([value])) else ((1, 3),)
+        numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in sizes}
     except (TypeError, RuntimeError, KeyError, IndexError):
         return None
     return numbers.pop() if len(numbers) == 1 else None

@@ -15,9 +15,8 @@ from tintc.compiler.builder import input_node
 from tintc.compiler.layout import Rows
 from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import BATCH, LENGTH, Term, Untraceable, trace
-from tintc.passes.evaluation import Evaluation, evaluable
+from tintc.passes.evaluation import SHORT, Evaluation, evaluable
 from tintc.passes.patterns import sizes
-from tintc.passes.tables import SHORT
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,11 @@ class Rotation:
         nodes = [node for entry in (*self.cos, *self.sin) for node, _ in entry.factors]
         values = evaluable(nodes, longest, context)
         cos, sin = _table(self.cos, values), _table(self.sin, values)
-        few = Evaluation(1, min(SHORT, values.length), context)
+        few = Evaluation(2, min(SHORT, values.length), context)
+        for node in nodes:
+            has_batch = str(node.meta["val"].shape[0]) == str(input_node(node.graph, "input_ids").meta["val"].shape[0])
+            if has_batch and not torch.equal(*few.of(node)):
+                raise Untraceable("its rotation differs between sequences")
         for entries, table in ((self.cos, cos), (self.sin, sin)):
             if not torch.allclose(_table(entries, few), table[: few.length], rtol=1e-5, atol=1e-6):
                 raise Untraceable("its rotation depends on the length of the sequence")

@@ -63,8 +63,8 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 
 def binary(node: Any, *targets: Any) -> Iterator[tuple[Any, Any]]:
-    """Both orders of the two arguments of a commutative call of one of the targets."""
-    if calls(node, *targets) and len(node.args) == 2:
+    """Both orders of the two arguments of a commutative call of one of the targets; of none with further options."""
+    if calls(node, *targets) and len(node.args) == 2 and not node.kwargs:
         yield node.args[0], node.args[1]
         yield node.args[1], node.args[0]
 

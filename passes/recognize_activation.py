@@ -9,7 +9,6 @@ one of them wins: a written-out GELU contains a tanh of its own.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,17 +65,19 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context) -> bool:
 
 
 def _match(node: fx.Node, context: Context) -> tuple[fx.Node, float | str] | None:
-    """(x, what the node is of it), for the smallest expression of one activation that is known."""
-    inside = [node]
+    """(x, what the node is of it): the smallest expression that is an activation, or else the smallest that is a multiple."""
+    inside, multiple = [node], None
     while True:
         leaves = {n for n in _inputs(inside, context) if n not in inside}
         if not leaves or any(is_weight(leaf) or not _is_activation(leaf) for leaf in leaves):
-            return None
+            return multiple
         last = max(leaves)
-        if len(leaves) == 1 and (kind := _kind(inside, last, context)) is not None:
+        kind = _kind(inside, last, context) if len(leaves) == 1 else None
+        if isinstance(kind, str):
             return last, kind
+        multiple = (last, kind) if multiple is None and kind is not None else multiple
         if tint_name(last) or not calls(last, *_ELEMENTWISE):
-            return None
+            return multiple
         inside.append(last)
 
 
@@ -86,7 +87,7 @@ def _inputs(nodes: list[fx.Node], context: Context) -> list[fx.Node]:
 
 def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | None:
     """A factor, the name of an activation, or None."""
-    grid = _grid()
+    grid = _grid(inside, context)
     values: dict[fx.Node, Any] = {x: grid}
 
     def value(node: fx.Node) -> Any:
@@ -107,9 +108,13 @@ def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | 
     return next((kind for kind in KINDS if _close(result, activation_forward(grid, kind))), None)
 
 
-@lru_cache
-def _grid() -> Tensor:
-    return torch.cat([torch.linspace(-0.5, 0.5, 22), torch.linspace(-9, 9, 145)]).double()
+def _grid(inside: list[fx.Node], context: Context) -> Tensor:
+    """Where to compare: the usual range of activations, and around whatever number the expression compares or scales with."""
+    constants = [c for n in inside for a in (*n.args, *n.kwargs.values()) if (c := constant(a, context)) is not None]
+    bounds = torch.tensor([c for c in constants if c and abs(c) < 1e4], dtype=torch.float64)
+    around = torch.cat([bounds, torch.outer(bounds, bounds).flatten(), torch.outer(bounds, 1 / bounds).flatten()])
+    behind = torch.outer(around[around.abs() < 1e6], torch.tensor([-2.0, -1.1, -0.9, 0.9, 1.1, 2.0], dtype=torch.float64)).flatten()
+    return torch.cat([torch.linspace(-0.5, 0.5, 22).double(), behind, torch.linspace(-9, 9, 145).double()])
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

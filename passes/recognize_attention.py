@@ -21,12 +21,12 @@ from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.coordinates import BATCH, LENGTH, Untraceable, is_rearrangement
-from tintc.passes.evaluation import Evaluation
+from tintc.passes.evaluation import Evaluation, longest
 from tintc.passes.heads import Heads, read_heads
 from tintc.passes.patterns import VIEWS, aten, calls, last_size, number, only_user, sizes, with_defaults
 from tintc.passes.recognize_linear import take_rows
 from tintc.passes.scores import Looks, Scores, read_looks, read_scores
-from tintc.passes.tables import longest, read_table
+from tintc.passes.tables import read_table
 
 _LookKey = tuple[Any, ...]
 
@@ -82,7 +82,7 @@ def _whole_operator(node: fx.Node) -> tuple[Scores, Any, fx.Node]:
     if isinstance(mask, fx.Node):
         is_bool = mask.meta["val"].dtype == torch.bool
         if is_bool:
-            scores.hidden.append((mask, False))
+            scores.hidden.append((mask, False, -math.inf))
         else:
             scores.offsets.append((mask, 1.0))
     return scores, v, node

@@ -19,9 +19,9 @@ from torch import Tensor, fx
 from tintc.compiler.builder import Builder, ancestors, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.evaluation import Evaluation, is_positional, is_weight
+from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, is_positional, is_weight, longest
 from tintc.passes.patterns import aten, binary, calls, is_parameter, sizes
-from tintc.passes.tables import LONGEST, SHORT, longest, read_table
+from tintc.passes.tables import read_table
 
 _UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
 
@@ -107,14 +107,14 @@ def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx
 
 
 def _slice(build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: Context) -> fx.Node | None:
-    """Rows of a learned table, found by putting the numbers of its entries in place of their values."""
+    """Rows of a learned table, found by putting random numbers in place of its entries."""
     *leading, rows, width = context.tensors[info(table).parameter or ""].shape
     if any(size != 1 for size in leading) or rows < 2:
         return None
-    numbers = torch.arange(rows * width).view(*leading, rows, width)
-    offsets = {_offset(_rows(p, batch, min(length, rows), context, {table: numbers}), width) for batch, length in ((2, SHORT), (1, 2))}
-    offset = offsets.pop()
-    if offset is None or offsets:
+    entries = torch.randn(rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = {table: entries.view(*leading, rows, width)}
+    offset = _offset(_rows(p, 2, min(SHORT, rows), context, given), entries)
+    if offset is None or _offset(_rows(p, 1, min(rows - offset, longest(context)), context, given), entries) != offset:
         info(node).refused = "what it adds is no table of positions, read from one row on"
         return None
     context.facts.max_positions = min(rows - offset, context.facts.max_positions or LONGEST)
@@ -122,13 +122,13 @@ def _slice(build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: C
     return build.call("embedding", table, build.input("position_ids"), offset, like=node, label=label)
 
 
-def _offset(numbers: Tensor | str, width: int) -> int | None:
-    """c where these are the numbers of rows c, c + 1, ... of a table."""
-    if isinstance(numbers, str):
+def _offset(found: Tensor | str, entries: Tensor) -> int | None:
+    """c where these are rows c, c + 1, ... of a table."""
+    if isinstance(found, str):
         return None
-    first = int(numbers[0, 0])
-    consecutive = torch.equal(numbers, first + torch.arange(numbers.numel()).view(numbers.shape))
-    return first // width if consecutive and first % width == 0 else None
+    starts = (entries == found[0]).all(-1).nonzero()
+    offset = int(starts[0]) if starts.numel() else -1
+    return offset if offset >= 0 and torch.equal(found, entries[offset : offset + len(found)]) else None
 
 
 def _rows(p: fx.Node, batch: int, length: int, context: Context, given: dict[fx.Node, Tensor]) -> Tensor | str:

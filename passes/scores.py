@@ -16,9 +16,8 @@ from torch import Tensor, fx
 from tintc.compiler.builder import operands
 from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import Untraceable
-from tintc.passes.evaluation import Evaluation, constant, is_positional
-from tintc.passes.patterns import VIEWS, aten, calls
-from tintc.passes.tables import LONGEST, SHORT, longest
+from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, constant, is_positional, longest
+from tintc.passes.patterns import VIEWS, aten, calls, sizes
 
 _HIDDEN = -1e4  # a score this far below another has probability 0 in every dtype
 _MOST_SCORES = 2**27  # evaluated at once
@@ -27,7 +26,7 @@ _MOST_SCORES = 2**27  # evaluated at once
 @dataclass
 class Scores:
     """q, k: operands of the product; k's tokens come last where keys_last. offsets: (node, factor) that are added to the scores.
-    hidden: (condition, value of it that hides)."""
+    hidden: (condition, value of it that hides, score that it puts there). merged: batch and heads are one axis of the product."""
 
     q: Any
     k: Any
@@ -35,8 +34,9 @@ class Scores:
     scale: float
     softcap: float = 0.0
     offsets: list[tuple[fx.Node, float]] = field(default_factory=list)
-    hidden: list[tuple[fx.Node, bool]] = field(default_factory=list)
+    hidden: list[tuple[fx.Node, bool, float]] = field(default_factory=list)
     is_causal: bool = False
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def read_scores(softmax: fx.Node, context: Context) -> Scores:
         if what == "scale":
             factor *= value
             scores.offsets = [(n, f * value) for n, f in scores.offsets]
+            scores.hidden = [(n, when, fill * value) for n, when, fill in scores.hidden]
         elif what == "cap":
             if before is not None or scores.offsets or scores.hidden:
                 raise Untraceable("its scores are capped behind a mask or twice")
@@ -70,6 +71,8 @@ def read_scores(softmax: fx.Node, context: Context) -> Scores:
             scores.offsets.append(value)
         elif what == "hide":
             scores.hidden.append(value)
+    if any(fill > _HIDDEN for _, _, fill in scores.hidden):
+        raise Untraceable(f"what it hides keeps a score above {_HIDDEN:.0f}")
     scores.scale = factor if before is None else before * factor
     scores.softcap = 0.0 if before is None else factor
     return scores
@@ -83,14 +86,14 @@ def _step(node: Any, context: Context) -> tuple[Any, tuple[str, Any]]:
         return node.args[0], ("view", None)  # a floor for what masks have added up to
     if calls(node, aten.tanh):
         return node.args[0], ("cap", None)
-    if calls(node, aten.masked_fill) and is_positional(node.args[1]) and _is_low(node.args[2], context):
-        return node.args[0], ("hide", (node.args[1], True))
+    if calls(node, aten.masked_fill) and is_positional(node.args[1]) and (fill := constant(node.args[2], context)) is not None:
+        return node.args[0], ("hide", (node.args[1], True, fill))
     if calls(node, aten.where) and is_positional(node.args[0]):
         condition, yes, no = operands(node)
-        if _is_low(no, context):
-            return yes, ("hide", (condition, False))
-        if _is_low(yes, context):
-            return no, ("hide", (condition, True))
+        if (fill := constant(no, context)) is not None:
+            return yes, ("hide", (condition, False, fill))
+        if (fill := constant(yes, context)) is not None:
+            return no, ("hide", (condition, True, fill))
     if calls(node, aten.add, aten.sub, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs:
         return _arithmetic(node, context)
     raise Untraceable(f"{getattr(node, 'target', node)} stands between its scores and its softmax")
@@ -116,9 +119,9 @@ def _product(node: fx.Node) -> Scores:
     if calls(node, aten.baddbmm):
         bias, q, k = operands(node)
         beta, alpha = (float(node.kwargs.get(name, 1.0)) for name in ("beta", "alpha"))  # type: ignore[arg-type]
-        return Scores(q, k, True, alpha, offsets=[(bias, beta)] if beta else [])
+        return Scores(q, k, True, alpha, offsets=[(bias, beta)] if beta else [], merged=True)
     q, k = operands(node)
-    return Scores(q, k, True, 1.0)
+    return Scores(q, k, True, 1.0, merged=len(sizes(node)) == 3)
 
 
 def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
@@ -126,7 +129,8 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
 
     Raises Untraceable for what is no causal mask or window with a bias for each key.
     """
-    for node in (*(n for n, _ in scores.offsets), *(n for n, _ in scores.hidden)):
+    pieces = [*(n for n, _ in scores.offsets), *(n for n, _, _ in scores.hidden)]
+    for node in pieces:
         if not is_positional(node):
             raise Untraceable("its mask or bias depends on the tokens or on a weight")
     if not scores.offsets and not scores.hidden:
@@ -136,6 +140,7 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
     length = longest(context)
     while not (looks := _at(scores, heads, length, context)):
         length = int((_MOST_SCORES / heads) ** 0.5) if length * length * heads > _MOST_SCORES else length // 2
+    _refuse_batch(pieces, scores.merged, context)
     short = _at(scores, heads, min(SHORT, length), context)
     if short is None or not _same_looks(looks, short, min(SHORT, length)):
         raise Untraceable("its mask or bias depends on the length of the sequence")
@@ -157,7 +162,7 @@ def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | No
     visible = torch.ones(length, length, dtype=torch.bool).tril() if scores.is_causal else torch.ones(length, length, dtype=torch.bool)
     bias = torch.zeros(1, length, dtype=torch.float64)  # of each key
     try:
-        for condition, when in scores.hidden:
+        for condition, when, _ in scores.hidden:
             visible &= _plane(values.of(condition) != when)
         for node, factor in scores.offsets:
             if _headed(node) and length * length * heads > _MOST_SCORES:
@@ -175,15 +180,34 @@ def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | No
     return Looks(0 if window == length else window, bias.expand(-1, heads).contiguous() if bool(bias.any()) else None)
 
 
+def _refuse_batch(pieces: list[fx.Node], merged: bool, context: Context) -> None:
+    """Raises Untraceable for a mask or bias that differs between sequences."""
+    values = Evaluation(2, SHORT, context)
+    for node in pieces:
+        try:
+            value: Tensor = values.of(node)
+        except (RuntimeError, TypeError, KeyError, IndexError):
+            continue  # too short a table: it is evaluated at its own length
+        has_batch = value.ndim == 4 or (merged and value.ndim == 3)
+        if has_batch and len(value) % 2 == 0 and not torch.equal(*value.view(2, -1, *value.shape[1:])):
+            raise Untraceable("its mask or bias differs between sequences")
+
+
 def _headed(node: fx.Node) -> bool:
     """Whether a value has more than one head and a score for each pair of tokens."""
     shape = node.meta["val"].shape
     return len(shape) > 2 and shape[-2] != 1 and any(not isinstance(size, int) or size != 1 for size in shape[-3:-2])
 
 
+def _planes(value: Tensor) -> Tensor:
+    """(heads or 1, T or 1, T)."""
+    value = value.cpu() if value.ndim > 1 else value.cpu()[None]
+    return value.reshape(-1, *value.shape[-2:])
+
+
 def _plane(condition: Tensor) -> Tensor:
     """(T, T) of a condition that is the same for all heads."""
-    planes = condition.reshape(-1, *condition.shape[-2:]).cpu()
+    planes = _planes(condition)
     if not bool((planes == planes[:1]).all()):
         raise Untraceable("its heads have different masks")
     return planes[0]
@@ -191,7 +215,7 @@ def _plane(condition: Tensor) -> Tensor:
 
 def _offset(value: Tensor, factor: float, length: int) -> tuple[Tensor, Tensor]:
     """(visible (1 or T, T), bias of each key (1 or H, T)) of what is added to the scores."""
-    planes = value.reshape(-1, *value.shape[-2:]).cpu()
+    planes = _planes(value)
     found = [_read_plane(plane * factor) for plane in planes]
     visible = found[0][0]
     if any(not torch.equal(visible, other) for other, _ in found[1:]):
@@ -213,6 +237,6 @@ def _read_plane(plane: Tensor) -> tuple[Tensor, Tensor]:
         of_keys = (plane[-1] - plane[-1, 0]).double()
     expected = (of_keys[None, :] - of_keys[:, None] + diagonal[:, None]).to(plane.dtype)
     difference = (plane - expected).masked_fill_(visible.logical_not(), 0).abs_().max()
-    if float(difference) > 1e-5 * max(1.0, float(of_keys.abs().max())):
+    if float(difference) > 4 * torch.finfo(plane.dtype).eps * max(1.0, float(plane[visible].abs().max())):
         raise Untraceable("its bias is no sum of one for the query and one for the key")
     return visible, of_keys

@@ -14,14 +14,6 @@ from tintc.compiler.inputs import table_name
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
 
-LONGEST = 4096  # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
-SHORT = 7  # and again at this one: what differs there depends on the length and is refused
-
-
-def longest(context: Context) -> int:
-    """The longest sequence that is looked at."""
-    return min(context.facts.max_positions or LONGEST, LONGEST)
-
 
 def read_table(build: Builder, context: Context, value: Tensor, label: str, like: fx.Node) -> fx.Node:
     """(B, T, width): the rows of the table at the positions of the tokens. Equal tables are one, and read once."""
