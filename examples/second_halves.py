@@ -103,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="of a sequence, in tokens; half of them are trained on")
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time; each needs its own copy of the trained weights")
     parser.add_argument("--preset", choices=("paper", "exact"), default="paper")
-    parser.add_argument("--norm-update", choices=("bias", "all"), help="what of a norm learns; `bias`: its shift only (default: the preset's)")
+    parser.add_argument("--norm-update", choices=("bias", "all"), help="what learns in a norm: its shift, or all (default: the preset's)")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--layers", type=int, help="trained blocks, from the top; default all")
     parser.add_argument("--backend", choices=("fused", "transformer"), default="fused")
@@ -139,7 +139,8 @@ def main() -> None:
         rates = [min(tried, key=lambda row: row.updated).inner_lr]
     rows = measure(simulator, args.text, rates, ids[args.text], args.batch, args.json)
     if args.json:
-        settings = {key: getattr(args, key) for key in ("source", "preset", "norm_update", "steps", "layers", "backend", "sequences", "length")}
+        asked = ("source", "preset", "norm_update", "steps", "layers", "backend", "sequences", "length")
+        settings = {key: getattr(args, key) for key in asked}
         found = {"tried": [finite(row) for row in tried], "rows": [finite(row) for row in rows]}
         print(json.dumps({**settings, "threads": torch.get_num_threads(), **found}))
 

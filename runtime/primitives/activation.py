@@ -101,12 +101,14 @@ def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: 
 
     `first_order`: N (a(x + dy/N) - a(x)), N = scale. In float64 as it stands; below, a smooth a uses
     a'(x) dy + a''(x) dy^2 / (2N), whose error is of third order in dy/N. ReLU's difference is piecewise
-    linear and needs no subtraction of close numbers.
+    linear and needs no subtraction of close numbers; that of its square is ReLU's times the sum of both values.
     `exact`: a'(x) dy.
     """
     u, v = wide(x), wide(dy)
     if kind == "relu":
         dx = _relu_backward(v, u, gradient, scale)
+    elif kind == "relu_squared" and gradient == "first_order":
+        dx = _relu_backward(v, u, gradient, scale) * (torch.relu(u + v / scale) + torch.relu(u))
     elif gradient == "first_order" and x.dtype == torch.float64:
         value = SMOOTH[kind].value
         dx = (value(u + v / scale) - value(u)) * scale

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.models import FAMILIES, capture_again
 from tests.nano import nano
 from tests.tolerances import BACKENDS, error, measured
+from tintc.compiler.capture import Captured, capture
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.driver import lower
 from tintc.compiler.program import Program
@@ -22,6 +23,18 @@ def odd_model(family: str, **more: Any) -> Any:
     """Dimensions that divide nothing."""
     sizes = {"vocab": 29, "hidden": 10, "heads": 2, "ffn": 13, "layers": 2, **more}
     return nano(**{**sizes, "positions": 16}) if family == "nano" else FAMILIES[family](**sizes)
+
+
+@cache
+def _captured_nano(**sizes: int) -> Captured:
+    return capture(nano(**sizes))
+
+
+def small_nano(config: SimulatorConfig, **sizes: int) -> Both:
+    """Both back ends of a nano of these sizes, captured once a process."""
+    captured = _captured_nano(**sizes)
+    program = lower(captured.copy(), config)
+    return {"fused": Simulator(program, captured.tensors), "none": Simulator(program, captured.tensors, backend="transformer")}
 
 
 @cache

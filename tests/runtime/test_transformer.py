@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import on_all_backends
-from tests.nano import nano
-from tests.runtime.both import LIMIT, assert_equal_results, both, odd_model, relative
+from tests.runtime.both import LIMIT, assert_equal_results, both, odd_model, relative, small_nano
 from tests.scenarios import SCENARIOS
 from tests.tolerances import BACKENDS, HALF, HALF_LOGITS, error, measured
 from tintc.compiler.config import PRESETS, SimulatorConfig
@@ -92,19 +91,19 @@ GEOMETRIES: list[dict[str, int]] = [
 def test_given_sizes(sizes: dict[str, int]) -> None:
     """Whatever K, D_sim and H_sim: other tiles, the same numbers."""
     config = SimulatorConfig.paper(inner_lr=0.01, steps=2, norm_update="all", attention_gradient="full", **sizes)
-    found = on_all_backends(nano(layers=1), config)
+    found = small_nano(config, layers=1)
     layout = found["none"].program.layout
     assert {name: getattr(layout, name) for name in sizes} == sizes
     assert_equal_results(found["none"], found["fused"], SCENARIOS["ragged"](2, 9, 19))
 
 
-@given(st.integers(2, 6), st.integers(0, 6), st.integers(1, 12), st.sampled_from(PRESETS), st.data())
+@given(st.integers(2, 6), st.integers(0, 6), st.sampled_from([1, 7, 12]), st.sampled_from(PRESETS), st.data())
 @settings(max_examples=8)
 def test_any_sizes(heads: int, more: int, ffn: int, preset: str, data: st.DataObject) -> None:
     width = math.ceil(6 / heads) + more
     sizes = {"prefix_tokens": data.draw(st.integers(1, width)), "sim_hidden": heads * width, "sim_heads": heads}
     config = SimulatorConfig.preset(preset, inner_lr=0.01, **sizes)
-    found = on_all_backends(nano(ffn=ffn, layers=1), config)
+    found = small_nano(config, ffn=ffn, layers=1)
     assert_equal_results(found["none"], found["fused"], SCENARIOS["ragged"](2, 7, 19))
 
 
