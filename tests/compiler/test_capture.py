@@ -114,3 +114,25 @@ def test_a_model_may_return_logits_first_in_a_tuple() -> None:
     model.__class__ = Pair
     given = inputs()
     assert error(numbers(stage(None, model=model), given), model(given["input_ids"])[0]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("condition", "limit"),
+    [("t <= 20", 20), ("t < 33", 32), ("t <= 500", 500), ("t // 2 <= 60", 121), ("t % 40 != 0", 39), ("True", None)],
+)
+def test_lengths_that_leave_a_branch_are_a_limit(condition: str, limit: int | None) -> None:
+    """The graph stands for the branch that 8 tokens take; `eval` keeps one model for all conditions."""
+    model = toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1]}) else m.norm(x))
+    assert capture(model).max_tokens == limit
+
+
+def test_a_slice_that_happens_to_be_whole_is_no_limit_of_its_own() -> None:
+    """Positions of 12 rows: a graph for fewer tokens computes the same at all 12."""
+    assert capture(toy(lambda m, x, ids: x + m.positions.weight[: x.shape[1]])).max_tokens in (None, 12)
+
+
+@pytest.mark.parametrize("condition", ["t % 2 == 0", "t == 8", "b == 2", "b < 4", "t > 4", "t != 5"])
+def test_other_branches_are_refused(condition: str) -> None:
+    model = toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1], "b": x.shape[0]}) else m.norm(x))
+    with pytest.raises(UnsupportedModelError, match=r"computes different things for different batches or lengths|cannot trace"):
+        capture(model)

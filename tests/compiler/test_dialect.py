@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.passes.spelled import angles, causal, heads, merged, rotated
 from tests.passes.stages import stage
 from tests.runtime.shapes import Draw
 from tintc.compiler.builder import infer_shape
@@ -114,10 +116,30 @@ def test_names_and_arguments() -> None:
     assert infer_shape(call) == ("B", "T", 5)
 
 
+class Turning(nn.Module):
+    """A block with rotary positions, a window, a gate and a multiple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (heads(y) for y in self.wide(x).chunk(3, -1))
+        q, k = (rotated(y, *angles(x)) for y in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal(x).triu(-2))
+        return x + 0.5 * self.out(merged(y) * F.silu(x))
+
+
+def turning() -> nn.Module:
+    """Two of them."""
+    return nn.Sequential(nn.Embedding(19, 8), nn.Sequential(Turning(), Turning()), nn.Linear(8, 19)).double()
+
+
 def test_every_operator_occurs_and_says_what_it_means() -> None:
     """The dialect holds nothing that no pipeline emits."""
     seen: set[str] = set()
     for config in (SimulatorConfig.exact(), SimulatorConfig.paper(), SimulatorConfig.paper(loss_gradient="mean_embedding")):
-        seen |= {name for node in stage("verify", config).graph.nodes if (name := tint_name(node))}
+        for model in (None, turning()):
+            seen |= {name for node in stage("verify", config, model=model, longest=32).graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

@@ -15,7 +15,7 @@ from tests.passes.stages import apply, before
 from tintc.compiler.builder import Builder
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import UsageError
-from tintc.compiler.layout import Layout, PrefixSlot, Range
+from tintc.compiler.layout import Layout, PrefixSlot, Range, Rows
 from tintc.compiler.node_meta import NodeInfo
 from tintc.compiler.pass_manager import Context
 from tintc.passes.assign_prefix_slots import assign_prefix_slots
@@ -255,3 +255,34 @@ def test_derived_sizes() -> None:
     assert str(Range(2, 5)) == "2:5"
     assert Range(2, 5).overlaps(Range(4, 9))
     assert not Range(2, 5).overlaps(Range(5, 9))
+
+
+ranges = st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(0, 6)).map(lambda t: Rows(t[0], t[0] + t[1], sum(t)))
+
+
+@given(ranges, ranges)
+def test_rows_that_share_one_overlap(a: Rows, b: Rows) -> None:
+    """Rows of different periods may be taken to overlap though they do not; never the other way round."""
+    both = math.lcm(a.period, b.period)
+    shared = {r for r in range(both) if a.start <= r % a.period < a.stop} & {r for r in range(both) if b.start <= r % b.period < b.stop}
+    assert a.overlaps(b) == b.overlaps(a)
+    assert a.overlaps(b) or not shared
+    assert bool(shared) or a.period != b.period or not a.overlaps(b)
+
+
+def test_rows_name_their_slot() -> None:
+    assert Rows(0, 12, 12).label("w", 12) == "w"
+    assert Rows(2, 5, 12).label("w", 12) == "w[2:5]"
+    assert Rows(2, 5, 6).label("w", 12) == "w[2:5 of 6]"
+
+
+@pytest.mark.parametrize("where", [(0, 0, 4), (-1, 2, 4), (3, 2, 4), (2, 5, 4)])
+def test_what_is_no_range_of_rows_is_refused(where: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="are no rows"):
+        Rows(*where)
+
+
+def test_rows_that_repeat_survive_json() -> None:
+    slot = PrefixSlot("w[2:4 of 6]", "w", Rows(2, 4, 6), True, (4, 3), True, ())
+    found = Layout.from_dict(json.loads(json.dumps(Layout(3, 12, 2, 1, {slot.name: slot}).to_dict())))
+    assert found.prefix[slot.name] == slot

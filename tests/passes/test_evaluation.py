@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import fx
 
 from tests.passes.stages import Stage, stage
@@ -11,9 +9,9 @@ from tests.passes.toys import toy
 from tintc.compiler.builder import Builder
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import info
-from tintc.passes.evaluation import Evaluation, constant, evaluable, is_positional, is_weight
+from tintc.passes.evaluation import LONGEST, Evaluation, constant, evaluable, is_positional, is_weight, longest
 from tintc.passes.patterns import calls
-from tintc.passes.tables import LONGEST, longest, read_table
+from tintc.passes.tables import read_table
 
 
 def at(change) -> tuple[fx.Node, Stage]:  # type: ignore[no-untyped-def]
@@ -78,20 +76,18 @@ def test_constants() -> None:
         assert constant(node, found.context) == value
 
 
-@given(st.integers(1, 40), st.integers(2, 60))
-def test_the_greatest_length_that_all_tables_have(rows: int, wanted: int) -> None:
-    graph = fx.Graph()
-    graph.placeholder("input_ids")
-    found = stage(None)
-    table = graph.placeholder("table")
-    table.meta["val"] = torch.empty(rows, 2)
-    picked = graph.call_function(torch.ops.aten.index_select.default, (table, 0, graph.call_function(torch.arange, (wanted,))))
-    found.context.constants["table"] = torch.randn(rows, 2)
-    if rows < wanted:
-        with pytest.raises((RuntimeError, IndexError)):
-            evaluable([picked], wanted, found.context)
-    else:
-        assert evaluable([picked], wanted, found.context).length == wanted
+def test_the_greatest_length_that_all_tables_have() -> None:
+    model = toy(lambda m, x, ids: x * torch.cos(m.short[torch.arange(x.shape[1])] * m.long[torch.arange(x.shape[1])]).sum())
+    model.register_buffer("short", torch.randn(9, 2))
+    model.register_buffer("long", torch.randn(30, 2))
+    found = stage(None, model=model)
+    (node,) = [n for n in found.graph.nodes if calls(n, torch.ops.aten.cos)]
+    picked = [n for n in found.graph.nodes if calls(n, torch.ops.aten.index)]
+    assert evaluable([node], 64, found.context).length == 9
+    assert [evaluable([n], 64, found.context).length for n in picked] == [9, 30]
+    assert evaluable([node], 7, found.context).length == 7
+    with pytest.raises(IndexError):
+        Evaluation(1, 10, found.context).of(node)
 
 
 def test_equal_tables_are_one() -> None:

@@ -1,10 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tests.models import gpt2
+from tests.models import gpt2, randomized
+from tests.passes.spelled import agree, calls_of, refusal
 from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import toy
+from tests.passes.toys import Toy, toy
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
@@ -102,3 +108,122 @@ def test_keeps_the_numbers_of_models() -> None:
 
 def test_golden(update_golden: bool) -> None:
     assert_golden("recognize_linear", printed(stage("recognize_linear", layers=1).graph), update_golden)
+
+
+class Headed(Toy):
+    """What a model does to its logits: `change` of the toy and of x."""
+
+    def __init__(self, change: Callable[[Headed, Tensor], Tensor], tied: bool) -> None:
+        super().__init__(lambda m, x, ids: x)
+        self.change, self.shift = change, nn.Parameter(torch.ones(19))
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.change(self, self.linear(self.tokens(input_ids)))
+
+
+HEADS: dict[str, Callable[[Headed, Tensor], Tensor]] = {
+    "multiplied": lambda m, x: m.head(x) * 0.25,
+    "divided": lambda m, x: m.head(x) / 4,
+    "capped": lambda m, x: 3 * torch.tanh(m.head(x) / 3),
+    "multiplied and capped": lambda m, x: 2 * torch.tanh(m.head(x * 0.5) * 3.0 / 2),
+    "as a product": lambda m, x: x @ m.head.weight.t(),
+    "with a shift": lambda m, x: m.head(x) + m.shift,
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_behind_multiples_and_caps_read_their_table(name: str, tied: bool) -> None:
+    found = agree(randomized(Headed(HEADS[name], tied)).double())
+    (head,) = [n for n in calls_of(found, "linear_forward") if info(n).shape[-1] == 19]
+    assert argument(head, "weight").op == "placeholder"
+    assert info(argument(head, "weight")).parameter == ("tokens.weight" if tied else "head.weight")
+    assert (argument(head, "bias") is not None) == (name == "with a shift")
+
+
+def test_other_heads_are_refused_or_no_heads() -> None:
+    assert "aten.log_softmax" in refusal(Headed(lambda m, x: m.head(x).log_softmax(-1), False))
+    assert "its weight or bias is computed" in refusal(Headed(lambda m, x: F.linear(x, m.head.weight * 2), False))
+    agree(randomized(Headed(lambda m, x: m.head(x) + F.linear(x, m.tokens.weight), False)).double())
+    agree(randomized(Headed(lambda m, x: m.head(x) * m.shift, False)).double())
+
+
+LAYOUTS = {  # of a product of 18 rows: (q, k, v) as (B, H, T, 3); rows of each
+    "GPT-NeoX, BLOOM": (lambda y: [part.transpose(1, 2) for part in y.view(*y.shape[:2], 2, 9).split(3, -1)], ["0:3", "3:6", "6:9"], 9, 2),
+    "Falcon": (
+        lambda y: (lambda g: [g[:, :, :-2], g[:, :, [-2]], g[:, :, [-1]]])(y.view(*y.shape[:2], 6, 3)),
+        ["0:12", "12:15", "15:18"],
+        18,
+        1,
+    ),
+    "Falcon's groups": (
+        lambda y: (lambda g: [g[..., :1, :], g[..., [-2], :], g[..., [-1], :]])(y.view(*y.shape[:2], 2, 3, 3)),
+        ["0:3", "3:6", "6:9"],
+        9,
+        2,
+    ),
+    "one after another": (
+        lambda y: [part.view(*y.shape[:2], 2, 3).transpose(1, 2) for part in y.chunk(3, -1)],
+        ["0:6", "6:12", "12:18"],
+        18,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_products_that_hold_queries_keys_and_values(name: str) -> None:
+    split, rows, period, groups = LAYOUTS[name]
+
+    def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
+        q, k, v = split(m.wide(x))
+        if name.startswith("Falcon"):
+            q, k, v = (part.flatten(2, -2).transpose(1, 2) for part in (q, k, v))
+        k, v = (part.expand(-1, q.shape[1], -1, -1) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(*ids.shape, -1)
+        return y[..., :6] if y.shape[-1] == 6 else F.linear(y, m.up)
+
+    model = toy(middle)
+    model.up = nn.Parameter(torch.randn(6, 12, dtype=torch.float64))
+    found = agree(model)
+    part = "" if period == 18 else f" of {period}"
+    expected = [f"wide.{kind}[{r}{part}]" for r in rows for kind in ("weight", "bias")]
+    assert sorted(slot for slot in slots(found) if slot and slot.startswith("wide")) == sorted(expected)
+    (attention,) = calls_of(found, "attention_forward")
+    assert argument(attention, "kv_heads") == groups
+
+
+GROUPED = {
+    "repeat_interleave": lambda y, n: y.repeat_interleave(n, 1),
+    "expand and reshape": lambda y, n: y[:, :, None].expand(-1, -1, n, -1, -1).reshape(y.shape[0], -1, *y.shape[2:]),
+    "stacked": lambda y, n: torch.stack([y] * n, 2).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_queries(name: str, groups: int) -> None:
+    def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
+        y = m.wide(x)
+        q, k, v = (y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2) for a, b in ((0, 12), (12, 12 + 3 * groups), (18 - 3 * groups, 18)))
+        k, v = (GROUPED[name](part, 4 // groups) for part in (k, v))
+        return F.linear(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), m.up)
+
+    model = toy(middle)
+    model.up = nn.Parameter(torch.randn(6, 12, dtype=torch.float64))
+    (attention,) = calls_of(agree(model), "attention_forward")
+    assert (argument(attention, "heads"), argument(attention, "kv_heads")) == (4, groups)
+
+
+def test_groups_that_take_turns_are_refused() -> None:
+    def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
+        y = m.wide(x)
+        q, k, v = (y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2) for a, b in ((0, 12), (6, 12), (12, 18)))
+        k, v = (part.repeat(1, 2, 1, 1) for part in (k, v))
+        return F.linear(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), m.wide.weight[:6, :].repeat(1, 2)
+        )
+
+    assert "scaled_dot_product_attention" in refusal(toy(middle))

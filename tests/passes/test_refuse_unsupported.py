@@ -4,6 +4,7 @@ import torch.nn.functional as F
 import transformers
 
 from tests.models import randomized
+from tests.passes.spelled import angles, causal, merged, rotated
 from tests.passes.stages import apply, assert_golden, assert_same_numbers, before, inputs, numbers, printed, stage
 from tests.passes.toys import toy
 from tests.tolerances import CASTS, error
@@ -74,6 +75,34 @@ def test_a_mixture_of_experts_is_refused() -> None:
         num_local_experts=2,
     )
     assert "Mixtral" in (message := refusal(randomized(transformers.MixtralForCausalLM(config)).double())) or "modeling_mixtral" in message
+
+
+class Modern(torch.nn.Module):
+    """One block with an RMS norm, rotary positions, a window, a soft-capped head and a gated unit in one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out, self.up, self.down = (torch.nn.Linear(*sizes, bias=False) for sizes in ((8, 16), (8, 8), (8, 20), (10, 8)))
+        self.gain, self.head_gain = torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.wide(x).view(*x.shape[:2], 4, 4).split([2, 1, 1], 2))
+        q, k = (rotated(F.rms_norm(part, (4,), self.head_gain, 1e-6), *angles(x)) for part in (q, k))
+        k, v = (part.expand(-1, 2, -1, -1) for part in (k, v))
+        x = x + 0.5 * self.out(merged(F.scaled_dot_product_attention(q, k, v, attn_mask=causal(x).triu(-3))))
+        gate, up = self.up(F.rms_norm(x, (8,), 1 + self.gain, 1e-6)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def test_golden_modern(update_golden: bool) -> None:
+    head = torch.nn.Linear(8, 19, bias=False)
+    model = torch.nn.Sequential(torch.nn.Embedding(19, 8), torch.nn.Sequential(Modern()), head, Cap()).double()
+    assert_golden("refuse_unsupported_modern", printed(stage("refuse_unsupported", model=model, longest=32).graph), update_golden)
+
+
+class Cap(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return 30 * torch.tanh(logits / 30)
 
 
 def test_golden(update_golden: bool) -> None:

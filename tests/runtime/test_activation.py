@@ -56,6 +56,17 @@ def test_relu_at_zero() -> None:
     assert torch.equal(activation_backward(dy, x, "relu", "first_order", 1000.0), torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kind", ["relu", "relu_squared"])
+def test_float32_difference_across_the_kink(kind: str) -> None:
+    """x and x + dy/N on both sides of 0, where derivatives say nothing."""
+    a = TORCH[kind]
+    x, dy = torch.tensor([-1e-4, 1e-4, -3e-4, 2e-4, -1e-3]).double(), torch.tensor([1.0, -1.0, 0.5, -0.1, 0.5]).double()
+    x, dy = x.float().double(), dy.float().double()
+    naive = 1000 * (a(x + dy / 1000) - a(x))
+    found = activation_backward(dy.float(), x.float(), kind, "first_order", 1000.0)
+    assert float(((found.double() - naive).abs() / naive.abs().clamp(min=1e-12)).max()) < DIFFERENCE_FLOAT32
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("kind", sorted(TORCH))
 def test_float32_difference_keeps_its_digits(kind: str, size: float) -> None:
