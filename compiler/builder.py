@@ -81,6 +81,7 @@ class Builder:
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(label)
+        node.target = node.name  # the name that is given, where the label is taken
         node.meta[KEY] = NodeInfo(shape=shape, **fields)
         return node
 

@@ -25,21 +25,19 @@ from tintc.passes.patterns import VIEWS, aten, calls, is_of_tokens, same_sizes, 
 
 BATCH, LENGTH = 2, 5  # at which coordinates are followed; every element is checked to stay in its sequence and token
 _LAYOUT = (
+    *(*VIEWS, aten.transpose, aten.swapaxes, aten.movedim, aten.mT, aten.permute, aten.t, aten.expand, aten.broadcast_to, aten.unsqueeze),
     *(
-        *VIEWS,
-        aten.transpose,
-        aten.permute,
-        aten.t,
-        aten.expand,
-        aten.broadcast_to,
-        aten.unsqueeze,
         aten.squeeze,
         aten.slice,
         aten.select,
         aten.flatten,
+        aten.unflatten,
+        aten.repeat,
+        aten.repeat_interleave,
+        aten.contiguous,
+        aten.clone,
     ),
-    *(aten.unflatten, aten.repeat, aten.repeat_interleave, aten.contiguous, aten.clone, aten.index, aten.flip, aten.roll),
-    *(aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, operator.getitem),
+    *(aten.index, aten.flip, aten.roll, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, operator.getitem),
 )
 _JOINS = (aten.cat, aten.stack)
 

@@ -14,12 +14,10 @@ from tintc.compiler.builder import ancestors, input_node
 from tintc.compiler.dialect import tint_name
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
-from tintc.passes.patterns import aten, calls
+from tintc.passes.patterns import aten, calls, sizes
 
-_SIZE_ONLY = (
-    *(aten.sym_size, aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like),
-    *(aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty),
-)
+_LIKE = (aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like, aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty)
+_SIZE_ONLY = (aten.sym_size, *_LIKE)  # these read the sizes of a value alone
 
 
 LONGEST = 4096  # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
@@ -78,7 +76,7 @@ class Evaluation:
         stack = [node]
         while stack:  # depth first, without Python's limit of recursion
             current = stack[-1]
-            missing = [] if self._knows(current) else [n for n in current.all_input_nodes if n not in self._values]
+            missing = [n for n in self._read(current) if n not in self._values]
             if missing:
                 stack += missing
                 continue
@@ -87,25 +85,33 @@ class Evaluation:
                 self._values[current] = self._compute(current)
         return self._values[node]
 
-    def _knows(self, node: fx.Node) -> bool:
-        return node in self._values or node.op == "placeholder" or calls(node, aten.sym_size)
+    def _read(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values are needed for the node's own."""
+        if node in self._values or node.op == "placeholder":
+            return []
+        return node.all_input_nodes[1:] if calls(node, *_SIZE_ONLY) else node.all_input_nodes
 
     def _compute(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._placeholder(node)
-        if calls(node, aten.sym_size) and (size := self._size(*node.args)) is not None:
-            return size
-        args, kwargs = self.of(node.args), self.of(node.kwargs)
+        source: Any = node.args[0] if node.args else None
+        if calls(node, aten.sym_size):
+            return self._shape(source)[node.args[1]]  # type: ignore[index]
+        if calls(node, *_LIKE):
+            given = torch.empty(self._shape(source), dtype=source.meta["val"].dtype, device=self.device)
+            args, kwargs = (given, *self.of(node.args[1:])), self.of(node.kwargs)
+        else:
+            args, kwargs = self.of(node.args), self.of(node.kwargs)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": self.device}
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _size(self, source: Any, axis: Any) -> int | None:
-        """A size of any node that torch.export has left a fake value on: batch, tokens or a number."""
-        size = source.meta["val"].shape[axis] if "val" in source.meta else info(source).shape[axis]
+    def _shape(self, source: Any) -> list[int]:
+        """The sizes of a value: numbers, or expressions in the batch and the length, as torch.export or the passes left them."""
         tokens = input_node(source.graph, "input_ids").meta["val"]
         known = {str(tokens.shape[0]): self.batch, str(tokens.shape[1]): self.length, "B": self.batch, "T": self.length}
-        return int(size) if isinstance(size, int) else known.get(str(size))
+        names = {"__builtins__": {}, "Max": max, "Min": min, **{name: size for name, size in known.items() if name.isidentifier()}}
+        return [int(eval(str(size), names)) for size in sizes(source)]
 
     def _placeholder(self, node: fx.Node) -> Tensor:
         record = info(node)
@@ -127,8 +133,8 @@ def constant(value: Any, context: Context) -> float | None:
     if not isinstance(found, Tensor) or any(not isinstance(size, int) or size != 1 for size in found.shape):
         return None
     try:
-        sizes = ((1, 3), (2, 5), (1, longest(context))) if any(info(n).role == "input" for n in ancestors([value])) else ((1, 3),)
-        numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in sizes}
+        tried = ((1, 3), (2, 5), (1, longest(context))) if any(info(n).role == "input" for n in ancestors([value])) else ((1, 3),)
+        numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in tried}
     except (TypeError, RuntimeError, KeyError, IndexError):
         return None
     return numbers.pop() if len(numbers) == 1 else None

@@ -152,7 +152,7 @@ def _pairing(main: Tensor, partner: Tensor) -> tuple[int, str]:
     size = int((partner[0] >= 0).sum())
     places = (main[:, None, :] == partner[:, :size, None]).long().argmax(-1)  # where in the head the partner stands
     if not bool((partner[:, :size] >= 0).all() & (partner[:, size:] < 0).all()) or size % 2:
-        raise Untraceable("other coordinates than the first of each head are rotated")
+        raise Untraceable("its heads are in another order, or other coordinates than the first of each are rotated")
     if bool((places == (torch.arange(size) + size // 2) % size).all()):
         return size, "half"
     if bool((places == torch.arange(size) ^ 1).all()):

@@ -51,8 +51,13 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, known: dict[_Look
         scores, values, product = _written_out(node, context)
     q, v = read_heads(scores.q, context), read_heads(values, context)
     k = read_heads(scores.k, context, axes="hwt" if scores.keys_last else "htw")
-    if q.groups != q.heads or v.groups != k.groups or q.heads % k.groups or v.factor != 1 or v.rotation is not None:
-        raise Untraceable(f"its {q.heads} queries, {k.groups} keys and {v.groups} values do not fit, or values are scaled or rotated")
+    if v.factor != 1 or v.rotation is not None:
+        raise Untraceable(f"its values are {'rotated' if v.rotation else f'scaled by {v.factor:g}'}; expected them as a layer made them")
+    if q.groups != q.heads or v.groups != k.groups or q.heads % k.groups:
+        raise Untraceable(
+            f"it has {q.groups} different queries in {q.heads} heads, {k.groups} keys and {v.groups} values; expected a query for each "
+            "head, and as many keys as values, which divide the heads"
+        )
     merged = _merged(product, q.heads * v.width, context)
     looks = _looks(scores, q.heads, context, known)
     build, module = Builder(graph), short_label(info(node).module)

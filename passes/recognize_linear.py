@@ -94,8 +94,9 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
     if (rows.start, rows.stop) == (0, info(root).shape[-1]):
         return root
     weight, bias = (argument(root, name) for name in ("weight", "bias")) if is_tint(root, "linear_forward") else (None, None)
-    if weight is None or not is_tint(weight, "prefix") or info(weight).shape[0] != argument(weight, "period"):
+    if weight is None or not is_tint(weight, "prefix"):
         raise Untraceable(f"it reads a part of {root.name}; expected parts of linear layers only")
+    rows = _within(Rows(*(argument(weight, name) for name in ("start", "stop", "period"))), rows, info(root).shape[-1])
     parameters = [None if read is None else argument(read, "parameter") for read in (weight, bias)]
     with build.graph.inserting_before(root):
         w = read_slot(build, root, parameters[0], rows, argument(weight, "transpose"))  # type: ignore[arg-type]
@@ -107,6 +108,15 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
                 return taken
         label = f"{root.name}_{rows.start}_{rows.stop}"
         return build.call("linear_forward", x, w, b, like=root, label=label, shape=("B", "T", info(w).shape[0]))
+
+
+def _within(whole: Rows, part: Rows, size: Any) -> Rows:
+    """The rows of a parameter that are the rows `part` of a layer which reads its rows `whole`, `size` in number."""
+    if (whole.start, whole.stop) == (0, whole.period):
+        return part
+    if part.period != size or whole.stop - whole.start != size:
+        raise Untraceable("it reads a part that repeats of a part of a layer")
+    return Rows(whole.start + part.start, whole.start + part.stop, whole.period)
 
 
 def read_slot(build: Builder, reader: fx.Node, parameter: fx.Node, rows: Rows, transpose: bool) -> fx.Node:

@@ -53,7 +53,7 @@ def recognize_norm(graph: fx.Graph, context: Context) -> fx.Graph:
                 try:
                     _replace(graph, found, context)
                 except Untraceable as reason:
-                    info(node).refused = f"it normalises {reason}"
+                    info(node).refused = f"what it normalises is no whole activation nor all heads of one: {reason}"
         graph.eliminate_dead_code()
     return graph
 
@@ -71,7 +71,8 @@ def _one_operator(node: fx.Node, context: Context) -> _Norm | str | None:
     gain, offset = (None, 0.0) if gamma is None else _gain(gamma, context)
     if len(width) != 1 or (gain is None) != (gamma is None) or not (beta is None or is_parameter(beta)):
         return "it normalises several dimensions, or its gain or shift is computed"
-    return _Norm(x, node, kind, eps, gain, beta, offset)
+    norm = _Norm(x, node, kind, eps, gain, beta, offset)
+    return _with_gain(norm, context) if gain is None and beta is None else norm
 
 
 def _written_out(node: fx.Node, context: Context) -> _Norm | None:

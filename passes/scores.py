@@ -16,11 +16,12 @@ from torch import Tensor, fx
 from tintc.compiler.builder import operands
 from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import Untraceable
-from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, constant, is_positional, longest
+from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, constant, is_positional, longest, reads_weights
 from tintc.passes.patterns import VIEWS, aten, calls, sizes
 
 _HIDDEN = -1e4  # a score this far below another has probability 0 in every dtype
 _MOST_SCORES = 2**27  # evaluated at once
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 
 @dataclass
@@ -132,7 +133,7 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
     pieces = [*(n for n, _ in scores.offsets), *(n for n, _, _ in scores.hidden)]
     for node in pieces:
         if not is_positional(node):
-            raise Untraceable("its mask or bias depends on the tokens or on a weight")
+            raise Untraceable(f"its mask or bias depends on {'a weight' if reads_weights(node) else 'the token ids'}")
     if not scores.offsets and not scores.hidden:
         if not scores.is_causal:
             raise Untraceable("it is not causal: every position sees every other")
@@ -158,24 +159,26 @@ def _same_looks(long: Looks, short: Looks, length: int) -> bool:
 
 def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | None:
     """Looks at one length; None if the scores of all heads are too many to evaluate at once."""
+    if length * length * heads > _MOST_SCORES and any(_headed(node) for node, _ in scores.offsets):
+        return None
     values = Evaluation(1, length, context)
-    visible = torch.ones(length, length, dtype=torch.bool).tril() if scores.is_causal else torch.ones(length, length, dtype=torch.bool)
-    bias = torch.zeros(1, length, dtype=torch.float64)  # of each key
+    whole = torch.ones(length, length, dtype=torch.bool)
+    visible = whole.tril() if scores.is_causal else whole
     try:
-        for condition, when, _ in scores.hidden:
-            visible &= _plane(values.of(condition) != when)
-        for node, factor in scores.offsets:
-            if _headed(node) and length * length * heads > _MOST_SCORES:
-                return None
-            seen, of_keys = _offset(values.of(node), factor, length)
-            visible &= seen
-            bias = bias + of_keys
+        conditions = [(_planes(values.of(condition)), when) for condition, when, _ in scores.hidden]
+        offsets = [_planes(values.of(node)) * factor for node, factor in scores.offsets]
     except (RuntimeError, TypeError, KeyError, IndexError) as error:
         raise Untraceable(f"its mask cannot be evaluated from the sizes alone ({error})") from error
+    for planes in (*(planes != when for planes, when in conditions), *map(_kept, offsets)):
+        if not bool((planes == planes[:1]).all()):
+            raise Untraceable("its heads have different masks")
+        visible = visible & planes[0]
     window = int(visible.sum(-1).max())
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    if not torch.equal(visible, causal & causal.triu(1 - window)):
+    if not torch.equal(visible, whole.tril().triu(1 - window)):
         raise Untraceable("its mask is not the causal one, nor a window of it")
+    bias = torch.zeros(1, length, dtype=torch.float64)
+    for planes in offsets:
+        bias = bias + torch.stack([_of_keys(plane, visible) for plane in planes])
     bias = (bias - bias[:, :1]).T
     return Looks(0 if window == length else window, bias.expand(-1, heads).contiguous() if bool(bias.any()) else None)
 
@@ -205,38 +208,26 @@ def _planes(value: Tensor) -> Tensor:
     return value.reshape(-1, *value.shape[-2:])
 
 
-def _plane(condition: Tensor) -> Tensor:
-    """(T, T) of a condition that is the same for all heads."""
-    planes = _planes(condition)
-    if not bool((planes == planes[:1]).all()):
-        raise Untraceable("its heads have different masks")
-    return planes[0]
+def _kept(planes: Tensor) -> Tensor:
+    """Where what is added to the scores does not hide a key."""
+    return planes > planes.amax(-1, keepdim=True) + _HIDDEN / 2
 
 
-def _offset(value: Tensor, factor: float, length: int) -> tuple[Tensor, Tensor]:
-    """(visible (1 or T, T), bias of each key (1 or H, T)) of what is added to the scores."""
-    planes = _planes(value)
-    found = [_read_plane(plane * factor) for plane in planes]
-    visible = found[0][0]
-    if any(not torch.equal(visible, other) for other, _ in found[1:]):
-        raise Untraceable("its heads have different masks")
-    return visible, torch.stack([of_keys for _, of_keys in found])
+def _of_keys(plane: Tensor, visible: Tensor) -> Tensor:
+    """(T,): what one head's offsets, (1 or T, T), add to the score of each key, up to what they add to a whole row.
 
-
-def _read_plane(plane: Tensor) -> tuple[Tensor, Tensor]:
-    """(visible, bias of each key) of one head's offsets, (1 or T, T)."""
-    visible = plane > plane.amax(-1, keepdim=True) + _HIDDEN / 2
+    Each number may be off by the rounding of float32, in which models compute their biases.
+    """
     if len(plane) == 1:
-        return visible, plane[0].double()
-    if not bool(torch.where(visible, plane, 0).any()):
-        return visible, torch.zeros(plane.shape[-1], dtype=torch.float64)
-    diagonal, before = plane.diagonal().double(), plane.diagonal(-1).double()
-    steps = diagonal[1:] - before  # from a key to the next, in a row that sees both
-    of_keys = torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
-    if bool(visible[-1].all()):
-        of_keys = (plane[-1] - plane[-1, 0]).double()
-    expected = (of_keys[None, :] - of_keys[:, None] + diagonal[:, None]).to(plane.dtype)
-    difference = (plane - expected).masked_fill_(visible.logical_not(), 0).abs_().max()
-    if float(difference) > 4 * torch.finfo(plane.dtype).eps * max(1.0, float(plane[visible].abs().max())):
+        return plane[0].double()
+    nothing = torch.zeros(plane.shape[-1], dtype=torch.float64)
+    if not bool(visible.diagonal(-1).all()) or not bool(torch.where(visible, plane, 0).any()):
+        return nothing
+    diagonal = plane.diagonal().double()
+    of_keys = nothing.clone()
+    of_keys[1:] = (diagonal[1:] - plane.diagonal(-1).double()).cumsum(-1)  # from a key to the next, in a row that sees both
+    expected = of_keys[None, :] + (diagonal - of_keys)[:, None]
+    allowed = (plane.abs() + diagonal.abs()[:, None]) * _ROUNDING + 1e-9
+    if bool((((plane - expected).abs() > allowed) & visible).any()):
         raise Untraceable("its bias is no sum of one for the query and one for the key")
-    return visible, of_keys
+    return of_keys

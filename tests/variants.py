@@ -6,7 +6,6 @@ from typing import Any
 
 from tests.families import (
     BLOOM,
-    COHERE,
     FALCON_ALIBI,
     GEMMA2,
     GPT2,

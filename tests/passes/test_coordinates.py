@@ -170,8 +170,8 @@ def test_heads_in_every_layout(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat(1, 2, 1, 1), ""),
-        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).flip(1), ""),
+        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat(1, 2, 1, 1), "in another order"),
+        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).flip(1), "in another order"),
         (lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).flip(2), "it mixes tokens or sequences"),
         (lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).roll(1, 0), "it mixes tokens or sequences"),
         (

@@ -174,12 +174,12 @@ def test_masks_that_read_tokens_or_weights_are_refused() -> None:
     def attended(mask: Callable[[Toy, Tensor, Tensor], Tensor]) -> Toy:
         return toy(lambda m, x, ids: merged(SDPA(*projections(m, x), attn_mask=mask(m, x, ids))))
 
-    for mask in (
-        lambda m, x, ids: causal(x) & (ids != 3)[:, None, None],
-        lambda m, x, ids: torch.where(causal(x), m.scale[0], NEGATIVE),
-        lambda m, x, ids: torch.where(causal(x), 0.0, NEGATIVE) + x.mean((1, 2))[:, None, None, None],
+    for mask, reason in (
+        (lambda m, x, ids: causal(x) & (ids != 3)[:, None, None], "the token ids"),
+        (lambda m, x, ids: torch.where(causal(x), m.scale[0], NEGATIVE), "a weight"),
+        (lambda m, x, ids: torch.where(causal(x), 0.0, NEGATIVE) + x.mean((1, 2))[:, None, None, None], "a weight"),
     ):
-        assert "its mask or bias depends on the tokens or on a weight" in refusal(attended(mask))
+        assert f"its mask or bias depends on {reason}" in refusal(attended(mask))
 
 
 def test_attention_is_a_softmax_over_keys() -> None:
@@ -198,19 +198,18 @@ def test_attention_is_a_softmax_over_keys() -> None:
     assert "aten.sigmoid" in refusal(attended(lambda s, x: torch.sigmoid(s)))
 
 
-NOT_YET = {  # refused today, though they are what they say
+FURTHER = {
     "full_like": written(lambda s, x: s + torch.full_like(s, NEGATIVE).triu(1)),
     "ones_like": written(lambda s, x: s.masked_fill(torch.ones_like(s).tril() == 0, NEGATIVE)),
     "minus the absolute distance": written(lambda s, x: s - slopes() * back(x).abs() + torch.where(causal(x), 0.0, NEGATIVE)),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="refused")) for name in NOT_YET])
+@pytest.mark.parametrize("name", FURTHER)
 def test_further_spellings(name: str) -> None:
-    agree(NOT_YET[name])
+    agree(FURTHER[name])
 
 
-@pytest.mark.xfail(strict=True, reason="the rounding of float32 at 4096 positions is taken for another bias")
 def test_alibi_that_is_rounded_to_float32() -> None:
     """As every model in float32 computes it: slopes that are no powers of two round differently at each distance."""
     steep = torch.tensor([0.3, 0.7])[:, None, None]

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "anticausal": (lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x).T), "not the causal one"),
     "learned bias": (
         lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=torch.where(causal(x), m.scale[0], -math.inf)),
-        "depends on the tokens or on a weight",
+        "depends on a weight",
     ),
     "dropout": (lambda m, x, ids: attend(m, x, ids, dropout_p=0.5), "drops probabilities"),
     "rotated": (lambda m, x, ids: merged(SDPA(heads(x).cos(), heads(x), heads(x), is_causal=True)), "it reads aten.cos"),
@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda m, x, ids: SDPA(heads(x), heads(x), heads(x), is_causal=True).permute(0, 2, 3, 1).reshape(*ids.shape, 6),
         "its heads are not merged into (batch, tokens, heads * width)",
     ),
-    "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "values are scaled or rotated"),
+    "scaled values": (lambda m, x, ids: merged(SDPA(heads(x), heads(x), heads(x) * 2.0, is_causal=True)), "its values are scaled by 2"),
 }
 
 

@@ -140,7 +140,10 @@ REFUSED = {
         "its heads rotate differently",
     ),
     "mirrored pairs": (turned(lambda q, x: q * angles(x)[0] + q.flip(-1) * angles(x)[1]), "other pairs than halves or neighbours"),
-    "last coordinates": (turned(lambda q, x: torch.cat([q[..., :2], rotated(q[..., 2:], *angles(x, 2))], -1)), "the first of each head"),
+    "last coordinates": (
+        turned(lambda q, x: torch.cat([q[..., :2], rotated(q[..., 2:], *angles(x, 2))], -1)),
+        "other coordinates than the first of each are rotated",
+    ),
     "scaled by position": (turned(lambda q, x: q * counted(x)[:, None]), "positions scale it without rotating it"),
     "tokens change places": (turned(lambda q, x: rotated(q, *angles(x)).flip(2)), "it mixes tokens or sequences"),
     "of another activation": (turned(lambda q, x: q * angles(x)[0] + heads(x @ x.new_ones(6, 8)) * angles(x)[1]), ""),

@@ -10,7 +10,7 @@ from tests.passes.spelled import NEGATIVE, back, causal, counted, written
 from tests.passes.stages import stage
 from tintc.passes.coordinates import Untraceable
 from tintc.passes.patterns import aten, calls
-from tintc.passes.scores import Looks, _offset, read_looks, read_scores
+from tintc.passes.scores import Looks, _kept, _of_keys, _planes, read_looks, read_scores
 
 
 def read(change):  # type: ignore[no-untyped-def]
@@ -76,9 +76,10 @@ def test_offsets_are_a_bias_of_keys_and_one_of_queries(of_keys: list[float], of_
     distance = torch.arange(9)[:, None] - torch.arange(9)
     seen = (distance >= 0) & (distance < window) if masks else torch.ones(9, 9, dtype=torch.bool)
     value = torch.where(seen, key[None, :] + query[:, None], NEGATIVE)
-    visible, bias = _offset(value, 2.0, 9)
-    assert torch.equal(visible, seen)
-    assert torch.allclose(bias - bias[..., :1], 2 * (key - key[0])[None], atol=1e-9)
+    (plane,) = _planes(value) * 2.0
+    assert torch.equal(_kept(plane), seen)
+    expected = 2 * (key - key[0]) if window > 1 or not masks else torch.zeros(9).double()
+    assert torch.allclose(_of_keys(plane, seen), expected, atol=1e-9)
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.floats(0.01, 3))
@@ -86,4 +87,4 @@ def test_an_offset_that_is_no_such_sum_is_refused(row: int, column: int, size: f
     value = torch.where(torch.ones(9, 9, dtype=torch.bool).tril(), torch.arange(9.0).double(), NEGATIVE)
     value[row, column % row] += size
     with pytest.raises(Untraceable, match="no sum of one for the query and one for the key"):
-        _offset(value, 1.0, 9)
+        _of_keys(value, _kept(value))
