@@ -33,11 +33,13 @@ from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.contracts import check_property
 from tintc.compiler.errors import ArtifactError, UsageError
+from tintc.compiler.inputs import is_wide_table
 from tintc.compiler.layout import Layout
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import ModelFacts
 from tintc.compiler.program import Program
 from tintc.compiler.records import NodeRecord, from_records
+from tintc.runtime.primitives.precision import HALF
 
 if TYPE_CHECKING:
     from tintc.runtime.simulator import Simulator
@@ -293,7 +295,8 @@ def _read_weights(file: Path, device: str | torch.device, dtype: torch.dtype | N
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     changes = dtype is not None and tensor.is_floating_point() and name != INNER_LR
-    return tensor.to(dtype if changes else tensor.dtype, copy=True)
+    wanted = torch.float32 if is_wide_table(name) and dtype in HALF else dtype
+    return tensor.to(wanted if changes else tensor.dtype, copy=True)
 
 
 def _tokenizer(root: Path) -> Any:

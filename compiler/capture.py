@@ -6,11 +6,13 @@ here knows a model family: later passes recognise operator patterns.
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dataclasses
 import inspect
 import math
 import re
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,9 +146,10 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
     """
     (least, most), (shortest, longest) = _bounds(program)
     guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
+    compiled = [builtins.compile(guard, "<guard>", "eval") for guard in guards]
     numbers = {int(number) for guard in guards for number in re.findall(r"\d+", guard)}
     lengths = sorted({*range(2, _LENGTHS_TRIED), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)}) if guards else []
-    broken = next((n for n in lengths if not all(_holds(guard, batch, n) for guard in guards for batch in (1, 2, 3, 5))), None)
+    broken = next((n for n in lengths if not all(_holds(guard, batch, n) for guard in compiled for batch in (1, 2, 3, 5))), None)
     if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
         found = [*guards, *(f"batch >= {n}" for n in (least,) if n > 2), *(f"batch <= {n}" for n in (most,) if n is not None)]
         found += [f"tokens >= {shortest}"] if shortest > 2 else []
@@ -155,7 +158,7 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
             "expected one computation for all"
         )
     if broken is not None:
-        longest = broken if _stands_at(broken, program, wrapper) else broken - 1
+        longest = broken if broken < _LENGTHS_TRIED and _stands_at(broken, program, wrapper) else broken - 1
     return longest
 
 
@@ -166,7 +169,7 @@ class _Sized(tuple[int, ...]):
         return self
 
 
-def _holds(guard: str, batch: int, length: int) -> bool:
+def _holds(guard: types.CodeType, batch: int, length: int) -> bool:
     """Whether a guard of torch.export, a Python expression in the sizes of the input, holds."""
     names = {"L": {"input_ids": _Sized((batch, length))}, "max": max, "min": min, "math": math, "torch": torch}
     try:

@@ -46,7 +46,7 @@ def call_sizes(facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, 
 
     Raises UsageError for a length that the model cannot have.
     """
-    limit = facts.max_positions
+    limit = facts.longest
     length = tokens if tokens is not None else min(_DEFAULT_TOKENS, limit or _DEFAULT_TOKENS)
     if batch < 1:
         raise UsageError(f"batch is {batch}; expected at least 1")

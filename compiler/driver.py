@@ -94,7 +94,7 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
         if name == _CANONICAL_AFTER:
             stages["canonical"] = to_records(graph)
 
-    facts = ModelFacts(max_positions=captured.max_tokens)
+    facts = ModelFacts(max_tokens=captured.max_tokens)
     context = Context(config, captured.tensors, captured.constants, facts)
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)

@@ -18,17 +18,22 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
 
 CODE = "position_code"
 
-_TABLE = "tintc.table_"
+_TABLE, _WIDE_TABLE = "tintc.table_", "tintc.wide_table_"
 
 
-def table_name(index: int) -> str:
+def table_name(index: int, *, wide: bool = False) -> str:
     """Name, among a simulator's weights, of a table of positions that the passes computed: no part of the auxiliary state dict."""
-    return f"{_TABLE}{index}"
+    return f"{_WIDE_TABLE if wide else _TABLE}{index}"
 
 
 def is_table(name: str) -> bool:
     """Whether a weight is such a table."""
-    return name.startswith(_TABLE)
+    return name.startswith((_TABLE, _WIDE_TABLE))
+
+
+def is_wide_table(name: str) -> bool:
+    """Whether it is a table whose numbers grow with the position, so that it stays in float32 in a half-precision simulator."""
+    return name.startswith(_WIDE_TABLE)
 
 
 def is_reserved(label: str) -> bool:

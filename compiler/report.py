@@ -36,6 +36,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "blocks": program.facts.blocks,
         "trained_blocks": program.facts.trained_blocks,
         "max_positions": program.facts.max_positions,
+        "max_tokens": program.facts.max_tokens,
         "vocab_size": program.facts.vocab_size,
         "prefix_slots": len(layout.prefix),
         "trainable_slots": len(trainable),

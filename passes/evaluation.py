@@ -24,9 +24,9 @@ LONGEST = 4096  # what depends on positions is evaluated up to this length; noth
 SHORT = 7  # and again at this one: what differs there depends on the length and is refused
 
 
-def longest(context: Context) -> int:
-    """The longest sequence that is looked at."""
-    return min(context.facts.max_positions or LONGEST, LONGEST)
+def evaluated_length(context: Context) -> int:
+    """The longest sequence at which positions are evaluated: the model's own limit, or LONGEST."""
+    return min(context.facts.longest or LONGEST, LONGEST)
 
 
 def is_weight(node: Any) -> bool:
@@ -56,11 +56,9 @@ def reads_weights(node: fx.Node) -> bool:
 
 
 class Evaluation:
-    """Values at one batch and length, each computed once. Raises what torch raises for a node that is not positional."""
+    """Values at one batch and length, on the CPU, each computed once. Raises what torch raises for a node that is not positional."""
 
     def __init__(self, batch: int, length: int, context: Context) -> None:
-        weights = next(iter(context.tensors.values())).device
-        self.device = torch.device("cpu") if weights.type == "meta" else weights
         self.batch, self.length, self._context = batch, length, context
         self._values: dict[fx.Node, Any] = {}
 
@@ -98,12 +96,11 @@ class Evaluation:
         if calls(node, aten.sym_size):
             return self._shape(source)[node.args[1]]  # type: ignore[index]
         if calls(node, *_LIKE):
-            given = torch.empty(self._shape(source), dtype=source.meta["val"].dtype, device=self.device)
+            given = torch.empty(self._shape(source), dtype=source.meta["val"].dtype)
             args, kwargs = (given, *self.of(node.args[1:])), self.of(node.kwargs)
         else:
             args, kwargs = self.of(node.args), self.of(node.kwargs)
-        if "device" in kwargs:
-            kwargs = {**kwargs, "device": self.device}
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _to_cpu)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _shape(self, source: Any) -> list[int]:
@@ -116,11 +113,11 @@ class Evaluation:
     def _placeholder(self, node: fx.Node) -> Tensor:
         record = info(node)
         if record.role == "input":
-            return torch.zeros(self.batch, self.length, dtype=torch.int64, device=self.device)
+            return torch.zeros(self.batch, self.length, dtype=torch.int64)
         found = self._context.tensors.get(record.parameter or "") if record.buffer else self._context.constants.get(node.name)
         if found is None:
             raise TypeError(f"{node.name} is a weight")
-        return found.to(self.device)
+        return found.cpu()
 
 
 def constant(value: Any, context: Context) -> float | None:
@@ -133,28 +130,33 @@ def constant(value: Any, context: Context) -> float | None:
     if not isinstance(found, Tensor) or any(not isinstance(size, int) or size != 1 for size in found.shape):
         return None
     try:
-        tried = ((1, 3), (2, 5), (1, longest(context))) if any(info(n).role == "input" for n in ancestors([value])) else ((1, 3),)
+        tried = ((1, 3), (2, 5), (1, evaluated_length(context))) if any(info(n).role == "input" for n in ancestors([value])) else ((1, 3),)
         numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in tried}
     except (TypeError, RuntimeError, KeyError, IndexError):
         return None
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def evaluable(nodes: list[fx.Node], longest: int, context: Context) -> Evaluation:
-    """Values at the greatest length up to `longest` at which all nodes have one: a buffer that they read may have fewer rows.
+def _to_cpu(argument: Any) -> Any:
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+
+def evaluable(nodes: list[fx.Node], length: int, context: Context) -> Evaluation:
+    """Values at the greatest length, up to the given one, at which all nodes have one: a buffer that they read may have fewer rows.
 
     Raises what torch raises where there is no such length.
     """
     constants = [n for n in ancestors(nodes) if n.op == "placeholder" and info(n).role != "input"]
-    rows = {size for n in constants for size in n.meta["val"].shape if isinstance(size, int) and size < longest}
-    for length in (longest, *sorted(rows, reverse=True)):
-        values = Evaluation(1, length, context)
+    rows = {size for n in constants for size in n.meta["val"].shape if isinstance(size, int) and size < length}
+    failure: Exception | None = None
+    for tried in (length, *sorted(rows, reverse=True)):
+        values = Evaluation(1, tried, context)
         try:
             for node in nodes:
                 values.of(node)
-        except (RuntimeError, IndexError):
-            if length == min({longest, *rows}):
-                raise
+        except (RuntimeError, IndexError) as error:
+            failure = failure or error
             continue
         return values
-    raise AssertionError("the loop returns or raises")
+    assert failure is not None
+    raise failure

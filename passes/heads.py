@@ -37,10 +37,10 @@ class Rotation:
     cos: tuple[Entry, ...]
     sin: tuple[Entry, ...]
 
-    def tables(self, longest: int, context: Context) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions 0 .. longest - 1, or of as many as the model's own tables have, each (positions, size)."""
+    def tables(self, length: int, context: Context) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions 0 .. length - 1, or of as many as the model's own tables have, each (positions, size)."""
         nodes = [node for entry in (*self.cos, *self.sin) for node, _ in entry.factors]
-        values = evaluable(nodes, longest, context)
+        values = evaluable(nodes, length, context)
         cos, sin = _table(self.cos, values), _table(self.sin, values)
         few = Evaluation(2, min(SHORT, values.length), context)
         for node in nodes:

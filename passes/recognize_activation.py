@@ -27,6 +27,7 @@ _ELEMENTWISE = (
     *(aten.tanh, aten.sigmoid, aten.erf, aten.relu, aten.relu_, aten.gelu, aten.silu, aten.silu_, aten.clamp, aten.clamp_min),
     *(aten.maximum, aten.minimum, aten.softplus, aten.log, aten.log1p, aten.cosh, aten.leaky_relu, aten.hardtanh),
 )
+_NO_BOUND = 1e30  # clamps to the largest number of a type bound nothing
 _TOLERANCE = 1e-6  # models write the constants of a GELU with 7 to 10 digits
 
 
@@ -111,9 +112,9 @@ def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | 
 def _grid(inside: list[fx.Node], context: Context) -> Tensor:
     """Where to compare: the usual range of activations, and around whatever number the expression compares or scales with."""
     constants = [c for n in inside for a in (*n.args, *n.kwargs.values()) if (c := constant(a, context)) is not None]
-    bounds = torch.tensor([c for c in constants if c and abs(c) < 1e4], dtype=torch.float64)
+    bounds = torch.tensor([c for c in constants if c and abs(c) < _NO_BOUND], dtype=torch.float64)
     around = torch.cat([bounds, torch.outer(bounds, bounds).flatten(), torch.outer(bounds, 1 / bounds).flatten()])
-    behind = torch.outer(around[around.abs() < 1e6], torch.tensor([-2.0, -1.1, -0.9, 0.9, 1.1, 2.0], dtype=torch.float64)).flatten()
+    behind = torch.outer(around, torch.tensor([-2.0, -1.1, -0.9, 0.9, 1.1, 2.0], dtype=torch.float64)).flatten()
     return torch.cat([torch.linspace(-0.5, 0.5, 22).double(), behind, torch.linspace(-9, 9, 145).double()])
 
 

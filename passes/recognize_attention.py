@@ -21,7 +21,7 @@ from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
 from tintc.passes.coordinates import BATCH, LENGTH, Untraceable, is_rearrangement
-from tintc.passes.evaluation import Evaluation, longest
+from tintc.passes.evaluation import Evaluation, evaluated_length
 from tintc.passes.heads import Heads, read_heads
 from tintc.passes.patterns import VIEWS, aten, calls, last_size, number, only_user, sizes, with_defaults
 from tintc.passes.recognize_linear import take_rows
@@ -64,7 +64,7 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, known: dict[_Look
     with graph.inserting_before(node):
         turned = [_turned(build, heads, context, node, f"{module}_{name}") for heads, name in ((q, "q"), (k, "k"))]
         mask = _mask(build, looks.window)
-        bias = None if looks.bias is None else read_table(build, context, looks.bias, "key_bias", node)
+        bias = None if looks.bias is None else read_table(build, context, looks.bias, "key_bias", node, wide=True)
         scale = scores.scale * q.factor * k.factor
         args = (*turned, take_rows(build, v.root, v.rows), mask, bias, q.heads, k.groups, scale, scores.softcap)
         new = build.call("attention_forward", *args, like=node, label=module, shape=("B", "T", last_size(merged)))
@@ -140,7 +140,7 @@ def _turned(build: Builder, heads: Heads, context: Context, like: fx.Node, label
     x = take_rows(build, heads.root, heads.rows)
     if heads.rotation is None:
         return x
-    cos, sin = heads.rotation.tables(longest(context), context)
+    cos, sin = heads.rotation.tables(evaluated_length(context), context)
     rows = [read_table(build, context, table, name, like) for table, name in ((cos, "rotary_cos"), (sin, "rotary_sin"))]
     return build.call("rotary", x, *rows, heads.groups, heads.rotation.pairing, False, like=like, label=f"{label}_rotary")
 

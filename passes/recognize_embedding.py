@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from tintc.compiler.builder import Builder, ancestors, operands, short_label
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, is_positional, is_weight, longest
+from tintc.passes.evaluation import SHORT, Evaluation, evaluated_length, is_positional, is_weight
 from tintc.passes.patterns import aten, binary, calls, is_parameter, sizes
 from tintc.passes.tables import read_table
 
@@ -48,7 +48,7 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
                 info(node).refused = found
                 continue
             index_node, offset = build.input("position_ids"), found
-            context.facts.max_positions = min(rows - offset, context.facts.max_positions or rows)
+            context.facts.limit_positions(rows - offset)
         with graph.inserting_before(node):
             new = build.call("embedding", table, index_node, offset, like=node, label=short_label(info(node).module))
         node.replace_all_uses_with(new)
@@ -64,8 +64,8 @@ def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
         return "its index is neither the token ids nor consecutive positions: it computes with the ids or depends on a weight"
     offsets: list[int] = []
     for batch in (2, 1):
-        longest = min(rows, context.facts.max_positions or rows)
-        length = min(rows - offsets[0], longest) if offsets else min(7, longest)
+        most = min(rows, context.facts.longest or rows)
+        length = min(rows - offsets[0], most) if offsets else min(SHORT, most)
         try:
             value = Evaluation(batch, length, context).of(index)
             starts = torch.broadcast_to(value, (batch, length)) - torch.arange(length, device=value.device)
@@ -96,7 +96,7 @@ def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
 
 def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx.Node | None:
     """A table of the values of p."""
-    length = longest(context)
+    length = evaluated_length(context)
     values = [_rows(p, batch, n, context, {}) for batch, n in ((1, length), (2, min(SHORT, length)))]
     reason = next((value for value in values if isinstance(value, str)), "")
     if not reason and not torch.equal(values[0][: len(values[1])], values[1]):  # type: ignore[arg-type]
@@ -114,10 +114,10 @@ def _slice(build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: C
     entries = torch.randn(rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = {table: entries.view(*leading, rows, width)}
     offset = _offset(_rows(p, 2, min(SHORT, rows), context, given), entries)
-    if offset is None or _offset(_rows(p, 1, min(rows - offset, longest(context)), context, given), entries) != offset:
+    if offset is None or _offset(_rows(p, 1, min(rows - offset, evaluated_length(context)), context, given), entries) != offset:
         info(node).refused = "what it adds is no table of positions, read from one row on"
         return None
-    context.facts.max_positions = min(rows - offset, context.facts.max_positions or LONGEST)
+    context.facts.limit_positions(rows - offset)
     label = short_label(info(table).parameter or "positions")
     return build.call("embedding", table, build.input("position_ids"), offset, like=node, label=label)
 

@@ -26,6 +26,7 @@ from tintc.passes.evaluation import constant, is_positional, is_weight
 from tintc.passes.heads import Heads, read_heads
 from tintc.passes.patterns import aten, binary, calls, is_parameter, last_size, number, only_user, sizes, with_defaults
 from tintc.passes.recognize_linear import read_slot, take_rows
+from tintc.runtime.primitives.precision import wide
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _one_operator(node: fx.Node, context: Context) -> _Norm | str | None:
     elif calls(node, aten.rms_norm):
         x, width, gamma, eps = with_defaults(operands(node), None, None, None, None)
         beta, kind = None, "rms"
-        eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
+        eps = torch.finfo(wide(torch.empty(0, dtype=node.meta["val"].dtype)).dtype).eps if eps is None else eps  # torch norms in float32
     else:
         return None
     gain, offset = (None, 0.0) if gamma is None else _gain(gamma, context)

@@ -2,7 +2,7 @@
 
     softmax(where(mask, cap * tanh(scale * q k^T / cap) + bias, -inf))  ->  Scores: q, k, scale, softcap, offsets, hidden
 
-and from offsets and masks to a window and a bias of each key. Both are evaluated at the longest sequence, not matched.
+and from offsets and masks to a window and a bias of each key. Both are evaluated, at the longest sequence and at a short one, not matched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from tintc.compiler.builder import operands
 from tintc.compiler.pass_manager import Context
 from tintc.passes.coordinates import Untraceable
-from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, constant, is_positional, longest, reads_weights
+from tintc.passes.evaluation import LONGEST, SHORT, Evaluation, constant, evaluable, is_positional, reads_weights
 from tintc.passes.patterns import VIEWS, aten, calls, sizes
 
 _HIDDEN = -1e4  # a score this far below another has probability 0 in every dtype
@@ -138,14 +138,19 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
         if not scores.is_causal:
             raise Untraceable("it is not causal: every position sees every other")
         return Looks(0, None)
-    length = longest(context)
-    while not (looks := _at(scores, heads, length, context)):
-        length = int((_MOST_SCORES / heads) ** 0.5) if length * length * heads > _MOST_SCORES else length // 2
+    length = min(context.facts.max_tokens or LONGEST, LONGEST)
+    if length * length * heads > _MOST_SCORES and any(_headed(node) for node, _ in scores.offsets):
+        length = int((_MOST_SCORES / heads) ** 0.5)
+    try:
+        values = evaluable(pieces, length, context)
+    except (RuntimeError, TypeError, KeyError, IndexError) as error:
+        raise Untraceable(f"its mask cannot be evaluated from the sizes alone ({error})") from error
+    looks = _at(scores, heads, values)
     _refuse_batch(pieces, scores.merged, context)
-    short = _at(scores, heads, min(SHORT, length), context)
-    if short is None or not _same_looks(looks, short, min(SHORT, length)):
+    few = Evaluation(1, min(SHORT, values.length), context)
+    if not _same_looks(looks, _at(scores, heads, few), few.length):
         raise Untraceable("its mask or bias depends on the length of the sequence")
-    context.facts.max_positions = min(length, context.facts.max_positions or LONGEST)
+    context.facts.limit_tokens(values.length)
     return looks
 
 
@@ -157,18 +162,13 @@ def _same_looks(long: Looks, short: Looks, length: int) -> bool:
     return short.window == window and bool(((first - other).abs() <= 1e-6 + 1e-5 * first.abs()).all())
 
 
-def _at(scores: Scores, heads: int, length: int, context: Context) -> Looks | None:
-    """Looks at one length; None if the scores of all heads are too many to evaluate at once."""
-    if length * length * heads > _MOST_SCORES and any(_headed(node) for node, _ in scores.offsets):
-        return None
-    values = Evaluation(1, length, context)
+def _at(scores: Scores, heads: int, values: Evaluation) -> Looks:
+    """Looks at one length."""
+    length = values.length
     whole = torch.ones(length, length, dtype=torch.bool)
     visible = whole.tril() if scores.is_causal else whole
-    try:
-        conditions = [(_planes(values.of(condition)), when) for condition, when, _ in scores.hidden]
-        offsets = [_planes(values.of(node)) * factor for node, factor in scores.offsets]
-    except (RuntimeError, TypeError, KeyError, IndexError) as error:
-        raise Untraceable(f"its mask cannot be evaluated from the sizes alone ({error})") from error
+    conditions = [(_planes(values.of(condition)), when) for condition, when, _ in scores.hidden]
+    offsets = [_planes(values.of(node)) * factor for node, factor in scores.offsets]
     for planes in (*(planes != when for planes, when in conditions), *map(_kept, offsets)):
         if not bool((planes == planes[:1]).all()):
             raise Untraceable("its heads have different masks")
@@ -204,7 +204,7 @@ def _headed(node: fx.Node) -> bool:
 
 def _planes(value: Tensor) -> Tensor:
     """(heads or 1, T or 1, T)."""
-    value = value.cpu() if value.ndim > 1 else value.cpu()[None]
+    value = value if value.ndim > 1 else value[None]
     return value.reshape(-1, *value.shape[-2:])
 
 

@@ -10,22 +10,26 @@ from torch import Tensor, fx
 
 from tintc.compiler.builder import Builder
 from tintc.compiler.dialect import is_tint
-from tintc.compiler.inputs import table_name
+from tintc.compiler.inputs import is_wide_table, table_name
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
+from tintc.runtime.primitives.precision import HALF
 
 
-def read_table(build: Builder, context: Context, value: Tensor, label: str, like: fx.Node) -> fx.Node:
-    """(B, T, width): the rows of the table at the positions of the tokens. Equal tables are one, and read once."""
+def read_table(build: Builder, context: Context, value: Tensor, label: str, like: fx.Node, *, wide: bool = False) -> fx.Node:
+    """(B, T, width): the rows of the table at the positions of the tokens. Equal tables are one, and read once.
+
+    wide: at least in float32, whatever the type of the weights is.
+    """
     dtype = next(tensor.dtype for tensor in context.tensors.values() if tensor.is_floating_point())
-    value = value.to(dtype).contiguous()
-    name = next((name for name, table in context.tables.items() if torch.equal(table, value)), None)
+    value = value.to(torch.float32 if wide and dtype in HALF else dtype).contiguous()
+    name = next((name for name, table in context.tables.items() if is_wide_table(name) == wide and torch.equal(table, value)), None)
     if name is None:
-        name = table_name(len(context.tables))
+        name = table_name(len(context.tables), wide=wide)
         context.tables[name] = value
         table = build.placeholder(label, tuple(value.shape), role="parameter", parameter=name, buffer=True)
     else:
         table = next(n for n in build.graph.nodes if info(n).parameter == name)
     rows = next((user for user in table.users if is_tint(user, "embedding")), None)
-    context.facts.max_positions = min(context.facts.max_positions or len(value), len(value))
+    context.facts.limit_positions(len(value))
     return rows or build.call("embedding", table, build.input("position_ids"), 0, like=like, label=f"{label}_rows")

@@ -47,6 +47,10 @@ def prepare(
     positions = None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
 
     allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)
+    if facts.max_tokens is not None and shape[1] > facts.max_tokens:
+        raise InputError(
+            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to which its masks were compiled: cut it"
+        )
     if positions is None:
         _check_length(shape[1], facts)
         positions = _positions(valid_BT, shape, device)
@@ -95,6 +99,7 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def _check_length(tokens: int, facts: ModelFacts) -> None:
+    """Raises InputError for a sequence without position_ids that is longer than the model's tables of positions."""
     if facts.max_positions is not None and tokens > facts.max_positions:
         raise InputError(
             f"the sequence has {tokens} tokens; this model has {facts.max_positions} positions: cut it, or pass position_ids that restart"

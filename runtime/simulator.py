@@ -18,13 +18,14 @@ from torch import Tensor, fx, nn
 from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError
-from tintc.compiler.inputs import CODE, is_table
+from tintc.compiler.inputs import CODE, is_table, is_wide_table
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
 from tintc.runtime import fused, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
+from tintc.runtime.primitives.precision import HALF
 from tintc.runtime.structure import Structure, check_backend
 
 
@@ -80,7 +81,8 @@ class Simulator(nn.Module):
         self.backend, self.share = backend, share
         self.source = source or {}
         self.tokenizer = tokenizer
-        tensors = {**program.tables, **tensors}
+        device = next(iter(tensors.values())).device
+        tensors = {**{name: table.to(device) for name, table in program.tables.items()}, **tensors}
         self.prefix: PrefixEmbeddings | PrefixPages
         self.structure: Structure | None = None
         if backend == "fused":
@@ -110,8 +112,12 @@ class Simulator(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
         # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and three in bfloat16.
         exact = self.inner_lr.detach().clone()
+        wide = {name: table.clone() for name, table in self.prefix.tensors().items() if is_wide_table(name)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.inner_lr.data = exact.to(self.inner_lr.device)
+        for name, table in self.prefix.tensors().items():
+            if name in wide and table.dtype in HALF:
+                table.data = wide[name].to(table.device, torch.float32)
         return self
 
     def forward(

@@ -20,7 +20,7 @@ def attention_forward(
     """o = A v, heads side by side: (B, T, H*E)."""
     q_BHTE, k_BGTE, v_BGTE = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)
     if softcap == 0:
-        seen = mask if bias is None else torch.where(mask, _over_keys(bias), float("-inf"))
+        seen = mask if bias is None else torch.where(mask, _over_keys(bias, q.dtype).to(q.dtype), float("-inf"))
         return _merge(F.scaled_dot_product_attention(q_BHTE, k_BGTE, v_BGTE, attn_mask=seen, scale=scale, enable_gqa=heads != kv_heads))
     scores = _scores(q_BHTE, _repeat(k_BGTE, heads, kv_heads), scale, softcap)
     a_BHTT = _probabilities(scores, mask, bias, q.dtype)
@@ -65,16 +65,21 @@ def _scores(q_BHTE: Tensor, k_BHTE: Tensor, scale: float, softcap: float) -> Ten
 
 
 def _probabilities(scores_BHTT: Tensor, mask: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if dtype in HALF:  # half-precision scores are normalised in float32, as torch's own attention does
+        scores_BHTT = scores_BHTT.float()
     if bias is not None:
-        scores_BHTT = scores_BHTT + _over_keys(bias)
-    scores_BHTT = scores_BHTT.masked_fill(torch.logical_not(mask), float("-inf"))
-    # Half-precision scores are normalised in float32, as torch's own attention does.
-    return torch.softmax(scores_BHTT.float(), -1).to(dtype) if dtype in HALF else torch.softmax(scores_BHTT, -1)
+        scores_BHTT = scores_BHTT + _over_keys(bias, dtype)
+    a_BHTT = torch.softmax(scores_BHTT.masked_fill(torch.logical_not(mask), float("-inf")), -1)
+    return a_BHTT.to(dtype) if dtype in HALF else a_BHTT
 
 
-def _over_keys(bias_BTH: Tensor) -> Tensor:
-    """(B, T, H) -> (B, H, 1, T)."""
-    return bias_BTH.transpose(1, 2).unsqueeze(2)
+def _over_keys(bias_BTH: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T, H) -> (B, H, 1, T); for half precision (B, H, T, T) in float32, less the query's own bias: far positions have large biases,
+    whose differences their types would lose."""
+    bias_BHT = bias_BTH.transpose(1, 2)
+    if dtype in HALF:
+        return bias_BHT.float().unsqueeze(-2) - bias_BHT.float().unsqueeze(-1)
+    return bias_BHT.unsqueeze(-2)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

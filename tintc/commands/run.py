@@ -101,11 +101,11 @@ def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
     if simulator.tokenizer is None:
         raise InputError("this artifact has no tokenizer (its source had none); call the simulator from Python with token ids")
     ids: Tensor = simulator.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
-    limit = simulator.program.facts.max_positions
+    limit = simulator.program.facts.longest
     if max_tokens is not None:
         ids = ids[:, :max_tokens]
     if limit is not None and ids.shape[1] > limit:
-        raise InputError(f"the text has {ids.shape[1]} tokens; this model has {limit} positions: pass --max-tokens {limit} to cut it")
+        raise InputError(f"the text has {ids.shape[1]} tokens; this simulator takes {limit}: pass --max-tokens {limit} to cut it")
     if ids.shape[1] < 2:
         raise InputError(f"the text has {ids.shape[1]} token; expected at least 2")
     return ids
@@ -114,10 +114,10 @@ def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
 def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
     """Greedy continuation under the updated weights, until `count` tokens, the end token or the last position."""
     updates = simulator.updates(ids, train_mask)
-    limit, end = simulator.program.facts.max_positions or math.inf, simulator.tokenizer.eos_token_id
+    limit, end = simulator.program.facts.longest or math.inf, simulator.tokenizer.eos_token_id
     start = ids.shape[1]
     if start + count > limit:
-        warnings.warn(f"the model has {limit} positions: there is room for {limit - start} of {count} generated tokens", stacklevel=2)
+        warnings.warn(f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} generated tokens", stacklevel=2)
     with console.stages(count) as stage:
         while ids.shape[1] < min(start + count, limit):
             stage(f"generating token {ids.shape[1] - start + 1}")

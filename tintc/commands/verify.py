@@ -19,7 +19,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
         stage("load in float64")
         simulator = load(path, dtype=torch.float64)
         stage("compare with autograd")
-        length = tokens if tokens is not None else min(64, simulator.program.facts.max_positions or 64)
+        length = tokens if tokens is not None else min(64, simulator.program.facts.longest or 64)
         result = verify(simulator, tokens=length, seed=seed)
     if as_json:
         console.print_json(result.to_dict())
