@@ -34,7 +34,7 @@ _LENGTHS_TRIED = 4098  # guards are read up to this length: passes look at masks
 @dataclass
 class Captured:
     """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied entries -> that name.
-    constants: placeholder name -> value, for buffers and constants that only index arithmetic uses.
+    constants: placeholder name -> value, for buffers and constants outside the state dict: masks, rotary frequencies, numbers.
     max_tokens: the longest sequence for which the graph stands, where the model's own code sets a limit."""
 
     graph: fx.Graph

@@ -1,4 +1,4 @@
-"""What a model must satisfy before it is compiled: supported, small enough, finite, causal."""
+"""What a model must satisfy before it is compiled: supported, small enough, finite, causal; and the model without weights that tells."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """torch.empty, which layers make their weights with, allocates nothing."""
+    """torch.empty, which layers make their weights with, allocates nothing. What is made by anything else is, until it is moved."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         changed = {**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}

@@ -4,9 +4,9 @@
 |---|---|---|
 | shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or B (batch), T (tokens), S (training segment) |
 | module, source | capture | path of the auxiliary module; file and line that wrote the operator |
-| role | capture, lower_forward | of a placeholder: `input` or `parameter` |
-| buffer | capture | of a placeholder: a buffer of the model, never trained |
-| parameter | capture, lower_forward | of a placeholder: its name in the auxiliary state dict |
+| role | capture, lower_forward, `passes/tables.py` | of a placeholder: `input` or `parameter` |
+| buffer | capture, `passes/tables.py` | of a placeholder: a buffer of the model, or a table of positions; never trained |
+| parameter | capture, lower_forward, `passes/tables.py` | of a placeholder: its name in the auxiliary state dict, or a table's name |
 | slot | recognize_linear, recognize_norm, build_descent | name of the prefix slot whose value this node is |
 | trainable | select_trainable | of a `tint.prefix`: descent updates it |
 | phase | lower_forward, build_backward, build_descent, truncate_segment | forward, backward or descent |

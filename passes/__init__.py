@@ -1,4 +1,9 @@
-"""The passes, one a file, and the order in which they run."""
+"""The passes, one a file, and the order in which they run.
+
+Beside them stand what they ask about a captured value: what it is at given sizes (`evaluation`), which coordinates of which activation
+it is (`coordinates`, `heads`), what happens to scores before their softmax (`scores`), small questions (`patterns`); and where they keep
+what positions give (`tables`).
+"""
 
 from tintc.compiler.pass_manager import Pass
 from tintc.passes.assign_memory_slots import assign_memory_slots

@@ -159,8 +159,9 @@ def _merges_tokens(node: fx.Node) -> bool:
     """A view of (B, T, D) as (B*T, D)."""
     if not calls(node, *VIEWS):
         return False
-    source = node.args[0]
-    return len(sizes(source)) == 3 and len(sizes(node)) == 2 and last_size(source) is not None and last_size(source) == last_size(node)  # type: ignore[arg-type]
+    source: Any = node.args[0]
+    ranks = len(sizes(source)), len(sizes(node))
+    return ranks == (3, 2) and last_size(source) is not None and last_size(source) == last_size(node)
 
 
 def _unmerge(view: fx.Node) -> None:
@@ -205,16 +206,19 @@ def _spell_linear(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _untransposed(weight: Any) -> Any:
-    """W where the node is t(W) in any spelling, else the node."""
-    flips = calls(weight, aten.t, aten.numpy_T, aten.mT) or (
-        calls(weight, aten.transpose, aten.permute) and sorted(axis % 2 for axis in _axes(weight)) == [0, 1] and len(sizes(weight)) == 2
-    )
-    return weight.args[0] if flips else weight
+    """W where the node is the transpose of a matrix W, in any spelling; else the node."""
+    return weight.args[0] if _is_transpose(weight) else weight
 
 
-def _axes(node: fx.Node) -> list[int]:
-    found: Any = node.args[1] if calls(node, aten.permute) else node.args[1:]
-    return [] if calls(node, aten.permute) and list(found) == [0, 1] else list(found)
+def _is_transpose(node: Any) -> bool:
+    if calls(node, aten.t, aten.numpy_T, aten.mT):
+        return True
+    if not isinstance(node, fx.Node) or len(sizes(node)) != 2:
+        return False
+    arguments = operands(node)
+    if calls(node, aten.permute):
+        return [axis % 2 for axis in arguments[1]] == [1, 0]
+    return calls(node, aten.transpose) and sorted(axis % 2 for axis in arguments[1:]) == [0, 1]
 
 
 def _take_bias(graph: fx.Graph, node: fx.Node) -> None:

@@ -21,24 +21,9 @@ from tintc.compiler.dialect import argument, is_tint, tint_name
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context
 from tintc.passes.evaluation import Evaluation, constant, is_positional
-from tintc.passes.patterns import VIEWS, aten, calls, is_of_tokens, same_sizes, sizes, with_defaults
+from tintc.passes.patterns import LAYOUT, aten, calls, is_of_tokens, same_sizes, sizes, with_defaults
 
 BATCH, LENGTH = 2, 5  # at which coordinates are followed; every element is checked to stay in its sequence and token
-_LAYOUT = (
-    *(*VIEWS, aten.transpose, aten.swapaxes, aten.movedim, aten.mT, aten.permute, aten.t, aten.expand, aten.broadcast_to, aten.unsqueeze),
-    *(
-        aten.squeeze,
-        aten.slice,
-        aten.select,
-        aten.flatten,
-        aten.unflatten,
-        aten.repeat,
-        aten.repeat_interleave,
-        aten.contiguous,
-        aten.clone,
-    ),
-    *(aten.index, aten.flip, aten.roll, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, operator.getitem),
-)
 _JOINS = (aten.cat, aten.stack)
 
 
@@ -78,7 +63,7 @@ def trace(node: fx.Node, context: Context) -> Trace:
 
 def is_rearrangement(node: fx.Node) -> bool:
     """Whether the node is a layout operator, so that its root is another node."""
-    return calls(node, *_LAYOUT) or calls(node, *_JOINS)
+    return calls(node, *LAYOUT) or calls(node, *_JOINS)
 
 
 class _Tracer:
@@ -99,7 +84,7 @@ class _Tracer:
             return self._multiplied(self.of(argument(node, "x")), float(argument(node, "factor")))
         if tint_name(node):
             return self._root(node)
-        if calls(node, *_LAYOUT):
+        if calls(node, *LAYOUT):
             return self._laid_out(node)
         if calls(node, *_JOINS):
             return self._joined(node)

@@ -78,15 +78,15 @@ def read_heads(node: fx.Node, context: Context, *, axes: str = "htw") -> Heads:
     rows, main = _rows(torch.stack([index for _, index in own]), root_width)
     is_main = [(index == main) & (index >= 0) for _, index in own]
     partner = _partner(own, is_main)
-    heads, width = main.shape
-    shared = {"root": found.root, "rows": rows, "heads": heads, "groups": len(set(main[:, 0].tolist())), "width": width}
+    groups = len(set(main[:, 0].tolist()))
+    width = main.shape[1]
     if partner is None:
-        return Heads(**shared, factor=_constant(terms, is_main, range(width)), rotation=None)  # type: ignore[arg-type]
+        return Heads(found.root, rows, len(main), groups, width, _constant(terms, is_main, range(width)), None)
     size, pairing = _pairing(main, partner)
     factor = _constant(terms, is_main, range(size, width)) if size < width else 1.0
     is_partner = [(index >= 0) & ~mine for (_, index), mine in zip(own, is_main, strict=True)]
     cos, sin = (tuple(_entry(t, mask, size, factor) for t, mask in zip(terms, masks, strict=True)) for masks in (is_main, is_partner))
-    return Heads(**shared, factor=factor, rotation=Rotation(pairing, size, cos, sin))  # type: ignore[arg-type]
+    return Heads(found.root, rows, len(main), groups, width, factor, Rotation(pairing, size, cos, sin))
 
 
 def _by_head(term: Term, axes: str) -> Term:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,11 @@ from tintc.compiler.node_meta import info
 
 aten = torch.ops.aten
 VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
+LAYOUT = (  # what only rearranges numbers
+    *(*VIEWS, aten.transpose, aten.swapaxes, aten.movedim, aten.mT, aten.permute, aten.t, aten.expand, aten.broadcast_to, aten.unsqueeze),
+    *(aten.squeeze, aten.slice, aten.select, aten.flatten, aten.unflatten, aten.repeat, aten.repeat_interleave, aten.contiguous),
+    *(aten.clone, aten.index, aten.flip, aten.roll, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, operator.getitem),
+)
 
 
 def calls(node: Any, *targets: Any) -> bool:

@@ -14,15 +14,11 @@ from tintc.compiler.dialect import tint_name
 from tintc.compiler.errors import UnsupportedModelError
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.patterns import VIEWS, aten, calls
+from tintc.passes.patterns import LAYOUT, aten, calls
 
 _SUPPORTED = (
     "supported: embeddings of tokens and positions, linear layers, layer and RMS norms, relu, gelu, silu, tanh, sigmoid, squared relu, "
     "learned and constant scales, causal attention with rotary positions, ALiBi, windows or soft-caps, sums and products of two activations"
-)
-_LAYOUT = (
-    *(*VIEWS, aten.transpose, aten.permute, aten.t, aten.expand, aten.unsqueeze, aten.squeeze),
-    *(aten.slice, aten.select, aten.split, aten.chunk, aten.contiguous, operator.getitem),
 )
 
 
@@ -51,7 +47,7 @@ def _findings(left: list[fx.Node]) -> list[fx.Node]:
         inputs = node.all_input_nodes
         if info(node).refused or any(tint_name(n) or info(n).role == "parameter" or n in computing for n in inputs):
             computing.add(node)
-    causes = [n for n in left if n in computing and not calls(n, *_LAYOUT) and not _is_consequence(n, computing)]
+    causes = [n for n in left if n in computing and not calls(n, *LAYOUT) and not _is_consequence(n, computing)]
     return causes or [n for n in left if info(n).refused] or [n for n in left if n in computing] or left
 
 

@@ -21,7 +21,7 @@ def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
 class PrefixEmbeddings(nn.Module):
     """A tree of modules that holds every entry of an auxiliary state dict, and the program's tables, once.
 
-    Its state dict has the auxiliary names, so `simulator.prefix.model.layers` looks like the model it simulates.
+    Its state dict has the auxiliary names (and `tintc.table_N`), so `simulator.prefix.model.layers` looks like the model it simulates.
     Floating-point entries are parameters that an outer loss can train; others, and tables of positions, are buffers.
     """
 

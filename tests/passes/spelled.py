@@ -49,13 +49,14 @@ def refusal(model: nn.Module, longest: int | None = 64) -> str:
     return str(caught.value)
 
 
-def agree_or_refuse(model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12, 30, 60, 170)) -> None:
-    """Fails only for a model that is misread."""
+def agree_or_refuse(model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12, 30, 60, 170)) -> str:
+    """What became of the model, `refused` or `computed right`. Fails for a model that is misread."""
     try:
         stage("refuse_unsupported", model=model)
     except UnsupportedModelError:
-        return
+        return "refused"
     agree(model, lengths, longest=None)
+    return "computed right"
 
 
 def calls_of(found: Stage, *names: str) -> list[fx.Node]:

@@ -153,10 +153,12 @@ MODELS = {**BY_LENGTH, **{f"batch: {name}": model for name, model in BY_BATCH.it
 
 @pytest.mark.parametrize("name", MODELS)
 def test_never_misread(name: str) -> None:
-    agree_or_refuse(MODELS[name])
+    assert agree_or_refuse(MODELS[name])
 
 
 @pytest.mark.parametrize("condition", ["t <= 150", "2 * t <= 300", "t + 50 <= 200", "t // 2 <= 60", "t % 160 != 0", "t <= 150 or t > 400"])
 def test_branches_are_limits(condition: str) -> None:
     """A model's graph stands for the lengths that take the branch it was captured along."""
-    agree_or_refuse(toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1]}) else x), (2, 130, 149, 150, 151, 159, 170))
+    assert agree_or_refuse(
+        toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1]}) else x), (2, 130, 149, 150, 151, 159, 170)
+    )
