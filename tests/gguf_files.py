@@ -15,6 +15,50 @@ LAYERS, HEADS, KEY_HEADS, HIDDEN, INNER, LENGTH = 2, 4, 2, 32, 64, 64
 EPS, THETA = 2.0**-16, 50000.0  # exact in float32, which metadata are
 MERGES = ["t h", "th e", "Ġ the", "Ġ Ġ", "ĠĠ Ġ"]
 TOKENS = ["<|start|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
+# What llama.cpp's converter writes about other architectures, as `write_metadata` takes it.
+RMS = {"attention.layer_norm_rms_epsilon": EPS, "feed_forward_length": INNER}
+NORM = {"attention.layer_norm_epsilon": EPS, "feed_forward_length": INNER}
+GROUPED = {"attention.head_count_kv": KEY_HEADS}
+HEAD = HIDDEN // HEADS
+GEMMA2 = {**RMS, **GROUPED, "attention.key_length": 16, "attention.value_length": 16}
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+STABLELM = {**NORM, **GROUPED, "rope.dimension_count": HEAD // 4}
+MULTI_QUERY = {
+    "attention.layer_norm_epsilon": 1e-5,
+    "feed_forward_length": 4 * HIDDEN,
+    "attention.head_count_kv": 1,
+    "tensor_data_layout": "jploski",
+}
+PHI3 = {**RMS, **GROUPED, "rope.freq_base": 10000.0, "rope.dimension_count": HEAD, "rope.scaling.original_context_length": 4096}
+ORDINARY: list[tuple[str, dict[str, Any]]] = [
+    ("qwen2", {**RMS, **GROUPED, "rope.freq_base": THETA}),
+    ("qwen3", {**RMS, **GROUPED, "rope.freq_base": THETA, "attention.key_length": 128, "attention.value_length": 128}),
+    ("phi3", {**PHI3, "attention.sliding_window": 0}),
+    ("gemma2", {**GEMMA2, **CAPS, "attention.sliding_window": 4096}),
+    ("gemma2", {**GEMMA2, **CAPS, "attention.sliding_window": 512}),
+    ("gemma2", GEMMA2),  # the first ones
+    ("stablelm", {**STABLELM, "use_parallel_residual": True, "rope.freq_base": 10000.0}),
+    ("stablelm", {**STABLELM, "use_parallel_residual": False}),
+    ("bloom", {**NORM, "feed_forward_length": 4 * HIDDEN, "attention.head_count_kv": HEADS}),
+    ("falcon", MULTI_QUERY),
+    ("gpt2", {**NORM, "feed_forward_length": 4 * HIDDEN}),
+    ("starcoder2", {**NORM, **GROUPED, "rope.freq_base": 10000.0}),
+    ("mistral", {**RMS, **GROUPED, "rope.dimension_count": HEAD, "attention.sliding_window": 4096}),
+]
+# Entries that transformers passes over, and what a refusal says.
+LOST: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma2", {**GEMMA2, **CAPS, "attn_logit_softcapping": 20.0}, "attn_logit_softcapping = 20.0, and the Gemma2Config that"),
+    ("gemma2", {**GEMMA2, **CAPS, "final_logit_softcapping": 15.0}, "final_logit_softcapping = 15.0"),
+    ("mistral", {**RMS, **GROUPED, "rope.dimension_count": HEAD}, "has no mistral.attention.sliding_window, which means 0"),
+    ("starcoder2", {**NORM, **GROUPED, "rope.freq_base": THETA}, "starcoder2.rope.freq_base = 50000.0"),
+    ("stablelm", {**NORM, **GROUPED}, "has no stablelm.rope.dimension_count, which means 8"),
+    ("falcon", {**MULTI_QUERY, **NORM}, "falcon.attention.layer_norm_epsilon = 1.52587"),
+    ("falcon", {**MULTI_QUERY, "attention.head_count_kv": 2}, "falcon.attention.head_count_kv = 2"),
+    ("gpt2", {**NORM, "feed_forward_length": 3 * HIDDEN}, "gpt2.feed_forward_length = 96"),
+    ("bloom", {**NORM, "feed_forward_length": 4 * HIDDEN, "attention.max_alibi_bias": 4.0}, "max_alibi_bias = 4.0"),
+    ("phi3", {**PHI3, "rope.scaling.attn_factor": 1.19}, "rope.scaling.attn_factor = 1.19"),
+    ("phi3", {**PHI3, "attention.sliding_window": 2047}, "phi3.attention.sliding_window = 2047"),
+]
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -92,6 +136,22 @@ def write(
     for name, rows in tensors.items():
         stored = GGMLQuantizationType[kind if rows.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(rows, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_metadata(path: Path, architecture: str, entries: dict[str, Any]) -> Path:
+    """Writes what a file of another architecture says about itself, and one tensor."""
+    sizes = {"context_length": 8192, "block_count": LAYERS, "embedding_length": HIDDEN, "attention.head_count": HEADS}
+    writer = GGUFWriter(path, architecture)
+    for key, value in {**sizes, **entries}.items():
+        _add(writer, f"{architecture}.{key}", value)
+    for key, value in {**_tokenizer(), "tokenizer.ggml.padding_token_id": 0}.items():
+        _add(writer, key, value)
+    writer.add_tensor("token_embd.weight", np.zeros((len(TOKENS), HIDDEN), "f"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -25,7 +25,7 @@ from tintc.compiler.sources import load_source, load_without_weights
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 
-from tests.gguf_files import EPS, THETA, TOKENS, gpt2, llama, rounded, write
+from tests.gguf_files import EPS, LOST, ORDINARY, THETA, TOKENS, gpt2, llama, rounded, write, write_metadata
 
 TEXT = "the river\nruns past the hills"
 SMOLLM2 = "smollm2-135m"
@@ -177,7 +177,7 @@ class TestTokenizer:
         path = write(tmp_path / "model.gguf", llama(), metadata={"tokenizer.ggml.add_bos_token": True})
         assert load_source(path).tokenizer("the")["input_ids"] == [0, TOKENS.index("the")]
 
-    @pytest.mark.parametrize(("pre", "spaces"), [("gpt-2", ["ĠĠ", "Ġ"]), ("smollm", ["ĠĠĠ"])])
+    @pytest.mark.parametrize(("pre", "spaces"), [("gpt-2", ["ĠĠ", "Ġ"]), *((pre, ["ĠĠĠ"]) for pre in gguf._DIGITS_APART)])
     def test_text_is_cut_as_llama_cpp_cuts_it(self, tmp_path: Path, pre: str, spaces: list[str]) -> None:
         path = write(tmp_path / "model.gguf", llama(), metadata={"tokenizer.ggml.pre": pre})
         tokenizer = load_source(path).tokenizer
@@ -190,6 +190,20 @@ class TestTokenizer:
     def test_unknown(self, tmp_path: Path) -> None:
         path = write(tmp_path / "model.gguf", llama(), metadata={"tokenizer.ggml.model": "runes"})
         assert "its tokenizer cannot be built" in refusal(path)
+
+
+class TestMetadataOfOtherArchitectures:
+    @pytest.mark.parametrize(("architecture", "entries"), ORDINARY)
+    def test_passes(self, tmp_path: Path, architecture: str, entries: dict[str, Any]) -> None:
+        source = load_without_weights(write_metadata(tmp_path / "model.gguf", architecture, entries))
+        assert source.description.config is not None
+        assert source.description.config["model_type"] == architecture
+
+    @pytest.mark.parametrize(("architecture", "entries", "words"), LOST)
+    def test_refused(self, tmp_path: Path, architecture: str, entries: dict[str, Any], words: str) -> None:
+        message = refusal(write_metadata(tmp_path / "model.gguf", architecture, entries), UnsupportedModelError)
+        assert words in message
+        assert "a directory written by save_pretrained" in message
 
 
 class TestRefusals:
@@ -234,6 +248,12 @@ class TestRefusals:
             ({"{}.block_count": 3}, SourceError, "lack model.layers.2."),
             ({"{}.feed_forward_length": 96}, SourceError, "has shape (32, 64), expected (32, 96)"),
             ({"{}.attention.causal": False}, UnsupportedModelError, "looks ahead"),
+            ({"{}.rune_count": 7}, UnsupportedModelError, "says llama.rune_count = 7, and the LlamaConfig that transformers"),
+            ({"{}.rune_names": ["a", "b"]}, UnsupportedModelError, "says llama.rune_names = ['a', 'b']"),
+            ({"{}.attn_logit_softcapping": 50.0}, UnsupportedModelError, "attn_logit_softcapping = 50.0"),
+            ({"{}.attention.max_alibi_bias": 8.0}, UnsupportedModelError, "max_alibi_bias = 8.0"),
+            ({"{}.use_parallel_residual": True}, UnsupportedModelError, "use_parallel_residual = True"),
+            ({"{}.expert_count": 8}, UnsupportedModelError, "expert_count = 8"),
             ({"{}.rope.scaling.type": "yarn"}, UnsupportedModelError, "says llama.rope.scaling.type = yarn"),
             ({"{}.attention.sliding_window": 16}, UnsupportedModelError, "sliding_window = 16"),
             ({"{}.attention.key_length": 16}, UnsupportedModelError, "key_length = 16"),
@@ -248,6 +268,10 @@ class TestRefusals:
             "{}.attention.key_length": 8,
             "{}.attention.sliding_window": 64,
             "{}.attention.causal": True,
+            "{}.expert_count": 0,
+            "{}.use_parallel_residual": False,
+            "{}.tensor_data_layout": "Meta AI original pth",
+            "{}.rope.scaling.original_context_length": 32,
         }
         load_source(write(tmp_path / "model.gguf", llama(), metadata=metadata))
 
@@ -262,7 +286,9 @@ class TestRefusals:
     )
     def test_architecture(self, tmp_path: Path, architecture: str, words: str) -> None:
         path = write(tmp_path / "model.gguf", llama(), architecture=architecture)
-        assert words in refusal(path, UnsupportedModelError)
+        message = refusal(path, UnsupportedModelError)
+        assert words in message
+        assert ("a directory written by save_pretrained" in message) == ("the architecture" in words)
         assert words in tintc("cost", path).refused(3)
 
     @pytest.mark.parametrize(
