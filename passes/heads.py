@@ -93,9 +93,11 @@ def _by_head(term: Term, axes: str) -> Term:
     """The term as (batch, heads, tokens, width)."""
 
     def arrange(x: Tensor) -> Tensor:
-        x = {"htw": x, "hwt": x.mT, "thw": x.transpose(1, 2)}[axes]
-        if x.ndim not in (3, 4) or x.shape[-2] != LENGTH:
+        if x.ndim not in ((4,) if axes == "thw" else (3, 4)):
             raise Untraceable(f"it has {x.ndim} axes; expected batch, heads, tokens and width")
+        x = x.mT if axes == "hwt" else x.transpose(1, 2) if axes == "thw" else x
+        if x.shape[-2] != LENGTH:
+            raise Untraceable("its tokens are not where they are in (batch, heads, tokens, width)")
         return x.reshape(BATCH, -1, LENGTH, x.shape[-1])
 
     return term.map(arrange)

@@ -49,7 +49,7 @@ def prepare(
     allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)
     if facts.max_tokens is not None and shape[1] > facts.max_tokens:
         raise InputError(
-            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to which its masks were compiled: cut it"
+            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to which its masks were looked at: cut it"
         )
     if positions is None:
         _check_length(shape[1], facts)

@@ -283,7 +283,7 @@ class TestRun:
     def test_generate_up_to_the_last_position(self) -> None:
         done = tintc("run", artifact(), "--text", " ".join([TEXT] * 10), "--max-tokens", POSITIONS - 2, "--generate", 9, "--json")
         assert done.code == 0
-        assert done.err == f"warning: the model has {POSITIONS} positions: there is room for 2 of 9 generated tokens\n"
+        assert done.err == f"warning: this simulator takes {POSITIONS} tokens: there is room for 2 of 9 generated tokens\n"
 
     def test_dtype(self) -> None:
         losses = [

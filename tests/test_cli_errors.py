@@ -254,7 +254,7 @@ class TestArtifacts:
 
     def test_format_version(self, command: list[str], tmp_path: Path) -> None:
         folder = seal(copy_of(artifact(), tmp_path / "sim"), lambda manifest: manifest.update(format_version=99))
-        assert "has format version 99; this tintc reads version 2" in tintc(command[0], folder, *command[1:]).refused(1)
+        assert "has format version 99; this tintc reads version 3" in tintc(command[0], folder, *command[1:]).refused(1)
 
     def test_no_artifact(self, command: list[str], tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "absent", source_directory()):
@@ -281,7 +281,7 @@ class TestRun:
 
     def test_longer_than_the_positions(self) -> None:
         message = tintc("run", artifact(), "--text", " ".join([TEXT] * 20)).refused(2)
-        assert f"this model has {POSITIONS} positions: pass --max-tokens {POSITIONS} to cut it" in message
+        assert f"this simulator takes {POSITIONS}: pass --max-tokens {POSITIONS} to cut it" in message
 
     def test_nothing_to_predict(self) -> None:
         assert "nothing is left to predict" in tintc("run", artifact(), "--text", "the sea", "--train-fraction", 0.99).refused(2)
@@ -310,7 +310,7 @@ class TestVerify:
         def rescale(graph: Any) -> None:
             for record in graph["lowered"]:
                 if record["operator"] == "tint.attention_backward_full":
-                    record["args"][-1] *= 2
+                    record["args"][-2] *= 2
 
         edit_json(folder / "graph.json", rescale)
         return seal(folder)

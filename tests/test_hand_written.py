@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 import tintc
@@ -164,9 +165,11 @@ def test_a_buffer_is_no_weight_and_is_not_trained() -> None:
 def test_a_models_own_limit_of_length_is_the_simulators() -> None:
     """Beyond 20 tokens this model takes a branch that capture did not see."""
     simulator = tintc.compile(decoder("longer"))
-    assert simulator.program.facts.max_positions == 20
-    with pytest.raises(tintc.InputError, match="has 21 tokens; this model has 20 positions"):
-        simulator.predict_initial(torch.zeros(1, 21, dtype=torch.int64))
+    assert simulator.program.facts.longest == 20
+    ids = torch.zeros(1, 21, dtype=torch.int64)
+    for positions in (None, torch.arange(21)[None] % 7):
+        with pytest.raises(tintc.InputError, match="has 21 tokens; this simulator takes 20"):
+            simulator.predict_initial(ids, position_ids=positions)
 
 
 @pytest.mark.parametrize(
@@ -240,3 +243,21 @@ def test_odd_blocks_learn_as_autograd_has_it(name: str, preset: str) -> None:
     simulator = tintc.compile(model, tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2))
     found = verify(simulator, tokens=14)
     assert found.agrees if preset == "exact" else found.initial_logits_error < SIMULATOR[torch.float64]
+
+
+def test_positions_of_a_callers_choice_do_not_lengthen_a_window() -> None:
+    """A window of 4096 is none as far as masks are looked at; a longer sequence would show it, wherever its positions restart."""
+    config = transformers.MistralConfig(
+        vocab_size=17,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=1,
+        intermediate_size=8,
+        sliding_window=4096,
+        max_position_embeddings=8192,
+    )
+    simulator = tintc.compile(transformers.MistralForCausalLM(config), tintc.SimulatorConfig.exact())
+    ids = torch.zeros(1, 4097, dtype=torch.int64)
+    with pytest.raises(tintc.InputError, match="has 4097 tokens; this simulator takes 4096"):
+        simulator.predict_initial(ids, position_ids=torch.arange(4097)[None] % 3000)

@@ -29,7 +29,7 @@ def agree(model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12), longest: int 
     longest: the length up to which masks and tables are evaluated; None for the passes' own limit, which takes longer.
     """
     found = stage("refuse_unsupported", model=model, longest=longest)
-    most = found.context.facts.max_positions
+    most = found.context.facts.longest
     vocab = next(iter(model.parameters())).shape[0]
     assert most is None or most >= min(lengths)
     for length in [n for n in lengths if most is None or n <= most]:

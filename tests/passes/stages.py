@@ -59,7 +59,7 @@ def stage(
     """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a model is given. longest: looked at."""
     captured = nano_captured(layers) if model is None else capture_again(model)
     context = Context(config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants)
-    context.facts.max_positions = min(captured.max_tokens or longest, longest) if longest else captured.max_tokens
+    context.facts.max_tokens = min(captured.max_tokens or longest, longest) if longest else captured.max_tokens
     if last is None:
         return Stage(captured.graph, context)
     return Stage(run_passes(captured.graph, context, DEFAULT_PIPELINE, stop_after=last), context)

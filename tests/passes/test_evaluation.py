@@ -9,7 +9,7 @@ from tests.passes.toys import toy
 from tintc.compiler.builder import Builder
 from tintc.compiler.dialect import is_tint
 from tintc.compiler.node_meta import info
-from tintc.passes.evaluation import LONGEST, Evaluation, constant, evaluable, is_positional, is_weight, longest
+from tintc.passes.evaluation import LONGEST, Evaluation, constant, evaluable, evaluated_length, is_positional, is_weight
 from tintc.passes.patterns import calls
 from tintc.passes.tables import read_table
 
@@ -103,6 +103,6 @@ def test_equal_tables_are_one() -> None:
     assert all(table.dtype == torch.float64 for table in found.context.tables.values())
     assert info(first).shape == ("B", "T", 2)
     assert found.context.facts.max_positions == 9
-    assert longest(found.context) == 9
+    assert evaluated_length(found.context) == 9
     found.context.facts.max_positions = None
-    assert longest(found.context) == LONGEST
+    assert evaluated_length(found.context) == LONGEST

@@ -78,7 +78,7 @@ def test_windows_count_the_token_itself(form: Callable[[int], Toy], window: int)
 def test_a_window_wider_than_what_was_looked_at_is_none() -> None:
     found = agree(masked(lambda x: causal(x) & (back(x) < 5000)), longest=None)
     assert not calls_of(found, "window_mask")
-    assert found.context.facts.max_positions == 4096
+    assert found.context.facts.longest == 4096
 
 
 def slopes(count: int = 2) -> Tensor:

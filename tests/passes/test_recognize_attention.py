@@ -132,8 +132,8 @@ def test_each_layer_is_asked_whether_it_is_causal() -> None:
 def test_a_mask_vouches_for_the_lengths_at_which_it_was_evaluated() -> None:
     """A window of 5000 would not show in 4096 tokens, so longer sequences are not accepted."""
     masked = stage("recognize_attention", model=toy(lambda m, x, ids: attend(m, x, ids, is_causal=False, attn_mask=causal(x))))
-    assert masked.context.facts.max_positions == 4096
-    assert stage("recognize_attention", model=toy(attend)).context.facts.max_positions is None
+    assert masked.context.facts.max_tokens == 4096
+    assert stage("recognize_attention", model=toy(attend)).context.facts.longest is None
 
 
 @pytest.mark.parametrize("model", [opt(vocab=19), gpt2(vocab=19)], ids=["opt", "gpt2"])
