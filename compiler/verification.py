@@ -30,7 +30,7 @@ _NOT_ARCHITECTURE = {
     *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
 }
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
-# Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary tables; a random Gemma 2 differs by 1.1e-6.
+# Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary tables: random ones differ by 1e-6.
 ROUNDED_TOLERANCE = 1e-5
 
 # Largest allowed difference of initial logits to the captured model's, relative to the largest logit.
