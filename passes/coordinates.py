@@ -107,7 +107,7 @@ class _Tracer:
         source = self.of(node.args[0])
         if node.target is operator.getitem:
             return source[node.args[1]]
-        if not _is_fixed(node):
+        if not is_fixed(node):
             raise Untraceable(f"{node.target} rearranges by the length of the sequence")
         args, kwargs = self._sizes((operands(node)[1:], node.kwargs))
         target: Any = node.target
@@ -183,7 +183,7 @@ class _Tracer:
         return Trace(left.root, left.terms + right.terms)
 
 
-def _is_fixed(node: fx.Node) -> bool:
+def is_fixed(node: fx.Node) -> bool:
     """Whether a layout operator does the same at every length: what picks does so by plain numbers and constants, or is a slice of all."""
     if not calls(node, aten.index, aten.roll, aten.flip, aten.slice, aten.select, aten.repeat, aten.repeat_interleave):
         return True

@@ -20,7 +20,7 @@ from tintc.compiler.builder import Builder, operands, short_label
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
-from tintc.passes.coordinates import BATCH, LENGTH, Untraceable, is_rearrangement
+from tintc.passes.coordinates import BATCH, LENGTH, Untraceable, is_fixed, is_rearrangement
 from tintc.passes.evaluation import Evaluation, evaluated_length
 from tintc.passes.heads import Heads, read_heads
 from tintc.passes.patterns import VIEWS, aten, calls, last_size, number, only_user, sizes, with_defaults
@@ -114,7 +114,7 @@ def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
     node = product
     while not (value.shape == wanted.shape and torch.equal(value, wanted)):
         user = only_user(node)
-        if user is None or not is_rearrangement(user) or user.args[0] is not node:
+        if user is None or not is_rearrangement(user) or not is_fixed(user) or user.args[0] is not node:
             raise Untraceable("its heads are not merged into (batch, tokens, heads * width)")
         target: Any = user.target
         args, kwargs = values.of((operands(user)[1:], user.kwargs))

@@ -87,6 +87,9 @@ BY_LENGTH = {
     "tokens clamped at the 8th": toy(lambda m, x, ids: m.linear(x[:, counted(x).clamp(max=8)])),
     "tokens rolled by a sixth": toy(lambda m, x, ids: m.linear(x.roll(x.shape[1] // 6, 1))),
     "keys clamped at the 8th": turned(lambda q, x: q, lambda k, x: k[:, :, counted(x).clamp(max=8)]),
+    "results clamped at the 8th": more(
+        lambda m, x, ids: (lambda q, k, v: merged(SDPA(q, k, v, is_causal=True)[:, :, counted(x).clamp(max=8)]))(*projections(m, x))
+    ),
     "learned positions clamped": toy(lambda m, x, ids: x + m.positions.weight[counted(x).clamp(max=8)]),
     "learned positions wrapped": toy(lambda m, x, ids: x + m.positions.weight[counted(x) % 8]),
 }
