@@ -3,7 +3,7 @@
     y = sum over terms of  coefficient * product of table entries * root[same sequence, same token, coordinate]
 
 Layout operators are run, not matched: on the numbers of the root's coordinates instead of its values. So a product that holds q, k and v
-side by side, head by head or group by group, and a rotation spelled with slices, `neg` and `cat`, all end in the same form.
+side by side, head by head or group by group, and a rotation spelled with slices, `neg` and `cat` or with complex numbers, end in one form.
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Trace:
-    """root: the (B, T, D) activation. terms: see above."""
+    """root: the (B, T, D) activation. terms: see above; of a complex value the last axis holds real and imaginary part."""
 
     root: fx.Node
     terms: list[Term]
+    is_complex: bool = False
+
+    def part(self, index: int) -> Trace:
+        """Of a complex value the real (0) or the imaginary (1) part."""
+        return Trace(self.root, [term.map(lambda x: x[..., index]) for term in self.terms])
 
 
 def trace(node: fx.Node, context: Context) -> Trace:
@@ -88,6 +93,9 @@ class _Tracer:
             return self._laid_out(node)
         if calls(node, *_JOINS):
             return self._joined(node)
+        if calls(node, aten.view_as_complex, aten.view_as_real):
+            found = self.of(node.args[0])
+            return Trace(found.root, found.terms, is_complex=calls(node, aten.view_as_complex))
         if calls(node, aten.neg):
             return self._multiplied(self.of(node.args[0]), -1.0)
         if calls(node, aten.mul, aten.div) and len(node.args) == 2 and not node.kwargs:
@@ -111,8 +119,14 @@ class _Tracer:
             raise Untraceable(f"{node.target} rearranges by the length of the sequence")
         args, kwargs = self._sizes((operands(node)[1:], node.kwargs))
         target: Any = node.target
+
+        def arranged(found: Trace) -> Any:
+            return [term.map(lambda x: target(x, *args, **kwargs)) for term in found.terms]
+
         try:
-            terms = [term.map(lambda x: target(x, *args, **kwargs)) for term in source.terms]
+            if source.is_complex:
+                return _as_complex(*(Trace(source.root, arranged(source.part(i))) for i in (0, 1)))
+            terms = arranged(source)
         except (RuntimeError, IndexError) as error:
             raise Untraceable(f"{node.target} cannot be followed ({error})") from error
         if not isinstance(terms[0].index, (list, tuple)):
@@ -127,29 +141,12 @@ class _Tracer:
             raise Untraceable(f"it is laid out by computed sizes ({error})") from error
 
     def _joined(self, node: fx.Node) -> Trace:
-        """Every term of every part, nothing where the other parts are."""
         parts, axis = with_defaults(operands(node), None, node.kwargs.get("dim", 0))
         traces: list[Trace] = [self.of(part) for part in parts]
-        if len({found.root for found in traces}) != 1:
+        if len({found.root for found in traces}) != 1 or any(found.is_complex for found in traces):
             raise Untraceable("it joins parts of several activations")
         target: Any = node.target
-
-        def placed(at: int, value: Tensor, nothing: float) -> Tensor:
-            blank = [torch.full(t.terms[0].index.shape, nothing, dtype=value.dtype) for t in traces]
-            blank[at] = value
-            joined: Tensor = target(blank, axis)
-            return joined
-
-        terms = [
-            Term(
-                placed(i, term.coefficient, 0.0),
-                placed(i, term.index, -1),
-                tuple((table, placed(i, index, -1)) for table, index in term.factors),
-            )
-            for i, found in enumerate(traces)
-            for term in found.terms
-        ]
-        return Trace(traces[0].root, terms)
+        return _join(traces, lambda values: target(values, axis))
 
     def _product(self, node: fx.Node) -> Trace:
         x, y = operands(node)
@@ -164,23 +161,63 @@ class _Tracer:
         if divided:
             raise Untraceable("it divides by a table")
         found = self.of(x)
-        index = torch.arange(value.numel()).view(value.shape)
-        shape = (found.terms[0].index + index).shape
-        terms = [term.map(lambda t: t.expand(shape)) for term in found.terms]
-        return Trace(found.root, [Term(t.coefficient, t.index, (*t.factors, (y, index.expand(shape)))) for t in terms])
+        if found.is_complex and value.is_complex():
+            return self._turned(found, y, value)
+        if found.is_complex or value.is_complex():
+            raise Untraceable("it multiplies a complex value by a real one")
+        return _by_table(found, y, torch.arange(value.numel()).view(value.shape))
+
+    def _turned(self, found: Trace, table: fx.Node, value: Tensor) -> Trace:
+        """(re + i im) (a + i b) = (a re - b im) + i (a im + b re)."""
+        index = torch.arange(2 * value.numel()).view(*value.shape, 2)
+        re, im = found.part(0), found.part(1)
+        (a_re, b_re), (a_im, b_im) = ([_by_table(part, table, index[..., i]).terms for i in (0, 1)] for part in (re, im))
+        minus = self._multiplied(Trace(found.root, b_im), -1.0).terms
+        return _as_complex(Trace(found.root, a_re + minus), Trace(found.root, a_im + b_re))
 
     def _multiplied(self, found: Trace, factor: float) -> Trace:
-        return Trace(found.root, [Term(t.coefficient * factor, t.index, t.factors) for t in found.terms])
+        return Trace(found.root, [Term(t.coefficient * factor, t.index, t.factors) for t in found.terms], found.is_complex)
 
     def _sum(self, node: fx.Node) -> Trace:
         if not all(isinstance(x, fx.Node) for x in node.args) or len(sizes(node)) < 4:
             return self._root(node)  # a residual connection
         left, right = (self.of(x) for x in node.args)
-        if left.root is not right.root:
+        if left.root is not right.root or left.is_complex != right.is_complex:
             raise Untraceable("it adds two activations")
         if calls(node, aten.sub):
             right = self._multiplied(right, -1.0)
-        return Trace(left.root, left.terms + right.terms)
+        return Trace(left.root, left.terms + right.terms, left.is_complex)
+
+
+def _by_table(found: Trace, table: fx.Node, index: Tensor) -> Trace:
+    """Multiplied by a table; index: of its numbers, in the shape of its value."""
+    shape = (found.terms[0].index + index).shape
+    terms = [term.map(lambda t: t.expand(shape)) for term in found.terms]
+    return Trace(found.root, [Term(t.coefficient, t.index, (*t.factors, (table, index.expand(shape)))) for t in terms])
+
+
+def _as_complex(re: Trace, im: Trace) -> Trace:
+    return Trace(re.root, _join([re, im], lambda values: torch.stack(values, -1)).terms, is_complex=True)
+
+
+def _join(traces: list[Trace], join: Callable[[list[Tensor]], Tensor]) -> Trace:
+    """Every term of every part, nothing where the other parts are."""
+
+    def placed(at: int, value: Tensor, nothing: float) -> Tensor:
+        blank = [torch.full(t.terms[0].index.shape, nothing, dtype=value.dtype) for t in traces]
+        blank[at] = value
+        return join(blank)
+
+    terms = [
+        Term(
+            placed(i, term.coefficient, 0.0),
+            placed(i, term.index, -1),
+            tuple((table, placed(i, index, -1)) for table, index in term.factors),
+        )
+        for i, found in enumerate(traces)
+        for term in found.terms
+    ]
+    return Trace(traces[0].root, terms)
 
 
 def is_fixed(node: fx.Node) -> bool:

@@ -200,7 +200,7 @@ def _axes(node: fx.Node, index: Tensor, used: Tensor) -> tuple[Tensor | None, ..
     value = node.meta["val"]
     tokens = input_node(node.graph, "input_ids").meta["val"]
     known = {str(tokens.shape[0]): BATCH, str(tokens.shape[1]): LENGTH}
-    shape = [size if isinstance(size, int) else known[str(size)] for size in value.shape]
+    shape = [size if isinstance(size, int) else known[str(size)] for size in value.shape] + [2] * value.is_complex()
     places = torch.unravel_index(index.clamp(min=0), shape)
     token = torch.arange(LENGTH)[None, None, :, None]
     found: list[Tensor | None] = []
@@ -215,13 +215,18 @@ def _axes(node: fx.Node, index: Tensor, used: Tensor) -> tuple[Tensor | None, ..
     raise Untraceable("it is multiplied by something that is no table of positions")
 
 
+def _real(value: Tensor) -> Tensor:
+    """A table as its factors count it: with an axis more for real and imaginary part if it is complex."""
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
 def _table(entries: tuple[Entry, ...], values: Evaluation) -> Tensor:
     """(positions, size): the sum of the entries."""
     total: Tensor | None = None
     for entry in entries:
         part = entry.coefficient.expand(values.length, -1)
         for node, axes in entry.factors:
-            value: Tensor = values.of(node).double()
+            value = _real(values.of(node)).double()
             axis = axes.index(None)
             where: tuple[Any, ...] = (slice(None), *(place for place in axes if place is not None))
             part = part * torch.where(entry.coefficient != 0, value.movedim(axis, 0)[where], 0)

@@ -71,6 +71,16 @@ class RotaryAttention(nn.Module):
         return self.wo(y.transpose(1, 2).flatten(2))
 
 
+class ComplexRotaryAttention(RotaryAttention):
+    """Neighbours turn as one complex number."""
+
+    def rotate(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.shape[2], device=x.device).to(x.dtype), self.frequencies)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        turned = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turn
+        return torch.view_as_real(turned).flatten(3)
+
+
 class AlibiAttention(nn.Module):
     """Slopes times distances added to the scores, and a triangle of minus infinity."""
 
@@ -188,6 +198,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "hand-nanogpt": _decoder(MaskedAttention, FeedForward, tied=True),
     "hand-llama": _decoder(RotaryAttention, SwiGLU, norm=RMSNorm, positions=""),
     "hand-torch-rmsnorm": _decoder(RotaryAttention, FeedForward, norm=partial(nn.RMSNorm, eps=1e-4), positions="parameter"),
+    "hand-complex-rotary": _decoder(ComplexRotaryAttention, SwiGLU, norm=RMSNorm, positions=""),
     "hand-sinusoidal": _decoder(MaskedAttention, FeedForward, positions="buffer"),
     "hand-position-parameter": _decoder(MaskedAttention, SwiGLU, positions="parameter"),
     "hand-layerscale": _decoder(MaskedAttention, FeedForward, scaled=True),

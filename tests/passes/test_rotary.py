@@ -47,6 +47,12 @@ def apart(q: Tensor, x: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def by_complex_numbers(q: Tensor, x: Tensor) -> Tensor:
+    """Meta's LLaMA: neighbours are one complex number, multiplied by another."""
+    turned = torch.view_as_complex(q.reshape(*q.shape[:-1], -1, 2)) * torch.complex(*neighbours(x))
+    return torch.view_as_real(turned).flatten(-2)
+
+
 def partial(q: Tensor, x: Tensor) -> Tensor:
     return torch.cat([rotated(q[..., :2], *angles(x, 2)), q[..., 2:]], -1)
 
@@ -65,6 +71,7 @@ SPELLINGS = {
     "per token": (per_token, "half", 4),
     "stack": (stacked, "interleaved", 4),
     "repeat": (repeated, "interleaved", 4),
+    "complex": (by_complex_numbers, "interleaved", 4),
     "partial": (partial, "half", 2),
     "partial, all scaled": (lambda q, x: partial(q, x) * 0.5, "half", 2),
     "partial, rest scaled": (lambda q, x: torch.cat([rotated(q[..., :2], *angles(x, 2)), q[..., 2:] * 0.5], -1), "half", 2),
