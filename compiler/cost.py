@@ -12,7 +12,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +26,7 @@ from tintc.compiler.inputs import INPUTS
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import ModelFacts
 from tintc.compiler.program import Program
+from tintc.passes.onednn_products import onednn_products
 from tintc.runtime.modules.parts import Place, Range
 from tintc.runtime.simulator import Simulator
 
@@ -40,7 +41,15 @@ class Cost:
     peak_bytes: int
 
 
-def call_sizes(facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, train_fraction: float = 0.5) -> dict[str, int]:
+class CallSizes(TypedDict):
+    """batch sequences of `tokens`, of which training passes see the first `segment`."""
+
+    batch: int
+    tokens: int
+    segment: int
+
+
+def call_sizes(facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, train_fraction: float = 0.5) -> CallSizes:
     """batch, tokens and segment of a call that trains on the first part of each sequence; by default of 256 tokens, or all that the
     model has. The segment is one shorter than what is trained: its last token is a target only.
 
@@ -62,13 +71,16 @@ def trained_tokens(tokens: int, train_fraction: float = 0.5) -> int:
     return math.ceil(tokens * train_fraction)
 
 
-def estimate(program: Program, backend: str, dtype: torch.dtype, *, batch: int, tokens: int, segment: int) -> Cost:
-    """Cost of one call without padding that returns the logits (not the initial ones). segment: tokens that training passes see."""
+def estimate(program: Program, backend: str, dtype: torch.dtype, *, optimize: bool = True, batch: int, tokens: int, segment: int) -> Cost:
+    """Cost of one call without padding that returns the logits (not the initial ones). segment: tokens that training passes see.
+    optimize: with the optimizations of the fused back end, up to the choice of kernels."""
     with _without_numbers(backend) as device, torch.no_grad():
         shapes = {record.parameter: record.shape for node in program.graph.nodes if (record := info(node)).parameter is not None}
         weights = {name: torch.empty([int(size) for size in shape], dtype=dtype) for name, shape in shapes.items()}
         # Which modules share a copy changes no cost of a call, and one copy is the least to make.
-        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all")
+        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all", optimize=optimize)
+        if optimize and backend == "fused":
+            simulator.optimizations = [name for name in simulator.optimizations if name != onednn_products.name]
         sizes = {"B": batch, "T": tokens}
         dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
         inputs = {
@@ -77,7 +89,7 @@ def estimate(program: Program, backend: str, dtype: torch.dtype, *, batch: int, 
             if shape
         }
         inputs["attention_mask"] = inputs["attention_mask"][:1].clone()  # sequences without padding share the causal mask
-        module, arguments = simulator.bound(("logits",), inputs, segment)
+        module, arguments = simulator.bound(("logits",), inputs, segment, causal=True)
         with _Meter((arguments, list(module.parameters()))) as meter:
             result = _Walk(module, meter).run(*arguments)
             del result

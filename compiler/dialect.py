@@ -16,13 +16,14 @@ import torch
 from torch import fx
 
 from tintc.compiler.node_meta import DType, Shape
-from tintc.runtime.primitives import activation, attention, elementwise, embedding, linear, loss, norm, position
+from tintc.runtime.primitives import activation, attention, elementwise, embedding, head, linear, loss, low_rank, norm, onednn, position
 
 
 @dataclass(frozen=True)
 class Operator:
     """name; schema after the name; implementation; shape rule (arguments with tensors replaced by shapes -> shape, or
-    one shape per output); meaning in one line; dtype kind of the result."""
+    one shape per output); meaning in one line; dtype kind of the result. whole: its implementation loops, so that it is not traced into
+    what is emitted but called; such operators serve optimizations of calls that no gradient is asked of."""
 
     name: str
     schema: str
@@ -30,6 +31,7 @@ class Operator:
     shape: Callable[..., Any]
     meaning: str
     dtype: DType = "float"
+    whole: bool = False
 
 
 def _same(x: Shape, *_: Any) -> Shape:
@@ -50,6 +52,14 @@ def _linear_backward_shape(dy: Shape, weight: Shape) -> Shape:
     return (*dy[:-1], weight[-1])
 
 
+def _product_shape(x: Shape, weight: Shape, bias: Shape | None, addend: Shape | None, transpose: bool) -> Shape:
+    return (*x[:-1], weight[-1 if transpose else -2])
+
+
+def _addend_shape(x: Shape, weight: Shape, bias: Shape | None, addend: Shape, transpose: bool) -> Shape:
+    return addend
+
+
 def _weight_shape(weight: Shape, *_: Any) -> Shape:
     return ("B", *weight[-2:])
 
@@ -58,12 +68,14 @@ def _vector_shape(vector: Shape, *_: Any) -> Shape:
     return ("B", vector[-1])
 
 
-def _attention_shape(q: Shape, k: Shape, v: Shape, mask: Shape, bias: Shape | None, heads: int, kv_heads: int, *_: float) -> Shape:
+def _attention_shape(q: Shape, k: Shape, v: Shape, mask: Shape | None, bias: Shape | None, heads: int, kv_heads: int, *_: float) -> Shape:
     assert isinstance(v[-1], int)
     return (*q[:-1], v[-1] // kv_heads * heads)
 
 
-def _attention_value_shape(do: Shape, q: Shape, k: Shape, mask: Shape, bias: Shape | None, heads: int, kv_heads: int, *_: float) -> Shape:
+def _attention_value_shape(
+    do: Shape, q: Shape, k: Shape, mask: Shape | None, bias: Shape | None, heads: int, kv_heads: int, *_: float
+) -> Shape:
     assert isinstance(do[-1], int)
     return (*do[:-1], do[-1] // heads * kv_heads)
 
@@ -72,12 +84,28 @@ def _attention_full_shape(do: Shape, q: Shape, k: Shape, v: Shape, *_: Any) -> t
     return q, k, v
 
 
+def _flash_forward_shape(q: Shape, k: Shape, v: Shape, heads: int, *_: Any) -> tuple[Shape, Shape]:
+    return _attention_shape(q, k, v, None, None, heads, *_[:1]), (q[0], heads, q[1])
+
+
+def _head_losses_shape(h: Shape, *_: Any) -> Shape:
+    return h[:-1]
+
+
+def _token_losses_shape(logits: Shape, labels: Shape) -> Shape:
+    return labels
+
+
 def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
     return (*index, table[-1])
 
 
 def _mean_embedding_shape(weight: Shape, targets: Shape, mask: Shape) -> Shape:
     return (*targets, weight[-1])
+
+
+def _concatenated_shape(parts: list[Shape]) -> Shape:
+    return (parts[0][0], f"{len(parts)}{parts[0][1]}", *parts[0][2:])
 
 
 def _segment_shape(x: Shape, length: Any) -> Shape:
@@ -133,6 +161,30 @@ _OPERATORS = (
         linear.bias_descent, _vector_shape, "b - eta sum_t dy",
     ),
     Operator(
+        "low_rank", "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+        low_rank.low_rank, _same, "y - eta sum_s values_s (keys_s . x)",
+    ),
+    Operator(
+        "concatenate", "(Tensor[] parts) -> Tensor",
+        low_rank.concatenate, _concatenated_shape, "factors of several steps",
+    ),
+    Operator(
+        "linear_residual", "(Tensor x, Tensor weight, Tensor? bias, Tensor addend, bool transpose) -> Tensor",
+        linear.linear_residual, _addend_shape, "W x + b + addend, or W^T x + addend",
+    ),
+    Operator(
+        "onednn_product", "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool transpose) -> Tensor",
+        onednn.onednn_product, _product_shape, "W x + b + addend, or W^T x + addend, by oneDNN", whole=True,
+    ),
+    Operator(
+        "onednn_low_rank", "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+        onednn.onednn_low_rank, _same, "low_rank, by oneDNN", whole=True,
+    ),
+    Operator(
+        "onednn_descent", "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+        onednn.onednn_descent, _weight_shape, "linear_descent, by oneDNN", whole=True,
+    ),
+    Operator(
         "norm_forward", "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind, int heads, float offset) -> Tensor",
         norm.norm_forward, _same, "(gamma + offset) f(x) + beta",
     ),
@@ -155,19 +207,44 @@ _OPERATORS = (
     ),
     Operator(
         "attention_forward",
-        "(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
+        "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
         attention.attention_forward, _attention_shape, "softmax(scale q k^T + bias + mask) v",
     ),
     Operator(
         "attention_backward_value",
-        "(Tensor do, Tensor q, Tensor k, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
+        "(Tensor do, Tensor q, Tensor k, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
         attention.attention_backward_value, _attention_value_shape, "dv with the probabilities held constant",
     ),
     Operator(
         "attention_backward_full",
-        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap)"
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap)"
         " -> (Tensor, Tensor, Tensor)",
         attention.attention_backward_full, _attention_full_shape, "dq, dk, dv through the scores",
+    ),
+    Operator(
+        "flash_forward", "(Tensor q, Tensor k, Tensor v, int heads, int kv_heads, float scale) -> (Tensor, Tensor)",
+        attention.flash_forward, _flash_forward_shape, "attention_forward under the causal mask, and its rows' sums",
+    ),
+    Operator(
+        "flash_backward",
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor sums, int heads, int kv_heads, float scale)"
+        " -> (Tensor, Tensor, Tensor)",
+        attention.flash_backward, _attention_full_shape, "attention_backward_full, by torch's fused kernel",
+    ),
+    Operator(
+        "head_gradient",
+        "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] behind, float[] factors, bool onednn)"
+        " -> Tensor",
+        head.head_gradient, _same, "gradient of the summed loss at the head's input, in chunks", whole=True,
+    ),
+    Operator(
+        "head_losses",
+        "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, str[] behind, float[] factors, bool onednn) -> Tensor",
+        head.head_losses, _head_losses_shape, "token_losses from the head's input, in chunks", whole=True,
+    ),
+    Operator(
+        "token_losses", "(Tensor logits, Tensor labels) -> Tensor",
+        head.token_losses, _token_losses_shape, "-log p(label) at every position",
     ),
     Operator(
         "loss_gradient", "(Tensor logits, Tensor targets, Tensor mask, str kind) -> Tensor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def compile(
     *,
     backend: str = "fused",
     share: str = "none",
+    optimize: bool | Collection[str] = True,
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
@@ -48,6 +49,7 @@ def compile(
     backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights in prefix tokens and structural
     constants that can be counted (`Simulator.parameter_report`). share: which of those constants one copy serves for, `none`,
     `layers` or `all`. Results are the same up to rounding, and the same to the bit however constants are shared.
+    optimize: False, or names out of `tintc.OPTIMIZATIONS`: which optimizations of the fused back end are on (default all).
     Other arguments say how to find the model. progress is called with the name of each stage.
 
     Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if the compiled first
@@ -66,13 +68,13 @@ def compile(
     direct = direct_program(captured, config)
     program = lower(captured, config)
     if direct is not None:
-        program.direct_flops = estimate(direct, "fused", torch.float32, **call_sizes(direct.facts)).flops
+        program.direct_flops = estimate(direct, "fused", torch.float32, **call_sizes(direct.facts), optimize=False).flops
     if backend == "transformer":
         check_prefix_memory(program.layout.prefix_numbers, next(t.dtype for t in captured.tensors.values() if t.is_floating_point()))
     # A module stays its owner's: training the simulator from outside must not change it.
     tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
-    simulator = Simulator(program, tensors, backend=backend, share=share, source=description, tokenizer=loaded.tokenizer)
+    simulator = Simulator(program, tensors, backend=backend, share=share, optimize=optimize, source=description, tokenizer=loaded.tokenizer)
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from tintc.compiler.choices import Choices
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.contracts import check_property
 from tintc.compiler.errors import CompilerBug
@@ -58,7 +59,7 @@ class ModelFacts:
 class Context:
     """What all passes share. tensors: the auxiliary state dict; of parameters only shapes are read. constants: values of placeholders
     outside the state dict, which masks and positions are computed from. tables: position tables that passes computed, by the names of
-    `inputs.table_name`. layout: set by the slot passes."""
+    `inputs.table_name`. layout: set by the slot passes. choices: what one emitted program may count on; of optimizations only."""
 
     config: SimulatorConfig
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Context:
     facts: ModelFacts = field(default_factory=ModelFacts)
     tables: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout | None = None
+    choices: Choices = field(default_factory=Choices)
 
 
 PassFunction = Callable[[fx.Graph, Context], fx.Graph]

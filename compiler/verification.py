@@ -124,7 +124,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     before = {name: tensor.detach().clone() for name, tensor in simulator.prefix.tensors().items() if not is_table(name)}
     after = _descend(simulator, forward, before, ids, trained)
     with torch.inference_mode():
-        with _Rounding() as rounding:
+        with Rounding() as rounding:
             initial = forward(before, ids)
         final = forward(after, ids)
         out = simulator(ids, train_mask, return_initial=True)
@@ -144,7 +144,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     return Verification(reference, exact, agrees, tolerance, *errors, updates)
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether float64 values are rounded to a narrower type."""
 
     def __init__(self) -> None:

@@ -11,8 +11,14 @@ from tintc.passes.assign_prefix_slots import assign_prefix_slots
 from tintc.passes.build_backward import build_backward
 from tintc.passes.build_descent import build_descent
 from tintc.passes.canonicalize import canonicalize
+from tintc.passes.causal_attention import causal_attention
+from tintc.passes.chunk_head import chunk_head
 from tintc.passes.dead_code import dead_code
+from tintc.passes.flash_attention import flash_attention
+from tintc.passes.fuse_residuals import fuse_residuals
+from tintc.passes.low_rank_updates import low_rank_updates
 from tintc.passes.lower_forward import lower_forward
+from tintc.passes.onednn_products import onednn_products
 from tintc.passes.recognize_activation import recognize_activation
 from tintc.passes.recognize_arithmetic import recognize_arithmetic
 from tintc.passes.recognize_attention import recognize_attention
@@ -46,4 +52,15 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     verify,  # here it is lowered
 )
 
-__all__ = ["DEFAULT_PIPELINE", *(step.name for step in DEFAULT_PIPELINE)]
+# What the fused back end does to a lowered graph before it emits it. Each can be switched off: they change numbers by rounding only.
+OPTIMIZATIONS: tuple[Pass, ...] = (
+    causal_attention,
+    flash_attention,
+    low_rank_updates,
+    fuse_residuals,
+    chunk_head,
+    onednn_products,  # last: it takes what the others left
+)
+OPTIMIZATION_NAMES = (*(step.name for step in OPTIMIZATIONS), "batch_slices")  # the last: `runtime/slices.py`
+
+__all__ = ["DEFAULT_PIPELINE", "OPTIMIZATIONS", "OPTIMIZATION_NAMES", *(step.name for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS))]

@@ -1,21 +1,18 @@
 """The fused back end: lowers `tint` operators to plain torch calls.
 
 Each operator's implementation in `runtime/primitives` is traced once into a new torch.fx graph, with the
-ranks and dtypes that the lowered graph records, so the result is straight-line torch code without a branch:
-`program.code` is what runs. Only what the wanted outputs need is emitted.
+ranks and dtypes that the graph records, so the result is straight-line torch code without a branch:
+`program.code` is what runs. An operator that loops over chunks or sequences is one call in it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from tintc.compiler.builder import ancestors
-from tintc.compiler.builder import outputs as named_outputs
 from tintc.compiler.dialect import OPERATORS, tint_name
 from tintc.compiler.node_meta import Shape, info
 
@@ -30,17 +27,8 @@ class _TypedProxy(fx.Proxy):
         self.__dict__.update(shape=shape, ndim=len(shape), dtype=dtype)
 
 
-def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_updates: bool = False) -> fx.GraphModule:
-    """A module that computes some of OUTPUTS, as a dict, from the lowered graph's placeholders, passed by name.
-
-    from_updates: the updated slot values are inputs too (named like their nodes) and no training happens.
-    """
-    returned = named_outputs(graph)
-    wanted: dict[str, Any] = {name: value for name, value in returned.items() if name in outputs}
-    given = set(returned["updates"].values()) if from_updates else set()
-    roots: list[fx.Node] = []
-    fx.node.map_arg(wanted, roots.append)
-    needed = ancestors(roots, stop=given)
+def emit(graph: fx.Graph, dtype: torch.dtype) -> fx.GraphModule:
+    """A module that computes the graph's outputs, as a dict, from its placeholders, passed by name."""
     emitted = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(emitted)
     values: dict[fx.Node, Any] = {}
@@ -49,24 +37,28 @@ def emit(graph: fx.Graph, outputs: Sequence[str], dtype: torch.dtype, *, from_up
         value = values[node]
         return _TypedProxy(value.node, tracer, info(node).shape, _dtype(node, dtype)) if isinstance(value, fx.Proxy) else value
 
-    for node in [n for n in graph.nodes if n in needed and (n.op == "placeholder" or n in given)]:
-        values[node] = fx.Proxy(emitted.create_node("placeholder", node.name, name=node.name), tracer)
     for node in graph.nodes:
-        if node in values or node not in needed:
+        if node.op == "placeholder" and node.users:
+            values[node] = fx.Proxy(emitted.create_node("placeholder", node.name, name=node.name), tracer)
+    for node in graph.nodes:
+        if node.op != "call_function":
             continue
-        values[node] = _trace(node, fx.node.map_arg(node.args, proxy))
+        values[node] = _trace(node, fx.node.map_arg(node.args, proxy), emitted, tracer)
         if isinstance(values[node], fx.Proxy) and values[node].node.op != "placeholder":
             values[node].node._rename(node.name)
-    emitted.output(fx.node.map_arg(wanted, lambda n: values[n].node))
+    emitted.output(fx.node.map_arg(graph.output_node().args[0], lambda n: values[n].node))
     emitted.eliminate_dead_code()  # a primitive may compute two things of which the graph wants one
     return fx.GraphModule(nn.Module(), emitted, class_name="FusedProgram")
 
 
-def _trace(node: fx.Node, args: tuple[Any, ...]) -> Any:
+def _trace(node: fx.Node, args: tuple[Any, ...], emitted: fx.Graph, tracer: fx.proxy.TracerBase) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]]
     name = tint_name(node)
     assert name is not None
+    if OPERATORS[name].whole:
+        plain = fx.node.map_aggregate(args, lambda x: x.node if isinstance(x, fx.Proxy) else x)
+        return fx.Proxy(emitted.call_function(OPERATORS[name].implementation, plain), tracer)
     return OPERATORS[name].implementation(*args)
 
 

@@ -17,11 +17,12 @@ from tintc.compiler.pass_manager import ModelFacts
 @dataclass(frozen=True)
 class Inputs:
     """tensors: by name, as `passes.lower_forward.INPUTS` lists them. segment: tokens that training passes need.
-    untrained: sequences in which no position carries loss."""
+    untrained: sequences in which no position carries loss. causal: there is no attention mask but the causal one."""
 
     tensors: dict[str, Tensor]
     segment: int
     untrained: int
+    causal: bool = False
 
 
 def prepare(
@@ -69,7 +70,7 @@ def prepare(
         "targets": targets_BT,
         "loss_mask": carries_BT.to(dtype),
     }
-    return Inputs(tensors, segment, untrained)
+    return Inputs(tensors, segment, untrained, causal=attention is None)
 
 
 def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor:

@@ -6,7 +6,7 @@ Legend: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from tintc.compiler.errors import InputError
 from tintc.compiler.inputs import CODE, is_table, is_wide_table
 from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
-from tintc.runtime import fused, transformer
+from tintc.runtime import fused, slices, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 from tintc.runtime.primitives.precision import HALF
+from tintc.runtime.programs import Programs
+from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.structure import Structure, check_backend
 
 
@@ -43,20 +45,13 @@ class SimulatorOutput:
 torch.export.register_dataclass(SimulatorOutput)
 
 
-@dataclass(frozen=True)
-class _Emitted:
-    """A program, and for each of its arguments the name of the auxiliary parameter or, if it is none, of the input."""
-
-    module: fx.GraphModule
-    arguments: list[tuple[bool, str]]
-
-
 class Simulator(nn.Module):
     """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
 
     backend: `fused` or `transformer`. prefix: the auxiliary weights, as they are (`PrefixEmbeddings`) or in pages of prefix tokens
     (`PrefixPages`). structure: the transformer's structural constants, parameters that need no gradient. share: who has one copy of them.
-    inner_lr: the inner learning rate. Weights and rate are parameters:
+    optimize: whether the fused back end optimizes, or names of the optimizations that are on. inner_lr: the inner learning rate.
+    Weights and rate are parameters:
     an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is trained from
     outside: without it torch records the call for a backward pass through all steps, which costs memory.
 
@@ -72,6 +67,7 @@ class Simulator(nn.Module):
         *,
         backend: str = "fused",
         share: str = "none",
+        optimize: bool | Collection[str] = True,
         source: dict[str, Any] | None = None,
         tokenizer: Any = None,
     ) -> None:
@@ -92,8 +88,17 @@ class Simulator(nn.Module):
             self.structure = Structure(program.layout, share, program.facts.block_path, self.dtype, self.device)
             transformer.emit(program, self.structure, fused.OUTPUTS)  # makes every module once
         self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
-        self._emitted: dict[tuple[tuple[str, ...], torch.dtype, bool], _Emitted] = {}
+        self._programs = Programs(program, self.structure, optimize)
         self._warned = False
+
+    @property
+    def optimizations(self) -> tuple[str, ...]:
+        """Names of the optimizations of the fused back end that are on; set it to switch them. They change results by rounding only."""
+        return self._programs.enabled if self.structure is None else ()
+
+    @optimizations.setter
+    def optimizations(self, names: bool | Collection[str]) -> None:
+        self._programs = Programs(self.program, self.structure, names)
 
     @property
     def config(self) -> SimulatorConfig:
@@ -208,8 +213,7 @@ class Simulator(nn.Module):
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         nodes = outputs(self.program.graph)["updates"]
         self._check_updates(updates, nodes, len(input_ids))
-        values = {node.name: updates[slot] for slot, node in nodes.items()}
-        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=values)["logits"]
+        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=updates)["logits"]
         return out
 
     def _check_updates(self, updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int) -> None:
@@ -229,8 +233,13 @@ class Simulator(nn.Module):
         return out
 
     def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False) -> fx.GraphModule:
-        """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python."""
-        return self._program(outputs, from_updates).module
+        """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python.
+
+        It is the program of a call that may be differentiated; those of `bound` and of other calls depend on their shapes, too.
+        """
+        tokens = {"input_ids": torch.empty(1, 2)}
+        choices = self._programs.choose(outputs, self._weight, tokens, 1, from_updates=from_updates, differentiable=True)
+        return self._programs.get(choices).module
 
     def parameter_report(self, share: str | None = None) -> dict[str, Any]:
         """How many parameters the simulator has and what each is for; see `runtime.parameters.parameter_report`."""
@@ -264,36 +273,45 @@ class Simulator(nn.Module):
         return inputs
 
     def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
-        module, arguments = self.bound(outputs, inputs.tensors, segment, given)
-        result: dict[str, Any] = module(*arguments)
-        return result
+        batch, tokens = inputs.tensors["input_ids"].shape
+        size = slice_size(batch, tokens, self.device.type)
+
+        def run(tensors: dict[str, Tensor]) -> dict[str, Any]:
+            module, arguments = self.bound(outputs, tensors, segment, given, causal=inputs.causal)
+            result: dict[str, Any] = module(*arguments)
+            return result
+
+        if size >= batch or slices.NAME not in self.optimizations or "updates" in outputs or given or self._differentiable:
+            return run(inputs.tensors)
+        return run_in_slices(run, inputs.tensors, batch, size)
 
     def bound(
-        self, outputs: tuple[str, ...], inputs: dict[str, Tensor], segment: int, given: dict[str, Tensor] | None = None
+        self,
+        outputs: tuple[str, ...],
+        inputs: dict[str, Tensor],
+        segment: int,
+        given: dict[str, Tensor] | None = None,
+        *,
+        causal: bool = False,
     ) -> tuple[fx.GraphModule, list[Any]]:
-        """The emitted program and what one call passes to it: weights, inputs (by the names of INPUTS) and given slot values."""
-        program = self._program(outputs, given is not None)
+        """The emitted program and what one call passes to it: weights, inputs (by the names of INPUTS) and given slot values.
+        causal: the attention mask among the inputs is the causal one."""
+        facts = {"from_updates": given is not None, "differentiable": self._differentiable, "causal": causal}
+        program = self._programs.get(self._programs.choose(outputs, self._weight, inputs, segment, **facts))
         values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
         if self.structure is not None and isinstance(self.prefix, PrefixPages):
             values |= {**self.prefix.by_name(), CODE: self.structure.code}
         weights = self.prefix.direct()
         return program.module, [weights[name] if is_weight else values[name] for is_weight, name in program.arguments]
 
-    def _program(self, outputs: tuple[str, ...], from_updates: bool) -> _Emitted:
-        key = (outputs, self.dtype, from_updates)
-        if key not in self._emitted:
-            if self.structure is None:
-                module = fused.emit(self.program.graph, outputs, self.dtype, from_updates=from_updates)
-            else:
-                module = transformer.emit(self.program, self.structure, outputs, from_updates=from_updates)
-            parameters = {node.name: info(node).parameter for node in self.program.graph.nodes if info(node).parameter}
-            arguments = [
-                (n.target in parameters, parameters.get(str(n.target)) or str(n.target))
-                for n in module.graph.nodes
-                if n.op == "placeholder"
-            ]
-            self._emitted[key] = _Emitted(module, arguments)
-        return self._emitted[key]
+    @property
+    def _differentiable(self) -> bool:
+        """Whether someone may ask for gradients through a call now: grad mode is on and a parameter asks for it, or torch exports."""
+        return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+
+    @property
+    def _weight(self) -> nn.Parameter:
+        return next(self.prefix.parameters())
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

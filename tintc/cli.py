@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tintc import __version__
 from tintc.commands.console import Verbosity, configure_logging, err
-from tintc.compiler.config import SimulatorConfig
+from tintc.commands.options import (
+    DTYPES,
+    Artifact,
+    Backend,
+    Debug,
+    Device,
+    Dtype,
+    Json,
+    Quiet,
+    Share,
+    Verbose,
+    check_choice,
+    config_of,
+    device_of,
+    dtype_of,
+)
 from tintc.compiler.errors import TintcError, UsageError
-
-if TYPE_CHECKING:
-    import torch
 
 app = typer.Typer(
     name="tintc",
@@ -28,41 +39,12 @@ app = typer.Typer(
 )
 
 _OUT_OF_MEMORY = "out of memory; use a smaller model, a shorter text or a smaller dtype"
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-def _quiet(value: bool) -> bool:
-    Verbosity.quiet = Verbosity.quiet or value
-    configure_logging()
-    return value
-
-
-def _verbose(value: bool) -> bool:
-    Verbosity.verbose = Verbosity.verbose or value
-    configure_logging()
-    return value
-
-
-def _debug(value: bool) -> bool:
-    Verbosity.debug = Verbosity.debug or value
-    return value
 
 
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"tintc {__version__}")
         raise typer.Exit
-
-
-Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `tintc compile` wrote.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
-Backend = Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")]
-Share = Annotated[str, typer.Option(help="Who shares structural constants: none, layers (all blocks) or all (equal modules).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default cpu.")]
-Dtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default as stored.")]
 
 
 @app.callback()
@@ -92,7 +74,7 @@ def compile_command(
     sim_heads: Annotated[int | None, typer.Option(help="H_sim; default solved.")] = None,
     backend: Backend = "fused",
     share: Share = "none",
-    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default float32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use cached files only.")] = False,
@@ -119,7 +101,7 @@ def compile_command(
         "sim_hidden": sim_hidden,
         "sim_heads": sim_heads,
     }
-    chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
+    chosen = config_of(preset, config, {name: value for name, value in flags.items() if value is not None})
     options = {
         "backend": backend,
         "share": share,
@@ -128,7 +110,7 @@ def compile_command(
         "offline": offline,
         "trust_remote_code": trust_remote_code,
         "seed": seed,
-        "dtype": _dtype(dtype),
+        "dtype": dtype_of(dtype),
     }
     from tintc.commands import compile as command
 
@@ -149,8 +131,8 @@ def inspect_command(
     debug: Debug = False,
 ) -> None:
     """Show a compiled simulator: summary, graph, slots or parameters."""
-    _choice("stage", stage, ("captured", "canonical", "lowered", "emitted"))
-    _choice("format", form, ("table", "code", "dot", "json"))
+    check_choice("stage", stage, ("captured", "canonical", "lowered", "emitted"))
+    check_choice("format", form, ("table", "code", "dot", "json"))
     from tintc.commands import inspect as command
 
     command.run(path, stage=stage, form=form, slots=slots, params=params, node=node, as_json=as_json)
@@ -188,8 +170,8 @@ def run_command(
         generate=generate,
         max_tokens=max_tokens,
         inner_lr=inner_lr,
-        device=_device(device),
-        dtype=_dtype(dtype),
+        device=device_of(device),
+        dtype=dtype_of(dtype),
         as_json=as_json,
     )
 
@@ -228,7 +210,7 @@ def cost_command(
     tokens: Annotated[int | None, typer.Option(help="Tokens of each sequence; default 256, or what the model has.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences of one call.")] = 1,
     train_fraction: Annotated[float, typer.Option(help="Part of the tokens to train on.")] = 0.5,
-    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(_DTYPES)}; default float32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use cached files only.")] = False,
@@ -243,7 +225,7 @@ def cost_command(
     No weights are read, so the model may be of any size. Several models give a table, with --json a list.
     """
     flags = {"steps": steps, "layers": layers, "prefix_tokens": prefix_tokens, "sim_hidden": sim_hidden, "sim_heads": sim_heads}
-    chosen = _config(preset, config, {name: value for name, value in flags.items() if value is not None})
+    chosen = config_of(preset, config, {name: value for name, value in flags.items() if value is not None})
     options: dict[str, Any] = {
         "backend": backend,
         "share": share,
@@ -255,11 +237,77 @@ def cost_command(
         "offline": offline,
         "trust_remote_code": trust_remote_code,
     }
-    if (chosen_dtype := _dtype(dtype)) is not None:
+    if (chosen_dtype := dtype_of(dtype)) is not None:
         options["dtype"] = chosen_dtype
     from tintc.commands import cost as command
 
     command.run(sources, chosen, as_json=as_json, options=options)
+
+
+@app.command("bench")
+def bench_command(
+    source: Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME (shape:opt-125m).")],
+    against: Annotated[str, typer.Option(help="autograd: a loop over the sequences, written by hand.")] = "autograd",
+    preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of config fields.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Inner gradient steps.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    inner_lr: Annotated[float | None, typer.Option(help="Inner learning rate; default 1e-5, or the config file's.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each sequence; default 256, or what the model has.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences of one call.")] = 1,
+    train_fraction: Annotated[float, typer.Option(help="Part of the tokens to train on.")] = 0.5,
+    backend: Backend = "fused",
+    share: Share = "none",
+    without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Switch an optimization off; may be repeated.")] = None,
+    each: Annotated[bool, typer.Option("--each", help="Also time every optimization, alone switched off.")] = False,
+    pairs: Annotated[int, typer.Option(help="How often both run, in turn.")] = 11,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure peak memory.")] = False,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where hub files are kept.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use cached files only.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random tokens, and of the random weights of a shape.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Time a simulator against a fine-tuning loop. Exit code 5 on disagreement.
+
+    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same random tokens.
+    """
+    # Shapes have random weights: at the rate that a trained model takes, float32 rounding of their gradients shows in the logits.
+    rate = 1e-5 if inner_lr is None and config is None else inner_lr
+    flags = {"steps": steps, "layers": layers, "inner_lr": rate}
+    chosen = config_of(preset, config, {name: value for name, value in flags.items() if value is not None})
+    settings: dict[str, Any] = {
+        "backend": backend,
+        "share": share,
+        "against": against,
+        "tokens": tokens,
+        "batch": batch,
+        "train_fraction": train_fraction,
+        "pairs": pairs,
+        "without": tuple(without or ()),
+        "each": each,
+        "memory": not no_memory,
+        "seed": seed,
+        "options": {
+            "revision": revision,
+            "cache_dir": None if cache_dir is None else str(cache_dir),
+            "offline": offline,
+            "trust_remote_code": trust_remote_code,
+        },
+    }
+    if (chosen_device := device_of(device)) is not None:
+        settings["device"] = chosen_device
+    if (chosen_dtype := dtype_of(dtype)) is not None:
+        settings["dtype"] = chosen_dtype
+    from tintc.commands import bench as command
+
+    command.run(source, chosen, settings, as_json=as_json)
 
 
 @app.command("env")
@@ -300,51 +348,6 @@ def _fail(message: str, code: int) -> None:
         raise
     err.print("error: " + " ".join(message.split()), markup=False)
     sys.exit(code)
-
-
-def _config(preset: str | None, file: Path | None, flags: dict[str, Any]) -> SimulatorConfig:
-    """Preset, then the file's fields over it, then the flags."""
-    fields: dict[str, Any] = {}
-    if file is not None:
-        try:
-            fields = json.loads(file.expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the config {file}: {error}") from error
-        if not isinstance(fields, dict):
-            raise UsageError(f"the config {file} holds a {type(fields).__name__}; expected a JSON object of config fields")
-    named = fields.pop("preset", "paper")
-    return SimulatorConfig.preset(preset or named, **{**fields, **flags})
-
-
-def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise UsageError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    _choice("dtype", name, _DTYPES)
-    if name is None:
-        return None
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _device(name: str | None) -> str | None:
-    if name is None:
-        return None
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device is {name}; this machine has {torch.cuda.device_count()} CUDA devices")
-    return name
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def linear_backward(dy_BTO: Tensor, weight: Tensor) -> Tensor:
     return torch.matmul(dy_BTO, weight)
 
 
+def linear_residual(x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor, transpose: bool) -> Tensor:
+    """W x_t + b + addend_t, or W^T x_t + addend_t with transpose: a product and the residual sum behind it."""
+    return (linear_backward(x_BTI, weight) if transpose else linear_forward(x_BTI, weight, bias)) + addend_BTO
+
+
 def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
     """W <- W - eta * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not a mean."""
     return torch.baddbmm(weight, (dy_BTO * -inner_lr).mT, x_BTI)

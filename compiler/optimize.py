@@ -1,0 +1,63 @@
+"""From the lowered graph to the one that the fused back end emits: only what a kind of call wants, then the optimizations.
+
+    lowered graph, choices  ->  its copy, pruned to the wanted outputs  ->  each enabled pass of `passes.OPTIMIZATIONS`
+
+No optimization changes what is computed, up to rounding; each can be switched off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+from torch import fx
+
+from tintc.compiler.builder import Builder
+from tintc.compiler.builder import outputs as named_outputs
+from tintc.compiler.choices import Choices
+from tintc.compiler.errors import UsageError
+from tintc.compiler.node_meta import KEY, copy_info, info
+from tintc.compiler.pass_manager import Context, run_passes
+from tintc.compiler.program import Program
+from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.passes.dead_code import dead_code
+
+
+def optimize(program: Program, choices: Choices) -> fx.Graph:
+    """The graph of one kind of call. Its output is a dict of the wanted ones."""
+    graph = copy_graph(program.graph)
+    _keep(graph, choices)
+    context = Context(program.config, facts=program.facts, layout=program.layout, choices=choices)
+    return run_passes(graph, context, [dead_code, *(step for step in OPTIMIZATIONS if step.name in choices.enabled)])
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy whose nodes have records of their own."""
+    copied = copy.deepcopy(graph)
+    for node in copied.nodes:
+        if KEY in node.meta:
+            node.meta[KEY] = copy.copy(node.meta[KEY])
+    return copied
+
+
+def _keep(graph: fx.Graph, choices: Choices) -> None:
+    """Returns the wanted outputs only; updated slot values become inputs where they are given."""
+    output = graph.output_node()
+    returned: dict[str, Any] = dict(named_outputs(graph))
+    if choices.from_updates:
+        build = Builder(graph)
+        for node in returned.pop("updates").values():
+            given = build.placeholder(f"{node.name}_given", info(node).shape)
+            copy_info(node, given, role="input")
+            node.replace_all_uses_with(given)
+    output.args = ({name: value for name, value in returned.items() if name in choices.outputs},)
+
+
+def check_names(names: bool | Collection[str]) -> tuple[str, ...]:
+    """Names of the optimizations that are on, in their order: all, none or the given ones. Raises UsageError for an unknown one."""
+    wanted = OPTIMIZATION_NAMES if names is True else () if names is False else tuple(names)
+    unknown = [name for name in wanted if name not in OPTIMIZATION_NAMES]
+    if unknown:
+        raise UsageError(f"there is no optimization {', '.join(map(str, unknown))}; they are {', '.join(OPTIMIZATION_NAMES)}")
+    return tuple(name for name in OPTIMIZATION_NAMES if name in wanted)

@@ -1,0 +1,40 @@
+"""A batch in slices: sequences do not know of each other, so their activations need not all live at once.
+
+A slice is as many sequences as keep the products busy; more of them only need more memory. Memory then grows with the
+batch by what is returned alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "batch_slices"
+# Tokens that a product needs to run at full speed: measured on two cores, where 256 rows are as fast as 2048.
+TOKENS = {"cpu": 512, "cuda": 32768}
+
+Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def slice_size(batch: int, tokens: int, device: str) -> int:
+    """Sequences in a slice; slices are of about the same size."""
+    most = max(1, TOKENS.get(device, TOKENS["cuda"]) // tokens)
+    return -(-batch // -(-batch // most))
+
+
+def run_in_slices(run: Run, tensors: dict[str, Tensor], batch: int, size: int) -> dict[str, Any]:
+    """`run` on one slice of the tensors after another, its results put together. A tensor without a row for each sequence, such as the
+    causal mask, goes to every slice."""
+    whole: dict[str, Any] = {}
+    for start in range(0, batch, size):
+        rows = slice(start, min(start + size, batch))
+        part = run({name: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor for name, tensor in tensors.items()})
+        for name in list(part):
+            value = part.pop(name)
+            if name not in whole:
+                whole[name] = torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device=value.device)
+            whole[name][rows] = value
+    return whole

@@ -1,0 +1,91 @@
+"""tintc bench: a simulator against the fine-tuning loop that one would write by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.table import Table
+
+from tintc.commands import console
+from tintc.compiler.config import SimulatorConfig
+
+
+def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_json: bool) -> None:
+    """Measures and prints both sides; settings: fields of `compiler.bench_report.Settings`."""
+    from tintc.compiler.bench_report import Settings, bench_report, stages
+
+    start, chosen = time.monotonic(), Settings(**settings)
+    with console.stages(stages(chosen)) as stage:
+        facts = bench_report(source, config, chosen, progress=stage)
+    seconds = time.monotonic() - start
+    if as_json:
+        console.print_json({**facts, "seconds": round(seconds, 2)})
+        return
+    console.print_table(_summary(facts), fold=True)
+    console.out.print()
+    console.print_table(_sides(facts))
+    if facts["each"] is not None:
+        console.out.print()
+        console.print_table(_each(facts["each"]))
+    if not console.Verbosity.quiet:
+        console.err.print(f"measured in {seconds:.1f} s", markup=False)
+
+
+def _summary(facts: dict[str, Any]) -> Table:
+    """What was measured, where, and whether both sides agree."""
+    config, speed = facts["config"], facts["throughput"]
+    layers = "all blocks" if config["layers"] is None else f"the top {config['layers']} blocks"
+    kind = "exact" if facts["exact"] else "approximate"
+    rows = {
+        "source": facts["source"],
+        "simulator": f"{facts['backend']} back end, {kind} gradients, {facts['simulator_parameters']:,} parameters",
+        "optimizations": ", ".join(facts["optimizations"]) or "none",
+        "inner training": f"{config['steps']} step{'s' if config['steps'] > 1 else ''} at learning rate {config['inner_lr']:g} on {layers}",
+        "one call": f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained",
+        "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, {facts['threads']} threads, torch {facts['torch']}",
+        "throughput": f"{console.number(speed['flops'])}FLOP a call, {console.number(speed['flops_per_second'])}FLOP/s: "
+        f"{speed['share_of_peak']:.1%} of the {console.number(speed['peak_flops_per_second'])}FLOP/s of a product of "
+        f"{speed['matmul_size']} x {speed['matmul_size']} matrices ({max(speed['matmul_rates'], key=speed['matmul_rates'].get)})",
+        **{f"check: {found['name']}": _check(found) for found in facts["checks"]},
+    }
+    if facts["memory"] is not None:
+        rows["memory"] = facts["memory"]["how"]
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    return table
+
+
+def _check(found: dict[str, Any]) -> str:
+    text = f"logits differ from those of {found['reference']} by {found['difference']:.1e} of the largest ({found['sequences']} sequences)"
+    if found["tolerance"] is None:
+        return f"{text}: what the configured approximations change, no error"
+    return f"{text}, limit {found['tolerance']:.0e}"
+
+
+def _sides(facts: dict[str, Any]) -> Table:
+    """One row a figure: the simulator's, the loop's, and how many times the loop's the simulator's is."""
+    table = Table("", "simulator", "loop", "ratio", "from", "to", box=None, padding=(0, 2, 0, 0))
+    low, high = facts["ratio_range"]
+    times = (f"{facts[f'{side}_seconds']:.4g}" for side in ("simulator", "loop"))
+    table.add_row(f"seconds, median of {facts['pairs']}", *times, *(f"{value:.3f}" for value in (facts["ratio"], low, high)))
+    memory = facts["memory"]
+    if memory is not None:
+        for label, name, ratio in (
+            ("GB before the call", "before_bytes", None),
+            ("peak GB of the call", "call_peak_bytes", memory["call_ratio"]),
+            ("peak GB of the process", "peak_bytes", memory["ratio"]),
+        ):
+            sizes = ("-" if (size := memory[side][name]) is None else f"{size / 1e9:.4g}" for side in ("simulator", "loop"))
+            table.add_row(label, *sizes, "" if ratio is None else f"{ratio:.3f}", "", "")
+    return table
+
+
+def _each(rows: list[dict[str, Any]]) -> Table:
+    """One row an optimization: how long the simulator takes without it."""
+    table = Table("without", "seconds", "ratio to all on", "from", "to", box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        name = "all of them" if row["name"] == "none" else row["name"]
+        table.add_row(name, f"{row['without_seconds']:.4g}", *(f"{value:.3f}" for value in (row["ratio"], *row["ratio_range"])))
+    return table
