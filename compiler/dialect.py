@@ -108,6 +108,18 @@ def _concatenated_shape(parts: list[Shape]) -> Shape:
     return (parts[0][0], f"{len(parts)}{parts[0][1]}", *parts[0][2:])
 
 
+def _kept_shape(x: Shape, kept: Shape) -> Shape:
+    return (x[0], kept[0], *x[2:])
+
+
+def _stacked_shape(parts: list[Shape]) -> Shape:
+    return (sum(int(part[0]) for part in parts), *parts[0][1:])
+
+
+def _columns_shape(x: Shape, start: int, stop: int) -> Shape:
+    return (*x[:-1], stop - start)
+
+
 def _segment_shape(x: Shape, length: Any) -> Shape:
     return (x[0], "S", *x[2:])
 
@@ -141,12 +153,24 @@ _OPERATORS = (
         embedding.segment, _segment_shape, "first tokens of a sequence",
     ),
     Operator(
+        "kept_tokens", "(Tensor x, Tensor kept) -> Tensor",
+        embedding.kept_tokens, _kept_shape, "tokens whose logits are wanted",
+    ),
+    Operator(
         "segment_mask", "(Tensor(a) mask, SymInt length) -> Tensor(a)",
         embedding.segment_mask, _segment_mask_shape, "first queries and keys of a mask", dtype="bool",
     ),
     Operator(
         "linear_forward", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
         linear.linear_forward, _linear_shape, "y = W x + b",
+    ),
+    Operator(
+        "stack_rows", "(Tensor[] parts) -> Tensor",
+        linear.stack_rows, _stacked_shape, "weights of several layers, one below the other",
+    ),
+    Operator(
+        "columns", "(Tensor(a) x, int start, int stop) -> Tensor(a)",
+        linear.columns, _columns_shape, "one layer's part of a product of several",
     ),
     Operator(
         "linear_backward", "(Tensor dy, Tensor weight) -> Tensor",

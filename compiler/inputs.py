@@ -16,6 +16,9 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
     "segment": ((), "int"),
 }
 
+# Of optimized graphs only: labels are those of the next token; kept are positions whose logits are wanted.
+FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {"labels": (("B", "T"), "int"), "kept": (("K",), "int")}
+
 CODE = "position_code"
 
 _TABLE, _WIDE_TABLE = "tintc.table_", "tintc.wide_table_"
@@ -38,4 +41,4 @@ def is_wide_table(name: str) -> bool:
 
 def is_reserved(label: str) -> bool:
     """Whether a placeholder of that name would be taken for an input, the position code or a page of prefix tokens."""
-    return label in INPUTS or label == CODE or re.fullmatch(r"page_\d+", label) is not None
+    return label in INPUTS or label in FURTHER_INPUTS or label == CODE or re.fullmatch(r"page_\d+", label) is not None

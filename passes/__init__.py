@@ -18,6 +18,7 @@ from tintc.passes.flash_attention import flash_attention
 from tintc.passes.fuse_residuals import fuse_residuals
 from tintc.passes.low_rank_updates import low_rank_updates
 from tintc.passes.lower_forward import lower_forward
+from tintc.passes.merge_products import merge_products
 from tintc.passes.onednn_products import onednn_products
 from tintc.passes.recognize_activation import recognize_activation
 from tintc.passes.recognize_arithmetic import recognize_arithmetic
@@ -57,6 +58,7 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     causal_attention,
     flash_attention,
     low_rank_updates,
+    merge_products,
     fuse_residuals,
     chunk_head,
     onednn_products,  # last: it takes what the others left

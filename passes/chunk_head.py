@@ -72,7 +72,7 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         way.append(backward)
     last = _only_user(way[-1])
     own = {*head.behind, head.linear}
-    wanted = [user for node in own for user in node.users if user not in own and user not in way]
+    wanted = [user for node in own for user in node.users if user not in own and user not in way and not is_tint(user, "token_losses")]
     if last is None or not is_tint(last, "linear_backward") or argument(last, "weight") is not head.arguments()[1] or wanted:
         return
     targets, mask, kind = (argument(loss, name) for name in ("targets", "mask", "kind"))
@@ -81,7 +81,7 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
 
 def _fuse_losses(build: Builder, losses: fx.Node, head: _Head) -> None:
     own = {*head.behind, head.linear}
-    if not [user for node in own for user in node.users if user not in own and user is not losses]:
+    if not [user for node in own for user in node.users if user not in own and not is_tint(user, "token_losses", "loss_gradient")]:
         _replace(build, losses, "head_losses", (*head.arguments(), argument(losses, "labels"), *head.kinds(), False))
 
 

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from tintc.compiler.builder import outputs
 from tintc.compiler.choices import Choices
 from tintc.compiler.cost_model import SlotUse, slot_uses
+from tintc.compiler.folding import fold_weights
 from tintc.compiler.node_meta import info
 from tintc.compiler.optimize import check_names, optimize
 from tintc.compiler.program import Program
@@ -21,10 +23,11 @@ from tintc.runtime.structure import Structure
 @dataclass(frozen=True)
 class Emitted:
     """A program, and for each of its arguments the name of the auxiliary parameter or, if it is none, of the input, or of the slot whose
-    value is given."""
+    value is given. folded: makes what its weights have to be turned into, once."""
 
     module: fx.GraphModule
     arguments: list[tuple[bool, str]]
+    folded: Emitted | None = None
 
 
 class Programs:
@@ -35,6 +38,7 @@ class Programs:
         self.enabled = check_names(optimize)
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
+        self._folded: dict[str, tuple[Any, Tensor]] = {}  # by name: the weights' states, and what was made of them
 
     def choose(self, wanted: tuple[str, ...], weights: Tensor, inputs: dict[str, Tensor], segment: int, **facts: Any) -> Choices:
         """The kind of a call. weights: any one of them. facts: `from_updates`, `differentiable` and `causal` of Choices."""
@@ -53,13 +57,30 @@ class Programs:
         if choices not in self._emitted:
             if self.structure is None:
                 graph = optimize(self.program, choices)
+                weights = fold_weights(graph)
+                folded = None if weights is None else self._emitted_of(fused.emit(weights, choices.dtype), {}, None)
                 module = fused.emit(graph, choices.dtype)
                 given = {node.name: slot for node in graph.nodes if node.op == "placeholder" and (slot := info(node).slot)}
             else:
+                folded = None
                 module = transformer.emit(self.program, self.structure, choices.outputs, from_updates=choices.from_updates)
                 given = {node.name: slot for slot, node in outputs(self.program.graph)["updates"].items()}
-            parameters = {node.name: name for node in self.program.graph.nodes if (name := info(node).parameter)}
-            names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
-            arguments = [(name in parameters, parameters.get(name) or given.get(name, name)) for name in names]
-            self._emitted[choices] = Emitted(module, arguments)
+            self._emitted[choices] = self._emitted_of(module, given, folded)
         return self._emitted[choices]
+
+    def _emitted_of(self, module: fx.GraphModule, given: dict[str, str], folded: Emitted | None) -> Emitted:
+        parameters = {node.name: name for node in self.program.graph.nodes if (name := info(node).parameter)}
+        names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+        return Emitted(module, [(name in parameters, parameters.get(name) or given.get(name, name)) for name in names], folded)
+
+    @torch.no_grad()
+    def folded(self, emitted: Emitted, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a program's weights are turned into: made at first use, and again when a weight has changed."""
+        if emitted.folded is None:
+            return {}
+        used = [weights[name] for _, name in emitted.folded.arguments]
+        state = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype) for weight in used]
+        names = list(fx.node.map_arg(emitted.folded.module.graph.output_node().args[0], str))  # type: ignore[arg-type]
+        if any(name not in self._folded or self._folded[name][0] != state for name in names):
+            self._folded |= {name: (state, value) for name, value in emitted.folded.module(*used).items()}
+        return {name: self._folded[name][1] for name in names}

@@ -23,8 +23,10 @@ from tintc.compiler.node_meta import info
 from tintc.compiler.program import Program
 from tintc.runtime import fused, slices, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
+from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
+from tintc.runtime.primitives.head import token_losses
 from tintc.runtime.primitives.precision import HALF
 from tintc.runtime.programs import Programs
 from tintc.runtime.slices import run_in_slices, slice_size
@@ -40,6 +42,16 @@ class SimulatorOutput:
     initial_logits: Tensor | None = None
     loss: Tensor | None = None
     initial_loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SimulatorLosses:
+    """losses: (B, T), at position t that of token t + 1, -log p(label); 0 where the label is -100 and at the last position, in at least
+    float32. initial_losses: the same before any update, if asked for. loss: the mean over the labels that are not -100."""
+
+    losses: Tensor
+    loss: Tensor
+    initial_losses: Tensor | None = None
 
 
 torch.export.register_dataclass(SimulatorOutput)
@@ -134,6 +146,7 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         return_initial: bool = False,
+        logits_to_keep: int | Tensor = 0,
     ) -> SimulatorOutput:
         """Logits of every sequence under the weights that its own training segment gave.
 
@@ -143,20 +156,51 @@ class Simulator(nn.Module):
         labels: (B, T) for the reported losses (mean, shifted by one, -100 ignored). return_initial: also compute
         logits before any update on all tokens; the training pass then runs on all tokens instead of the segment.
 
+        logits_to_keep: logits of the last so many positions only, or of the positions in a tensor (K,); 0 for all. The others are then not
+        computed; losses stay those of all labels. Who needs no logits at all calls `losses`.
+
         The loss whose gradient is followed is a sum over training positions, never a mean. A sequence without a target
         keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
         """
         check_tensor("train_mask", train_mask)
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids, stacklevel=5)  # torch calls forward
+        kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
+        segment = input_ids.shape[1] if return_initial else inputs.segment
         wanted: tuple[str, ...] = ("logits", "initial_logits") if return_initial else ("logits",)
-        out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment)
-        initial = out.get("initial_logits")
         if labels is None:
-            return SimulatorOutput(out["logits"], initial)
-        labels = _check_labels(labels, input_ids, self.program.facts.vocab_size).to(self.device)
-        return SimulatorOutput(
-            out["logits"], initial, language_loss(out["logits"], labels), None if initial is None else language_loss(initial, labels)
-        )
+            out = self._run(wanted, inputs, segment=segment, kept=kept)
+            return SimulatorOutput(out["logits"], out.get("initial_logits"))
+        labels = check_labels(labels, input_ids, self.program.facts.vocab_size).to(self.device)
+        if kept is None:
+            out = self._run(wanted, inputs, segment=segment)
+            losses = {name: language_loss(out[name], labels) for name in wanted}
+        else:
+            out = self._run(
+                (*wanted, *(name.replace("logits", "losses") for name in wanted)), inputs, segment=segment, kept=kept, labels=labels
+            )
+            losses = {name: mean_loss(out[name.replace("logits", "losses")], labels) for name in wanted}
+        return SimulatorOutput(out["logits"], out.get("initial_logits"), losses["logits"], losses.get("initial_logits"))
+
+    def losses(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_initial: bool = False,
+    ) -> SimulatorLosses:
+        """The losses of every token under the updated weights; under torch.inference_mode() without ever holding all logits.
+
+        Arguments as in `forward`; labels as there. A memory of (B, T, V) numbers, which is often the largest, is never needed.
+        """
+        check_tensor("train_mask", train_mask)
+        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        labels = check_labels(labels, input_ids, self.program.facts.vocab_size).to(self.device)
+        wanted = ("losses", "initial_losses") if return_initial else ("losses",)
+        out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment, labels=labels)
+        return SimulatorLosses(**out, loss=mean_loss(out["losses"], labels))
 
     def updated_state_dict(
         self,
@@ -272,18 +316,43 @@ class Simulator(nn.Module):
             )
         return inputs
 
-    def _run(self, outputs: tuple[str, ...], inputs: Inputs, *, segment: int, given: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    def _run(
+        self,
+        outputs: tuple[str, ...],
+        inputs: Inputs,
+        *,
+        segment: int,
+        given: dict[str, Tensor] | None = None,
+        kept: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Any]:
         batch, tokens = inputs.tensors["input_ids"].shape
         size = slice_size(batch, tokens, self.device.type)
+        tensors = inputs.tensors if labels is None else {**inputs.tensors, "labels": F.pad(labels[:, 1:], (0, 1), value=-100)}
+        if self.structure is not None:
+            return self._run_transformer(outputs, tensors, segment, given, kept)
 
         def run(tensors: dict[str, Tensor]) -> dict[str, Any]:
-            module, arguments = self.bound(outputs, tensors, segment, given, causal=inputs.causal)
+            more = {} if kept is None else {"kept": kept}
+            module, arguments = self.bound(outputs, {**tensors, **more}, segment, given, causal=inputs.causal)
             result: dict[str, Any] = module(*arguments)
             return result
 
         if size >= batch or slices.NAME not in self.optimizations or "updates" in outputs or given or self._differentiable:
-            return run(inputs.tensors)
-        return run_in_slices(run, inputs.tensors, batch, size)
+            return run(tensors)
+        return run_in_slices(run, tensors, batch, size)
+
+    def _run_transformer(
+        self, outputs: tuple[str, ...], tensors: dict[str, Tensor], segment: int, given: dict[str, Tensor] | None, kept: Tensor | None
+    ) -> dict[str, Any]:
+        """The paper's construction has a head for all tokens; what was asked for is taken from its logits."""
+        plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))
+        module, arguments = self.bound(plain, tensors, segment, given)
+        result: dict[str, Any] = module(*arguments)
+        losses = {name: token_losses(result[name.replace("losses", "logits")], tensors["labels"]) for name in outputs if "losses" in name}
+        if kept is not None:
+            result = {name: value.index_select(1, kept) for name, value in result.items()}
+        return {name: losses[name] if name in losses else result[name] for name in outputs}
 
     def bound(
         self,
@@ -296,12 +365,18 @@ class Simulator(nn.Module):
     ) -> tuple[fx.GraphModule, list[Any]]:
         """The emitted program and what one call passes to it: weights, inputs (by the names of INPUTS) and given slot values.
         causal: the attention mask among the inputs is the causal one."""
-        facts = {"from_updates": given is not None, "differentiable": self._differentiable, "causal": causal}
+        facts = {
+            "from_updates": given is not None,
+            "differentiable": self._differentiable,
+            "causal": causal,
+            "some_tokens": "kept" in inputs,
+        }
         program = self._programs.get(self._programs.choose(outputs, self._weight, inputs, segment, **facts))
         values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
         if self.structure is not None and isinstance(self.prefix, PrefixPages):
             values |= {**self.prefix.by_name(), CODE: self.structure.code}
         weights = self.prefix.direct()
+        values |= self._programs.folded(program, weights)
         return program.module, [weights[name] if is_weight else values[name] for is_weight, name in program.arguments]
 
     @property
@@ -312,25 +387,3 @@ class Simulator(nn.Module):
     @property
     def _weight(self) -> nn.Parameter:
         return next(self.prefix.parameters())
-
-
-def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at least float32."""
-    logits = logits_BTV[:, :-1].flatten(0, 1)
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels_BT[:, 1:].flatten(), ignore_index=-100)
-
-
-def _check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
-    check_tensor("labels", labels)
-    if labels.shape != input_ids.shape or labels.dtype.is_floating_point:
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}"
-        )
-    if torch.compiler.is_compiling():
-        return labels.long()
-    if not bool((labels[:, 1:] != -100).any()):
-        raise InputError("labels hold no target: all of them are -100 (the first column never counts)")
-    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocab_size))]
-    if wrong.numel():
-        raise InputError(f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}")
-    return labels.long()

@@ -14,6 +14,11 @@ def segment(x: Tensor, length: int) -> Tensor:
     return x[:, :length]
 
 
+def kept_tokens(x_BTD: Tensor, kept_K: Tensor) -> Tensor:
+    """The tokens at these positions, (B, K, D): of others no logits are wanted."""
+    return x_BTD.index_select(1, kept_K)
+
+
 def segment_mask(mask_BxTT: Tensor, length: int) -> Tensor:
     """The first `length` queries and keys of an attention mask."""
     return mask_BxTT[..., :length, :length]

@@ -54,7 +54,7 @@ def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
     """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V), labels (...)."""
     z = z_V if z_V.dtype == torch.float64 else z_V.float()
     losses = F.cross_entropy(z.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none")
-    return torch.unflatten(losses, 0, labels.shape)
+    return losses.view_as(labels)
 
 
 def _chunks(h: Tensor, weight_VD: Tensor) -> Iterator[slice]:

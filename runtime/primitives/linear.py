@@ -23,6 +23,16 @@ def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: boo
     return torch.unflatten(rows, 0, (-1, period))[:, start:stop].flatten(0, 1)
 
 
+def stack_rows(parts: list[Tensor]) -> Tensor:
+    """The weights, or biases, of several layers that read the same activation, one below the other."""
+    return torch.cat(parts)
+
+
+def columns(x_BTD: Tensor, start: int, stop: int) -> Tensor:
+    """Coordinates start .. stop-1 of a product of several layers."""
+    return x_BTD[..., start:stop]
+
+
 def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_t = W x_t + b, (B, T, O)."""
     if weight.ndim == 2 and (bias is None or bias.ndim == 1):

@@ -4,7 +4,8 @@
     W'^T dy_t = W^T dy_t - eta sum_s x_s  (dy_s . dy_t)      backward
 
 Both are linear attention over the training tokens: keys x_s and values dy_s, or the other way round. Shapes: B sequences, T tokens,
-S training tokens (of all steps so far, side by side), I inputs, O outputs. Source: TINT.md section 2, "Linear"; Irie et al., arXiv 2202.05798.
+S training tokens (of all steps so far, side by side), I inputs, O outputs.
+Source: TINT.md section 2, "Linear"; Irie et al., arXiv 2202.05798.
 """
 
 import torch

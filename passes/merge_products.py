@@ -1,0 +1,61 @@
+"""Makes one product of several that read the same activation: q, k and v, gate and up.
+
+    linear_forward(x, W1, b1), linear_forward(x, W2, b2)
+      ->  y = linear_forward(x, stack_rows(W1, W2), stack_rows(b1, b2)); columns(y, 0, n1), columns(y, n1, n1 + n2)
+
+The stacked weights depend on parameters only, so they are made once, when the weights are first used (`compiler/folding.py`). Safe because
+every output is the same sum. For CUDA, where a launch and a small product cost as much as a large one; on a CPU it was measured to gain
+nothing and the stacked weights are a copy. Not where someone may ask for gradients: the copy would be made in every call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import fx
+
+from tintc.compiler.builder import Builder
+from tintc.compiler.dialect import argument, is_tint
+from tintc.compiler.node_meta import info
+from tintc.compiler.pass_manager import Context, graph_pass
+
+_Group = list[fx.Node]
+
+
+@graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
+def merge_products(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines."""
+    if context.choices.device == "cpu" or context.choices.differentiable:
+        return graph
+    alike: dict[tuple[fx.Node, bool], _Group] = defaultdict(list)
+    for node in graph.nodes:
+        if is_tint(node, "linear_forward") and is_tint(argument(node, "weight"), "prefix"):
+            bias = argument(node, "bias")
+            if bias is None or is_tint(bias, "prefix"):
+                alike[argument(node, "x"), bias is None].append(node)
+    for group in alike.values():
+        if len(group) > 1 and len({argument(node, "weight") for node in group}) == len(group):
+            _merge(Builder(graph), group)
+    return graph
+
+
+def _merge(build: Builder, group: _Group) -> None:
+    first = group[0]
+    weights, biases = ([argument(node, name) for node in group] for name in ("weight", "bias"))
+    for read in (*weights, *biases):
+        if read is not None and first < read:
+            first.prepend(read)  # it reads a parameter alone
+    fields = {"phase": info(first).phase, "step": info(first).step}
+    with build.graph.inserting_before(first):
+        weight = build.call("stack_rows", weights, like=first, label=f"{first.name}_merged_weight")
+        bias = None if biases[0] is None else build.call("stack_rows", biases, like=first, label=f"{first.name}_merged_bias")
+        y = build.call("linear_forward", argument(first, "x"), weight, bias, like=first, label=f"{first.name}_merged", **fields)
+        start = 0
+        for node in group:
+            width = info(node).shape[-1]
+            assert isinstance(width, int)
+            part = build.call("columns", y, start, start + width, like=node, label=f"{node.name}_columns", **fields)
+            node.replace_all_uses_with(part)
+            start += width
+    for node in group:
+        build.graph.erase_node(node)
