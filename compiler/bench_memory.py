@@ -87,8 +87,8 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
-    """The call of one side. Settings: side, source and options of `load_source`, dtype, config, inner_lr; backend, share and optimize of
-    `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the workload; device; threads."""
+    """The call of one side. Settings: side, source and options of `load_source`, dtype, config, inner_lr; backend, share, optimize and
+    torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the workload; device; threads."""
     device, config = settings["device"], SimulatorConfig.from_dict(settings["config"])
     dtype = getattr(torch, settings["dtype"])
     options: dict[str, Any] = {**settings["options"], "dtype": dtype}
@@ -98,7 +98,7 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
         model = load_source(settings["source"], **options).model.to(device)
         loop = HandWrittenLoop(model, settings["names"], steps=config.steps, inner_lr=config.inner_lr)
         return lambda: loop(work)
-    how = {name: settings[name] for name in ("backend", "share", "optimize")}
+    how = {name: settings[name] for name in ("backend", "share", "optimize", "torch_compile")}
     simulator = compile_model(settings["source"], config, **how, **options).to(device)
     return lambda: simulate(simulator, work)
 

@@ -33,8 +33,8 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Settings:
     """What is measured. tokens: of each sequence; default 256, or what the model has. pairs: simulator and loop in turn, so often. without:
-    optimizations that are off. each: also time every optimization by itself. memory: also measure the peak of each side.
-    options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed: of the tokens and of a shape's weights."""
+    optimizations that are off. torch_compile: a mode of torch.compile. each: also time every optimization by itself. memory: also measure
+    the peak of each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed: of the tokens and of a shape's weights."""
 
     backend: str = "fused"
     share: str = "none"
@@ -44,6 +44,7 @@ class Settings:
     train_fraction: float = 0.5
     pairs: int = 11
     without: tuple[str, ...] = ()
+    torch_compile: str | None = None
     each: bool = False
     memory: bool = True
     device: str = "cpu"
@@ -105,7 +106,8 @@ def bench_report(source: str, config: SimulatorConfig, settings: Settings, *, pr
     progress("load")
     model = load_source(source, dtype=settings.dtype, seed=settings.seed, **settings.options).model
     progress("compile")
-    simulator = compile_model(model, config, backend=settings.backend, share=settings.share, optimize=settings.optimizations)
+    how: dict[str, Any] = {"optimize": settings.optimizations, "torch_compile": settings.torch_compile}
+    simulator = compile_model(model, config, backend=settings.backend, share=settings.share, **how)
     sizes = settings.sizes(simulator.program.facts)
     names = benchmark.updated_parameters(simulator)
     memory = _memory(source, simulator, settings, sizes, names, progress) if settings.memory else None
@@ -147,6 +149,7 @@ def _facts(simulator: Simulator, settings: Settings, sizes: dict[str, int], name
         "share": settings.share,
         "optimizations": list(simulator.optimizations),
         "without": list(settings.without),
+        "torch_compile": settings.torch_compile,
         "batch": sizes["batch"],
         "tokens": sizes["tokens"],
         "trained_tokens": sizes["trained"],
@@ -202,6 +205,7 @@ def _memory(
         "backend": settings.backend,
         "share": settings.share,
         "optimize": settings.optimizations,
+        "torch_compile": settings.torch_compile,
         "dtype": _name(settings.dtype),
         "device": settings.device,
         "threads": torch.get_num_threads(),

@@ -34,6 +34,7 @@ def compile(
     backend: str = "fused",
     share: str = "none",
     optimize: bool | Collection[str] = True,
+    torch_compile: str | None = None,
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
@@ -49,7 +50,9 @@ def compile(
     backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights in prefix tokens and structural
     constants that can be counted (`Simulator.parameter_report`). share: which of those constants one copy serves for, `none`,
     `layers` or `all`. Results are the same up to rounding, and the same to the bit however constants are shared.
-    optimize: False, or names out of `tintc.OPTIMIZATIONS`: which optimizations of the fused back end are on (default all).
+    optimize: False, or names out of `tintc.OPTIMIZATION_NAMES`: which optimizations of the fused back end are on (default all).
+    torch_compile: a mode of torch.compile for calls that nobody differentiates, `reduce-overhead` for CUDA graphs; by default plain torch
+    runs, since compiling takes longer than most uses and costs the oneDNN products of a CPU.
     Other arguments say how to find the model. progress is called with the name of each stage.
 
     Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if the compiled first
@@ -74,7 +77,16 @@ def compile(
     # A module stays its owner's: training the simulator from outside must not change it.
     tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
-    simulator = Simulator(program, tensors, backend=backend, share=share, optimize=optimize, source=description, tokenizer=loaded.tokenizer)
+    simulator = Simulator(
+        program,
+        tensors,
+        backend=backend,
+        share=share,
+        optimize=optimize,
+        torch_compile=torch_compile,
+        source=description,
+        tokenizer=loaded.tokenizer,
+    )
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator

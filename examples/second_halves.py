@@ -73,7 +73,7 @@ def measure(simulator: tintc.Simulator, path: Path, rates: list[float], ids_NT: 
         for index, ids in enumerate(ids_NT.split(batch)):
             show(f"{path.name}, rate {rate:g}: {index * batch} of {len(ids_NT)} sequences")
             train_mask = (torch.arange(ids.shape[1]) < half).long().expand_as(ids)
-            total += second_half_loss(simulator(ids, train_mask, return_initial=False).logits, ids)
+            total += float(simulator.losses(ids, train_mask, labels=ids.masked_fill(train_mask.bool(), -100)).losses.sum())
         show("")
         updated = perplexity(total, targets)
         rows.append(Row(path.name, rate, initial, updated, 100 * (updated / initial - 1), time.perf_counter() - start))

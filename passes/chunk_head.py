@@ -69,6 +69,8 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         name = "scale" if is_tint(forward, "scale") else "activation_backward"
         if backward is None or not is_tint(backward, name):
             return
+        if name == "activation_backward" and argument(backward, "gradient") != "exact":
+            return
         way.append(backward)
     last = _only_user(way[-1])
     own = {*head.behind, head.linear}

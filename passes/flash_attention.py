@@ -4,7 +4,7 @@
       ->  o, l = flash_forward(q, k, v); dq, dk, dv = flash_backward(do, q, k, v, o, l)
 
 l is the logarithm of each row's sum of exponentials. For calls on a CPU that nobody differentiates (the kernel has no derivative), under
-the causal mask alone. Value-only attention recomputes its probabilities, which was measured to be as fast as keeping them and faster
+the causal mask alone, with heads of q, k and v of one size (the kernel takes no other). Value-only attention recomputes its probabilities, which was measured to be as fast as keeping them and faster
 than this kernel, which cannot leave out dq and dk.
 """
 
@@ -29,9 +29,14 @@ def flash_attention(graph: fx.Graph, context: Context) -> fx.Graph:
         forward = next(
             (n for n in same[0].users if is_tint(n, "attention_forward") and [argument(n, name) for name in _SHARED] == same), None
         )
-        if forward is not None and argument(backward, "mask") is None and argument(backward, "softcap") == 0:
+        if forward is not None and argument(backward, "mask") is None and argument(backward, "softcap") == 0 and _one_size(backward):
             _replace(build, forward, backward)
     return graph
+
+
+def _one_size(backward: fx.Node) -> bool:
+    """Whether a head of v is as wide as one of k, and so of q."""
+    return bool(info(argument(backward, "k")).shape[-1] == info(argument(backward, "v")).shape[-1])
 
 
 _SHARED = ("q", "k", "v", "mask", "bias", "heads", "kv_heads", "scale", "softcap")

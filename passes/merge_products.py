@@ -33,13 +33,14 @@ def merge_products(graph: fx.Graph, context: Context) -> fx.Graph:
             bias = argument(node, "bias")
             if bias is None or is_tint(bias, "prefix"):
                 alike[argument(node, "x"), bias is None].append(node)
+    stacked: dict[tuple[fx.Node, ...], fx.Node] = {}
     for group in alike.values():
         if len(group) > 1 and len({argument(node, "weight") for node in group}) == len(group):
-            _merge(Builder(graph), group)
+            _merge(Builder(graph), group, stacked)
     return graph
 
 
-def _merge(build: Builder, group: _Group) -> None:
+def _merge(build: Builder, group: _Group, stacked: dict[tuple[fx.Node, ...], fx.Node]) -> None:
     first = group[0]
     weights, biases = ([argument(node, name) for node in group] for name in ("weight", "bias"))
     for read in (*weights, *biases):
@@ -47,8 +48,8 @@ def _merge(build: Builder, group: _Group) -> None:
             first.prepend(read)  # it reads a parameter alone
     fields = {"phase": info(first).phase, "step": info(first).step}
     with build.graph.inserting_before(first):
-        weight = build.call("stack_rows", weights, like=first, label=f"{first.name}_merged_weight")
-        bias = None if biases[0] is None else build.call("stack_rows", biases, like=first, label=f"{first.name}_merged_bias")
+        weight = _stacked(build, weights, stacked)
+        bias = None if biases[0] is None else _stacked(build, biases, stacked)
         y = build.call("linear_forward", argument(first, "x"), weight, bias, like=first, label=f"{first.name}_merged", **fields)
         start = 0
         for node in group:
@@ -59,3 +60,11 @@ def _merge(build: Builder, group: _Group) -> None:
             start += width
     for node in group:
         build.graph.erase_node(node)
+
+
+def _stacked(build: Builder, parts: _Group, stacked: dict[tuple[fx.Node, ...], fx.Node]) -> fx.Node:
+    """Made once for all steps, and named by its parts: programs of other calls share what it is folded to by this name."""
+    key = tuple(parts)
+    if key not in stacked:
+        stacked[key] = build.call("stack_rows", parts, like=parts[0], label="_and_".join(part.name for part in parts))
+    return stacked[key]

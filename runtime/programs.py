@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,15 @@ from torch import Tensor, fx
 from tintc.compiler.builder import outputs
 from tintc.compiler.choices import Choices
 from tintc.compiler.cost_model import SlotUse, slot_uses
+from tintc.compiler.errors import UsageError
 from tintc.compiler.folding import fold_weights
 from tintc.compiler.node_meta import info
 from tintc.compiler.optimize import check_names, optimize
 from tintc.compiler.program import Program
 from tintc.runtime import fused, transformer
 from tintc.runtime.structure import Structure
+
+MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; the second replays CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,20 @@ class Emitted:
 
 
 class Programs:
-    """Emits a program at the first call of its kind and keeps it. enabled: names of the optimizations that are on."""
+    """Emits a program at the first call of its kind and keeps it. enabled: names of the optimizations that are on. torch_compile: mode of
+    torch.compile for programs that nobody differentiates; its compiler takes no oneDNN products, so they are off with it."""
 
-    def __init__(self, program: Program, structure: Structure | None, optimize: bool | Collection[str]) -> None:
+    def __init__(
+        self, program: Program, structure: Structure | None, optimize: bool | Collection[str], torch_compile: str | None = None
+    ) -> None:
         self.program, self.structure = program, structure
         self.enabled = check_names(optimize)
+        self.torch_compile = torch_compile
+        if torch_compile is not None:
+            if torch_compile not in MODES or structure is not None:
+                raise UsageError(f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the fused back end")
+            self.enabled = tuple(name for name in self.enabled if name != "onednn_products")
+        self._compiled: dict[fx.GraphModule, Callable[..., dict[str, Any]]] = {}
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
         self._folded: dict[str, tuple[Any, Tensor]] = {}  # by name: the weights' states, and what was made of them
@@ -52,6 +64,15 @@ class Programs:
             low_rank = frozenset(slot for slot, use in self._uses.items() if use.factors_win(*shape))
         return Choices(wanted, dtype=weights.dtype, device=weights.device.type, enabled=frozenset(self.enabled), low_rank=low_rank, **facts)
 
+    def usual(self, wanted: tuple[str, ...], weights: Tensor, *, from_updates: bool = False, differentiable: bool) -> Choices:
+        """The kind of a call without masks, of the shapes that costs are told for."""
+        from tintc.compiler.cost import call_sizes
+
+        sizes = call_sizes(self.program.facts)
+        inputs = {"input_ids": torch.empty(sizes["batch"], sizes["tokens"], device="meta")}
+        facts = {"from_updates": from_updates, "differentiable": differentiable, "causal": not differentiable}
+        return self.choose(wanted, weights, inputs, sizes["segment"], **facts)
+
     def get(self, choices: Choices) -> Emitted:
         """The program of a kind of call."""
         if choices not in self._emitted:
@@ -67,6 +88,14 @@ class Programs:
                 given = {node.name: slot for slot, node in outputs(self.program.graph)["updates"].items()}
             self._emitted[choices] = self._emitted_of(module, given, folded)
         return self._emitted[choices]
+
+    def runnable(self, module: fx.GraphModule, differentiable: bool) -> Callable[..., dict[str, Any]]:
+        """The program as it runs: itself, or compiled by torch."""
+        if self.torch_compile is None or differentiable:
+            return module
+        if module not in self._compiled:
+            self._compiled[module] = torch.compile(module, mode=self.torch_compile)
+        return self._compiled[module]
 
     def _emitted_of(self, module: fx.GraphModule, given: dict[str, str], folded: Emitted | None) -> Emitted:
         parameters = {node.name: name for node in self.program.graph.nodes if (name := info(node).parameter)}

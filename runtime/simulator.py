@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from torch import Tensor, fx, nn
 
 from tintc.compiler.builder import outputs
 from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import InputError
+from tintc.compiler.errors import InputError, UsageError
 from tintc.compiler.inputs import CODE, is_table, is_wide_table
 from tintc.compiler.node_meta import info
+from tintc.compiler.optimize import optimize
 from tintc.compiler.program import Program
 from tintc.runtime import fused, slices, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
+from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 from tintc.runtime.primitives.head import token_losses
@@ -33,36 +34,13 @@ from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.structure import Structure, check_backend
 
 
-@dataclass(frozen=True)
-class SimulatorOutput:
-    """logits: (B, T, V) under each sequence's updated weights. initial_logits: (B, T, V) before any update, if asked for.
-    loss, initial_loss: mean next-token cross-entropy over the labels that are not -100, if labels were given."""
-
-    logits: Tensor
-    initial_logits: Tensor | None = None
-    loss: Tensor | None = None
-    initial_loss: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class SimulatorLosses:
-    """losses: (B, T), at position t that of token t + 1, -log p(label); 0 where the label is -100 and at the last position, in at least
-    float32. initial_losses: the same before any update, if asked for. loss: the mean over the labels that are not -100."""
-
-    losses: Tensor
-    loss: Tensor
-    initial_losses: Tensor | None = None
-
-
-torch.export.register_dataclass(SimulatorOutput)
-
-
 class Simulator(nn.Module):
     """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
 
     backend: `fused` or `transformer`. prefix: the auxiliary weights, as they are (`PrefixEmbeddings`) or in pages of prefix tokens
     (`PrefixPages`). structure: the transformer's structural constants, parameters that need no gradient. share: who has one copy of them.
-    optimize: whether the fused back end optimizes, or names of the optimizations that are on. inner_lr: the inner learning rate.
+    optimize: whether the fused back end optimizes, or names of the optimizations that are on. torch_compile: mode of torch.compile, or None
+    for plain torch. inner_lr: the inner learning rate.
     Weights and rate are parameters:
     an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is trained from
     outside: without it torch records the call for a backward pass through all steps, which costs memory.
@@ -80,6 +58,7 @@ class Simulator(nn.Module):
         backend: str = "fused",
         share: str = "none",
         optimize: bool | Collection[str] = True,
+        torch_compile: str | None = None,
         source: dict[str, Any] | None = None,
         tokenizer: Any = None,
     ) -> None:
@@ -100,7 +79,7 @@ class Simulator(nn.Module):
             self.structure = Structure(program.layout, share, program.facts.block_path, self.dtype, self.device)
             transformer.emit(program, self.structure, fused.OUTPUTS)  # makes every module once
         self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
-        self._programs = Programs(program, self.structure, optimize)
+        self._programs = Programs(program, self.structure, optimize, torch_compile)
         self._warned = False
 
     @property
@@ -110,7 +89,7 @@ class Simulator(nn.Module):
 
     @optimizations.setter
     def optimizations(self, names: bool | Collection[str]) -> None:
-        self._programs = Programs(self.program, self.structure, names)
+        self._programs = Programs(self.program, self.structure, names, self._programs.torch_compile)
 
     @property
     def config(self) -> SimulatorConfig:
@@ -276,14 +255,21 @@ class Simulator(nn.Module):
         out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1])["initial_logits"]
         return out
 
-    def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False) -> fx.GraphModule:
+    def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False, differentiable: bool = True) -> fx.GraphModule:
         """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python.
 
-        It is the program of a call that may be differentiated; those of `bound` and of other calls depend on their shapes, too.
+        differentiable: of a call with gradients on; else of one under torch.inference_mode(), without masks, of the shapes that costs are
+        told for: which optimizations it has depends on them.
         """
-        tokens = {"input_ids": torch.empty(1, 2)}
-        choices = self._programs.choose(outputs, self._weight, tokens, 1, from_updates=from_updates, differentiable=True)
-        return self._programs.get(choices).module
+        return self._programs.get(
+            self._programs.usual(outputs, self._weight, from_updates=from_updates, differentiable=differentiable)
+        ).module
+
+    def optimized(self, outputs: tuple[str, ...] = ("logits",), *, differentiable: bool = False) -> fx.Graph:
+        """The graph of `tint` operators that such a program is emitted from. Raises UsageError for the transformer back end."""
+        if self.structure is not None:
+            raise UsageError("the transformer back end runs the lowered graph as it is; expected the fused back end")
+        return optimize(self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable))
 
     def parameter_report(self, share: str | None = None) -> dict[str, Any]:
         """How many parameters the simulator has and what each is for; see `runtime.parameters.parameter_report`."""
@@ -335,8 +321,7 @@ class Simulator(nn.Module):
         def run(tensors: dict[str, Tensor]) -> dict[str, Any]:
             more = {} if kept is None else {"kept": kept}
             module, arguments = self.bound(outputs, {**tensors, **more}, segment, given, causal=inputs.causal)
-            result: dict[str, Any] = module(*arguments)
-            return result
+            return self._programs.runnable(module, self._differentiable)(*arguments)
 
         if size >= batch or slices.NAME not in self.optimizations or "updates" in outputs or given or self._differentiable:
             return run(tensors)

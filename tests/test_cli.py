@@ -16,7 +16,7 @@ from tests.artifacts import LAYERS, POSITIONS, TEXT, VOCAB, artifact, copy_of, s
 from tests.command import process, tintc
 from tintc.runtime.simulator import Simulator
 
-STAGES = ["captured", "canonical", "lowered", "emitted"]
+STAGES = ["captured", "canonical", "lowered", "optimized", "emitted"]
 
 
 @pytest.fixture(scope="module")

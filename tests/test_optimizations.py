@@ -48,13 +48,16 @@ def simulator_of(name: str, preset: str, steps: int = 1, layers: int | None = No
     return simulate(MODELS[name](), config).to(dtype)
 
 
-def called(simulator: Simulator, names: bool | Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
-    """What a call under inference mode returns with these optimizations: with and without logits before the update."""
+def called(simulator: Simulator, names: bool | Collection[str], initial: bool = False, **inputs: Tensor) -> dict[str, Tensor]:
+    """What a call under inference mode returns with these optimizations. initial: also what one returns that gives logits before the
+    update, whose training pass sees all tokens."""
     simulator.optimizations = names  # type: ignore[assignment]  # the setter takes more than the getter gives
     with torch.inference_mode():
         labelled = simulator(**inputs, labels=inputs["input_ids"])
-        both = simulator(**inputs, return_initial=True)
-    found = {"logits": labelled.logits, "loss": labelled.loss, "both.logits": both.logits, "both.initial_logits": both.initial_logits}
+        both = simulator(**inputs, return_initial=True) if initial else None
+    found = {"logits": labelled.logits, "loss": labelled.loss}
+    if both is not None:
+        found |= {"both.logits": both.logits, "both.initial_logits": both.initial_logits}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -68,16 +71,20 @@ def inputs_of(scenario: str, batch: int) -> dict[str, Tensor]:
     return SCENARIOS[scenario](batch, LENGTH, VOCAB)
 
 
-@pytest.mark.parametrize("layers", [None, 1])
-@pytest.mark.parametrize("steps", [1, 3])
+# (steps, trained layers)
+SIZES = {**dict.fromkeys(MODELS, [(1, None), (3, 1)]), **dict.fromkeys(("gpt2", "llama"), [(1, None), (3, None), (1, 1), (3, 1)])}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "steps", "layers"), [(name, *sizes) for name, found in SIZES.items() for sizes in found])
 def test_all_equal_none(name: str, preset: str, steps: int, layers: int | None) -> None:
     simulator = simulator_of(name, preset, steps, layers)
     for call in CALLS:
-        expected = called(simulator, False, **inputs_of(*call))
-        assert error(expected["logits"], expected["both.initial_logits"]) > 1e-3  # the steps change something
-        assert_equal(called(simulator, True, **inputs_of(*call)), expected, FLOAT64)
+        initial = call == ("ragged", 5)
+        expected = called(simulator, False, initial, **inputs_of(*call))
+        assert_equal(called(simulator, True, initial, **inputs_of(*call)), expected, FLOAT64)
+        if initial:
+            assert error(expected["logits"], expected["both.initial_logits"]) > 1e-3  # the steps change something
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -85,25 +92,30 @@ def test_all_equal_none(name: str, preset: str, steps: int, layers: int | None) 
 def test_all_equal_none_in_float32(name: str, preset: str) -> None:
     """As oneDNN is used: it has no kernels for float64."""
     simulator = simulator_of(name, preset, 3, None, FLOAT32)
-    for call in CALLS[1:]:
-        expected = called(simulator, False, **inputs_of(*call))
-        assert_equal(called(simulator, True, **inputs_of(*call)), expected, FLOAT32)
+    expected = called(simulator, False, **inputs_of("ragged", 5))
+    assert_equal(called(simulator, True, **inputs_of("ragged", 5)), expected, FLOAT32)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "preset"), [("opt", "exact"), ("llama", "paper"), ("llama", "exact"), ("mpt", "exact"), ("gemma2", "exact")]
+)
 def test_each_alone(name: str, preset: str) -> None:
     """One optimization on, then one off."""
     simulator = simulator_of(name, preset, 2)
-    expected = {call: called(simulator, False, **inputs_of(*call)) for call in CALLS[1:]}
+    expected = called(simulator, False, **inputs_of("ragged", 5))
     for one in OPTIMIZATION_NAMES:
         for names in ((one,), tuple(other for other in OPTIMIZATION_NAMES if other != one)):
-            for call, wanted in expected.items():
-                assert_equal(called(simulator, names, **inputs_of(*call)), wanted, FLOAT64, "each")
+            assert_equal(called(simulator, names, **inputs_of("ragged", 5)), expected, FLOAT64, "each")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_each_alone_with_padding() -> None:
+    simulator = simulator_of("llama", "exact")
+    expected = called(simulator, False, **inputs_of("padded_left", 5))
+    for one in OPTIMIZATION_NAMES:
+        assert_equal(called(simulator, (one,), **inputs_of("padded_left", 5)), expected, FLOAT64, "each")
+
+
+@pytest.mark.parametrize(("name", "preset"), [("opt", "exact"), ("llama", "paper")])
 def test_each_alone_in_float32(name: str, preset: str) -> None:
     simulator = simulator_of(name, preset, 2, None, FLOAT32)
     expected = called(simulator, False, **inputs_of("ragged", 5))
@@ -113,9 +125,8 @@ def test_each_alone_in_float32(name: str, preset: str) -> None:
 
 
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("ragged", "padded_left")])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_kind_of_input(preset: str, scenario: str) -> None:
-    simulator = simulator_of("llama", preset, 2)
+def test_every_kind_of_input(scenario: str) -> None:
+    simulator = simulator_of("llama", "exact", 2)
     expected = called(simulator, False, **inputs_of(scenario, 5))
     assert_equal(called(simulator, True, **inputs_of(scenario, 5)), expected, FLOAT64)
 
@@ -128,7 +139,7 @@ def test_other_losses(loss_gradient: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["opt", "llama", "mpt"])
+@pytest.mark.parametrize("name", ["opt", "llama"])
 def test_low_rank_equals_materialized(name: str, preset: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     simulator = simulator_of(name, preset, steps)
     found = {}
@@ -136,8 +147,8 @@ def test_low_rank_equals_materialized(name: str, preset: str, steps: int, monkey
         monkeypatch.setattr(SlotUse, "factors_win", lambda *_, answer=low_rank: answer)
         found[low_rank] = [called(simulator, True, **inputs_of(*call)) for call in CALLS]
         code = code_of(simulator)
-        assert ("baddbmm" in code) is True  # a materialized descent, or a product with factors
-        assert (f"{steps}" == "3" and low_rank) is ("_gradients = torch.cat" in code)
+        assert ("_low_rank = torch.baddbmm" in code) is low_rank
+        assert ("_gradients = torch.cat" in code) is (low_rank and steps > 1)  # factors of several steps
     for factors, weights in zip(found[True], found[False], strict=True):
         assert_equal(factors, weights, FLOAT64, "low-rank against materialized")
 

@@ -33,6 +33,8 @@ HALF = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 HALF_LOGITS = {torch.float16: 3e-2, torch.bfloat16: 2e-1}
 # Each weight's float32 update against its float64 update.
 UPDATE_COSINE = 0.9999
+# A whole simulator's update in half precision, and what it does to the logits, against those in float64.
+UPDATE_COSINE_HALF = 0.99
 
 
 # Largest figure of each kind that this run saw; `pytest` prints them at its end, unless xdist spreads the tests.

@@ -26,7 +26,9 @@ from tintc.compiler.errors import (
 if TYPE_CHECKING:
     from tintc.compiler.artifact import load
     from tintc.compiler.driver import compile
-    from tintc.runtime.simulator import Simulator, SimulatorOutput
+    from tintc.passes import OPTIMIZATION_NAMES
+    from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
+    from tintc.runtime.simulator import Simulator
 
 __version__ = "0.1.0"
 
@@ -35,8 +37,10 @@ __all__ = [
     "InputError",
     "MemoryLimitError",
     "NumericalError",
+    "OPTIMIZATION_NAMES",
     "Simulator",
     "SimulatorConfig",
+    "SimulatorLosses",
     "SimulatorOutput",
     "SourceError",
     "TintcError",
@@ -51,7 +55,9 @@ _LAZY = {
     "compile": "tintc.compiler.driver",
     "load": "tintc.compiler.artifact",
     "Simulator": "tintc.runtime.simulator",
-    "SimulatorOutput": "tintc.runtime.simulator",
+    "SimulatorLosses": "tintc.runtime.outputs",
+    "SimulatorOutput": "tintc.runtime.outputs",
+    "OPTIMIZATION_NAMES": "tintc.passes",
 }
 
 

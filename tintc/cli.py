@@ -120,7 +120,7 @@ def compile_command(
 @app.command("inspect")
 def inspect_command(
     path: Artifact,
-    stage: Annotated[str | None, typer.Option(help="captured, canonical, lowered or emitted.")] = None,
+    stage: Annotated[str | None, typer.Option(help="captured, canonical, lowered, optimized or emitted.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, code, dot or json.")] = "table",
     slots: Annotated[bool, typer.Option("--slots", help="Show the prefix and memory slots.")] = False,
     params: Annotated[bool, typer.Option("--params", help="Show what every parameter is for.")] = False,
@@ -131,7 +131,7 @@ def inspect_command(
     debug: Debug = False,
 ) -> None:
     """Show a compiled simulator: summary, graph, slots or parameters."""
-    check_choice("stage", stage, ("captured", "canonical", "lowered", "emitted"))
+    check_choice("stage", stage, ("captured", "canonical", "lowered", "optimized", "emitted"))
     check_choice("format", form, ("table", "code", "dot", "json"))
     from tintc.commands import inspect as command
 
@@ -259,6 +259,7 @@ def bench_command(
     backend: Backend = "fused",
     share: Share = "none",
     without: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Switch an optimization off; may be repeated.")] = None,
+    torch_compile: Annotated[str | None, typer.Option(metavar="MODE", help="torch.compile: default or reduce-overhead.")] = None,
     each: Annotated[bool, typer.Option("--each", help="Also time every optimization, alone switched off.")] = False,
     pairs: Annotated[int, typer.Option(help="How often both run, in turn.")] = 11,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure peak memory.")] = False,
@@ -291,6 +292,7 @@ def bench_command(
         "train_fraction": train_fraction,
         "pairs": pairs,
         "without": tuple(without or ()),
+        "torch_compile": torch_compile,
         "each": each,
         "memory": not no_memory,
         "seed": seed,

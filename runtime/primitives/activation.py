@@ -119,8 +119,7 @@ def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: 
 
 
 def _relu_backward(dy: Tensor, x: Tensor, gradient: str, scale: float) -> Tensor:
-    on = x > 0
     if gradient == "exact":
-        return dy * on
-    reach = x * scale  # N x: the difference is clamped where x + dy/N changes sign
-    return torch.where(on, torch.maximum(dy, -reach), torch.relu(reach + dy))
+        return dy * (x > 0)
+    reach = x * scale  # N x: the difference is clamped where x + dy/N changes sign, on either side of zero
+    return torch.maximum(dy, -reach) + reach.clamp(max=0)

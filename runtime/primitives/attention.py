@@ -72,7 +72,7 @@ def attention_backward_full(
 
 
 def flash_forward(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float) -> tuple[Tensor, Tensor]:
-    """(o, logarithm of each row's sum of exponentials, (B, T, H)), under the causal mask, by torch's kernel for CPUs."""
+    """(o, logarithm of each row's sum of exponentials, (B, H, T)), under the causal mask, by torch's kernel for CPUs."""
     o_BHTE, sums_BHT = _FLASH(*_flash_operands(q, k, v, heads, kv_heads), 0.0, True, scale=scale)
     return _merge(o_BHTE), sums_BHT
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from tests.runtime.shapes import Draw, batches, lengths, seeds
 from tests.tolerances import HALF, PRIMITIVE, error
-from tintc.runtime.primitives.attention import attention_backward_full, attention_backward_value, attention_forward
+from tintc.runtime.primitives.attention import (
+    attention_backward_full,
+    attention_backward_value,
+    attention_forward,
+    flash_backward,
+    flash_forward,
+)
 
 LIMIT = PRIMITIVE[torch.float64]
 heads = st.tuples(st.integers(1, 3), st.integers(1, 3))  # (key/value heads, query heads of each)
@@ -153,6 +159,59 @@ def test_half_precision_stays(dtype: torch.dtype, has_bias: bool, softcap: float
         attention_backward_value(wide[3], *wide[:2], mask, *in_wide),
         *attention_backward_full(wide[3], *wide[:3], mask, *in_wide),
     ]
+    for low, high in zip(found, expected, strict=True):
+        assert low.dtype == dtype
+        assert error(low, high) < HALF[dtype]
+
+
+def causal_mask(t: int) -> Tensor:
+    return torch.ones(1, 1, t, t, dtype=torch.bool).tril()
+
+
+@given(problems())
+def test_no_mask_is_the_causal_one(drawn: Any) -> None:
+    _, tensors, (_, bias, *how) = drawn
+    q, k, v, do = (tensors[name] for name in ("q", "k", "v", "do"))
+    mask = causal_mask(q.shape[1])
+    for call, operands in (
+        (attention_forward, (q, k, v)),
+        (attention_backward_value, (do, q, k)),
+        (attention_backward_full, (do, q, k, v)),
+    ):
+        # The pass leaves a bias its mask: only scores that are written out take both a bias and no mask.
+        given_bias = None if call is attention_forward else bias
+        found, expected = (call(*operands, m, given_bias, *how) for m in (None, mask))
+        pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        assert all(error(a, b) < LIMIT for a, b in pairs)
+
+
+@given(batches, lengths, heads, st.integers(1, 5), st.sampled_from([0.3, 1.0]), seeds)
+def test_flash(b: int, t: int, groups: tuple[int, int], e: int, scale: float, seed: int) -> None:
+    """torch's kernel against the attention that is written out, and against autograd through it; grouped queries too."""
+    draw, g, h = Draw(seed), groups[0], groups[0] * groups[1]
+    q, k, v, do = draw(b, t, h * e, scale=2.0), draw(b, t, g * e), draw(b, t, g * e), draw(b, t, h * e)
+    o, sums = flash_forward(q.detach(), k.detach(), v.detach(), h, g, scale)
+    expected = written_out(q, k, v, causal_mask(t), None, h, g, scale, 0.0)
+    assert error(o, expected) < LIMIT
+    assert error(o, attention_forward(q, k, v, None, None, h, g, scale, 0.0)) < LIMIT
+    keys = k.unflatten(-1, (g, e)).repeat_interleave(h // g, 2)
+    scores = torch.einsum("bihe,bjhe->bhij", q.unflatten(-1, (h, e)), keys) * scale
+    assert error(sums, scores.masked_fill(~causal_mask(t), -torch.inf).logsumexp(-1)) < LIMIT
+    found = flash_backward(do.detach(), q.detach(), k.detach(), v.detach(), o, sums, h, g, scale)
+    by_hand = attention_backward_full(do, q, k, v, None, None, h, g, scale, 0.0)
+    for result, *others in zip(found, torch.autograd.grad(expected, (q, k, v), do), by_hand, strict=True):
+        assert all(error(result, other) < LIMIT for other in others)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_flash_in_half_precision(dtype: torch.dtype) -> None:
+    draw = Draw(0)
+    q, k, v, do = draw(2, 9, 12).to(dtype), draw(2, 9, 6).to(dtype), draw(2, 9, 6).to(dtype), draw(2, 9, 12).to(dtype)
+    o, sums = flash_forward(q, k, v, 4, 2, 0.5)
+    wide = [x.detach().double() for x in (q, k, v, do)]
+    found = (o, *flash_backward(do, q, k, v, o, sums, 4, 2, 0.5))
+    plain = (None, None, 4, 2, 0.5, 0.0)
+    expected = (attention_forward(*wide[:3], *plain), *attention_backward_full(wide[3], *wide[:3], *plain))
     for low, high in zip(found, expected, strict=True):
         assert low.dtype == dtype
         assert error(low, high) < HALF[dtype]

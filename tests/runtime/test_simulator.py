@@ -36,7 +36,7 @@ def test_inference_mode(family: str, preset: str) -> None:
         inferred = simulator(IDS, TRAIN)
     assert recorded.logits.requires_grad
     assert inferred.logits.is_inference()
-    assert torch.equal(recorded.logits, inferred.logits)
+    assert error(inferred.logits, recorded.logits) < LIMIT  # its kernels may be others
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -65,14 +65,16 @@ def _print_parameters(facts: dict[str, Any], form: str) -> None:
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
     if stage == "emitted":
-        return to_records(load(path).emitted().graph)
+        return to_records(load(path).emitted(differentiable=False).graph)
+    if stage == "optimized":
+        return to_records(load(path).optimized())
     graph = json.loads((path / "graph.json").read_text(encoding="utf-8"))
     return [NodeRecord(**record) for record in graph[stage]]
 
 
 def _print_graph(path: Path, stage: str, form: str) -> None:
     if form == "code" and stage == "emitted":
-        console.out.out(_one_argument_a_line(load(path).emitted().code.strip()), highlight=False)
+        console.out.out(_one_argument_a_line(load(path).emitted(differentiable=False).code.strip()), highlight=False)
         return
     records = _records(path, stage)
     if form == "json":
