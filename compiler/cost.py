@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -19,14 +19,16 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from tintc.compiler.errors import UsageError
 from tintc.compiler.inputs import INPUTS
 from tintc.compiler.node_meta import info
+from tintc.compiler.optimize import check_names
 from tintc.compiler.pass_manager import ModelFacts
 from tintc.compiler.program import Program
 from tintc.passes.onednn_products import onednn_products
+from tintc.runtime import slices
 from tintc.runtime.modules.parts import Place, Range
 from tintc.runtime.simulator import Simulator
 
@@ -71,29 +73,67 @@ def trained_tokens(tokens: int, train_fraction: float = 0.5) -> int:
     return math.ceil(tokens * train_fraction)
 
 
-def estimate(program: Program, backend: str, dtype: torch.dtype, *, optimize: bool = True, batch: int, tokens: int, segment: int) -> Cost:
-    """Cost of one call without padding that returns the logits (not the initial ones). segment: tokens that training passes see.
-    optimize: with the optimizations of the fused back end, up to the choice of kernels."""
+def estimate(
+    program: Program,
+    backend: str,
+    dtype: torch.dtype,
+    *,
+    optimize: bool | Collection[str] = True,
+    batch: int,
+    tokens: int,
+    segment: int,
+) -> Cost:
+    """Cost of one call on a CPU without padding that returns the logits (not the initial ones), under torch.no_grad. segment: tokens that
+    training passes see. optimize: with the optimizations of the fused back end, all or those named, but for the choice of kernels:
+    oneDNN's cost the same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them and the memory of one, beside
+    the whole inputs and logits. Raises UsageError for an unknown name."""
+    names = [name for name in check_names(optimize) if name != onednn_products.name]
     with _without_numbers(backend) as device, torch.no_grad():
         shapes = {record.parameter: record.shape for node in program.graph.nodes if (record := info(node)).parameter is not None}
         weights = {name: torch.empty([int(size) for size in shape], dtype=dtype) for name, shape in shapes.items()}
         # Which modules share a copy changes no cost of a call, and one copy is the least to make.
-        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all", optimize=optimize)
-        if optimize and backend == "fused":
-            simulator.optimizations = [name for name in simulator.optimizations if name != onednn_products.name]
-        sizes = {"B": batch, "T": tokens}
-        dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
-        inputs = {
-            name: torch.empty([size if isinstance(size, int) else sizes[size] for size in shape], dtype=dtypes[kind], device=device)
-            for name, (shape, kind) in INPUTS.items()
-            if shape
-        }
-        inputs["attention_mask"] = inputs["attention_mask"][:1].clone()  # sequences without padding share the causal mask
-        module, arguments = simulator.bound(("logits",), inputs, segment, causal=True)
-        with _Meter((arguments, list(module.parameters()))) as meter:
-            result = _Walk(module, meter).run(*arguments)
-            del result
-    return Cost(meter.flops, meter.peak + sum(value.untyped_storage().nbytes() for value in inputs.values()))
+        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all", optimize=names)
+        size = slices.slice_size(batch, tokens, device) if slices.NAME in simulator.optimizations else batch
+        full, rest = divmod(batch, size)
+        calls = {n: _call(simulator, _inputs(n, tokens, dtype, device), segment) for n in {size, rest} - {0}}
+        inputs = sum(value.untyped_storage().nbytes() for value in _inputs(batch, tokens, dtype, device).values())
+    one = calls[size]
+    flops = full * one.flops + (calls[rest].flops if rest else 0)
+    if size == batch:
+        return Cost(flops, inputs + one.peak_bytes)
+    whole = one.result_bytes // size * batch  # made when the first slice has its logits
+    later = one.peak_bytes if full > 1 else calls[rest].peak_bytes
+    return Cost(flops, inputs + max(one.peak_bytes, whole + max(one.result_bytes, later)))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """result_bytes: of the logits, which are part of the peak."""
+
+    flops: int
+    peak_bytes: int
+    result_bytes: int
+
+
+def _inputs(batch: int, tokens: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    sizes = {"B": batch, "T": tokens}
+    dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
+    inputs = {
+        name: torch.empty([size if isinstance(size, int) else sizes[size] for size in shape], dtype=dtypes[kind], device=device)
+        for name, (shape, kind) in INPUTS.items()
+        if shape
+    }
+    inputs["attention_mask"] = inputs["attention_mask"][:1].clone()  # sequences without padding share the causal mask
+    return inputs
+
+
+def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Call:
+    module, arguments = simulator.bound(("logits",), inputs, segment, causal=True)
+    with _Meter((arguments, list(module.parameters()))) as meter:
+        result = _Walk(module, meter).run(*arguments)
+        logits = result["logits"].untyped_storage().nbytes()
+        del result
+    return _Call(meter.flops, meter.peak, logits)
 
 
 @contextlib.contextmanager
@@ -139,6 +179,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # torch counts those of other devices only
         return int(sdpa_flop_count(*(x.shape for x in args[:3])))  # type: ignore[no-untyped-call]
+    if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
+        return int(sdpa_backward_flop_count(*(x.shape for x in args[:4])))  # type: ignore[no-untyped-call]
     count = flop_registry.get(func.overloadpacket)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))
 

@@ -4,8 +4,8 @@
       ->  o, l = flash_forward(q, k, v); dq, dk, dv = flash_backward(do, q, k, v, o, l)
 
 l is the logarithm of each row's sum of exponentials. For calls on a CPU that nobody differentiates (the kernel has no derivative), under
-the causal mask alone, with heads of q, k and v of one size (the kernel takes no other). Value-only attention recomputes its probabilities, which was measured to be as fast as keeping them and faster
-than this kernel, which cannot leave out dq and dk.
+the causal mask alone, with heads of v as wide as those of q and k (the kernel takes no others). Value-only attention recomputes its
+probabilities, which was measured to be as fast as keeping them and faster than this kernel, which cannot leave out dq and dk.
 """
 
 from __future__ import annotations

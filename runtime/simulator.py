@@ -283,6 +283,12 @@ class Simulator(nn.Module):
 
         return save(self, Path(path), force=force)
 
+    def export_onnx(self, path: str | Path, **options: Any) -> Any:
+        """Writes an ONNX model that trains inside any runtime; options and result: `runtime.onnx.export_onnx`."""
+        from tintc.runtime.onnx import export_onnx
+
+        return export_onnx(self, path, **options)
+
     def _prepare(
         self,
         input_ids: Tensor,

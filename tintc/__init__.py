@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "OPTIMIZATION_NAMES",
     "ArtifactError",
     "InputError",
     "MemoryLimitError",
     "NumericalError",
-    "OPTIMIZATION_NAMES",
     "Simulator",
     "SimulatorConfig",
     "SimulatorLosses",

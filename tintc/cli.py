@@ -19,9 +19,12 @@ from tintc.commands.options import (
     Device,
     Dtype,
     Json,
+    Opset,
     Quiet,
+    Runnable,
     Share,
     Verbose,
+    With,
     check_choice,
     config_of,
     device_of,
@@ -140,7 +143,7 @@ def inspect_command(
 
 @app.command("run")
 def run_command(
-    path: Artifact,
+    path: Runnable,
     stdin: Annotated[str | None, typer.Argument(metavar="-", help="- reads standard input.")] = None,
     text: Annotated[str | None, typer.Option(help="The text.")] = None,
     file: Annotated[str | None, typer.Option(metavar="FILE", help="A UTF-8 text file, or -.")] = None,
@@ -160,20 +163,48 @@ def run_command(
         raise UsageError(f"unexpected argument {stdin!r}; pass --text TEXT, --file FILE, or - to read standard input")
     if stdin == "-" and (file is not None or text is not None):
         raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+    settings: dict[str, Any] = {
+        "text": text,
+        "file": "-" if stdin == "-" else file,
+        "train_fraction": train_fraction,
+        "generate": generate,
+        "max_tokens": max_tokens,
+        "inner_lr": inner_lr,
+        "as_json": as_json,
+    }
+    if path.suffix == ".onnx":
+        if device is not None or dtype is not None:
+            raise UsageError("an ONNX model runs on the CPU in the dtype that it was exported in; expected neither --device nor --dtype")
+        from tintc.commands import run_onnx
+
+        run_onnx.run(path, **settings)
+        return
     from tintc.commands import run as command
 
-    command.run(
-        path,
-        text=text,
-        file="-" if stdin == "-" else file,
-        train_fraction=train_fraction,
-        generate=generate,
-        max_tokens=max_tokens,
-        inner_lr=inner_lr,
-        device=device_of(device),
-        dtype=dtype_of(dtype),
-        as_json=as_json,
-    )
+    command.run(path, device=device_of(device), dtype=dtype_of(dtype), **settings)
+
+
+@app.command("export")
+def export_command(
+    path: Artifact,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The model to write, ending in .onnx.")],
+    further: With = None,
+    opset: Opset = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float64 or float16; default as stored.")] = None,
+    external_data: Annotated[bool, typer.Option("--external-data", help="Weights in FILE.data, as above 2 GB.")] = False,
+    optimize: Annotated[bool, typer.Option("--optimize", help="Fold and deduplicate with onnxscript.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare onnxruntime with torch before anything is left.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that exists.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Write a simulator as an ONNX model. Exit code 5 on disagreement."""
+    from tintc.commands import export as command
+
+    options: dict[str, Any] = {"external_data": external_data, "optimize": optimize, "check": check, "force": force}
+    command.run(path, onnx, further or [], dtype_of(dtype), options | ({} if opset is None else {"opset": opset}), as_json=as_json)
 
 
 @app.command("verify")

@@ -17,9 +17,13 @@ import tintc
 from tests.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import Cost, estimate
+from tintc.passes import OPTIMIZATION_NAMES
+from tintc.runtime import slices
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.structure import BACKENDS
 
+# torch counts no products of oneDNN and not those of its fused attention on a CPU, which are turned off where it counts.
+COUNTED = tuple(name for name in OPTIMIZATION_NAMES if name not in ("onednn_products", "flash_attention"))
 PEAK = 0.03  # of the measured peak, on models whose masks and positions are not small beside their activations
 
 CONFIGS = {
@@ -42,7 +46,7 @@ def prepared(family: str, config: SimulatorConfig, shape: str, backend: str) -> 
     """(simulator, arguments of `estimate`, token ids, train mask)."""
     batch, length, trained, dtype, sizes = SHAPES[shape]
     fused = simulate(FAMILIES[family](positions=256, dtype=dtype, **sizes), config)
-    simulator = Simulator(fused.program, fused.prefix.tensors(), backend=backend).requires_grad_(False)
+    simulator = Simulator(fused.program, fused.prefix.tensors(), backend=backend, optimize=COUNTED).requires_grad_(False)
     train_mask = (torch.arange(length) < trained).long().expand(batch, length)
     # The last position that carries loss is the one before the last trained token.
     sizes_ = {"batch": batch, "tokens": length, "segment": trained - 1}
@@ -50,7 +54,7 @@ def prepared(family: str, config: SimulatorConfig, shape: str, backend: str) -> 
 
 
 def cost_of(simulator: Simulator, **sizes: int) -> Cost:
-    return estimate(simulator.program, simulator.backend, simulator.dtype, **sizes)
+    return estimate(simulator.program, simulator.backend, simulator.dtype, optimize=simulator.optimizations, **sizes)
 
 
 # OPT in every way; GPT-2 differs in its activation and in the shape of its products.
@@ -70,6 +74,68 @@ def test_estimates(family: str, config: str, shape: str, backend: str) -> None:
     cost = cost_of(simulator, **sizes)
     assert cost.flops == counter.get_total_flops()
     assert abs(cost.peak_bytes / live.peak - 1) < PEAK, f"estimated {cost.peak_bytes}, measured {live.peak}"
+
+
+@pytest.mark.parametrize("config", ["paper", "exact", "paper, 3 steps"])
+def test_estimates_without_optimizations(config: str) -> None:
+    simulator, sizes, ids, train_mask = prepared("opt", CONFIGS[config], "long", "fused")
+    simulator.optimizations = ()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        simulator(ids, train_mask)
+    with torch.no_grad(), measured() as live:
+        simulator(ids, train_mask)
+    cost = cost_of(simulator, **sizes)
+    assert cost.flops == counter.get_total_flops()
+    assert abs(cost.peak_bytes / live.peak - 1) < PEAK
+
+
+def test_the_fused_way_back() -> None:
+    """torch's kernel makes the same five products as the attention that is written out, and holds less."""
+    simulator, sizes, ids, train_mask = prepared("opt", CONFIGS["exact"], "long", "fused")
+    plain = cost_of(simulator, **sizes)
+    simulator.optimizations = (*COUNTED, "flash_attention")
+    flash = cost_of(simulator, **sizes)
+    assert flash.flops == plain.flops
+    assert flash.peak_bytes < plain.peak_bytes
+    with torch.no_grad(), measured() as live:
+        simulator(ids, train_mask)
+    assert abs(flash.peak_bytes / live.peak - 1) < PEAK
+
+
+def test_names_of_optimizations() -> None:
+    """All, none or some; oneDNN changes no cost."""
+    program = prepared("opt", CONFIGS["exact"], "long", "fused")[0].program
+    sizes = {"batch": 1, "tokens": 64, "segment": 4}  # so few that factors are chosen
+
+    def cost(names: Any) -> Cost:
+        return estimate(program, "fused", torch.float32, optimize=names, **sizes)
+
+    without = tuple(name for name in OPTIMIZATION_NAMES if name != "onednn_products")
+    assert cost(True) == cost(OPTIMIZATION_NAMES) == cost(without)
+    assert cost(False) == cost(()) == cost(("onednn_products",)) != cost(True)
+    assert cost(("low_rank_updates",)).flops == cost(True).flops != cost(False).flops
+    with pytest.raises(tintc.UsageError, match="there is no optimization nonsense"):
+        cost(("nonsense",))
+
+
+# Slices of 4, 4; of 3, 2; of 3, 3, 3, 2.
+@pytest.mark.parametrize("batch", [8, 5, 11])
+@pytest.mark.parametrize("config", ["paper", "exact, 3 steps, top block"])
+def test_a_batch_in_slices(config: str, batch: int) -> None:
+    simulator, sizes, *_ = prepared("opt", CONFIGS[config], "small vocabulary", "fused")
+    length, vocab = 128, simulator.program.facts.vocab_size
+    ids, train_mask = tokens(batch, length, vocab), (torch.arange(length) < 64).long().expand(batch, length)
+    sizes = {"batch": batch, "tokens": length, "segment": 63}
+    assert slices.slice_size(batch, length, "cpu") < batch
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        simulator(ids, train_mask)
+    with torch.no_grad(), measured() as live:
+        simulator(ids, train_mask)
+    cost = cost_of(simulator, **sizes)
+    assert cost.flops == counter.get_total_flops()
+    assert abs(cost.peak_bytes / live.peak - 1) < PEAK, f"estimated {cost.peak_bytes}, measured {live.peak}"
+    in_one = estimate(simulator.program, "fused", simulator.dtype, optimize=[n for n in COUNTED if n != slices.NAME], **sizes)
+    assert (in_one.flops, in_one.peak_bytes > cost.peak_bytes) == (cost.flops, True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -98,7 +164,8 @@ def test_nothing_is_computed() -> None:
     """A model whose weights alone would need terabytes is counted on shapes."""
     program = simulate(opt(layers=1), SimulatorConfig.paper()).program
     huge = {"batch": 10**6, "tokens": 16, "segment": 8}
-    assert estimate(program, "fused", torch.float64, **huge).peak_bytes > 1e10
+    assert estimate(program, "fused", torch.float64, **huge).peak_bytes > 8 * 10**6 * 16 * 29  # in slices: the logits, and little more
+    assert estimate(program, "fused", torch.float64, optimize=False, **huge).peak_bytes > 1e10
     assert estimate(program, "transformer", torch.float64, **huge).peak_bytes > 1e10
 
 

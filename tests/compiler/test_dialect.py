@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from tests.passes.optimized import pruned
 from tests.passes.spelled import angles, causal, heads, merged, rotated
 from tests.passes.stages import stage
 from tests.runtime.shapes import Draw
@@ -17,6 +19,8 @@ from tintc.compiler.builder import infer_shape
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.dialect import OPERATORS, argument, is_tint, target, tint_name
 from tintc.compiler.node_meta import KEY, NodeInfo
+from tintc.passes import OPTIMIZATIONS
+from tintc.runtime.primitives.onednn import available
 
 
 def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
@@ -52,52 +56,83 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "attention_forward": (q, k, v, mask, bias_BTH, h, g, 0.5, 0.0),
         "attention_backward_value": (do, q, k, mask, bias_BTH, h, g, 0.5, 3.0),
         "attention_backward_full": (do, q, k, v, mask, bias_BTH, h, g, 0.5, 3.0),
+        "low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
+        "concatenate": ([x, dx],),
+        "linear_residual": (x, weight, bias if d % 2 else None, dy, False),
+        "onednn_product": (x, weight, bias if d % 2 else None, dy if own else None, False),
+        "onednn_low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
+        "onednn_descent": (weight, dy, x, lr),
+        "flash_forward": (q, k, v, h, g, 0.5),
+        "flash_backward": (do, q, k, v, do, draw(b, h, t), h, g, 0.5),
+        "head_gradient": (x, draw(o, d), draw(o) if own else None, ids, loss_mask, "softmax", ["scale", "tanh"], [0.3, 1.0], False),
+        "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
+        "token_losses": (dy, ids),
+        "kept_tokens": (x, torch.arange(cut)),
+        "stack_rows": ([draw(o, d), draw(d, d)],),
+        "columns": (x, d // 2, d),
         "loss_gradient": (dy, ids, loss_mask, "softmax"),
         "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
     }[name]
 
 
+FLOAT32 = tuple(name for name in OPERATORS if name.startswith("onednn_"))  # in no other dtype
+# Kernels and loops that serve calls nobody differentiates.
+WITHOUT_DERIVATIVES = tuple(name for name, operator in OPERATORS.items() if operator.whole or name.startswith("flash_"))
+
+
+def sample(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
+    """`arguments`, in the operator's dtype and detached where it has no derivative."""
+    given_arguments = arguments(name, b, t, d, o, own, draw)
+    if name in WITHOUT_DERIVATIVES:
+        given_arguments = tree_map_only(Tensor, Tensor.detach, given_arguments)
+    if name in FLOAT32:
+        given_arguments = tree_map_only(Tensor, Tensor.float, given_arguments)
+    return given_arguments
+
+
 def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
     """The rule's answer, with its symbols replaced by the sizes."""
-    symbols = {"B": b, "T": t, "S": (t + 1) // 2}
-    shapes = [tuple(a.shape) if isinstance(a, Tensor) else a for a in given_arguments]
+    symbols = {"B": b, "T": t, "S": (t + 1) // 2, f"2{t}": 2 * t}  # the last: two parts of t tokens each, side by side
+    shapes = tree_map_only(Tensor, lambda a: tuple(a.shape), given_arguments)
     found = OPERATORS[name].shape(*shapes)
     replaced = fx.node.map_aggregate(found, lambda size: symbols.get(size, size))  # type: ignore[arg-type]
     return replaced
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in FLOAT32 or available()])
 @settings(max_examples=12)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.booleans(), st.integers(0, 99))
 def test_shape_rule_equals_the_results_shape(name: str, b: int, t: int, d: int, o: int, own: bool, seed: int) -> None:
-    given_arguments = arguments(name, b, t, d, o, own, Draw(seed))
+    given_arguments = sample(name, b, t, d, o, own, Draw(seed))
     result = target(name)(*given_arguments)
     shapes = tuple(tuple(r.shape) for r in result) if isinstance(result, (tuple, list)) else tuple(result.shape)
     assert by_rule(name, given_arguments, b, t) == shapes
-    kind = {"bool": torch.bool, "float": torch.float64, "int": torch.int64}[OPERATORS[name].dtype]
+    number = torch.float32 if name in FLOAT32 else torch.float64
+    kind = {"bool": torch.bool, "float": number, "int": torch.int64}[OPERATORS[name].dtype]
     assert all(r.dtype == kind for r in (result if isinstance(result, (tuple, list)) else [result]))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in FLOAT32])  # torch has no fake kernels of oneDNN's
 def test_operators_take_fake_tensors(name: str) -> None:
-    real = arguments(name, 2, 5, 3, 4, True, Draw(0))
+    real = sample(name, 2, 5, 3, 4, True, Draw(0))
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in real]
+        fake = tree_map_only(Tensor, mode.from_tensor, real)
         found = target(name)(*fake)
     expected = target(name)(*real)
     pairs = zip(found, expected, strict=True) if isinstance(expected, (tuple, list)) else [(found, expected)]
     assert all(f.shape == r.shape and f.dtype == r.dtype for f, r in pairs)
 
 
-@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.dtype == "float"])
+@pytest.mark.parametrize("name", [name for name, o in OPERATORS.items() if o.dtype == "float" and name not in WITHOUT_DERIVATIVES])
 def test_gradients_from_outside_pass_through(name: str) -> None:
     """The simulator's inner backward pass is differentiable itself: second derivatives, checked by gradcheck."""
-    real = arguments(name, 2, 4, 3, 4, True, Draw(0))
-    floats = [a.detach().requires_grad_() for a in real if isinstance(a, Tensor) and a.is_floating_point()]
+    leaves, spec = tree_flatten(arguments(name, 2, 4, 3, 4, True, Draw(0)))
+    floats = [a.detach().requires_grad_() for a in leaves if isinstance(a, Tensor) and a.is_floating_point()]
 
     def call(*values: Tensor) -> Any:
         rest = iter(values)
-        return target(name)(*(next(rest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in real))
+        filled = [next(rest) if isinstance(a, Tensor) and a.is_floating_point() else a for a in leaves]
+        return target(name)(*tree_unflatten(filled, spec))
 
     assert torch.autograd.gradcheck(call, floats, eps=1e-6, atol=1e-5)
 
@@ -135,11 +170,24 @@ def turning() -> nn.Module:
     return nn.Sequential(nn.Embedding(19, 8), nn.Sequential(Turning(), Turning()), nn.Linear(8, 19)).double()
 
 
+# Kinds of calls that bring out every optimization.
+CALLS: tuple[dict[str, Any], ...] = (
+    {"outputs": ("losses",), "dtype": torch.float32},  # oneDNN, the head in chunks
+    {"low_rank": frozenset()},
+    {"low_rank": frozenset(), "dtype": torch.float32},
+    {"outputs": ("losses",), "differentiable": True},
+    {"device": "cuda", "some_tokens": True},
+)
+
+
 def test_every_operator_occurs_and_says_what_it_means() -> None:
-    """The dialect holds nothing that no pipeline emits."""
+    """The dialect holds nothing that neither the pipeline nor an optimization emits."""
     seen: set[str] = set()
     for config in (SimulatorConfig.exact(), SimulatorConfig.paper(), SimulatorConfig.paper(loss_gradient="mean_embedding")):
         for model in (None, turning()):
             seen |= {name for node in stage("verify", config, model=model, longest=32).graph.nodes if (name := tint_name(node))}
+    for facts in CALLS:
+        found = pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts)
+        seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

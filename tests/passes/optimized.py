@@ -53,7 +53,9 @@ def results(at: Stage, given: dict[str, Any] | None = None) -> dict[str, Tensor]
     dtype = at.context.choices.dtype
     vocab = at.context.facts.vocab_size
     known = inputs(batch=3, vocab=vocab) if given is None else given
-    known = {**known, "segment": 4, "labels": known["targets"]}
+    # Training passes see what holds targets; logits before the update are of what they see.
+    initial = any(name.startswith("initial") for name in at.context.choices.outputs)
+    known = {**known, "segment": known["input_ids"].shape[1] if initial else 4, "labels": known["targets"]}
     owned = {**at.context.tensors, **at.context.tables}
     parameters = {node.name: name for node in at.graph.nodes if (name := info(node).parameter)}
     module = fused.emit(at.graph, dtype)

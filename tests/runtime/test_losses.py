@@ -97,7 +97,10 @@ def test_a_capped_and_scaled_head() -> None:
 def test_outer_gradients_of_losses() -> None:
     simulator = simulate(FAMILIES["opt"](), CONFIGS["paper"])
     ids, train, labels = called(simulator)
-    rates = [torch.autograd.grad(loss, simulator.inner_lr)[0] for loss in (simulator.losses(ids, train, labels).loss, simulator(ids, train, labels=labels).loss)]
+    rates = [
+        torch.autograd.grad(loss, simulator.inner_lr)[0]
+        for loss in (simulator.losses(ids, train, labels).loss, simulator(ids, train, labels=labels).loss)
+    ]
     assert rates[0] != 0
     assert error(*rates) < LIMIT
 

@@ -36,6 +36,17 @@ def _debug(value: bool) -> bool:
 
 
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `tintc compile` wrote.")]
+Runnable = Annotated[Path, typer.Argument(metavar="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx.")]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME",
+        help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output (initial_logits, losses, initial_losses); "
+        "may be repeated.",
+    ),
+]
+Opset = Annotated[int | None, typer.Option(help="Of ONNX's standard operators, 18 to 23; default 20.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")]

@@ -1,0 +1,120 @@
+"""Updates stay factors for the slots that were chosen."""
+
+import pytest
+from torch import fx
+
+from tests.families import FAMILIES
+from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
+from tests.passes.stages import Stage, assert_golden, printed
+from tintc.compiler.builder import Builder
+from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.dialect import argument, is_tint
+from tintc.compiler.node_meta import info
+from tintc.passes import low_rank_updates
+from tintc.passes.low_rank_updates import descents
+
+CONFIGS = {"exact": exact(), "exact, 3 steps": exact(steps=3), "paper, 3 steps, top block": paper(steps=3, layers=1)}
+
+
+def products_of_updates(at: Stage) -> list[fx.Node]:
+    products = [*calls(at, "linear_forward"), *calls(at, "linear_backward")]
+    return [node for node in products if is_tint(argument(node, "weight"), "linear_descent")]
+
+
+def learns_its_bias(product: fx.Node) -> bool:
+    bias = argument(product, "bias") if is_tint(product, "linear_forward") else None
+    return bias is not None and is_tint(bias, "bias_descent")
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_no_weight_descends(config: SimulatorConfig) -> None:
+    """Each product with an updated weight becomes one with the shared weight and one with factors."""
+    at = pruned(config)
+    found = optimized(low_rank_updates, at)
+    assert len(calls(found, "low_rank")) == len(products_of_updates(at)) > 0
+    assert not calls(found, "linear_descent")
+    for node in calls(found, "low_rank"):
+        assert is_tint(argument(argument(node, "y"), "weight"), "prefix")
+        assert argument(node, "x") is argument(node, "y").args[0]
+
+
+def test_factors_of_all_steps_so_far() -> None:
+    """Concatenated once, oldest first, and shared by the products that read the same weight."""
+    at, found = pruned(exact(steps=3)), optimized(low_rank_updates, pruned(exact(steps=3)))
+    parts = [tuple(node.args[0]) for node in calls(found, "concatenate")]
+    assert len(set(parts)) == len(parts)
+    assert {len(part) for part in parts} == {2, 3}
+    assert all([info(node).step for node in part] == sorted(info(node).step for node in part) for part in parts)
+    chains = {argument(node, "weight"): len(descents(argument(node, "weight"))) for node in products_of_updates(at)}
+    assert set(chains.values()) == {1, 2, 3}
+    assert not calls(optimized(low_rank_updates, pruned(exact(steps=1))), "concatenate")
+
+
+def test_forward_and_backward_swap_keys_and_values() -> None:
+    found = optimized(low_rank_updates, pruned(exact(steps=2)))
+    seen = set()
+    for node in calls(found, "low_rank"):
+        forward = is_tint(argument(node, "y"), "linear_forward")
+        seen.add(forward)
+        widths = [info(argument(node, name)).shape[-1] for name in ("x", "keys", "y", "values")]
+        assert widths[0] == widths[1] and widths[2] == widths[3]
+        assert argument(node, "with_bias") is False or forward
+    assert seen == {True, False}
+
+
+def test_biases_are_a_coordinate_of_the_scores() -> None:
+    """Where they learn with the weight; norms' shifts stay as they are."""
+    at = pruned(exact())
+    found = optimized(low_rank_updates, at)
+    learned = [node for node in products_of_updates(at) if learns_its_bias(node)]
+    assert sum(argument(node, "with_bias") for node in calls(found, "low_rank")) == len(learned) > 0
+    assert all(info(node).slot.endswith(("norm_1.bias", "ln_f.bias")) for node in calls(found, "bias_descent"))
+
+
+def test_a_bias_with_gradients_of_its_own_stays() -> None:
+    at = pruned(exact())
+    product = next(node for node in products_of_updates(at) if learns_its_bias(node))
+    descent = argument(product, "bias")
+    with at.graph.inserting_before(descent):
+        other = Builder(at.graph).call("scale", argument(descent, "dy"), 0.5, like=descent, phase="descent", step=info(descent).step)
+    descent.args = (descent.args[0], other, *descent.args[2:])
+    name = descent.name
+    after = assert_same_results(low_rank_updates, at)
+    kept = after.named(name)
+    assert [argument(user, "bias") for user in kept.users] == [kept]
+
+
+def test_leaves_slots_that_were_not_chosen() -> None:
+    assert_left_alone(low_rank_updates, pruned(exact(steps=2), low_rank=frozenset()))
+    one = "blocks.0.up.weight"
+    at = pruned(exact(steps=2), low_rank=frozenset({one}))
+    found = assert_same_results(low_rank_updates, at)
+    slots = {info(argument(node, "weight")).slot for node in products_of_updates(at)}
+    assert one in slots
+    assert {info(argument(node, "weight")).slot for node in products_of_updates(found)} == slots - {one}
+
+
+def test_updates_that_are_returned_are_materialized() -> None:
+    """The descents stay for whoever wants their values; products use factors all the same."""
+    at = pruned(exact(steps=2), outputs=("logits", "updates"))
+    found = assert_same_results(low_rank_updates, at)
+    assert not products_of_updates(found)
+    assert len(calls(found, "linear_descent")) == len(calls(at, "linear_descent"))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_same_numbers(config: SimulatorConfig) -> None:
+    assert_same_results(low_rank_updates, pruned(config))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # weights stored transposed; gated units without biases
+def test_same_numbers_of_other_models(name: str) -> None:
+    assert_same_results(low_rank_updates, pruned(exact(steps=2), model=FAMILIES[name].build()))
+
+
+def test_a_call_that_is_differentiated() -> None:
+    assert_same_results(low_rank_updates, pruned(exact(), differentiable=True))
+
+
+def test_golden(update_golden: bool) -> None:
+    assert_golden("low_rank_updates", printed(optimized(low_rank_updates, pruned(paper(steps=2, layers=1))).graph), update_golden)

@@ -1,0 +1,140 @@
+"""tintc run MODEL.onnx: the same as `tintc run DIR`, by onnxruntime and tokenizers alone; torch is never imported.
+
+Without training the model's logits are those of a learning rate of 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tintc.commands import console
+from tintc.commands.text import check_length, check_loss, check_options, check_rest, perplexity, read, show
+from tintc.compiler.errors import ArtifactError, InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_OWN = {"input_ids", "train_mask", "inner_lr"}
+
+
+class Model:
+    """An exported model and its tokenizer. Raises ArtifactError for a file that is none, UsageError for one of more inputs."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{error.name} is not installed; pip install 'tintc[onnx]'") from error
+        path = path.expanduser()
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist; tintc export DIR --onnx {path} writes it")
+        try:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class for every status
+            raise ArtifactError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())[:200]}") from error
+        self.about: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.types = {value.name: value.type for value in self.session.get_inputs()}
+        if "tintc.version" not in self.about or not set(self.types) >= _OWN:
+            raise ArtifactError(f"{path} is no simulator; expected a model that tintc export wrote")
+        if "logits" not in [value.name for value in self.session.get_outputs()]:
+            raise UsageError(f"{path} has no output logits; export it with that output")
+        if "tokenizer.json" not in self.about:
+            raise InputError(f"{path} holds no tokenizer (its source had none); call it from onnxruntime with token ids")
+        self.tokenizer = Tokenizer.from_str(self.about["tokenizer.json"])
+        longest = self.about.get("tintc.max_tokens")
+        self.longest = None if longest is None else int(longest)
+
+    def logits(self, ids: np.ndarray, trained: int, inner_lr: float) -> np.ndarray:
+        """(T, V) of one sequence, (1, T), after training on its first tokens."""
+        import numpy as np
+
+        tokens = ids.shape[1]
+        columns = np.arange(tokens)
+        feed: dict[str, Any] = {
+            "input_ids": ids,
+            "train_mask": (columns < trained).astype(np.int64)[None],
+            "inner_lr": np.array(inner_lr, np.float64 if "double" in self.types["inner_lr"] else np.float32),
+            "loss_mask": np.ones_like(ids),
+            "attention_mask": np.ones((1, tokens, tokens) if self._of_pairs() else (1, tokens), np.int64),
+            "position_ids": columns[None].astype(np.int64),
+            "labels": np.full_like(ids, -100),
+        }
+        found: np.ndarray = self.session.run(["logits"], {name: feed[name] for name in self.types})[0]
+        return found[0].astype(np.float64)
+
+    def _of_pairs(self) -> bool:
+        return any(value.name == "attention_mask" and len(value.shape) == 3 for value in self.session.get_inputs())
+
+
+def run(
+    path: Path,
+    *,
+    text: str | None,
+    file: str | None,
+    train_fraction: float,
+    generate: int,
+    max_tokens: int | None,
+    inner_lr: float | None,
+    as_json: bool,
+) -> None:
+    """Prints the perplexity of the untrained part before and after, and what the updated weights generate."""
+    import numpy as np
+
+    check_options(train_fraction, inner_lr)
+    text = read(text, file)
+    model = Model(path)
+    rate = float(model.about["tintc.inner_lr"]) if inner_lr is None else inner_lr
+    ids = np.array([model.tokenizer.encode(text).ids[:max_tokens]], np.int64)
+    tokens = ids.shape[1]
+    check_length(tokens, model.longest)
+    trained = round(train_fraction * tokens)
+    predicted = check_rest(tokens, trained)
+    before, after = (_loss(model.logits(ids, trained, used), ids[0], trained) for used in (0.0, rate))
+    check_loss(after, rate)
+    result: dict[str, Any] = {
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "predicted_tokens": predicted,
+        "inner_lr": rate,
+        "steps": json.loads(model.about["tintc.config"])["steps"],
+        "loss_before": before,
+        "loss_after": after,
+        "perplexity_before": perplexity(before),
+        "perplexity_after": perplexity(after),
+    }
+    if generate:
+        result["generated"] = _generate(model, ids, trained, rate, generate)
+    show(result, as_json)
+
+
+def _loss(logits_TV: np.ndarray, ids_T: np.ndarray, trained: int) -> float:
+    """Mean of -log p over the tokens behind the trained ones."""
+    import numpy as np
+
+    first = max(trained, 1)
+    z = logits_TV[first - 1 : -1]
+    top = z.max(-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(z - top).sum(-1))
+    return float((log_sum - z[np.arange(len(z)), ids_T[first:]]).mean())
+
+
+def _generate(model: Model, ids: np.ndarray, trained: int, rate: float, count: int) -> str:
+    """Greedy continuation until `count` tokens, the end token or the last position. The whole sequence runs for every token."""
+    import numpy as np
+
+    start, limit = ids.shape[1], math.inf if model.longest is None else model.longest
+    end = model.about.get("tintc.eos_token_id")
+    with console.stages(count) as stage:
+        while ids.shape[1] < min(start + count, limit):
+            stage(f"generating token {ids.shape[1] - start + 1}")
+            token = int(model.logits(ids, trained, rate)[-1].argmax())
+            if end is not None and token == int(end):
+                break
+            ids = np.concatenate([ids, [[token]]], 1)
+    return str(model.tokenizer.decode(ids[0, start:].tolist(), skip_special_tokens=True))

@@ -1,0 +1,88 @@
+"""What `tintc run` does with texts and results, whoever computes: torch or onnxruntime. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tintc.commands import console
+from tintc.compiler.errors import InputError, NumericalError, UsageError
+
+
+def check_options(train_fraction: float, inner_lr: float | None) -> None:
+    """Raises UsageError for a fraction or a rate that makes no sense."""
+    if not 0 <= train_fraction < 1:
+        raise UsageError(f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is what is predicted")
+    if inner_lr is not None and not math.isfinite(inner_lr):
+        raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
+
+
+def read(text: str | None, file: str | None) -> str:
+    """The text, without the space around it. Raises UsageError unless there is one source, InputError if it cannot be read."""
+    if (text is None) == (file is None):
+        raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+    name = "--text" if file is None else "standard input" if file == "-" else file
+    try:
+        if file is not None:
+            data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+            text = data.decode("utf-8-sig")
+        assert text is not None
+        text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read {name}: {reason}") from error
+    if not text.strip():
+        raise InputError("the text is empty; expected a few sentences")
+    return text.strip()
+
+
+def check_length(tokens: int, limit: int | None) -> None:
+    """Raises InputError for a text that is too short, or longer than the simulator takes."""
+    if limit is not None and tokens > limit:
+        raise InputError(f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens {limit} to cut it")
+    if tokens < 2:
+        raise InputError(f"the text has {tokens} token; expected at least 2")
+
+
+def check_rest(tokens: int, trained: int) -> int:
+    """How many tokens are predicted: those behind the trained ones, never the first. Raises InputError if there is none."""
+    predicted = tokens - max(trained, 1)
+    if predicted < 1:
+        raise InputError(f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; pass more text")
+    return predicted
+
+
+def check_loss(after: float, inner_lr: float) -> None:
+    """Raises NumericalError if the updated weights give no finite loss."""
+    if not math.isfinite(after):
+        raise NumericalError(
+            f"the loss after the inner training is {after:g} at learning rate {inner_lr:g}: "
+            "the updated weights are too large; pass a smaller --inner-lr"
+        )
+
+
+def perplexity(loss: float) -> float:
+    """e^loss."""
+    return math.exp(loss) if loss < 709 else math.inf  # e^709 is the largest power that a float holds
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Prints perplexities before and after, and what was generated."""
+    if as_json:
+        console.print_json(result)
+        return
+    before, after = result["perplexity_before"], result["perplexity_after"]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]tokens[/bold]", f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} predicted")
+    steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
+    change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
+    table.add_row("[bold]inner training[/bold]", f"{steps} at learning rate {result['inner_lr']:g}")
+    table.add_row("[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}")
+    table.add_row("[bold]perplexity after[/bold]", (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change)
+    console.print_table(table, fold=True)
+    if "generated" in result:
+        console.out.print(result["generated"], markup=False)
