@@ -20,10 +20,7 @@ from typing import Any
 
 import torch
 
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.errors import MemoryLimitError, TintcError
-from tintc.compiler.sources import load_source
 from tintc.runtime.benchmark import HandWrittenLoop, random_workload, simulate
 
 SIDES = ("simulator", "loop")
@@ -67,7 +64,7 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
 
 def how_measured(device: str) -> str:
     """What the figures of `measure` are."""
-    each = "a fresh process for each, which loads the model, warms nothing up and makes one call"
+    each = "a fresh process for each, which loads the compiled simulator or the model, warms nothing up and makes one call"
     if torch.device(device).type == "cuda":
         return f"{each}; bytes that torch's CUDA allocator handed out"
     return f"{each}; resident memory of that process, {'VmHWM' if _status('VmHWM') else 'ru_maxrss'}"
@@ -87,19 +84,23 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
-    """The call of one side. Settings: side, source and options of `load_source`, dtype, config, inner_lr; backend, share, optimize and
-    torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the workload; device; threads."""
-    device, config = settings["device"], SimulatorConfig.from_dict(settings["config"])
-    dtype = getattr(torch, settings["dtype"])
-    options: dict[str, Any] = {**settings["options"], "dtype": dtype}
+    """The call of one side. Settings: side, artifact (the simulator's), source and options of `load_source` (the loop's), dtype, steps,
+    inner_lr; optimize and torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the
+    workload; device; threads. Each side imports what it needs alone."""
+    device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
     if settings["side"] == "loop":
+        from tintc.compiler.sources import load_source
+
+        options: dict[str, Any] = {**settings["options"], "dtype": getattr(torch, settings["dtype"])}
         model = load_source(settings["source"], **options).model.to(device)
-        loop = HandWrittenLoop(model, settings["names"], steps=config.steps, inner_lr=config.inner_lr)
+        loop = HandWrittenLoop(model, settings["names"], steps=settings["steps"], inner_lr=settings["inner_lr"])
         return lambda: loop(work)
-    how = {name: settings[name] for name in ("backend", "share", "optimize", "torch_compile")}
-    simulator = compile_model(settings["source"], config, **how, **options).to(device)
+    from tintc.compiler.artifact import load
+
+    simulator = load(settings["artifact"], device=device)
+    simulator.optimize(settings["optimize"], settings["torch_compile"])
     return lambda: simulate(simulator, work)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,8 @@ Progress = Callable[[str], None]
 class Settings:
     """What is measured. tokens: of each sequence; default 256, or what the model has. pairs: simulator and loop in turn, so often. without:
     optimizations that are off. torch_compile: a mode of torch.compile. each: also time every optimization by itself. memory: also measure
-    the peak of each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed: of the tokens and of a shape's weights."""
+    the peak of each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed: of the tokens and of a
+    shape's weights."""
 
     backend: str = "fused"
     share: str = "none"
@@ -201,9 +204,8 @@ def _memory(
     asked = {
         "source": source,
         "options": {**settings.options, "seed": settings.seed},
-        "config": simulator.config.to_dict(),
-        "backend": settings.backend,
-        "share": settings.share,
+        "steps": simulator.config.steps,
+        "inner_lr": simulator.config.inner_lr,
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
         "dtype": _name(settings.dtype),
@@ -215,9 +217,11 @@ def _memory(
         **sizes,
     }
     found: dict[str, Any] = {"how": bench_memory.how_measured(settings.device)}
-    for side in bench_memory.SIDES:
-        progress(f"memory of the {side}")
-        found[side] = bench_memory.measure(side, asked)
+    with tempfile.TemporaryDirectory(prefix="tintc-bench-") as folder:
+        artifact = simulator.save(Path(folder) / "simulator")
+        for side in bench_memory.SIDES:
+            progress(f"memory of the {side}")
+            found[side] = bench_memory.measure(side, {**asked, "artifact": str(artifact)})
     peaks, calls = ([found[side][name] for side in ("simulator", "loop")] for name in ("peak_bytes", "call_peak_bytes"))
     return {**found, "ratio": peaks[0] / peaks[1], "call_ratio": None if None in calls else calls[0] / calls[1]}
 

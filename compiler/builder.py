@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import fx
 
 from tintc.compiler.dialect import OPERATORS, target, tint_name
-from tintc.compiler.inputs import INPUTS, is_reserved
+from tintc.compiler.inputs import FURTHER_INPUTS, INPUTS, is_reserved
 from tintc.compiler.node_meta import KEY, NodeInfo, Shape, info
 
 
@@ -90,6 +90,15 @@ def input_node(graph: fx.Graph, name: str) -> fx.Node:
     """The placeholder of one of INPUTS."""
     found: fx.Node = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
     return found
+
+
+def further_input(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder of one of FURTHER_INPUTS; made if the graph has none yet."""
+    found: fx.Node | None = next((n for n in graph.nodes if n.op == "placeholder" and n.name == name), None)
+    if found is not None:
+        return found
+    shape, dtype = FURTHER_INPUTS[name]
+    return Builder(graph).placeholder(name, shape, role="input", dtype=dtype)
 
 
 def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:

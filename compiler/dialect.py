@@ -92,6 +92,12 @@ def _head_losses_shape(h: Shape, *_: Any) -> Shape:
     return h[:-1]
 
 
+def _head_logits_shape(
+    h: Shape, weight: Shape, bias: Shape | None, behind: list[str], factors: list[float], into: Shape, onednn: bool
+) -> Shape:
+    return into
+
+
 def _token_losses_shape(logits: Shape, labels: Shape) -> Shape:
     return labels
 
@@ -260,6 +266,11 @@ _OPERATORS = (
         "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] behind, float[] factors, bool onednn)"
         " -> Tensor",
         head.head_gradient, _same, "gradient of the summed loss at the head's input, in chunks", whole=True,
+    ),
+    Operator(
+        "head_logits",
+        "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, bool onednn) -> Tensor",
+        head.head_logits, _head_logits_shape, "logits from the head's input, in chunks, into a given tensor", whole=True,
     ),
     Operator(
         "head_losses",

@@ -16,8 +16,13 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
     "segment": ((), "int"),
 }
 
-# Of optimized graphs only: labels are those of the next token; kept are positions whose logits are wanted.
-FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {"labels": (("B", "T"), "int"), "kept": (("K",), "int")}
+# Of optimized graphs only: labels are those of the next token, kept are positions whose logits are wanted, the others take logits in.
+FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
+    "labels": (("B", "T"), "int"),
+    "kept": (("K",), "int"),
+    "logits_into": (("B", "T", "V"), "float"),
+    "initial_logits_into": (("B", "T", "V"), "float"),
+}
 
 CODE = "position_code"
 

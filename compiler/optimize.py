@@ -13,12 +13,11 @@ from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder, infer_shape
+from tintc.compiler.builder import Builder, further_input, infer_shape
 from tintc.compiler.builder import outputs as named_outputs
 from tintc.compiler.choices import Choices
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.errors import UsageError
-from tintc.compiler.inputs import FURTHER_INPUTS
 from tintc.compiler.node_meta import KEY, copy_info, info
 from tintc.compiler.pass_manager import Context, run_passes
 from tintc.compiler.program import Program
@@ -63,7 +62,7 @@ def _wanted(graph: fx.Graph, name: str, returned: dict[str, Any], choices: Choic
         return returned[name]
     logits: fx.Node = returned[name.replace("losses", "logits")]
     if name in ("losses", "initial_losses"):
-        labels = _further_input(graph, "labels")
+        labels = further_input(graph, "labels")
         return Builder(graph).call("token_losses", logits, labels, like=logits, label=name, phase="forward", step=info(logits).step)
     return _some_tokens(graph, logits) if choices.some_tokens else logits
 
@@ -72,7 +71,7 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     """The same logits at the kept positions: the head, and what stands behind it, once more on these."""
     if is_tint(logits, "linear_forward"):
         x = argument(logits, "x")
-        kept = Builder(graph).call("kept_tokens", x, _further_input(graph, "kept"), like=logits, phase="forward", step=info(logits).step)
+        kept = Builder(graph).call("kept_tokens", x, further_input(graph, "kept"), like=logits, phase="forward", step=info(logits).step)
     else:
         x = argument(logits, "x")
         kept = _some_tokens(graph, x)
@@ -80,14 +79,6 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     copy_info(logits, copied)
     info(copied).shape = infer_shape(copied)
     return copied
-
-
-def _further_input(graph: fx.Graph, name: str) -> fx.Node:
-    found: fx.Node | None = next((n for n in graph.nodes if n.op == "placeholder" and n.name == name), None)
-    if found is not None:
-        return found
-    shape, dtype = FURTHER_INPUTS[name]
-    return Builder(graph).placeholder(name, shape, role="input", dtype=dtype)
 
 
 def check_names(names: bool | Collection[str]) -> tuple[str, ...]:

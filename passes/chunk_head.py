@@ -2,18 +2,21 @@
 
     z = linear_forward(h, E, b), scaled or capped; loss_gradient(z, ...), back to h  ->  head_gradient(h, E, b, ...)
     z = linear_forward(h, E, b), scaled or capped; token_losses(z, labels)           ->  head_losses(h, E, b, labels, ...)
+    z = linear_forward(h, E, b), scaled or capped; an output                         ->  head_logits(h, E, b, ..., into)
 
-Safe because every position's logits are its own. Left alone where the logits themselves are wanted too, and where somebody may ask for
+The last only where the caller gives the tensor that logits are written into, which saves them from existing twice. Safe because every
+position's logits are its own. The gradient is left alone where the logits themselves are wanted too, and where somebody may ask for
 gradients of the call.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
-from tintc.compiler.builder import Builder
+from tintc.compiler.builder import Builder, further_input
 from tintc.compiler.dialect import argument, is_tint
 from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import Context, graph_pass
@@ -28,8 +31,25 @@ def chunk_head(graph: fx.Graph, context: Context) -> fx.Graph:
         head = _head(node.args[0])
         if head is not None:
             (_fuse_gradient if is_tint(node, "loss_gradient") else _fuse_losses)(Builder(graph), node, head)
+    if context.choices.into:
+        _write_outputs(graph)
     graph.eliminate_dead_code()
     return graph
+
+
+def _write_outputs(graph: fx.Graph) -> None:
+    output = graph.output_node()
+    returned: dict[str, Any] = dict(output.args[0])  # type: ignore[arg-type]
+    for name in returned.keys() & {"logits", "initial_logits"}:
+        head = _head(returned[name])
+        if head is None or len(returned[name].users) != 1:  # the gradient of the loss needs them
+            continue
+        into = further_input(graph, f"{name}_into")
+        with graph.inserting_before(output):
+            fields = {"phase": info(head.linear).phase, "step": info(head.linear).step}
+            args = (*head.arguments(), *head.kinds(), into, False)
+            returned[name] = Builder(graph).call("head_logits", *args, like=head.linear, label=f"{name}_written", **fields)
+    output.args = (returned,)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     linear_forward, linear_backward, linear_residual  ->  onednn_product
     low_rank, linear_descent                          ->  onednn_low_rank, onednn_descent
-    head_gradient, head_losses                        ->  the same with oneDNN inside
+    head_gradient, head_losses, head_logits           ->  the same with oneDNN inside
 
 The same sums in another order. Why: `runtime/primitives/onednn.py`.
 """
@@ -54,6 +54,6 @@ def _replacement(node: fx.Node) -> tuple[str, tuple[Any, ...]] | None:
             return "onednn_low_rank", tuple(node.args)
         case "linear_descent":
             return "onednn_descent", tuple(node.args)
-        case "head_gradient" | "head_losses" as name:
+        case "head_gradient" | "head_losses" | "head_logits" as name:
             return name, (*node.args[:-1], True)
     return None

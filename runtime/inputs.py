@@ -45,6 +45,8 @@ def prepare(
     train_BT = torch.zeros_like(ids_BT).bool() if train_mask is None else _mask("train_mask", train_mask, (shape,)).to(device)
     narrowed_BT = train_BT if loss_mask is None else train_BT & _mask("loss_mask", loss_mask, (shape,)).to(device)
     attention = None if attention_mask is None else _mask("attention_mask", attention_mask, (shape, (*shape, shape[1]))).to(device)
+    if attention is not None and attention.ndim == 2 and not torch.compiler.is_compiling() and bool(attention.all()):
+        attention = None  # nothing is padding: the causal mask is all there is, and kernels know it
     positions = None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
 
     allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)

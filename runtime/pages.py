@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tintc.compiler.inputs import is_wide_table
 from tintc.compiler.layout import Layout, PrefixSlot, Tile
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 from tintc.runtime.primitives.linear import prefix
@@ -83,7 +84,7 @@ class PrefixPages(nn.Module):
         self._order = list(tensors)
         self._shapes = {name: tensors[name].shape for name in covered}
         self.tables = PrefixEmbeddings({name: tensor for name, tensor in tensors.items() if name not in covered})
-        like = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
+        like = next(tensor for name, tensor in tensors.items() if tensor.is_floating_point() and not is_wide_table(name))
         filled = [like.new_zeros(layout.prefix_tokens, layout.sim_hidden) for _ in range(layout.pages)]
         for slot in layout.prefix.values():
             value = prefix(tensors[slot.parameter].detach(), slot.rows.start, slot.rows.stop, slot.rows.period, slot.transpose)

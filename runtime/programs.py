@@ -57,7 +57,8 @@ class Programs:
         if self.structure is not None:
             return Choices(wanted, from_updates=facts.get("from_updates", False), dtype=weights.dtype)
         low_rank: frozenset[str] = frozenset()
-        if "low_rank_updates" in self.enabled and "updates" not in wanted:
+        tracing = torch.compiler.is_compiling()  # sizes are symbols then, and nothing may depend on them
+        if "low_rank_updates" in self.enabled and "updates" not in wanted and not tracing:
             if self._uses is None:
                 self._uses = slot_uses(self.program.graph)
             shape = (inputs["input_ids"].shape[1], segment, weights.element_size(), weights.device.type)

@@ -19,8 +19,9 @@ from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError, UsageError
 from tintc.compiler.inputs import CODE, is_table, is_wide_table
 from tintc.compiler.node_meta import info
-from tintc.compiler.optimize import optimize
+from tintc.compiler.optimize import optimize as optimized_graph
 from tintc.compiler.program import Program
+from tintc.passes.chunk_head import chunk_head
 from tintc.runtime import fused, slices, transformer
 from tintc.runtime.inputs import Inputs, check_tensor, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
@@ -32,6 +33,8 @@ from tintc.runtime.primitives.precision import HALF
 from tintc.runtime.programs import Programs
 from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.structure import Structure, check_backend
+
+_INTO = {"logits": "logits_into", "initial_logits": "initial_logits_into"}
 
 
 class Simulator(nn.Module):
@@ -89,7 +92,11 @@ class Simulator(nn.Module):
 
     @optimizations.setter
     def optimizations(self, names: bool | Collection[str]) -> None:
-        self._programs = Programs(self.program, self.structure, names, self._programs.torch_compile)
+        self.optimize(names, self._programs.torch_compile)
+
+    def optimize(self, names: bool | Collection[str] = True, torch_compile: str | None = None) -> None:
+        """Switches optimizations and torch.compile, as `tintc.compile` does. Raises UsageError for an unknown name or mode."""
+        self._programs = Programs(self.program, self.structure, names, torch_compile)
 
     @property
     def config(self) -> SimulatorConfig:
@@ -269,7 +276,7 @@ class Simulator(nn.Module):
         """The graph of `tint` operators that such a program is emitted from. Raises UsageError for the transformer back end."""
         if self.structure is not None:
             raise UsageError("the transformer back end runs the lowered graph as it is; expected the fused back end")
-        return optimize(self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable))
+        return optimized_graph(self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable))
 
     def parameter_report(self, share: str | None = None) -> dict[str, Any]:
         """How many parameters the simulator has and what each is for; see `runtime.parameters.parameter_report`."""
@@ -318,8 +325,6 @@ class Simulator(nn.Module):
         kept: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        batch, tokens = inputs.tensors["input_ids"].shape
-        size = slice_size(batch, tokens, self.device.type)
         tensors = inputs.tensors if labels is None else {**inputs.tensors, "labels": F.pad(labels[:, 1:], (0, 1), value=-100)}
         if self.structure is not None:
             return self._run_transformer(outputs, tensors, segment, given, kept)
@@ -329,9 +334,22 @@ class Simulator(nn.Module):
             module, arguments = self.bound(outputs, {**tensors, **more}, segment, given, causal=inputs.causal)
             return self._programs.runnable(module, self._differentiable)(*arguments)
 
-        if size >= batch or slices.NAME not in self.optimizations or "updates" in outputs or given or self._differentiable:
+        if self._differentiable or slices.NAME not in self.optimizations or "updates" in outputs or given:
             return run(tensors)
-        return run_in_slices(run, tensors, batch, size)
+        batch, tokens = inputs.tensors["input_ids"].shape
+        size = slice_size(batch, tokens, self.device.type)
+        if size >= batch:
+            return run(tensors)
+        shape = (batch, tokens if kept is None else len(kept))
+        into = {_INTO[name]: self._room(name, shape) for name in outputs if name in _INTO} if chunk_head.name in self.optimizations else {}
+        return run_in_slices(
+            run, {**tensors, **into}, batch, size, {name: into[_INTO[name]] for name in outputs if _INTO.get(name) in into}
+        )
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """For logits that are written slice by slice."""
+        width = info(dict(outputs(self.program.graph))[name]).shape[-1]  # type: ignore[arg-type]
+        return torch.empty((*shape, int(width)), dtype=self.dtype, device=self.device)
 
     def _run_transformer(
         self, outputs: tuple[str, ...], tensors: dict[str, Tensor], segment: int, given: dict[str, Tensor] | None, kept: Tensor | None
@@ -361,6 +379,7 @@ class Simulator(nn.Module):
             "differentiable": self._differentiable,
             "causal": causal,
             "some_tokens": "kept" in inputs,
+            "into": any(name in inputs for name in _INTO.values()),
         }
         program = self._programs.get(self._programs.choose(outputs, self._weight, inputs, segment, **facts))
         values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}

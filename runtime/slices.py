@@ -25,10 +25,10 @@ def slice_size(batch: int, tokens: int, device: str) -> int:
     return -(-batch // -(-batch // most))
 
 
-def run_in_slices(run: Run, tensors: dict[str, Tensor], batch: int, size: int) -> dict[str, Any]:
+def run_in_slices(run: Run, tensors: dict[str, Tensor], batch: int, size: int, into: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """`run` on one slice of the tensors after another, its results put together. A tensor without a row for each sequence, such as the
-    causal mask, goes to every slice."""
-    whole: dict[str, Any] = {}
+    causal mask, goes to every slice. into: outputs, by name, that `run` writes into rows of one of the tensors, if it can."""
+    whole: dict[str, Any] = dict(into or {})
     for start in range(0, batch, size):
         rows = slice(start, min(start + size, batch))
         part = run({name: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor for name, tensor in tensors.items()})
@@ -40,4 +40,5 @@ def run_in_slices(run: Run, tensors: dict[str, Tensor], batch: int, size: int) -
 def _put(whole: dict[str, Tensor], name: str, value: Tensor, rows: slice, batch: int) -> None:
     if name not in whole:
         whole[name] = torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device=value.device)
-    whole[name][rows] = value
+    if value.data_ptr() != whole[name][rows].data_ptr():
+        whole[name][rows] = value

@@ -31,6 +31,9 @@ DIFFERENCE_FLOAT32 = 1e-5
 HALF = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # Logits of a whole half-precision simulator against float64.
 HALF_LOGITS = {torch.float16: 3e-2, torch.bfloat16: 2e-1}
+# Logits of an exported model in onnxruntime against torch: absolute; float16 against the same weights in float32. In float64
+# onnxruntime keeps scales of products as float32.
+ONNX = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-2}
 # Each weight's float32 update against its float64 update.
 UPDATE_COSINE = 0.9999
 # A whole simulator's update in half precision, and what it does to the logits, against those in float64.

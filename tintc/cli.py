@@ -192,7 +192,7 @@ def export_command(
     opset: Opset = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float64 or float16; default as stored.")] = None,
     external_data: Annotated[bool, typer.Option("--external-data", help="Weights in FILE.data, as above 2 GB.")] = False,
-    optimize: Annotated[bool, typer.Option("--optimize", help="Fold and deduplicate with onnxscript.")] = False,
+    optimize: Annotated[bool, typer.Option("--optimize", help="Fold constants with onnxscript.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare onnxruntime with torch before anything is left.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that exists.")] = False,
     as_json: Json = False,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tintc.compiler.errors import NumericalError
-from tintc.runtime.onnx.check import Check, check
+from tintc.compiler.errors import NumericalError, UsageError
+from tintc.runtime.onnx.comparison import Check, compare
 from tintc.runtime.onnx.files import LARGEST, check_target, data_file, staged, write
 from tintc.runtime.onnx.inputs import check_inputs
 from tintc.runtime.onnx.model import Model, build, check_outputs, check_standard
@@ -64,8 +64,8 @@ def export_onnx(
 
     Its inputs are input_ids, train_mask, inner_lr (a scalar) and those asked for of loss_mask, attention_mask (B, T), pair_mask (the
     attention_mask of (B, T, T)) and position_ids; with losses among the outputs also labels (B, T), -100 ignored. outputs: some of logits,
-    initial_logits (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position). optimize: fold and
-    deduplicate by onnxscript. check: compare with this simulator before anything is left at `path`.
+    initial_logits (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position). optimize: fold
+    constants by onnxscript. check: compare with this simulator before anything is left at `path`.
 
     Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a standard operator is missing, NumericalError
     if the check fails.
@@ -95,7 +95,7 @@ def export_onnx(
 
 
 def _checked(simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Check:
-    found = check(simulator, path, inputs, outputs)
+    found = compare(simulator, path, inputs, outputs)
     if not found.agrees:
         wrong = ", ".join(
             f"{name} by {difference.error:.1e} (allowed {difference.limit:.1e})"
@@ -107,8 +107,11 @@ def _checked(simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs:
 
 
 def _optimize(model: Model) -> None:
-    """Folds constants and merges equal nodes; weights are not touched."""
-    from onnxscript import optimizer
-
-    model.proto = optimizer.optimize(model.proto)
+    """Folds constants and drops what nothing reads; larger weights are not touched."""
+    try:
+        from onnxscript import optimizer
+    except ModuleNotFoundError as error:
+        raise UsageError("--optimize needs onnxscript; pip install 'tintc[onnx]'") from error
+    optimizer.fold_constants(model.proto)
+    optimizer.remove_unused_nodes(model.proto)
     check_standard(model.proto)

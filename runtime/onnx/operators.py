@@ -81,8 +81,8 @@ def mul(graph: Graph, x: Any, y: Any) -> Value:
             return same
     halves = [v.dtype == _HALF for v in (x, y) if isinstance(v, Value)]
     if any(halves) and not all(halves):  # a rate of 1e-5 has no digits left in float16
-        wide = [cast(graph, v, torch.float32) if isinstance(v, Value) else v for v in (x, y)]
-        return cast(graph, _binary(graph, "Mul", *wide), _HALF)
+        a, b = (cast(graph, v, torch.float32) if isinstance(v, Value) else v for v in (x, y))
+        return cast(graph, _binary(graph, "Mul", a, b), _HALF)
     return _binary(graph, "Mul", x, y)
 
 
@@ -324,7 +324,7 @@ def attention(graph: Graph, q: Value, k: Value, v: Value, *, attn_mask: Any, is_
 
 
 @operator("cross_entropy")
-def cross_entropy(graph: Graph, z: Value, labels: Value, *, ignore_index: int, reduction: str) -> Value:
+def cross_entropy(graph: Graph, z: Value, labels: Value, *, ignore_index: int, **_: Any) -> Value:
     """-log p(label) of every row, 0 where the label is ignored."""
     log = graph.add("LogSoftmax", [z], z.dims, z.dtype, axis=-1)
     ignored = eq(graph, labels, ignore_index)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tintc.runtime.onnx.graph import SEGMENT, Dim, Graph, Value
 
 SHAPES: dict[str, Callable[..., Any]] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
 _LAST = 2**62  # past every end
 
 
-def operator(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(*names: str) -> Callable[[Function], Function]:
     """Registers what stands for torch functions and methods of these names."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Function) -> Function:
         SHAPES.update(dict.fromkeys(names, function))
         return function
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from tintc.compiler.errors import CompilerBug
 from tintc.runtime.onnx.graph import BATCH, SEGMENT, TOKENS, Dim, Graph, Value
+from tintc.runtime.onnx.operators import cast
 from tintc.runtime.onnx.shapes import cat, getitem
+
+_Place = tuple[int, ...]  # first and last token, first and last coordinate
 
 
 class _Piece(NamedTuple):
@@ -63,7 +66,7 @@ class Stream:
 
     def __setitem__(self, index: tuple[slice, slice, slice], value: Value) -> None:
         where = index[2]
-        kept = [_Piece(where.start, where.stop, value, 0)]
+        kept = [_Piece(where.start, where.stop, cast(self.graph, value, self.dtype), 0)]
         for piece in self.pieces:
             for start, stop in ((piece.start, min(piece.stop, where.start)), (max(piece.start, where.stop), piece.stop)):
                 if start < stop:
@@ -77,7 +80,9 @@ class Page:
 
     requires_grad = False
 
-    def __init__(self, graph: Graph, page: Tensor, names: dict[tuple[int, ...], str], written: dict[Any, Value] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, page: Tensor, names: dict[tuple[int, ...], str], written: dict[tuple[int, ...], Value] | None = None
+    ) -> None:
         self.graph, self.page, self.names, self.written = graph, page, names, dict(written or {})
         self.shape = tuple(page.shape)
 
@@ -91,15 +96,16 @@ class Page:
     def __getitem__(self, index: Any) -> Value:
         place = self._place(index)
         if place in self.written:
-            return self.written[place]
+            written: Value = self.written[place]
+            return written
         first, last, start, stop = place
         name = self.names.get(place, "page")
         return self.graph.weight(name, self.page[first:last, start:stop])
 
     def __setitem__(self, index: Any, value: Value) -> None:
-        self.written[self._place(index)] = value
+        self.written[self._place(index)] = cast(self.graph, value, self.page.dtype)
 
-    def _place(self, index: Any) -> tuple[int, ...]:
+    def _place(self, index: Any) -> _Place:
         _, tokens, coordinates = index
         place = (tokens.start, tokens.stop, coordinates.start, coordinates.stop)
         if any(other != place and _overlap(other, place) for other in self.written):
@@ -107,5 +113,5 @@ class Page:
         return place
 
 
-def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+def _overlap(a: _Place, b: _Place) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from tintc.compiler.builder import operands
 from tintc.compiler.choices import Choices
 from tintc.compiler.dialect import OPERATORS, is_tint, tint_name
 from tintc.compiler.errors import UnsupportedModelError
@@ -59,7 +60,8 @@ def _fused(simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], 
         elif node.op == "call_function" and is_tint(node, "prefix"):
             values[node] = graph.weight(info(node).slot or node.name, _prefix(node, weights))
         elif node.target is operator.getitem:
-            values[node] = values[node.args[0]][node.args[1]]  # type: ignore[index]
+            source, index = operands(node)
+            values[node] = values[source][index]
         elif node.op == "call_function":
             name = tint_name(node)
             assert name is not None
@@ -104,7 +106,7 @@ def _transformer(simulator: Simulator, graph: Graph, inputs: dict[str, Value | N
     places = _places(simulator)
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
-        args = fx.node.map_arg(node.args, values.__getitem__) if node.op != "output" else ()
+        args: Any = fx.node.map_arg(node.args, values.__getitem__) if node.op != "output" else ()
         if node.op == "placeholder":
             name = str(node.target)
             if name == CODE:

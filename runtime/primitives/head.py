@@ -15,7 +15,7 @@ from tintc.runtime.primitives.activation import activation_backward, activation_
 from tintc.runtime.primitives.onednn import onednn_product
 from tintc.runtime.primitives.precision import narrow_like, wide
 
-CHUNK_NUMBERS = {"cpu": 2**23, "cuda": 2**27}  # logits in one chunk: large enough for full products, small beside the activations
+CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**27}  # logits in one chunk: large enough for full products, small beside the activations
 
 
 def head_gradient(
@@ -38,6 +38,16 @@ def head_gradient(
             dz = dz * factor if name == "scale" else activation_backward(dz, z, name, "exact", factor)
         dh[part] = _product(dz, weight_VD, None, True, onednn)
     return dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
+
+
+def head_logits(
+    h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, behind: list[str], factors: list[float], into_BTV: Tensor, onednn: bool
+) -> Tensor:
+    """The logits of h, written into a tensor of the caller, which is returned."""
+    h, into = h_BTD.flatten(0, 1), into_BTV.view(-1, into_BTV.shape[-1])
+    for part in _chunks(h, weight_VD):
+        into[part] = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
+    return into_BTV
 
 
 def head_losses(

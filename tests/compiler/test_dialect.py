@@ -65,6 +65,7 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "flash_forward": (q, k, v, h, g, 0.5),
         "flash_backward": (do, q, k, v, do, draw(b, h, t), h, g, 0.5),
         "head_gradient": (x, draw(o, d), draw(o) if own else None, ids, loss_mask, "softmax", ["scale", "tanh"], [0.3, 1.0], False),
+        "head_logits": (x, draw(o, d), draw(o) if own else None, ["scale"], [0.3], torch.empty(b, t, o, dtype=torch.float64), False),
         "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
         "token_losses": (dy, ids),
         "kept_tokens": (x, torch.arange(cut)),
@@ -173,7 +174,7 @@ def turning() -> nn.Module:
 # Kinds of calls that bring out every optimization.
 CALLS: tuple[dict[str, Any], ...] = (
     {"outputs": ("losses",), "dtype": torch.float32},  # oneDNN, the head in chunks
-    {"low_rank": frozenset()},
+    {"low_rank": frozenset(), "into": True},
     {"low_rank": frozenset(), "dtype": torch.float32},
     {"outputs": ("losses",), "differentiable": True},
     {"device": "cuda", "some_tokens": True},

@@ -16,21 +16,14 @@ if TYPE_CHECKING:
 
     from tintc.runtime.onnx import Exported
 
-_NEEDED = ("onnx", "onnxruntime", "onnxscript")
-
 
 def run(path: Path, target: Path, further: Sequence[str], dtype: torch.dtype | None, options: dict[str, Any], *, as_json: bool) -> None:
     """Exports and prints what was written. further: optional inputs and outputs."""
-    try:
-        from tintc.runtime.onnx import export_onnx
-        from tintc.runtime.onnx.files import check_target
-        from tintc.runtime.onnx.inputs import OPTIONAL
-        from tintc.runtime.onnx.model import OUTPUTS
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
-            raise
-        raise UsageError(f"{error.name} is not installed; pip install 'tintc[onnx]'") from error
     from tintc.compiler.artifact import load
+    from tintc.runtime.onnx import export_onnx
+    from tintc.runtime.onnx.files import check_target
+    from tintc.runtime.onnx.inputs import OPTIONAL
+    from tintc.runtime.onnx.model import OUTPUTS
 
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:

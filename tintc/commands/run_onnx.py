@@ -24,11 +24,9 @@ class Model:
     """An exported model and its tokenizer. Raises ArtifactError for a file that is none, UsageError for one of more inputs."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise UsageError(f"{error.name} is not installed; pip install 'tintc[onnx]'") from error
+        import onnxruntime
+        from tokenizers import Tokenizer
+
         path = path.expanduser()
         if not path.is_file():
             raise ArtifactError(f"{path} does not exist; tintc export DIR --onnx {path} writes it")
@@ -66,7 +64,8 @@ class Model:
             "labels": np.full_like(ids, -100),
         }
         found: np.ndarray = self.session.run(["logits"], {name: feed[name] for name in self.types})[0]
-        return found[0].astype(np.float64)
+        wide: np.ndarray = found[0].astype(np.float64)
+        return wide
 
     def _of_pairs(self) -> bool:
         return any(value.name == "attention_mask" and len(value.shape) == 3 for value in self.session.get_inputs())

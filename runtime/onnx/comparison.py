@@ -5,6 +5,7 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from tintc.runtime.labels import check_labels
 if TYPE_CHECKING:
     from tintc.runtime.simulator import Simulator
 
-# Largest difference that is allowed, times the largest logit where that is above 1. float16: against the same weights in float32.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2}
+# Largest difference that is allowed, times the largest number where that is above 1. float16: against the same weights in float32.
+# float64: onnxruntime keeps scales of products and the epsilon of norms as float32.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-5, torch.float16: 2e-2}
 SHAPES = ((1, 2), (2, 19), (3, 64))  # of random inputs, cut to what the simulator takes
 TEXT = "The river rises in the hills above the town. In spring the river carries ice, and the people of the town watch the river."
 
@@ -58,7 +60,7 @@ class Check:
         }
 
 
-def check(simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Check:
+def compare(simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Check:
     """Runs both on random inputs of several shapes and on a text. Raises NumericalError if onnx's checker refuses the model."""
     import onnxruntime
 
@@ -66,7 +68,9 @@ def check(simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tu
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise NumericalError(f"onnx's checker refuses the exported model: {error}") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every constant that it does not fold
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     reference = _reference(simulator)
     result = Check({name: Difference() for name in outputs})
     for said, ids in _prompts(simulator):
@@ -142,7 +146,9 @@ def _expected(simulator: Simulator, given: dict[str, Tensor], outputs: tuple[str
     initial = any("initial" in name for name in outputs)
     found: dict[str, Tensor | None] = {}
     if any("logits" in name for name in outputs):
-        out = simulator(**inputs, return_initial=initial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a sequence without a target is meant
+            out = simulator(**inputs, return_initial=initial)
         found = {"logits": out.logits, "initial_logits": out.initial_logits}
     if "labels" in given:
         labels = check_labels(given["labels"], given["input_ids"], simulator.program.facts.vocab_size)
