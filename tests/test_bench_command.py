@@ -133,6 +133,7 @@ class TestTables:
         asked: list[tuple[str, Any]] = []
 
         def measure(side: str, settings: Any) -> Any:
+            assert json.loads((Path(settings["artifact"]) / "manifest.json").read_text())["share"] == "all"
             asked.append((side, json.loads(json.dumps(settings))))
             return figures
 
@@ -144,7 +145,7 @@ class TestTables:
         assert {"GB before the call 1 1", "peak GB of the call - -", "peak GB of the process 3 3 1.000"} <= set(rows)
         assert [side for side, _ in asked] == ["simulator", "loop"]
         assert asked[0][1] == asked[1][1]
-        assert (asked[0][1]["share"], asked[0][1]["trained"], asked[0][1]["names"][0][:5]) == ("all", 8, "model")
+        assert (asked[0][1]["trained"], asked[0][1]["names"][0][:5]) == (8, "model")
 
 
 class TestChecks:

@@ -13,7 +13,7 @@ from tests.command import process
 
 
 def test_names() -> None:
-    assert tintc.__all__ == sorted(tintc.__all__, key=lambda name: (name[0] not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ", name))
+    assert tintc.__all__ == sorted(tintc.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     for name in tintc.__all__:
         assert getattr(tintc, name) is not None
     with pytest.raises(AttributeError, match="module 'tintc' has no attribute 'nothing'"):

@@ -2,7 +2,7 @@
 
 model = build(...)   nodes from the simulator's own code, weights, metadata     graph, operators, shapes, inputs, stream, trace, model
 write(model, ...)    one file, or weights beside it; atomic                     files
-check(...)           onnx's checker, then onnxruntime beside torch              check
+compare(...)         onnx's checker, then onnxruntime beside torch              comparison
 """
 
 from __future__ import annotations
