@@ -8,12 +8,12 @@ from torch import Tensor
 
 from tintc.compiler.errors import InputError
 from tintc.runtime.inputs import check_tensor
+from tintc.runtime.primitives.precision import wide
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at least float32."""
-    logits = logits_BTV[:, :-1].flatten(0, 1)
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels_BT[:, 1:].flatten(), ignore_index=-100)
+    return F.cross_entropy(wide(logits_BTV[:, :-1]).flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100)
 
 
 def mean_loss(losses_BT: Tensor, labels_BT: Tensor) -> Tensor:

@@ -34,8 +34,6 @@ from tintc.runtime.programs import Programs
 from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.structure import Structure, check_backend
 
-_INTO = {"logits": "logits_into", "initial_logits": "initial_logits_into"}
-
 
 class Simulator(nn.Module):
     """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
@@ -341,10 +339,9 @@ class Simulator(nn.Module):
         if size >= batch:
             return run(tensors)
         shape = (batch, tokens if kept is None else len(kept))
-        into = {_INTO[name]: self._room(name, shape) for name in outputs if name in _INTO} if chunk_head.name in self.optimizations else {}
-        return run_in_slices(
-            run, {**tensors, **into}, batch, size, {name: into[_INTO[name]] for name in outputs if _INTO.get(name) in into}
-        )
+        room = {name: self._room(name, shape) for name in outputs if "logits" in name} if chunk_head.name in self.optimizations else {}
+        into = {f"{name}_into": tensor for name, tensor in room.items()}
+        return run_in_slices(run, {**tensors, **into}, batch, size, room)
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """For logits that are written slice by slice."""
@@ -379,7 +376,7 @@ class Simulator(nn.Module):
             "differentiable": self._differentiable,
             "causal": causal,
             "some_tokens": "kept" in inputs,
-            "into": any(name in inputs for name in _INTO.values()),
+            "into": any(name.endswith("_into") for name in inputs),
         }
         program = self._programs.get(self._programs.choose(outputs, self._weight, inputs, segment, **facts))
         values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}

@@ -28,7 +28,7 @@ def head_gradient(
     dh = torch.empty_like(h)
     for part in _chunks(h, weight_VD):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
-        dz = values.pop()
+        dz = values.pop()  # below, `loss_gradient` in place: a chunk's copies are the peak of a small model's call
         dz = torch.softmax(wide(dz), -1) if kind == "softmax" else wide(dz).clone()
         y = targets[part].unsqueeze(-1)
         dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype))
@@ -62,8 +62,7 @@ def head_losses(
 
 def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
     """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V), labels (...)."""
-    z = z_V if z_V.dtype == torch.float64 else z_V.float()
-    losses = F.cross_entropy(z.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none")
+    losses = F.cross_entropy(wide(z_V).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none")
     return losses.view_as(labels)
 
 
