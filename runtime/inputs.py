@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tintc.compiler.errors import InputError
+from tintc.compiler.node_meta import info
 from tintc.compiler.pass_manager import ModelFacts
 
 
@@ -99,6 +100,18 @@ def check_tensor(name: str, value: object) -> None:
     """Raises InputError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
+
+
+def check_updates(updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int, dtype: torch.dtype) -> None:
+    """Raises InputError unless the values are those of a program's updated slots, one for each sequence."""
+    if set(updates) != set(nodes):
+        wrong = sorted(set(updates) ^ set(nodes))[:3]
+        raise InputError(f"the updates do not hold this simulator's slots: {', '.join(wrong)} on one side only")
+    for slot, node in nodes.items():
+        expected = (batch, *info(node).shape[1:])
+        if tuple(updates[slot].shape) != expected or updates[slot].dtype != dtype:
+            got = f"{tuple(updates[slot].shape)}, {updates[slot].dtype}"
+            raise InputError(f"the update of {slot} is {got}; expected {expected}, {dtype}: one a sequence of input_ids")
 
 
 def _check_length(tokens: int, facts: ModelFacts) -> None:

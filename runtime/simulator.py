@@ -23,7 +23,7 @@ from tintc.compiler.optimize import optimize as optimized_graph
 from tintc.compiler.program import Program
 from tintc.passes.chunk_head import chunk_head
 from tintc.runtime import fused, slices, transformer
-from tintc.runtime.inputs import Inputs, check_tensor, prepare
+from tintc.runtime.inputs import Inputs, check_tensor, check_updates, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.pages import PrefixPages
@@ -236,28 +236,26 @@ class Simulator(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
     ) -> Tensor:
-        """Logits (B, T, V) of any sequences under the slot values that `updates` returned; nothing is trained."""
+        """Logits (B, T, V), or those kept, of any sequences under the slot values that `updates` returned; nothing is trained."""
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
-        nodes = outputs(self.program.graph)["updates"]
-        self._check_updates(updates, nodes, len(input_ids))
-        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=updates)["logits"]
+        check_updates(updates, outputs(self.program.graph)["updates"], len(input_ids), self.dtype)
+        kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
+        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=updates, kept=kept)["logits"]
         return out
 
-    def _check_updates(self, updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int) -> None:
-        if set(updates) != set(nodes):
-            wrong = sorted(set(updates) ^ set(nodes))[:3]
-            raise InputError(f"the updates do not hold this simulator's slots: {', '.join(wrong)} on one side only")
-        for slot, node in nodes.items():
-            expected = (batch, *info(node).shape[1:])
-            if tuple(updates[slot].shape) != expected or updates[slot].dtype != self.dtype:
-                got = f"{tuple(updates[slot].shape)}, {updates[slot].dtype}"
-                raise InputError(f"the update of {slot} is {got}; expected {expected}, {self.dtype}: one a sequence of input_ids")
-
-    def predict_initial(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the unmodified model."""
+    def predict_initial(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Logits (B, T, V), or those kept, of the unmodified model. logits_to_keep: as in `forward`."""
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
-        out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1])["initial_logits"]
+        kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
+        out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1], kept=kept)["initial_logits"]
         return out
 
     def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False, differentiable: bool = True) -> fx.GraphModule:

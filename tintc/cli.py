@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tintc import __version__
+from tintc.commands import evaluation_options
 from tintc.commands.console import Verbosity, configure_logging, err
 from tintc.commands.options import (
     DTYPES,
@@ -341,6 +342,9 @@ def bench_command(
     from tintc.commands import bench as command
 
     command.run(source, chosen, settings, as_json=as_json)
+
+
+app.add_typer(evaluation_options.app)
 
 
 @app.command("env")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from tintc.compiler.json_values import finite
 
 _UNLIMITED = 10_000  # columns; a table without a box takes what it needs
 
@@ -48,15 +49,7 @@ def configure_logging() -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def print_table(table: Table, *, fold: bool = False) -> None:
@@ -95,3 +88,29 @@ def stages(total: int) -> Iterator[Any]:
             logging.getLogger("tintc").info("%s", name)
 
         yield start
+
+
+@contextmanager
+def work() -> Iterator[Any]:
+    """A bar with the time left, for long work; yields a function of what is being done, how much of it is done, and how much there is.
+
+    Not on a terminal: with -v a line on stderr for every new text, else nothing.
+    """
+    with Progress(
+        *(SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+        TextColumn("{task.description}"),
+        console=err,
+        transient=True,
+        disable=Verbosity.quiet or not err.is_terminal,
+    ) as progress:
+        task = progress.add_task("starting", total=None)
+        last = ""
+
+        def show(text: str, done: int = 0, total: int | None = None) -> None:
+            nonlocal last
+            progress.update(task, description=text, completed=done, total=total)
+            if text != last:
+                logging.getLogger("tintc").info("%s", text)
+            last = text
+
+        yield show

@@ -1,0 +1,74 @@
+"""tintc eval: experiments over many sequences, whose results are kept as they come."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from tintc.commands import console
+from tintc.runtime.evaluate import language, plots, reports
+from tintc.runtime.evaluate.auxiliary import Auxiliary
+from tintc.runtime.evaluate.store import Store
+from tintc.runtime.evaluate.text import HUB_TEXTS, read_text
+
+Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
+
+
+def run_lm(
+    source: str, data: str, choose: str | None, settings: dict[str, Any], how: dict[str, Any], output: Path | None, *, as_json: bool
+) -> None:
+    """Prints and keeps the table of `runtime.evaluate.language.run`."""
+    chosen = language.Settings(**settings)
+    chosen.check()
+    text = read_text(data, cache_dir=how["cache_dir"])
+    needed = chosen.inner_lr is None and (choose is not None or data in HUB_TEXTS)
+    choosing = read_text(choose or data, choose=choose is None, cache_dir=how["cache_dir"]) if needed else None
+    measure(source, how, output, lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show), as_json)
+
+
+def measure(source: str, how: dict[str, Any], output: Path | None, experiment: Experiment, as_json: bool) -> None:
+    """Loads the model, runs the experiment with its results kept in `output`, and shows the report."""
+    folder = None if output is None else reports.prepare_directory(output.expanduser())
+    start = time.monotonic()
+    with console.work() as show:
+        auxiliary = Auxiliary(source, progress=show, **how)
+        store = Store(None if folder is None else folder / reports.UNITS, {"model": auxiliary.identity})
+        report = experiment(auxiliary, store, show)
+    command = shlex.join(["tintc", *sys.argv[1:]])
+    report |= reports.about(command, time.monotonic() - start, auxiliary.identity["device"])
+    report["units"] = {"found": store.found, "computed": store.computed}
+    if folder is not None:
+        reports.write(folder, report)
+    if as_json:
+        console.print_json(report)
+        return
+    show_table(reports.TABLES[report["experiment"]](report))
+    if not console.Verbosity.quiet:
+        console.err.print(_where(folder, store), markup=False)
+
+
+def show_table(table: reports.Table) -> None:
+    """The report's table on the terminal."""
+    rich = RichTable(box=None, padding=(0, 2, 0, 0))
+    for column, name in enumerate(table.header):
+        rich.add_column(name, justify="right" if column >= table.numeric else "left")
+    for row in table.rows:
+        rich.add_row(*row)
+    console.out.print(table.title, style="bold", markup=False)
+    console.print_table(rich)
+    for note in table.notes:
+        console.out.print(note, markup=False)
+
+
+def _where(folder: Path | None, store: Store) -> str:
+    counted = f"{store.computed} results computed" + (f", {store.found} found from an earlier run" if store.found else "")
+    if folder is None:
+        return f"{counted}; nothing was kept: -o DIR keeps results, report and plot"
+    picture = ", plot.png" if plots.available() else "; for a picture: pip install 'tintc[plot]'"
+    return f"{counted}; kept in {folder}: {reports.UNITS}, report.json, report.md{picture}"

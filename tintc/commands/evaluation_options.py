@@ -1,0 +1,116 @@
+"""`tintc eval` and `tintc ablate`: their options. Nothing here imports torch before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tintc.commands.options import DTYPES, Debug, Device, Json, Quiet, Verbose, device_of, dtype_of
+from tintc.compiler.errors import UsageError
+
+app = typer.Typer(
+    name="eval",
+    help="Measure what a simulator is for: language modelling, or classification.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME.")]
+Data = Annotated[str, typer.Option(metavar="NAME|FILE", help="wikitext-2, wikitext-103, c4, a text file, or a JSONL file of {text}.")]
+Choose = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Text to choose learning rates on; default the hub's other split, or the first quarter of FILE."),
+]
+Seeds = Annotated[list[str] | None, typer.Option(metavar="N,...", help="Each draws its own items; default 1,2,3.")]
+InnerLr = Annotated[float | None, typer.Option(help="Inner learning rate of everyone; then none is chosen.")]
+Presets = Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="paper, exact; default paper.")]
+Batch = Annotated[int, typer.Option(help="Sequences of one call; results do not depend on it.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="Results as they come, report and plot; run again to go on after an interruption."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where hub files are kept.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use cached files only.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
+LoadDtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")]
+
+
+@app.command("lm")
+def lm_command(
+    source: Source,
+    data: Data,
+    choose: Choose = None,
+    train_fraction: Annotated[
+        list[str] | None, typer.Option(metavar="F,...", help="Parts of a sequence to train on; default 0.3,0.5,0.7,0.9.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence; default the model's own length.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Sequences of each seed; default all.")] = None,
+    choosing: Annotated[int, typer.Option(help="Sequences that a learning rate is chosen on.")] = 16,
+    seeds: Seeds = None,
+    inner_lr: InnerLr = None,
+    presets: Presets = None,
+    steps: Annotated[int, typer.Option(help="Inner gradient steps.")] = 1,
+    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    batch: Batch = 1,
+    output: Output = None,
+    device: Device = None,
+    dtype: LoadDtype = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    offline: Offline = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Perplexity of the rest of each sequence after training on its first part.
+
+    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same budget), the simulator, and two
+    controls: its gradient with the sign flipped, and training on the same tokens in random order.
+    """
+    settings: dict[str, Any] = {
+        **_given("fractions", train_fraction, float),
+        **_given("seeds", seeds, int),
+        **_given("presets", presets, str),
+        "length": length,
+        "limit": limit,
+        "choosing": choosing,
+        "inner_lr": inner_lr,
+        "steps": steps,
+        "layers": layers,
+        "batch": batch,
+    }
+    how = _loading(device, dtype, revision, cache_dir, offline, trust_remote_code)
+    from tintc.commands import evaluate as command
+
+    command.run_lm(source, data, choose, settings, how, output, as_json=as_json)
+
+
+def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
+    """{name: the values}, each of which may hold several with commas between them; {} if the option was not given."""
+    if values is None:
+        return {}
+    parts = [part.strip() for value in values for part in value.split(",")]
+    try:
+        return {name: tuple(kind(part) for part in parts)}
+    except ValueError:
+        expected = {float: "numbers", int: "whole numbers"}[kind]
+        raise UsageError(f"{name} is {','.join(values)!r}; expected {expected} with commas between them") from None
+
+
+def _loading(
+    device: str | None, dtype: str | None, revision: str | None, cache_dir: Path | None, offline: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    return {
+        "device": device_of(device),
+        "dtype": dtype_of(dtype),
+        "revision": revision,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "offline": offline,
+        "trust_remote_code": trust_remote_code,
+    }
