@@ -14,7 +14,8 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Mean:
-    """value: the mean of n numbers. error: its standard error, s / sqrt(n) with s the sample standard deviation; NaN for n = 1."""
+    """value: the mean of n numbers. error: its standard error, s / sqrt(n) with s the sample standard deviation; NaN for n = 1
+    or values that are not finite."""
 
     value: float
     error: float
@@ -26,7 +27,8 @@ def mean(values: Sequence[float]) -> Mean:
     if not values:
         raise ValueError("no values to take the mean of")
     numbers = np.asarray(values, dtype=np.float64)
-    error = float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+    known = len(numbers) > 1 and bool(np.isfinite(numbers).all())
+    error = float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if known else math.nan
     return Mean(float(numbers.mean()), error, len(numbers))
 
 
