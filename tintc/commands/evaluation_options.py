@@ -100,7 +100,7 @@ def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
         return {name: tuple(kind(part) for part in parts)}
     except ValueError:
         expected = {float: "numbers", int: "whole numbers"}[kind]
-        raise UsageError(f"{name} is {','.join(values)!r}; expected {expected} with commas between them") from None
+        raise UsageError(f"{name} are {','.join(values)!r}; expected {expected} with commas between them") from None
 
 
 def _loading(
