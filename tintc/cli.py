@@ -345,6 +345,7 @@ def bench_command(
 
 
 app.add_typer(evaluation_options.app)
+app.command("ablate")(evaluation_options.ablate_command)
 
 
 @app.command("env")

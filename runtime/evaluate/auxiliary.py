@@ -77,6 +77,10 @@ class Auxiliary:
             self._simulators[config] = Simulator(lower(captured, config), captured.tensors, tokenizer=self.tokenizer)
         return self._simulators[config]
 
+    def forget_simulators(self) -> None:
+        """Lets go of those that were lowered: each may hold copies of weights in the form that its program reads."""
+        self._simulators.clear()
+
     def unmodified(self) -> Unmodified:
         return Unmodified(self.simulator(SimulatorConfig.paper()))
 

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from tintc.commands import console
-from tintc.runtime.evaluate import language, plots, reports
+from tintc.runtime.evaluate import classification, language, plots, reports, tables
 from tintc.runtime.evaluate.auxiliary import Auxiliary
+from tintc.runtime.evaluate.settings import Settings
 from tintc.runtime.evaluate.store import Store
-from tintc.runtime.evaluate.text import HUB_TEXTS, read_text
+from tintc.runtime.evaluate.text import HUB_TEXTS, Text, read_text
 
 Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
 
@@ -27,9 +28,21 @@ def run_lm(
     chosen = language.Settings(**settings)
     chosen.check()
     text = read_text(data, cache_dir=how["cache_dir"])
-    needed = chosen.inner_lr is None and (choose is not None or data in HUB_TEXTS)
-    choosing = read_text(choose or data, choose=choose is None, cache_dir=how["cache_dir"]) if needed else None
+    choosing = None if chosen.inner_lr is not None else other_text(data, choose, how["cache_dir"])
     measure(source, how, output, lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show), as_json)
+
+
+def other_text(data: str, choose: str | None, cache_dir: str | None) -> Text | None:
+    """The text to choose rates on: what was named, or the other split of a hub data set."""
+    if choose is None and data not in HUB_TEXTS:
+        return None
+    return read_text(choose or data, choose=choose is None, cache_dir=cache_dir)
+
+
+def run_classify(source: str, settings: dict[str, Any], how: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    """Prints and keeps the table of `runtime.evaluate.classification.run`."""
+    chosen = Settings(**settings)
+    measure(source, how, output, lambda auxiliary, store, show: classification.run(auxiliary, chosen, store, show), as_json)
 
 
 def measure(source: str, how: dict[str, Any], output: Path | None, experiment: Experiment, as_json: bool) -> None:
@@ -40,20 +53,24 @@ def measure(source: str, how: dict[str, Any], output: Path | None, experiment: E
         auxiliary = Auxiliary(source, progress=show, **how)
         store = Store(None if folder is None else folder / reports.UNITS, {"model": auxiliary.identity})
         report = experiment(auxiliary, store, show)
-    command = shlex.join(["tintc", *sys.argv[1:]])
-    report |= reports.about(command, time.monotonic() - start, auxiliary.identity["device"])
+    finish(report, store, folder, start, as_json)
+
+
+def finish(report: dict[str, Any], store: Store, folder: Path | None, start: float, as_json: bool) -> None:
+    """Writes and shows a report."""
+    report |= reports.about(shlex.join(["tintc", *sys.argv[1:]]), time.monotonic() - start, report["model"]["device"])
     report["units"] = {"found": store.found, "computed": store.computed}
     if folder is not None:
         reports.write(folder, report)
     if as_json:
         console.print_json(report)
         return
-    show_table(reports.TABLES[report["experiment"]](report))
+    show_table(tables.TABLES[report["experiment"]](report))
     if not console.Verbosity.quiet:
         console.err.print(_where(folder, store), markup=False)
 
 
-def show_table(table: reports.Table) -> None:
+def show_table(table: tables.Table) -> None:
     """The report's table on the terminal."""
     rich = RichTable(box=None, padding=(0, 2, 0, 0))
     for column, name in enumerate(table.header):

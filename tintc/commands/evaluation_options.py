@@ -91,6 +91,110 @@ def lm_command(
     command.run_lm(source, data, choose, settings, how, output, as_json=as_json)
 
 
+@app.command("classify")
+def classify_command(
+    source: Source,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="sst2, mr, cr, mpqa, amazon, agnews, subj; default all seven.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the hub.")
+    ] = None,
+    shots: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Numbers of demonstrations; default 0,32.")] = None,
+    form: Annotated[str, typer.Option(help="Demonstrations: separate (each sees only itself) or sequence.")] = "separate",
+    loss: Annotated[str, typer.Option(help="Of demonstrations: on their label words, or on the whole context.")] = "label",
+    budgets: Annotated[
+        list[str] | None, typer.Option(metavar="LxS,...", help="Layers of 12 x steps, scaled to the model; default 12x1,6x2,3x4.")
+    ] = None,
+    rates: Annotated[list[str] | None, typer.Option(metavar="RATE,...", help="Inner learning rates to choose from.")] = None,
+    limit: Annotated[int, typer.Option(help="Test items of each task.")] = 200,
+    choosing: Annotated[int, typer.Option(help="Training items that everything is chosen on.")] = 32,
+    seeds: Seeds = None,
+    inner_lr: InnerLr = None,
+    presets: Presets = None,
+    batch: Batch = 8,
+    output: Output = None,
+    device: Device = None,
+    dtype: LoadDtype = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    offline: Offline = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Accuracy of text classification, zero-shot and with demonstrations.
+
+    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the simulator, and two controls: its
+    gradient with the sign flipped, and training on shuffled labels. Rate, budget, template and calibration are chosen on training data.
+    """
+    settings: dict[str, Any] = {
+        **_given("tasks", task, str),
+        **_given("shots", shots, int),
+        **_given("seeds", seeds, int),
+        **_given("presets", presets, str),
+        **_given("budgets", budgets, str),
+        **_given("rates", rates, float),
+        "form": form,
+        "loss": loss,
+        "limit": limit,
+        "choose": choosing,
+        "inner_lr": inner_lr,
+        "batch": batch,
+        "data_dir": data_dir,
+    }
+    how = _loading(device, dtype, revision, cache_dir, offline, trust_remote_code)
+    from tintc.commands import evaluate as command
+
+    command.run_classify(source, settings, how, output, as_json=as_json)
+
+
+def ablate_command(
+    source: Source,
+    data: Data,
+    choose: Choose = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Variants or patterns, as paper, norm-*; default the whole grid.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence; half of them are trained on.")] = 256,
+    limit: Annotated[int, typer.Option(help="Sequences to evaluate.")] = 16,
+    choosing: Annotated[int, typer.Option(help="Sequences that each variant's learning rate is chosen on.")] = 4,
+    error_sequences: Annotated[int, typer.Option(help="Sequences whose updates are compared with the exact gradient.")] = 2,
+    inner_lr: InnerLr = None,
+    steps: Annotated[int, typer.Option(help="Inner gradient steps.")] = 1,
+    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    batch: Batch = 4,
+    output: Output = None,
+    device: Device = None,
+    dtype: LoadDtype = None,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    offline: Offline = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """What each approximation costs: in its update, and in the perplexity after it.
+
+    Each approximation alone, all of the paper's together, and lower float formats, against the exact gradient.
+    """
+    settings: dict[str, Any] = {
+        **_given("only", only, str),
+        "inner_lr": inner_lr,
+        "error_sequences": error_sequences,
+        "batch": batch,
+    }
+    sizes = {"length": length, "limit": limit, "choosing": choosing}
+    how = _loading(device, dtype, revision, cache_dir, offline, trust_remote_code)
+    from tintc.commands import ablate as command
+
+    command.run(source, data, choose, sizes, {"steps": steps, "layers": layers}, settings, how, output, as_json=as_json)
+
+
 def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
     """{name: the values}, each of which may hold several with commas between them; {} if the option was not given."""
     if values is None:
