@@ -120,12 +120,13 @@ class _Models:
 
     def forget_simulators(self) -> None:
         if self._auxiliary is not None:
-            self._auxiliary._simulators.clear()
+            self._auxiliary.forget_simulators()
             gc.collect()  # graphs refer to themselves
 
     def forget(self) -> None:
-        self._auxiliary = self._dtype = None
-        gc.collect()
+        if self._auxiliary is not None:
+            self._auxiliary = self._dtype = None
+            gc.collect()
 
 
 @dataclass

@@ -63,7 +63,7 @@ class Auxiliary:
         """What results of this model are stored under: where the weights came from, a digest of them, their type and device."""
         tensors = self._captured.tensors.values()
         named = {name: self.description[name] for name in ("kind", "name", "revision", "sha256", "seed")}
-        digest = named["sha256"] or named["seed"]
+        digest = next((named[name] for name in ("sha256", "seed") if named[name] is not None), None)
         if digest is None:
             digest = _digest(self._captured.tensors)
         kind = next(tensor for tensor in tensors if tensor.is_floating_point())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 START = 1e-4
-_LIMIT = 24  # half-octaves either way: a factor of 4096
+_LIMIT = 48  # half-octaves either way: a factor of 1.7e7
 
 
 def rate(half_octaves: int) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tintc.runtime.evaluate import ablation_plot
+from tintc.runtime.evaluate.figure import figure
 from tintc.runtime.evaluate.language import ASCENT, DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED
 
 if TYPE_CHECKING:
@@ -27,13 +29,12 @@ def draw(report: dict[str, Any], path: Path) -> bool:
     """Writes the report's picture as PNG; False without matplotlib."""
     if not available():
         return False
-    return PLOTS[report["experiment"]](report, path)
+    PLOTS[report["experiment"]](report, path)
+    return True
 
 
-def lm_plot(report: dict[str, Any], path: Path) -> bool:
+def lm_plot(report: dict[str, Any], path: Path) -> None:
     """Change of the perplexity against the trained part, with standard errors; one panel a preset."""
-    from tintc.runtime.evaluate.figure import figure
-
     presets = report["settings"]["presets"]
     with figure(path, columns=len(presets), width=4.6, height=3.6) as axes:
         for axis, preset in zip(axes, presets, strict=True):
@@ -41,7 +42,6 @@ def lm_plot(report: dict[str, Any], path: Path) -> bool:
             axis.set_title(f"{report['model']['name']}, {report['data']['name']}" + (f", {preset}" if len(presets) > 1 else ""), fontsize=9)
         axes[0].set_ylabel("change of the perplexity, %")
         axes[0].legend(fontsize=7, frameon=False)
-    return True
 
 
 def _of_preset(row: dict[str, Any], preset: str) -> bool:
@@ -71,4 +71,44 @@ def _lm_panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_ylim(-1.6 * largest, 1.6 * largest)  # a control may be off the scale: that it is bad is what it is there to show
 
 
-PLOTS: dict[str, Callable[[dict[str, Any], Path], bool]] = {"lm": lm_plot}
+def classify_plot(report: dict[str, Any], path: Path) -> None:
+    """Accuracy of every task and of their average, with standard errors over demonstrations; one panel a number of demonstrations."""
+    shots = report["settings"]["shots"]
+    with figure(path, rows=len(shots), width=7.5, height=2.8, sharex=True) as axes:
+        for axis, count in zip(axes, shots, strict=True):
+            results = [result for result in report["results"] if result["shots"] == count]
+            _classify_panel(axis, results, [row for row in report["averages"] if row["shots"] == count])
+            axis.set_title(f"{report['model']['name']}, {'zero-shot' if count == 0 else f'{count} demonstrations'}", fontsize=9)
+            axis.set_ylabel("accuracy, %")
+        axes[0].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _classify_panel(axis: Axes, results: list[dict[str, Any]], averages: list[dict[str, Any]]) -> None:
+    names = [row["name"] for row in averages]
+    for index, name in enumerate(names):
+        rows = [*(result["rows"][index] for result in results), {**averages[index], "standard_error": None}]
+        kind = _kind(name)
+        axis.errorbar(
+            [place + 0.12 * (index - len(names) / 2) for place in range(len(rows))],
+            [100 * row["accuracy"] for row in rows],
+            yerr=[100 * (row["standard_error"] or 0) for row in rows],
+            color=COLOURS[kind],
+            marker=MARKERS.get(kind, "_"),
+            linestyle="none",
+            markersize=5,
+            capsize=2,
+            label=name,
+        )
+    axis.axvline(len(results) - 0.55, color=COLOURS[SHUFFLED], linewidth=0.8, linestyle=":")
+    axis.set_xticks(range(len(results) + 1), [*(result["title"] for result in results), "average"])
+    axis.tick_params(axis="x", labelbottom=True)
+
+
+def _kind(name: str) -> str:
+    """Which of the learners that have a colour a row is about."""
+    if not name.startswith("simulator"):
+        return DYNAMIC if name == DYNAMIC else UNMODIFIED
+    return ASCENT if "ascent" in name else SHUFFLED if "shuffled" in name else SIMULATOR
+
+
+PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {"lm": lm_plot, "classify": classify_plot, "ablate": ablation_plot.plot}

@@ -60,7 +60,7 @@ class Store:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}; expected the results of an earlier run") from None
         complete, _, torn = text.rpartition("\n")
-        for number, line in enumerate(complete.splitlines(), 1):
+        for number, line in enumerate(complete.split("\n") if complete else (), 1):
             try:
                 entry = json.loads(line)
                 self._results[entry["key"]] = entry["result"]

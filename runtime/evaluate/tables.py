@@ -41,7 +41,7 @@ def lm_table(report: dict[str, Any]) -> Table:
             number(row["perplexity"]),
             "" if row["learner"] == UNMODIFIED else change(row["change"], row["error"]),
             p_value(row["p_value"]),
-            "" if row["share"] is None else f"{row['share']:.0%}",
+            share(row["share"]),
             f"{row['seconds']:.2f}",
         )
         for row in report["rows"]
@@ -106,7 +106,7 @@ def ablate_table(report: dict[str, Any]) -> Table:
             rate(row["inner_lr"]),
             number(row["perplexity"]),
             change(row["change"], row["error"]),
-            "" if row["share"] is None else f"{row['share']:.0%}",
+            share(row["share"]),
             p_value(row["p_value"]),
             f"{row['seconds']:.2f}",
         )
@@ -115,7 +115,7 @@ def ablate_table(report: dict[str, Any]) -> Table:
     chosen = f"chosen for each on {data['choosing_sequences']} other sequences" if settings["inner_lr"] is None else "given"
     return Table(
         f"{report['model']['name']} on {data['name']}: what each approximation costs",
-        ("variant", "cosine", "worst block", "error", "rate", "perplexity", "change", "of exact", "p", "s / seq."),
+        ("variant", "cosine", "worst block", "rel. error", "rate", "perplexity", "change", "of exact", "p", "s / seq."),
         rows,
         (
             f"n = {data['sequences']} sequences of {settings['length']} tokens, the first {settings['trained']} trained on; "
@@ -151,15 +151,22 @@ def rate(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else _NOT_FINITE
+def number(value: float | None) -> str:
+    """None is what JSON made of a number that is not finite."""
+    return _NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def change(value: float, error: float) -> str:
-    """In per cent, with its standard error."""
-    if not math.isfinite(value):
+def change(value: float | None, error: float | None) -> str:
+    """In per cent, with its standard error where there is one."""
+    if value is None or not math.isfinite(value):
         return _NOT_FINITE
-    return f"{value:+.2f} ± {error:.2f} %" if abs(value) < 1e4 else "> 100 x"
+    spread = "" if error is None or math.isnan(error) else f" ± {error:.2f}"
+    return f"{value:+.2f}{spread} %" if abs(value) < 1e4 else "> 100 x"
+
+
+def share(value: float | None) -> str:
+    """Of another's gain; nothing where there is no gain to speak of."""
+    return "" if value is None or not 0 <= value < 10 else f"{value:.0%}"
 
 
 def p_value(value: float | None) -> str:

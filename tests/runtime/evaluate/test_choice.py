@@ -41,4 +41,4 @@ def test_a_tie_goes_to_the_smaller_rate() -> None:
 
 
 def test_the_search_ends_where_smaller_is_always_better() -> None:
-    assert choose_rate(lambda value: value) == rate(-24)
+    assert choose_rate(lambda value: value) == rate(-48)

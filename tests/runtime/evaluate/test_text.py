@@ -12,6 +12,8 @@ from tintc.runtime.evaluate.text import Text, draw, pieces, read_text, spread
 def test_a_text_file_and_a_jsonl_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One day.\n", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "One."}\n\n{"text": "Two.", "more": 1}\n{"text": " "}\n', encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text('{"text": "One\u2028line."}\n', encoding="utf-8")
+    assert read_text(str(tmp_path / "c.jsonl")).text == "One\u2028line."
     assert read_text(str(tmp_path / "a.txt")).text == "One day.\n"
     assert read_text(str(tmp_path / "b.jsonl")) == Text("b.jsonl", "One.\n\nTwo.")
 
