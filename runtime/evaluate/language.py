@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def run(
     """The table as JSON values. choosing: text to choose rates on, by default the first quarter of the text, which is then left out.
 
     A row has `perplexity` exp(mean loss of all untrained tokens), `change` in per cent of the unmodified model's, `error` its standard
-    error over sequences, `p_value` of no difference from the unmodified model, `share` of dynamic evaluation's gain, `seconds` a sequence.
+    error over sequences, `p_value` of no difference from the unmodified model, `share` of dynamic evaluation's gain, `seconds` of a sequence (median).
     Raises InputError for text that is too short, UsageError for settings that the model cannot have.
     """
     settings = _with_length(auxiliary, settings)
@@ -314,7 +315,7 @@ def _row(run: Run, fraction: float, items: list[Piece], results: list[dict[str, 
         "error": 100 * ratio * found.error,
         "change_by_seed": {str(seed): 100 * (_exp(sum(values) / len(values)) - 1) for seed, values in by_seed.items()},
         "p_value": None if run.name == UNMODIFIED else paired_p_value(after, start),
-        "seconds": sum(result["seconds"] for result in results) / len(results),
+        "seconds": statistics.median(result["seconds"] for result in results),  # the first call also emits the program
     }
 
 

@@ -99,9 +99,14 @@ def test_weights_and_flags_are_put_back_also_after_an_error() -> None:
     learner, given = whole.dynamic_evaluation(SimulatorConfig.exact(inner_lr=0.5)), sequences("ragged").rows(0, 1)
     before = whole.unmodified().logits(given, torch.arange(LENGTH)).clone()
     flags = [parameter.requires_grad for parameter in learner.simulator.parameters()]
-    with pytest.raises(KeyError), learner.trained(given) as predict:
-        assert not torch.equal(predict(given, torch.arange(LENGTH)), before)
-        raise KeyError
+
+    def interrupted() -> None:
+        with learner.trained(given) as predict:
+            assert not torch.equal(predict(given, torch.arange(LENGTH)), before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert torch.equal(whole.unmodified().logits(given, torch.arange(LENGTH)), before)
     assert [parameter.requires_grad for parameter in learner.simulator.parameters()] == flags
 
