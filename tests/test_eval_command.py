@@ -27,7 +27,14 @@ def lm(text: Path, *more: object) -> Any:
 def test_a_table_for_people_and_one_document_for_machines(text: Path) -> None:
     shown = lm(text)
     assert shown.code == 0, shown
-    for words in ("unmodified model", "dynamic evaluation", "gradient ascent", "shuffled tokens", "n = 4 sequences of 16 tokens", "seeds 1, 2"):
+    for words in (
+        "unmodified model",
+        "dynamic evaluation",
+        "gradient ascent",
+        "shuffled tokens",
+        "n = 4 sequences of 16 tokens",
+        "seeds 1, 2",
+    ):
         assert words in shown.out
     assert "nothing was kept: -o DIR" in shown.err
     report = lm(text, "--json", "-q").document
@@ -118,3 +125,87 @@ def test_hub_splits(monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
     report = tintc("eval", "lm", source_directory(), "--data", "wikitext-2", *small).document
     assert [split for *_, split in asked] == ["test", "validation"]
     assert report["data"]["name"] == "wikitext-2 (test)" and report["data"]["chosen_on"] == "wikitext-2 (validation)"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of one task, in the layout that --data-dir wants."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "sst2").mkdir()
+    for split, count in (("train", 16), ("test", 6)):
+        lines = (json.dumps({"text": f"A {WORDS[i % 8]} of the {split} {i}", "label": i % 2}) for i in range(count))
+        (folder / "sst2" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def classify(tasks: Path, *more: object) -> Any:
+    few = ("--shots", "0,2", "--limit", 4, "--choosing", 4, "--seeds", "1,2", "--budgets", "12x1", "--rates", "1e-3")
+    return tintc("eval", "classify", source_directory(), "--task", "sst2", "--data-dir", tasks, *few, *more)
+
+
+def test_classification_is_shown_kept_and_resumed(tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shown = classify(tasks, "-o", folder)
+    assert shown.code == 0, shown
+    for words in ("SST-2", "average", "dynamic evaluation", "simulator, ascent", "shuffled labels", "n = 4 test items", "seeds 1, 2"):
+        assert words in shown.out
+    assert sorted(path.name for path in folder.iterdir()) == ["plot.png", "report.json", "report.md", "units.jsonl"]
+    again = classify(tasks, "-o", folder, "--batch", 2, "--json").document
+    assert again["units"]["computed"] == 0
+    kept = json.loads((folder / "report.json").read_text())
+    assert kept["results"] == again["results"] and [result["shots"] for result in again["results"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--task", "sst3"), "unknown task 'sst3'"),
+        (("--form", "pairs"), "form is 'pairs'"),
+        (("--loss", "all"), "loss is 'all'"),
+        (("--budgets", "12"), "a budget is '12'"),
+        (("--shots", "-1"), "expected 0 or more demonstrations"),
+        (("--rates", "0"), "expected a number above 0"),
+        (("--limit", 0), "limit is 0"),
+    ],
+)
+def test_bad_classification_options(tasks: Path, more: tuple[object, ...], message: str) -> None:
+    assert message in classify(tasks, *more).refused(2)
+
+
+def test_bad_task_data(tasks: Path, tmp_path: Path) -> None:
+    assert "has no data of the task sst2" in classify(tmp_path).refused(2)
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text('{"text": "One"}\n')
+    assert "train.jsonl, line 1" in classify(tmp_path).refused(2)
+
+
+def ablate(text: Path, *more: object) -> Any:
+    small = ("--length", 16, "--limit", 2, "--choosing", 1, "--error-sequences", 1, "--only", "paper,attention-value")
+    return tintc("ablate", source_directory(), "--data", text, *small, *more)
+
+
+def test_an_ablation_is_shown_kept_and_resumed(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shown = ablate(text, "-o", folder)
+    assert shown.code == 0, shown
+    for words in ("what each approximation costs", "exact", "attention-value", "paper", "n = 2 sequences of 16 tokens"):
+        assert words in shown.out
+    assert sorted(path.name for path in folder.iterdir()) == ["plot.png", "report.json", "report.md", "units.jsonl"]
+    again = ablate(text, "-o", folder, "--json").document
+    assert again["units"]["computed"] == 0 and again["rows"] == json.loads((folder / "report.json").read_text())["rows"]
+    assert [row["variant"] for row in again["rows"]] == ["exact", "attention-value", "paper"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--only", "best"), "no variant is called 'best'"),
+        (("--length", 2), "length is 2"),
+        (("--length", POSITIONS + 1), f"this model takes {POSITIONS} tokens"),
+        (("--limit", 0), "limit is 0"),
+        (("--batch", 0), "batch 0"),
+        (("--layers", 0), "layers is 0"),
+    ],
+)
+def test_bad_ablation_options(text: Path, more: tuple[object, ...], message: str) -> None:
+    assert message in ablate(text, *more).refused(2)

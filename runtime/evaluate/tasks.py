@@ -106,7 +106,7 @@ def _from_directory(task: Task, split: Split, data_dir: Path) -> list[Example]:
         raise InputError(f"{data_dir} has no data of the task {task.name}; expected a directory called {' or '.join(names)} there")
     numbers = _numbers(task, folder / "task.json")
     path = folder / f"{split}.jsonl"
-    lines = _read(path).splitlines()
+    lines = _read(path).split("\n")  # str.splitlines would also cut at U+0085 and U+2028, which JSON allows inside a text
     examples = [_example(line, f"{path}, line {number}", numbers) for number, line in enumerate(lines, 1) if line.strip()]
     if not examples:
         raise InputError(f'{path} is empty; expected one {{"text": ..., "label": ...}} a line')

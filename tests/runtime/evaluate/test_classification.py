@@ -1,5 +1,6 @@
 """The experiment as a whole: resumed, in any batch, on random labels; and its arithmetic."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -55,12 +56,13 @@ def test_every_row_with_its_settings(report: dict[str, Any]) -> None:
             assert row["control"] == ("simulator, " in row["name"])
         simulator, ascent, shuffled = result["rows"][-3:]
         assert ascent["rate"] == -simulator["rate"] < 0 and shuffled["rate"] == simulator["rate"]
-        assert {row["budget"] for row in result["rows"][-3:]} == {simulator["budget"]}
+        assert {row["budget"] for row in result["rows"][-4:]} == {simulator["budget"]}  # of dynamic evaluation too
         assert rows["unmodified"]["p_unmodified"] is None and rows["dynamic evaluation"]["p_dynamic_evaluation"] is None
         assert simulator["p_unmodified"] == paired_p_value(simulator["right"], rows["unmodified"]["right"])
         assert simulator["p_dynamic_evaluation"] == paired_p_value(simulator["right"], rows["dynamic evaluation"]["right"])
         assert (simulator["p_in_context"] is None) == (seeds == 1)
     assert {row["budget"] for row in report["results"][0]["rows"]} == {None, "12x1"}  # zero-shot only the first is tried
+    assert len({row["calibrated"] for row in report["results"][0]["rows"]}) == 1
     assert report["results"][1]["demonstrations"] == [4, 4]
     assert [(row["shots"], row["tasks"], row["n"]) for row in report["averages"]] == [(0, 1, 10)] * 5 + [(4, 1, 10)] * 6
     for result, shots in zip(report["results"], (0, 4), strict=True):
@@ -120,6 +122,22 @@ def test_random_labels_give_no_significant_gain(tmp_path: Path, form: Any, loss:
     assert gain <= 0 or rows["simulator"]["p_unmodified"] > 0.05
 
 
+def test_nothing_is_chosen_on_test_items(tmp_path: Path, root: Path, report: dict[str, Any]) -> None:
+    other = tmp_path / "sst2"
+    other.mkdir()
+    for split in ("train", "test"):
+        lines = [json.loads(line) for line in (root / "sst2" / f"{split}.jsonl").read_text().splitlines()]
+        if split == "test":
+            lines = [{**line, "label": 1 - line["label"]} for line in lines]
+        (other / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flipped = run(auxiliary(), settings(tmp_path), Store(None, {}))
+    for before, after in zip(report["results"], flipped["results"], strict=True):
+        for row, turned in zip(before["rows"], after["rows"], strict=True):
+            for name in ("rate", "budget", "calibrated", "choosing_accuracy"):
+                assert row[name] == turned[name]
+            assert turned["accuracy"] == pytest.approx(1 - row["accuracy"])
+
+
 def test_a_given_rate_is_not_chosen(root: Path) -> None:
     result = run(auxiliary(), settings(root, inner_lr=0.005, shots=(4,)), Store(None, {}))["results"][0]
     assert {abs(row["rate"]) for row in result["rows"] if row["rate"]} == {0.005}
@@ -170,6 +188,15 @@ def test_budgets_scale_to_the_depth() -> None:
     scaled = [method("simulator", "paper", budget, 1e-4, 30) for budget in ("12x1", "6x2", "3x4")]
     assert [(one.layers, one.steps) for one in scaled] == [(30, 1), (15, 2), (8, 4)]
     assert method("simulator", "paper", "3x4", 1e-4, 2).layers == 1
+
+
+def test_rates_follow_the_number_of_layers_unless_they_are_given() -> None:
+    chosen = Settings()
+    whole, quarter = chosen.rates_for(32, "12x1"), chosen.rates_for(32, "3x4")
+    assert quarter == pytest.approx([rate * 16 for rate in whole])
+    assert chosen.rates_for(0, "12x1") != whole != replace(chosen, loss="context").rates_for(32, "12x1")
+    assert replace(chosen, rates=(0.1, 0.01)).rates_for(32, "3x4") == (0.01, 0.1)
+    assert replace(chosen, rates=(0.1, 0.01), inner_lr=0.5).rates_for(32, "3x4") == (0.5,)
 
 
 def test_calibration_takes_off_what_the_domain_gives() -> None:
