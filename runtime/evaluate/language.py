@@ -190,7 +190,8 @@ def run(
     """The table as JSON values. choosing: text to choose rates on, by default the first quarter of the text, which is then left out.
 
     A row has `perplexity` exp(mean loss of all untrained tokens), `change` in per cent of the unmodified model's, `error` its standard
-    error over sequences, `p_value` of no difference from the unmodified model, `share` of dynamic evaluation's gain, `seconds` of a sequence (median).
+    error over sequences, `p_value` of no difference from the unmodified model, `share` of dynamic evaluation's gain, `seconds` of
+    a sequence (median).
     Raises InputError for text that is too short, UsageError for settings that the model cannot have.
     """
     settings = _with_length(auxiliary, settings)
