@@ -8,6 +8,7 @@ import pytest
 
 from tests.artifacts import POSITIONS, source_directory
 from tests.command import tintc
+from tintc.runtime.evaluate.store import Store
 
 WORDS = ("river", "town", "hill", "sea", "road", "bridge", "field", "mill")
 
@@ -55,6 +56,22 @@ def test_results_are_kept_and_a_second_run_computes_nothing(text: Path, tmp_path
     assert again["units"]["computed"] == 0 and first["units"]["found"] == 0
 
 
+def test_an_interruption_says_how_to_go_on(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Store.put
+
+    def interrupted(self: Store, *given: Any) -> Any:
+        if self.computed == 3:
+            raise KeyboardInterrupt
+        return put(self, *given)
+
+    monkeypatch.setattr(Store, "put", interrupted)
+    stopped = lm(text, "-o", tmp_path / "results")
+    assert stopped.code == 130 and stopped.out == ""
+    assert "3 results of this run are kept in" in stopped.err and "error: interrupted" in stopped.err
+    monkeypatch.setattr(Store, "put", put)
+    assert lm(text, "-o", tmp_path / "results", "--json").document["units"]["found"] >= 3
+
+
 def test_a_given_rate_is_not_chosen(text: Path) -> None:
     report = lm(text, "--inner-lr", "1e-3", "--presets", "paper,exact", "--json").document
     assert {row["inner_lr"] for row in report["rows"]} == {None, 1e-3, -1e-3}
@@ -86,6 +103,7 @@ def test_bad_data(text: Path, tmp_path: Path) -> None:
     short.write_text("One day.", encoding="utf-8")
     assert "expected at least one sequence of 16" in lm(short).refused(2)
     assert "the evaluated text itself" in lm(text, "--choose", text).refused(2)
+    assert "--inner-lr 0.001 leaves nothing to choose" in lm(text, "--choose", text, "--inner-lr", "1e-3").refused(2)
 
 
 def test_bad_outputs(text: Path, tmp_path: Path) -> None:

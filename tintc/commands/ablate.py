@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.evaluate import finish, other_text
+from tintc.commands.evaluate import finish, other_text, resumable
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError, UsageError
 from tintc.runtime.evaluate import ablation, reports
@@ -40,7 +40,7 @@ def run(
     select(grid(base), settings.get("only", ()))  # an unknown name is refused before anything is loaded
     folder = None if output is None else reports.prepare_directory(output.expanduser())
     text = read_text(data, cache_dir=how["cache_dir"])
-    other = None if settings["inner_lr"] is not None else other_text(data, choose, how["cache_dir"])
+    other = other_text(data, choose, how["cache_dir"], settings["inner_lr"])
     dtype = how.pop("dtype") or torch.float32
     start = time.monotonic()
     with console.work() as show:
@@ -54,7 +54,8 @@ def run(
         names = {"name": text.name, "sha256": text.sha256, **({} if other is None else {"chosen_on": other.name})}
         wanted = ablation.Settings(base=base, dtype=dtype, model=model, data=names, **settings)
         store = Store(None if folder is None else folder / reports.UNITS, {"model": {k: v for k, v in model.items() if k != "dtype"}})
-        report = ablation.run(auxiliary, chosen_on, evaluated, wanted, store, show)
+        with resumable(store, folder):
+            report = ablation.run(auxiliary, chosen_on, evaluated, wanted, store, show)
     finish(report, store, folder, start, as_json)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
 
 from tintc.commands import console
+from tintc.compiler.errors import UsageError
 from tintc.runtime.evaluate import classification, language, plots, reports, tables
 from tintc.runtime.evaluate.auxiliary import Auxiliary
 from tintc.runtime.evaluate.settings import Settings
@@ -28,13 +30,15 @@ def run_lm(
     chosen = language.Settings(**settings)
     chosen.check()
     text = read_text(data, cache_dir=how["cache_dir"])
-    choosing = None if chosen.inner_lr is not None else other_text(data, choose, how["cache_dir"])
+    choosing = other_text(data, choose, how["cache_dir"], chosen.inner_lr)
     measure(source, how, output, lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show), as_json)
 
 
-def other_text(data: str, choose: str | None, cache_dir: str | None) -> Text | None:
-    """The text to choose rates on: what was named, or the other split of a hub data set."""
-    if choose is None and data not in HUB_TEXTS:
+def other_text(data: str, choose: str | None, cache_dir: str | None, inner_lr: float | None) -> Text | None:
+    """The text to choose rates on: what was named, or the other split of a hub data set. Raises UsageError where nothing is chosen."""
+    if inner_lr is not None and choose is not None:
+        raise UsageError(f"--inner-lr {inner_lr:g} leaves nothing to choose; leave --choose out, or --inner-lr")
+    if inner_lr is not None or (choose is None and data not in HUB_TEXTS):
         return None
     return read_text(choose or data, choose=choose is None, cache_dir=cache_dir)
 
@@ -52,8 +56,22 @@ def measure(source: str, how: dict[str, Any], output: Path | None, experiment: E
     with console.work() as show:
         auxiliary = Auxiliary(source, progress=show, **how)
         store = Store(None if folder is None else folder / reports.UNITS, {"model": auxiliary.identity})
-        report = experiment(auxiliary, store, show)
+        with resumable(store, folder):
+            report = experiment(auxiliary, store, show)
     finish(report, store, folder, start, as_json)
+
+
+@contextmanager
+def resumable(store: Store, folder: Path | None) -> Iterator[None]:
+    """Says, on an interruption, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is not None and not console.Verbosity.quiet:
+            console.err.print(
+                f"{store.computed} results of this run are kept in {folder}; the same command goes on from there", markup=False
+            )
+        raise
 
 
 def finish(report: dict[str, Any], store: Store, folder: Path | None, start: float, as_json: bool) -> None:
