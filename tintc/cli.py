@@ -362,7 +362,10 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="tintc", standalone_mode=False))  # what it returns: 0 after --help, else None
+        code = app(sys.argv[1:] or ["--help"], prog_name="tintc", standalone_mode=False)  # 0 after --help, 130 after Ctrl-C, else None
+        if code == 130:
+            _fail("interrupted", 130)
+        sys.exit(code)
     except TintcError as error:
         _fail(str(error), error.exit_code)
     except MemoryError:
