@@ -364,7 +364,7 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="tintc", standalone_mode=False)  # 0 after --help, 130 after Ctrl-C, else None
         if code == 130:
-            _fail("interrupted", 130)
+            raise KeyboardInterrupt
         sys.exit(code)
     except TintcError as error:
         _fail(str(error), error.exit_code)
