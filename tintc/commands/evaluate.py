@@ -68,9 +68,7 @@ def resumable(store: Store, folder: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder is not None and not console.Verbosity.quiet:
-            console.err.print(
-                f"{store.computed} results of this run are kept in {folder}; the same command goes on there", markup=False
-            )
+            console.err.print(f"{store.computed} results of this run are kept in {folder}; the same command goes on there", markup=False)
         raise
 
 
