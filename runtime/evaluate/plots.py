@@ -52,23 +52,24 @@ def _of_preset(row: dict[str, Any], preset: str) -> bool:
 
 def _lm_panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
     learners = list(dict.fromkeys(row["learner"] for row in rows))
+    limit = 1.6 * max((abs(row["change"]) for row in rows if row["learner"] in (DYNAMIC, SIMULATOR)), default=1.0)
     for learner in learners:
         found = [row for row in rows if row["learner"] == learner]
+        shown = any(abs(row["change"]) <= limit for row in found)
         axis.errorbar(
             [row["fraction"] for row in found],
             [row["change"] for row in found],
             yerr=[row["error"] for row in found],
             color=COLOURS[learner],
             marker=MARKERS[learner],
-            label=learner,
+            label=learner if shown else f"{learner} (off the scale)",
             linewidth=1.2,
             markersize=4,
             capsize=2,
         )
     axis.axhline(0, color=COLOURS[UNMODIFIED], linewidth=0.8)
     axis.set_xlabel("part of the sequence that is trained on")
-    largest = max((abs(row["change"]) for row in rows if row["learner"] in (DYNAMIC, SIMULATOR)), default=1.0)
-    axis.set_ylim(-1.6 * largest, 1.6 * largest)  # a control may be off the scale: that it is bad is what it is there to show
+    axis.set_ylim(-limit, limit)  # a control may be off the scale: that it is bad is what it is there to show
 
 
 def classify_plot(report: dict[str, Any], path: Path) -> None:
