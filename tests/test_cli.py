@@ -28,13 +28,15 @@ class TestHelp:
     def test_commands(self) -> None:
         done = tintc("--help")
         assert (done.code, done.err) == (0, "")
-        assert all(re.search(rf"^  {name} ", done.out, re.M) for name in ("compile", "inspect", "run", "verify", "cost", "bench", "env"))
+        assert all(re.search(rf"^  {name} ", done.out, re.M) for name in ("compile", "inspect", "run", "verify", "cost", "bench", "eval", "ablate", "env"))
         assert "..." not in done.out.partition("Commands:")[2]  # no description is cut off
         assert tintc().out == done.out
 
-    @pytest.mark.parametrize("command", ["compile", "inspect", "run", "verify", "cost", "bench", "env"])
+    @pytest.mark.parametrize(
+        "command", ["compile", "inspect", "run", "verify", "cost", "bench", "eval lm", "eval classify", "ablate", "env"]
+    )
     def test_options(self, command: str) -> None:
-        done = tintc(command, "--help")
+        done = tintc(*command.split(), "--help")
         assert (done.code, done.err) == (0, "")
         for option in ("--json", "--quiet", "--verbose", "--debug"):
             assert option in done.out

@@ -12,7 +12,7 @@ from tintc.compiler.errors import UsageError
 
 app = typer.Typer(
     name="eval",
-    help="Measure what a simulator is for: language modelling, or classification.",
+    help="Measure language modelling or classification.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
