@@ -28,7 +28,10 @@ class TestHelp:
     def test_commands(self) -> None:
         done = tintc("--help")
         assert (done.code, done.err) == (0, "")
-        assert all(re.search(rf"^  {name} ", done.out, re.M) for name in ("compile", "inspect", "run", "verify", "cost", "bench", "eval", "ablate", "env"))
+        assert all(
+            re.search(rf"^  {name} ", done.out, re.M)
+            for name in ("compile", "inspect", "run", "verify", "cost", "bench", "eval", "ablate", "env")
+        )
         assert "..." not in done.out.partition("Commands:")[2]  # no description is cut off
         assert tintc().out == done.out
 

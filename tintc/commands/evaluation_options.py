@@ -178,9 +178,10 @@ def ablate_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """What each approximation costs: in its update, and in the perplexity after it.
+    """Measure what each approximation costs.
 
-    Each approximation alone, all of the paper's together, and lower float formats, against the exact gradient.
+    In its update, as cosine and relative error against the exact gradient, and in the perplexity after it: each approximation alone, all of
+    the paper's together, and lower float formats.
     """
     settings: dict[str, Any] = {
         **_given("only", only, str),
