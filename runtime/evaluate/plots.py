@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {UNMODIFIED: "#000000", DYNAMIC: "#0072B2", SIMULATOR: "#D55E00", SHUFFLED: "#999999", ASCENT: "#CC79A7"}
-MARKERS = {DYNAMIC: "s", SIMULATOR: "o", SHUFFLED: "x", ASCENT: "v"}
+IN_CONTEXT = "in context"
+COLOURS[IN_CONTEXT] = "#009E73"
+MARKERS = {IN_CONTEXT: "D", DYNAMIC: "s", SIMULATOR: "o", SHUFFLED: "x", ASCENT: "v"}
 
 
 def available() -> bool:
@@ -81,7 +83,7 @@ def classify_plot(report: dict[str, Any], path: Path) -> None:
             _classify_panel(axis, results, [row for row in report["averages"] if row["shots"] == count])
             axis.set_title(f"{report['model']['name']}, {'zero-shot' if count == 0 else f'{count} demonstrations'}", fontsize=9)
             axis.set_ylabel("accuracy, %")
-        axes[0].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+            axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _classify_panel(axis: Axes, results: list[dict[str, Any]], averages: list[dict[str, Any]]) -> None:
@@ -101,12 +103,14 @@ def _classify_panel(axis: Axes, results: list[dict[str, Any]], averages: list[di
             label=name,
         )
     axis.axvline(len(results) - 0.55, color=COLOURS[SHUFFLED], linewidth=0.8, linestyle=":")
-    axis.set_xticks(range(len(results) + 1), [*(result["title"] for result in results), "average"])
+    axis.set_xticks(range(len(results) + 1), [*(result["title"].replace(" ", "\n") for result in results), "average"])
     axis.tick_params(axis="x", labelbottom=True)
 
 
 def _kind(name: str) -> str:
     """Which of the learners that have a colour a row is about."""
+    if name.endswith(IN_CONTEXT):
+        return IN_CONTEXT
     if not name.startswith("simulator"):
         return DYNAMIC if name == DYNAMIC else UNMODIFIED
     return ASCENT if "ascent" in name else SHUFFLED if "shuffled" in name else SIMULATOR
