@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.compiler.errors import UsageError
-from tintc.runtime.evaluate.figure import figure
+from tintc.runtime.evaluate.figure import available, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +23,7 @@ _MOST_TICKS = 12
 def plot(report: dict[str, Any], path: Path) -> None:
     """Writes a PNG with a line for each variant: a bar, its gain in perplexity with the standard error, and cells, the cosine of its update
     with the exact gradient in each block. Raises UsageError without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not available():
         raise UsageError("a plot needs matplotlib, which is not installed; expected `pip install 'tintc[plot]'`")
     rows = report["rows"]
     errors = bool(rows[0]["layers"])

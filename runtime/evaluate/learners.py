@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tintc.runtime.benchmark import updated_parameters
 from tintc.runtime.outputs import SimulatorOutput
+from tintc.runtime.primitives.head import token_losses
 from tintc.runtime.primitives.precision import wide
 from tintc.runtime.simulator import Simulator
 
@@ -203,10 +204,8 @@ def losses_of(logits: Callable[[Tensor], Tensor], labels_BT: Tensor) -> Tensor:
     """(B, T): cross-entropies from the logits of those positions alone that some sequence has a label for."""
     shifted_BT = F.pad(labels_BT[:, 1:], (0, 1), value=-100)
     keep_K = (shifted_BT != -100).any(0).nonzero()[:, 0]
-    logits_BKV = wide(logits(keep_K))
-    losses_BK = F.cross_entropy(
-        logits_BKV.flatten(0, 1), shifted_BT[:, keep_K].flatten().to(logits_BKV.device), ignore_index=-100, reduction="none"
-    )
+    logits_BKV = logits(keep_K)
+    losses_BK = token_losses(logits_BKV, shifted_BT[:, keep_K].to(logits_BKV.device))
     losses = torch.zeros(labels_BT.shape, dtype=losses_BK.dtype)
-    losses[:, keep_K] = losses_BK.view(len(labels_BT), -1).cpu()
+    losses[:, keep_K] = losses_BK.cpu()
     return losses

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.runtime.evaluate import ablation_plot
-from tintc.runtime.evaluate.figure import figure
+from tintc.runtime.evaluate.figure import available, figure
 from tintc.runtime.evaluate.language import ASCENT, DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {UNMODIFIED: "#000000", DYNAMIC: "#0072B2", SIMULATOR: "#D55E00", SHUFFLED: "#999999", ASCENT: "#CC79A7"}
 IN_CONTEXT = "in context"
-COLOURS[IN_CONTEXT] = "#009E73"
+COLOURS = {
+    UNMODIFIED: "#000000",
+    IN_CONTEXT: "#009E73",
+    DYNAMIC: "#0072B2",
+    SIMULATOR: "#D55E00",
+    SHUFFLED: "#999999",
+    ASCENT: "#CC79A7",
+}
 MARKERS = {IN_CONTEXT: "D", DYNAMIC: "s", SIMULATOR: "o", SHUFFLED: "x", ASCENT: "v"}
-
-
-def available() -> bool:
-    """Whether pictures can be drawn."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(report: dict[str, Any], path: Path) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from tintc.commands import console
 from tintc.compiler.errors import UsageError
-from tintc.runtime.evaluate import classification, language, plots, reports, tables
+from tintc.runtime.evaluate import classification, figure, language, reports, tables
 from tintc.runtime.evaluate.auxiliary import Auxiliary
 from tintc.runtime.evaluate.settings import Settings
 from tintc.runtime.evaluate.store import Store
@@ -103,5 +103,5 @@ def _where(folder: Path | None, store: Store) -> str:
     counted = f"{store.computed} results computed" + (f", {store.found} found from an earlier run" if store.found else "")
     if folder is None:
         return f"{counted}; nothing was kept: -o DIR keeps results, report and plot"
-    picture = ", plot.png" if plots.available() else "; for a picture: pip install 'tintc[plot]'"
+    picture = ", plot.png" if figure.available() else "; for a picture: pip install 'tintc[plot]'"
     return f"{counted}; kept in {folder}: {reports.UNITS}, report.json, report.md{picture}"
