@@ -28,11 +28,11 @@ from torch import Tensor
 
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.errors import InputError, UsageError
-from tintc.runtime.evaluate import choice
+from tintc.runtime.evaluate import choice, losses
 from tintc.runtime.evaluate.ablation_grid import EXACT, Variant, grid, select, type_name
 from tintc.runtime.evaluate.auxiliary import Auxiliary
 from tintc.runtime.evaluate.learners import Sequences
-from tintc.runtime.evaluate.statistics import mean, paired_p_value
+from tintc.runtime.evaluate.statistics import paired_p_value
 from tintc.runtime.evaluate.store import Store
 from tintc.runtime.evaluate.update_errors import (
     KINDS,
@@ -44,8 +44,6 @@ from tintc.runtime.evaluate.update_errors import (
     total,
     update_errors,
 )
-
-_DIGITS = 9  # of a stored loss: more than float32 has
 
 Factory = Callable[[torch.dtype], Auxiliary]
 Progress = Callable[[str, int, int], None]
@@ -199,11 +197,11 @@ class _Ablation:
             inner_lr = self._chosen_rate(variant, errors, exact)
         if variant.dtype not in self._unmodified:
             found = self._losses(None, variant.dtype, self._evaluate, f"unmodified model in {variant.type_name}")
-            self._unmodified[variant.dtype] = _values(found)
+            self._unmodified[variant.dtype] = losses.values(found)
         config = dataclasses.replace(variant.config, inner_lr=inner_lr)
         after = self._losses(config, variant.dtype, self._evaluate, f"{variant.name}: perplexity at {inner_lr:g}")
         seconds = statistics.median(result["seconds"] for result in after)  # the first call also emits the program
-        return _Measured(errors, inner_lr, self._unmodified[variant.dtype], _values(after), seconds)
+        return _Measured(errors, inner_lr, self._unmodified[variant.dtype], losses.values(after), seconds)
 
     # --- update errors
 
@@ -245,7 +243,7 @@ class _Ablation:
         def loss(rate: float) -> float:
             self._total += len(self._choose)
             config = dataclasses.replace(variant.config, inner_lr=rate)
-            return statistics.fmean(_values(self._losses(config, variant.dtype, self._choose, f"{variant.name}: choosing, {rate:g}")))
+            return statistics.fmean(losses.values(self._losses(config, variant.dtype, self._choose, f"{variant.name}: choosing, {rate:g}")))
 
         if exact is None:
             return choice.choose_rate(loss)
@@ -256,15 +254,11 @@ class _Ablation:
         """Of each sequence {"loss": mean of its second half or None, "seconds"}. config: None for the unmodified model."""
         shared = {"experiment": "ablate", "what": "loss", "config": config and _fields(config), "dtype": type_name(dtype)}
         units = [{**shared, **_sequence(ids_1T)} for ids_1T in ids_BT.unsqueeze(1)]
-        results = [self._store.get(unit) for unit in units]
-        missing = [row for row, result in enumerate(results) if result is None]
-        self._advance(text, len(units) - len(missing))
-        for start in range(0, len(missing), self._settings.batch):
-            rows = missing[start : start + self._settings.batch]
-            for row, result in zip(rows, self._batch(config, dtype, ids_BT[rows]), strict=True):
-                results[row] = self._store.put(units[row], result)
-            self._advance(text, len(rows))
-        return [result for result in results if result is not None]
+
+        def compute(rows: list[int]) -> list[dict[str, Any]]:
+            return self._batch(config, dtype, ids_BT[rows])
+
+        return losses.measured(self._store, units, self._settings.batch, compute, lambda count: self._advance(text, count))
 
     def _batch(self, config: SimulatorConfig | None, dtype: torch.dtype, ids_BT: Tensor) -> list[dict[str, Any]]:
         auxiliary = self._models.get(dtype)
@@ -273,9 +267,8 @@ class _Ablation:
         labels_BT = ids_BT.masked_fill(trained, -100)
         start = time.perf_counter()
         losses_BT = learner.losses(Sequences(ids_BT, trained.long().expand_as(ids_BT)), labels_BT)
-        seconds = round((time.perf_counter() - start) / len(ids_BT), 4)  # the losses are on the CPU: no device still works
-        means = (losses_BT.double().sum(1) / int((~trained).sum())).tolist()
-        return [{"loss": float(f"{loss:.{_DIGITS}g}") if math.isfinite(loss) else None, "seconds": seconds} for loss in means]
+        seconds = time.perf_counter() - start  # the losses are on the CPU: no device still works
+        return losses.results(losses_BT, int((~trained).sum()), seconds)
 
     def _advance(self, text: str, units: int) -> None:
         self._done += units
@@ -308,36 +301,23 @@ def _same_step(inner_lr: float, length: float) -> float:
     return choice.rate(round(2 * math.log2(inner_lr / length / choice.START)))
 
 
-def _values(results: list[dict[str, Any]]) -> list[float]:
-    return [math.inf if result["loss"] is None else result["loss"] for result in results]
-
-
 def _row(variant: Variant, measured: _Measured, exact: Variant, reference: _Measured) -> dict[str, Any]:
     """One row of the report. Cosines, relative errors and lengths are means over sequences."""
-    fields, change = _fields(exact.config), _change(measured)
+    fields, change = _fields(exact.config), losses.change(measured.differences)
     return {
         "variant": variant.name,
         "config": {name: value for name, value in _fields(variant.config).items() if value != fields[name]},
         "dtype": variant.type_name,
         **_errors_of(measured.errors),
         "inner_lr": measured.inner_lr,
-        "perplexity_before": _exp(statistics.fmean(measured.before)),
-        "perplexity": _exp(statistics.fmean(measured.after)),
+        "perplexity_before": losses.perplexity(statistics.fmean(measured.before)),
+        "perplexity": losses.perplexity(statistics.fmean(measured.after)),
         **change,
-        "share": change["change"] / found if (found := _change(reference)["change"]) < 0 else None,
+        "share": change["change"] / found if (found := losses.change(reference.differences)["change"]) < 0 else None,
         "p_value": None if variant.name == EXACT else _p_value(measured.differences, reference.differences),
         "n": len(measured.after),
         "seconds": measured.seconds,
     }
-
-
-def _change(measured: _Measured) -> dict[str, float]:
-    """Of the perplexity, in per cent, and its standard error: that of the mean logarithm, as d exp(x) = exp(x) dx."""
-    if not all(map(math.isfinite, measured.differences)):
-        return {"change": math.inf, "error": math.nan}
-    found = mean(measured.differences)
-    ratio = _exp(found.value)
-    return {"change": 100 * (ratio - 1), "error": 100 * ratio * found.error}
 
 
 def _p_value(differences: list[float], others: list[float]) -> float:
@@ -357,7 +337,3 @@ def _errors_of(errors: list[Errors]) -> dict[str, Any]:
 
 def _averages(sums: list[Sums]) -> dict[str, float]:
     return {name: statistics.fmean(getattr(found, name) for found in sums) for name in ("cosine", "relative_error", "length")}
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +21,11 @@ from torch import Tensor
 from tintc.compiler.config import SimulatorConfig
 from tintc.compiler.cost import trained_tokens
 from tintc.compiler.errors import InputError, UsageError
+from tintc.runtime.evaluate import losses
 from tintc.runtime.evaluate.auxiliary import Auxiliary
 from tintc.runtime.evaluate.choice import START, choose_rate
 from tintc.runtime.evaluate.learners import Learner, Sequences
-from tintc.runtime.evaluate.statistics import mean, paired_p_value
+from tintc.runtime.evaluate.statistics import paired_p_value
 from tintc.runtime.evaluate.store import Store
 from tintc.runtime.evaluate.text import Text, draw, pieces, spread, token_ids
 
@@ -36,7 +36,6 @@ UNMODIFIED, DYNAMIC, SIMULATOR, ASCENT, SHUFFLED = (
     "simulator, gradient ascent",
     "simulator, shuffled tokens",
 )
-_DIGITS = 9  # of a stored loss: more than float32 has, less than would show a different order of sums in float64
 Progress = Callable[[str, int, int], None]
 
 
@@ -128,15 +127,11 @@ class Experiment:
     def measure(self, run: Run, fraction: float, items: Sequence[Piece], label: str) -> list[dict[str, Any]]:
         """Of each piece {"loss": mean -log p of the untrained tokens or None, "seconds"}."""
         units = [self._unit(run, fraction, item) for item in items]
-        found = [self.store.get(unit) for unit in units]
-        missing = [index for index, result in enumerate(found) if result is None]
-        self._advance(label, len(items) - len(missing))
-        for start in range(0, len(missing), self.settings.batch):
-            rows = missing[start : start + self.settings.batch]
-            for row, result in zip(rows, self._compute(run, fraction, [items[row] for row in rows]), strict=True):
-                found[row] = self.store.put(units[row], result)
-            self._advance(label, len(rows))
-        return [result for result in found if result is not None]
+
+        def compute(rows: list[int]) -> list[dict[str, Any]]:
+            return self._compute(run, fraction, [items[row] for row in rows])
+
+        return losses.measured(self.store, units, self.settings.batch, compute, lambda count: self._advance(label, count))
 
     def _unit(self, run: Run, fraction: float, item: Piece) -> dict[str, Any]:
         order = {"shuffled": item.seed} if run.shuffled else {}
@@ -153,10 +148,7 @@ class Experiment:
         learner = run.learner(self.auxiliary)
         start = time.perf_counter()
         losses_BT = learner.losses(sequences, labels_BT)
-        seconds = (time.perf_counter() - start) / len(items)
-        targets = len(items[0].ids_T) - trained
-        means = (losses_BT.double().sum(1) / targets).tolist()
-        return [{"loss": float(f"{loss:.{_DIGITS}g}") if math.isfinite(loss) else None, "seconds": round(seconds, 4)} for loss in means]
+        return losses.results(losses_BT, len(items[0].ids_T) - trained, time.perf_counter() - start)
 
     def _advance(self, label: str, count: int) -> None:
         self.done += count
@@ -283,25 +275,15 @@ def _choose(experiment: Experiment, learner: Run, fraction: float, chosen_on: li
 
     def loss(rate: float) -> float:
         found = experiment.measure(learner.at(rate), fraction, chosen_on, f"{fraction:g} {learner.name}, choosing: {rate:g}")
-        return _mean_loss(found)
+        return statistics.fmean(losses.values(found))
 
     return choose_rate(loss, start=start or START, coarse=start is None)
 
 
-def _losses(results: list[dict[str, Any]]) -> list[float]:
-    return [math.inf if result["loss"] is None else result["loss"] for result in results]
-
-
-def _mean_loss(results: list[dict[str, Any]]) -> float:
-    losses = _losses(results)
-    return sum(losses) / len(losses)
-
-
 def _row(run: Run, fraction: float, items: list[Piece], results: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table; the error of a change follows from that of the mean difference of losses, d exp(x) = exp(x) dx."""
-    after, start = _losses(results), _losses(before)
+    """One line of the table."""
+    after, start = losses.values(results), losses.values(before)
     differences = [a - b for a, b in zip(after, start, strict=True)]
-    found, ratio = mean(differences), _exp(sum(differences) / len(differences))
     seeds = sorted({item.seed for item in items})
     by_seed = {seed: [d for d, item in zip(differences, items, strict=True) if item.seed == seed] for seed in seeds}
     return {
@@ -311,17 +293,12 @@ def _row(run: Run, fraction: float, items: list[Piece], results: list[dict[str, 
         "config": None if run.config is None or run.name == DYNAMIC else run.config.to_dict(),
         "inner_lr": None if run.config is None else run.config.inner_lr,
         "n": len(items),
-        "perplexity": _exp(sum(after) / len(after)),
-        "change": 100 * (ratio - 1),
-        "error": 100 * ratio * found.error,
-        "change_by_seed": {str(seed): 100 * (_exp(sum(values) / len(values)) - 1) for seed, values in by_seed.items()},
+        "perplexity": losses.perplexity(statistics.fmean(after)),
+        **losses.change(differences),
+        "change_by_seed": {str(seed): losses.change(values)["change"] for seed, values in by_seed.items()},
         "p_value": None if run.name == UNMODIFIED else paired_p_value(after, start),
         "seconds": statistics.median(result["seconds"] for result in results),  # the first call also emits the program
     }
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _add_shares(rows: list[dict[str, Any]]) -> None:
