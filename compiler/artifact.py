@@ -22,35 +22,47 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import tintc
-from tintc.compiler.builder import outputs
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.contracts import check_property
-from tintc.compiler.errors import ArtifactError, UsageError
-from tintc.compiler.inputs import is_wide_table
-from tintc.compiler.layout import Layout
-from tintc.compiler.node_meta import info
-from tintc.compiler.pass_manager import ModelFacts
-from tintc.compiler.program import Program
-from tintc.compiler.records import NodeRecord, from_records
-from tintc.runtime.primitives.precision import HALF
-
-if TYPE_CHECKING:
-    from tintc.runtime.simulator import Simulator
+from tintc.compiler.reports.summary import report
+from tintc.ir.builder import outputs
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.contracts import check_property
+from tintc.ir.errors import ArtifactError, UsageError
+from tintc.ir.facts import ModelFacts
+from tintc.ir.inputs import is_wide_table
+from tintc.ir.layout import Layout
+from tintc.ir.node_meta import info
+from tintc.ir.precision import HALF
+from tintc.ir.program import Program
+from tintc.ir.records import NodeRecord, from_records
+from tintc.runtime.backends.transformer.structure import check_backend
+from tintc.runtime.simulator import Simulator
+from tintc.version import __version__
 
 FORMAT_VERSION = 3
 INNER_LR = "tintc.inner_lr"
-_MANIFEST, _GRAPH, _WEIGHTS, _REPORT = "manifest.json", "graph.json", "weights.safetensors", "report.json"
+_MANIFEST, _GRAPH, _WEIGHTS, _REPORT = (
+    "manifest.json",
+    "graph.json",
+    "weights.safetensors",
+    "report.json",
+)
 _TOKENIZER = "tokenizer"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _OWN_DIGEST = "manifest_sha256"
-_PROPERTIES = ("well_formed", "tint_only", "shapes_agree", "named_outputs", "prefix_slots_disjoint", "memory_slots_disjoint")
+_PROPERTIES = (
+    "well_formed",
+    "tint_only",
+    "shapes_agree",
+    "named_outputs",
+    "prefix_slots_disjoint",
+    "memory_slots_disjoint",
+)
 _LIBRARIES = ("torch", "transformers", "safetensors")
 
 
@@ -86,15 +98,23 @@ def check_target(path: Path, *, force: bool) -> None:
     path = path.expanduser()
     try:
         if path.exists() and not force:
-            raise UsageError(f"{path} exists; pass --force to replace it, or another output directory")
+            raise UsageError(
+                f"{path} exists; pass --force to replace it, or another output directory"
+            )
         if path.exists() and (foreign := _foreign(path)):
-            raise UsageError(f"{path} exists and {foreign}; tintc does not replace what it did not write")
+            raise UsageError(
+                f"{path} exists and {foreign}; tintc does not replace what it did not write"
+            )
         nearest = next(parent for parent in path.absolute().parents if parent.exists())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; expected a directory that can be written") from error
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; expected a directory that can be written"
+        ) from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         got = "cannot be written" if nearest.is_dir() else "is a file"
-        raise UsageError(f"cannot write {path}: {nearest} {got}; expected a directory that can be written")
+        raise UsageError(
+            f"cannot write {path}: {nearest} {got}; expected a directory that can be written"
+        )
 
 
 def _foreign(path: Path) -> str | None:
@@ -104,27 +124,32 @@ def _foreign(path: Path) -> str | None:
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        strange = sorted(found - {_MANIFEST, *manifest["sha256"]}) if "format_version" in manifest else sorted(found)
+        strange = (
+            sorted(found - {_MANIFEST, *manifest["sha256"]})
+            if "format_version" in manifest
+            else sorted(found)
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return "is no tintc artifact" if found else None
     return f"holds {', '.join(strange[:3])}" if strange else None
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Simulator:
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Simulator:
     """Reads an artifact back. device, dtype: of the weights; default cpu and as stored.
 
     Raises ArtifactError if the directory is no artifact, of another format version, truncated or altered.
     """
-    from tintc.runtime.simulator import Simulator
-    from tintc.runtime.structure import check_backend
-
     root = Path(path).expanduser()
     manifest = read_manifest(root)
     graph = _read_json(root / _GRAPH)
     tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
     inner_lr = tensors.pop(INNER_LR)
     try:
-        stages = {name: [NodeRecord(**record) for record in records] for name, records in graph.items()}
+        stages = {
+            name: [NodeRecord(**record) for record in records] for name, records in graph.items()
+        }
         program = Program(
             graph=from_records(graph["lowered"]),
             config=SimulatorConfig.from_dict(manifest["config"]),
@@ -134,16 +159,33 @@ def load(path: str | Path, *, device: str | torch.device | None = None, dtype: t
             direct_flops=int(manifest["direct_flops"]),
             stages=stages,
         )
-        source, backend, share = dict(manifest["source"]), str(manifest["backend"]), str(manifest["share"])
+        source, backend, share = (
+            dict(manifest["source"]),
+            str(manifest["backend"]),
+            str(manifest["share"]),
+        )
         check_backend(backend, share)
         problems = _problems(program, tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        StopIteration,
+    ) as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{root} is malformed ({type(error).__name__}: {error}); compile the model again") from error
+        raise ArtifactError(
+            f"{root} is malformed ({type(error).__name__}: {error}); compile the model again"
+        ) from error
     if problems:
-        raise ArtifactError(f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again")
-    simulator = Simulator(program, tensors, backend=backend, share=share, source=source, tokenizer=_tokenizer(root))
+        raise ArtifactError(
+            f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again"
+        )
+    simulator = Simulator(
+        program, tensors, backend=backend, share=share, source=source, tokenizer=_tokenizer(root)
+    )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
 
@@ -152,16 +194,25 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest, after checking the format version, its own checksum and that of every file. Raises ArtifactError."""
     file = root / _MANIFEST
     if not os.path.isfile(file):
-        raise ArtifactError(f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR writes one)")
+        raise ArtifactError(
+            f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR writes one)"
+        )
     manifest = _read_json(file)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: compile the model again")
+        raise ArtifactError(
+            f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: compile the model again"
+        )
     _check_digest(file, _manifest_digest(manifest), manifest.get(_OWN_DIGEST))
     expected = manifest.get("sha256")
     if not isinstance(expected, dict):
         raise ArtifactError(f"{file} lists no checksums; compile the model again")
-    loaded = {_GRAPH, _WEIGHTS, _REPORT, *(f.relative_to(root).as_posix() for f in (root / _TOKENIZER).rglob("*") if f.is_file())}
+    loaded = {
+        _GRAPH,
+        _WEIGHTS,
+        _REPORT,
+        *(f.relative_to(root).as_posix() for f in (root / _TOKENIZER).rglob("*") if f.is_file()),
+    }
     for name in sorted(loaded | set(expected)):
         _check_digest(root / name, sha256(root / name), expected.get(name))
     return dict(manifest)
@@ -169,7 +220,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 def _check_digest(file: Path, found: str, expected: object) -> None:
     if found != expected:
-        raise ArtifactError(f"{file} is altered or truncated: its sha256 is {found}, the manifest says {expected or 'nothing of it'}")
+        raise ArtifactError(
+            f"{file} is altered or truncated: its sha256 is {found}, the manifest says {expected or 'nothing of it'}"
+        )
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -182,16 +235,36 @@ def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Why the graph is not a lowered one, or where graph, layout and weights do not fit each other."""
     names = [record.name for record in program.stages["lowered"]]
     problems = [] if isinstance(program.facts.block_path, str) else ["its block_path is no text"]
-    problems += [] if names == [node.name for node in program.graph.nodes] else ["its nodes have names that tintc does not give"]
-    problems += [problem for name in _PROPERTIES for problem in check_property(name, program.graph, program)]
+    problems += (
+        []
+        if names == [node.name for node in program.graph.nodes]
+        else ["its nodes have names that tintc does not give"]
+    )
+    problems += [
+        problem for name in _PROPERTIES for problem in check_property(name, program.graph, program)
+    ]
     nodes = program.graph.find_nodes(op="placeholder")
     parameters = [(name, node) for node in nodes if (name := info(node).parameter) is not None]
-    named = {*(name for name, _ in parameters), *(slot.parameter for slot in program.layout.prefix.values()), *program.aliases.values()}
-    problems += [f"there is no weight {name}" for name in sorted(map(str, named)) if name not in tensors]
+    named = {
+        *(name for name, _ in parameters),
+        *(slot.parameter for slot in program.layout.prefix.values()),
+        *program.aliases.values(),
+    }
+    problems += [
+        f"there is no weight {name}" for name in sorted(map(str, named)) if name not in tensors
+    ]
     if not problems:
         slots = program.layout.prefix
-        problems += [f"there is no slot {name}" for name in outputs(program.graph)["updates"] if name not in slots]
-        problems += [f"{name} has another shape" for name, node in parameters if info(node).shape != tuple(tensors[name].shape)]
+        problems += [
+            f"there is no slot {name}"
+            for name in outputs(program.graph)["updates"]
+            if name not in slots
+        ]
+        problems += [
+            f"{name} has another shape"
+            for name, node in parameters
+            if info(node).shape != tuple(tensors[name].shape)
+        ]
     return problems
 
 
@@ -201,22 +274,30 @@ def sha256(file: Path) -> str:
         with file.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}; its sha256 cannot be checked") from error
+        raise ArtifactError(
+            f"{file} cannot be read: {error.strerror}; its sha256 cannot be checked"
+        ) from error
 
 
 def _write(simulator: Simulator, root: Path) -> None:
-    from tintc.compiler.report import report
-
     program = simulator.program
-    _write_json(root / _GRAPH, {name: [r.to_dict() for r in records] for name, records in program.stages.items()}, indent=None)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in simulator.prefix.tensors().items()}
+    _write_json(
+        root / _GRAPH,
+        {name: [r.to_dict() for r in records] for name, records in program.stages.items()},
+        indent=None,
+    )
+    tensors = {
+        name: tensor.detach().contiguous() for name, tensor in simulator.prefix.tensors().items()
+    }
     save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / _WEIGHTS)
     _write_json(root / _REPORT, report(simulator))
     if simulator.tokenizer is not None:
         try:
             simulator.tokenizer.save_pretrained(str(root / _TOKENIZER))
             _forget_origin(root / _TOKENIZER / "tokenizer_config.json")
-        except Exception as error:  # the tokenizers library raises a bare Exception when the disk is full
+        except (
+            Exception
+        ) as error:  # the tokenizers library raises a bare Exception when the disk is full
             raise OSError(f"the tokenizer cannot be saved: {error}") from error
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -229,11 +310,15 @@ def _write(simulator: Simulator, root: Path) -> None:
         "direct_flops": program.direct_flops,
         "layout": program.layout.to_dict(),
         "versions": {
-            "tintc": tintc.__version__,
+            "tintc": __version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
-        "sha256": {str(f.relative_to(root).as_posix()): sha256(f) for f in sorted(root.rglob("*")) if f.is_file()},
+        "sha256": {
+            str(f.relative_to(root).as_posix()): sha256(f)
+            for f in sorted(root.rglob("*"))
+            if f.is_file()
+        },
     }
     _write_json(root / _MANIFEST, {**manifest, _OWN_DIGEST: _manifest_digest(manifest)})
 
@@ -241,7 +326,11 @@ def _write(simulator: Simulator, root: Path) -> None:
 def _forget_origin(file: Path) -> None:
     """Drops what transformers notes about where a tokenizer was loaded from: two compilations give the same file."""
     if file.is_file():
-        kept = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in _ORIGIN}
+        kept = {
+            name: value
+            for name, value in json.loads(file.read_text(encoding="utf-8")).items()
+            if name not in _ORIGIN
+        }
         _write_json(file, kept, indent=2)
 
 
@@ -281,7 +370,9 @@ def _read_json(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read: {error}; compile the model again") from error
 
 
-def _read_weights(file: Path, device: str | torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _read_weights(
+    file: Path, device: str | torch.device, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt", device=str(device)) as handle:
             # Copied out of the file: what is mapped there is not aligned, and other kernels round differently.
@@ -307,6 +398,8 @@ def _tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises what its readers raise
         raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

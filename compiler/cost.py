@@ -8,11 +8,10 @@ at its worst moment; weights, what a kernel allocates inside and the Python proc
 from __future__ import annotations
 
 import contextlib
-import math
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,18 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from tintc.compiler.errors import UsageError
-from tintc.compiler.inputs import INPUTS
-from tintc.compiler.node_meta import info
-from tintc.compiler.optimize import check_names
-from tintc.compiler.pass_manager import ModelFacts
-from tintc.compiler.program import Program
-from tintc.passes.onednn_products import onednn_products
+from tintc.ir.inputs import INPUTS
+from tintc.ir.node_meta import info
+from tintc.ir.program import Program
+from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime import slices
-from tintc.runtime.modules.parts import Place, Range
+from tintc.runtime.backends.transformer.modules.parts import Place, Range
 from tintc.runtime.simulator import Simulator
-
-_DEFAULT_TOKENS = 256
+from tintc.runtime.specialize.optimize import check_names
 
 
 @dataclass(frozen=True)
@@ -41,36 +36,6 @@ class Cost:
 
     flops: int
     peak_bytes: int
-
-
-class CallSizes(TypedDict):
-    """batch sequences of `tokens`, of which training passes see the first `segment`."""
-
-    batch: int
-    tokens: int
-    segment: int
-
-
-def call_sizes(facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, train_fraction: float = 0.5) -> CallSizes:
-    """batch, tokens and segment of a call that trains on the first part of each sequence; by default of 256 tokens, or all that the
-    model has. The segment is one shorter than what is trained: its last token is a target only.
-
-    Raises UsageError for a length that the model cannot have.
-    """
-    limit = facts.longest
-    length = tokens if tokens is not None else min(_DEFAULT_TOKENS, limit or _DEFAULT_TOKENS)
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; expected at least 1")
-    if length < 2 or (limit is not None and length > limit):
-        raise UsageError(f"tokens is {length}; expected 2 to {limit or 'any number'}: a token to train on and one to predict")
-    if not 0 < train_fraction <= 1:
-        raise UsageError(f"train_fraction is {train_fraction}; expected more than 0 and at most 1")
-    return {"batch": batch, "tokens": length, "segment": max(trained_tokens(length, train_fraction) - 1, 1)}
-
-
-def trained_tokens(tokens: int, train_fraction: float = 0.5) -> int:
-    """How many tokens a call trains on."""
-    return math.ceil(tokens * train_fraction)
 
 
 def estimate(
@@ -89,14 +54,37 @@ def estimate(
     the whole inputs and logits. Raises UsageError for an unknown name."""
     names = [name for name in check_names(optimize) if name != onednn_products.name]
     with _without_numbers(backend) as device, torch.no_grad():
-        shapes = {record.parameter: record.shape for node in program.graph.nodes if (record := info(node)).parameter is not None}
-        weights = {name: torch.empty([int(size) for size in shape], dtype=dtype) for name, shape in shapes.items()}
+        shapes = {
+            record.parameter: record.shape
+            for node in program.graph.nodes
+            if (record := info(node)).parameter is not None
+        }
+        weights = {
+            name: torch.empty([int(size) for size in shape], dtype=dtype)
+            for name, shape in shapes.items()
+        }
         # Which modules share a copy changes no cost of a call, and one copy is the least to make.
-        simulator = Simulator(program, weights, backend=backend, share="none" if backend == "fused" else "all", optimize=names)
-        size = slices.slice_size(batch, tokens, device) if slices.NAME in simulator.optimizations else batch
+        simulator = Simulator(
+            program,
+            weights,
+            backend=backend,
+            share="none" if backend == "fused" else "all",
+            optimize=names,
+        )
+        size = (
+            slices.slice_size(batch, tokens, device)
+            if slices.NAME in simulator.optimizations
+            else batch
+        )
         full, rest = divmod(batch, size)
-        calls = {n: _call(simulator, _inputs(n, tokens, dtype, device), segment) for n in {size, rest} - {0}}
-        inputs = sum(value.untyped_storage().nbytes() for value in _inputs(batch, tokens, dtype, device).values())
+        calls = {
+            n: _call(simulator, _inputs(n, tokens, dtype, device), segment)
+            for n in {size, rest} - {0}
+        }
+        inputs = sum(
+            value.untyped_storage().nbytes()
+            for value in _inputs(batch, tokens, dtype, device).values()
+        )
     one = calls[size]
     flops = full * one.flops + (calls[rest].flops if rest else 0)
     if size == batch:
@@ -119,11 +107,17 @@ def _inputs(batch: int, tokens: int, dtype: torch.dtype, device: str) -> dict[st
     sizes = {"B": batch, "T": tokens}
     dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
     inputs = {
-        name: torch.empty([size if isinstance(size, int) else sizes[size] for size in shape], dtype=dtypes[kind], device=device)
+        name: torch.empty(
+            [size if isinstance(size, int) else sizes[size] for size in shape],
+            dtype=dtypes[kind],
+            device=device,
+        )
         for name, (shape, kind) in INPUTS.items()
         if shape
     }
-    inputs["attention_mask"] = inputs["attention_mask"][:1].clone()  # sequences without padding share the causal mask
+    inputs["attention_mask"] = inputs["attention_mask"][
+        :1
+    ].clone()  # sequences without padding share the causal mask
     return inputs
 
 
@@ -154,7 +148,11 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, outside: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.live = self.peak = 0
-        self._known = {value.untyped_storage()._cdata for value in tree_leaves(outside) if isinstance(value, Tensor)}
+        self._known = {
+            value.untyped_storage()._cdata
+            for value in tree_leaves(outside)
+            if isinstance(value, Tensor)
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -177,7 +175,9 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # torch counts those of other devices only
+    if (
+        func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    ):  # torch counts those of other devices only
         return int(sdpa_flop_count(*(x.shape for x in args[:3])))  # type: ignore[no-untyped-call]
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(x.shape for x in args[:4])))  # type: ignore[no-untyped-call]
@@ -200,11 +200,19 @@ class _Walk(fx.Interpreter):
             flops, inside, shape = self._costs[key]
             meter.flops += flops
             meter.peak = max(meter.peak, meter.live + inside)
-            return args[0] if shape is None else torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
+            return (
+                args[0]
+                if shape is None
+                else torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
+            )
         flops, peak, live = meter.flops, meter.peak, meter.live
         meter.peak = live
         result = super().call_module(target, args, kwargs)
-        self._costs[key] = meter.flops - flops, meter.peak - live, None if result is args[0] else result.shape
+        self._costs[key] = (
+            meter.flops - flops,
+            meter.peak - live,
+            None if result is args[0] else result.shape,
+        )
         meter.peak = max(meter.peak, peak)
         return result
 

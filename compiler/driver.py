@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tintc.compiler.capture import Captured, capture
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.cost import call_sizes, estimate
-from tintc.compiler.errors import UnsupportedModelError
-from tintc.compiler.model_checks import check_prefix_memory
-from tintc.compiler.pass_manager import Context, ModelFacts, run_passes
-from tintc.compiler.program import Program
-from tintc.compiler.records import to_records
-from tintc.compiler.sources import load_source
+from tintc.compiler.cost import estimate
+from tintc.compiler.frontend.capture import Captured, capture
+from tintc.compiler.frontend.model_checks import check_prefix_memory
+from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.verification import check_first_forward
+from tintc.ir.call_sizes import call_sizes
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.facts import ModelFacts
+from tintc.ir.pass_manager import Context, run_passes
+from tintc.ir.program import Program
+from tintc.ir.records import to_records
 from tintc.passes import DEFAULT_PIPELINE
+from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.structure import check_backend
 
 Progress = Callable[[str], None]
 _CANONICAL_AFTER = "refuse_unsupported"
@@ -63,7 +65,13 @@ def compile(
     say = progress or (lambda stage: None)
     say("load")
     loaded = load_source(
-        source, revision=revision, cache_dir=cache_dir, offline=offline, trust_remote_code=trust_remote_code, seed=seed, dtype=dtype
+        source,
+        revision=revision,
+        cache_dir=cache_dir,
+        offline=offline,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        dtype=dtype,
     )
     say("capture")
     captured = capture(loaded.model)
@@ -71,11 +79,20 @@ def compile(
     direct = direct_program(captured, config)
     program = lower(captured, config)
     if direct is not None:
-        program.direct_flops = estimate(direct, "fused", torch.float32, **call_sizes(direct.facts), optimize=False).flops
+        program.direct_flops = estimate(
+            direct, "fused", torch.float32, **call_sizes(direct.facts), optimize=False
+        ).flops
     if backend == "transformer":
-        check_prefix_memory(program.layout.prefix_numbers, next(t.dtype for t in captured.tensors.values() if t.is_floating_point()))
+        check_prefix_memory(
+            program.layout.prefix_numbers,
+            next(t.dtype for t in captured.tensors.values() if t.is_floating_point()),
+        )
     # A module stays its owner's: training the simulator from outside must not change it.
-    tensors = {name: t.clone() for name, t in captured.tensors.items()} if isinstance(source, nn.Module) else captured.tensors
+    tensors = (
+        {name: t.clone() for name, t in captured.tensors.items()}
+        if isinstance(source, nn.Module)
+        else captured.tensors
+    )
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
     simulator = Simulator(
         program,
@@ -113,4 +130,12 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None
-    return Program(graph, config, context.facts, context.layout, captured.aliases, tables=context.tables, stages=stages)
+    return Program(
+        graph,
+        config,
+        context.facts,
+        context.layout,
+        captured.aliases,
+        tables=context.tables,
+        stages=stages,
+    )

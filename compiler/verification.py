@@ -18,23 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tintc.compiler.capture import LogitsOnly, evaluating
-from tintc.compiler.errors import NumericalError, UsageError
-from tintc.compiler.inputs import is_table
-from tintc.compiler.model_checks import build_without_weights
+from tintc.compiler.frontend.capture import LogitsOnly, evaluating
+from tintc.compiler.frontend.model_checks import build_without_weights
+from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.inputs import is_table
 from tintc.runtime.simulator import Simulator
 
 # Fields of a transformers config that say how to run a model, some of which fetch code.
 _NOT_ARCHITECTURE = {
     *("model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"),
-    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    *(
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+    ),
 }
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
 # Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary tables: random ones differ by 1e-6.
 ROUNDED_TOLERANCE = 1e-5
 
 # Largest allowed difference of initial logits to the captured model's, relative to the largest logit.
-_FIRST_FORWARD = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_FIRST_FORWARD = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.float16: 5e-2,
+    torch.bfloat16: 2e-1,
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,27 @@ class Verification:
         groups: dict[str, list[UpdateError]] = {}
         for update in self.updates:
             block = re.match(r".*?\.\d+(?=\.)", update.name)
-            groups.setdefault(block.group() if block else update.name.rpartition(".")[0], []).append(update)
+            groups.setdefault(
+                block.group() if block else update.name.rpartition(".")[0], []
+            ).append(update)
         return [_total(name, parts) for name, parts in groups.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("reference", "exact", "agrees", "tolerance", "initial_logits_error", "logits_error", "updated_logits_error")
+        names = (
+            "reference",
+            "exact",
+            "agrees",
+            "tolerance",
+            "initial_logits_error",
+            "logits_error",
+            "updated_logits_error",
+        )
         fields = {name: getattr(self, name) for name in names}
-        return {**fields, "layers": [u.to_dict() for u in self.layers()], "updates": [u.to_dict() for u in self.updates]}
+        return {
+            **fields,
+            "layers": [u.to_dict() for u in self.layers()],
+            "updates": [u.to_dict() for u in self.updates],
+        }
 
 
 def _total(name: str, parts: list[UpdateError]) -> UpdateError:
@@ -112,7 +136,9 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     Raises UsageError if `tokens` does not fit the model or the simulator is not in float64.
     """
     if simulator.dtype != torch.float64:
-        raise UsageError(f"the simulator is in {simulator.dtype}; expected torch.float64: call .double() or load with dtype=torch.float64")
+        raise UsageError(
+            f"the simulator is in {simulator.dtype}; expected torch.float64: call .double() or load with dtype=torch.float64"
+        )
     limit = simulator.program.facts.longest
     if tokens < 2 or (limit is not None and tokens > limit):
         raise UsageError(f"tokens is {tokens}; expected 2 to {limit or 'any number'}")
@@ -121,7 +147,11 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     trained = max(2, tokens // 2)
     train_mask = (torch.arange(tokens) < trained).long()[None]
     reference, forward = _reference(simulator)
-    before = {name: tensor.detach().clone() for name, tensor in simulator.prefix.tensors().items() if not is_table(name)}
+    before = {
+        name: tensor.detach().clone()
+        for name, tensor in simulator.prefix.tensors().items()
+        if not is_table(name)
+    }
     after = _descend(simulator, forward, before, ids, trained)
     with torch.inference_mode():
         with Rounding() as rounding:
@@ -134,13 +164,23 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     names = _trained_parameters(simulator)
     floor = torch.stack([(after[name] - before[name]).abs().max() for name in names]).max()
     updates = [_compare(name, before[name], after[name], found[name], floor) for name in names]
-    errors = _relative(out.initial_logits, initial), _relative(out.logits, final), _relative(out.logits, under_found)
+    errors = (
+        _relative(out.initial_logits, initial),
+        _relative(out.logits, final),
+        _relative(out.logits, under_found),
+    )
     exact, tolerance = simulator.config.is_exact, ROUNDED_TOLERANCE if rounding.found else TOLERANCE
     agrees = errors[0] <= tolerance and errors[2] <= tolerance
-    if simulator.config.loss_gradient == "softmax":  # an approximation of the true gradient still descends
+    if (
+        simulator.config.loss_gradient == "softmax"
+    ):  # an approximation of the true gradient still descends
         agrees = agrees and (_total("all", updates).cosine or 0.0) > 0
     if exact:
-        agrees = agrees and errors[1] <= tolerance and all(update.worst <= tolerance for update in updates)
+        agrees = (
+            agrees
+            and errors[1] <= tolerance
+            and all(update.worst <= tolerance for update in updates)
+        )
     return Verification(reference, exact, agrees, tolerance, *errors, updates)
 
 
@@ -166,20 +206,35 @@ def _reference(simulator: Simulator) -> tuple[str, Forward]:
     config: dict[str, Any] | None = simulator.source.get("config")
     if config is None:
         module = _FirstForward(Simulator(simulator.program, simulator.prefix.tensors()))
-        return "autograd through the compiled first forward pass", lambda weights, ids: torch.func.functional_call(
-            module, {f"simulator.prefix.{name}": tensor for name, tensor in weights.items()}, (ids,)
+        return (
+            "autograd through the compiled first forward pass",
+            lambda weights, ids: torch.func.functional_call(
+                module,
+                {f"simulator.prefix.{name}": tensor for name, tensor in weights.items()},
+                (ids,),
+            ),
         )
     from transformers import AutoConfig
 
     fields = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
-    model = build_without_weights(AutoConfig.for_model(config["model_type"], **fields), config["model_type"]).double()
+    model = build_without_weights(
+        AutoConfig.for_model(config["model_type"], **fields), config["model_type"]
+    ).double()
     aliases = simulator.program.aliases
-    missing = {name for name, _ in model.named_parameters()} - set(simulator.prefix.tensors()) - set(aliases)
-    assert not missing, f"the rebuilt model has parameters that the artifact lacks: {sorted(missing)}"
+    missing = (
+        {name for name, _ in model.named_parameters()}
+        - set(simulator.prefix.tensors())
+        - set(aliases)
+    )
+    assert not missing, (
+        f"the rebuilt model has parameters that the artifact lacks: {sorted(missing)}"
+    )
 
     def forward(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
         tied = {alias: weights[name] for alias, name in aliases.items()}
-        out: Any = torch.func.functional_call(model, {**weights, **tied}, (ids,), {"use_cache": False}, tie_weights=False)
+        out: Any = torch.func.functional_call(
+            model, {**weights, **tied}, (ids,), {"use_cache": False}, tie_weights=False
+        )
         logits: Tensor = out.logits
         return logits
 
@@ -196,10 +251,16 @@ class _FirstForward(nn.Module):
 
 
 def _trained_parameters(simulator: Simulator) -> list[str]:
-    return list(dict.fromkeys(slot.parameter for slot in simulator.program.layout.prefix.values() if slot.trainable))
+    return list(
+        dict.fromkeys(
+            slot.parameter for slot in simulator.program.layout.prefix.values() if slot.trainable
+        )
+    )
 
 
-def _descend(simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int) -> dict[str, Tensor]:
+def _descend(
+    simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int
+) -> dict[str, Tensor]:
     """W - eta * dL/dW, `steps` times, L summed over the targets of the training segment."""
     weights = dict(before)
     names = _trained_parameters(simulator)
@@ -240,7 +301,9 @@ def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     """
     facts = simulator.program.facts
     length = min(24, facts.longest or 24)  # neither the batch nor the length that capture traced
-    ids = torch.randint(facts.vocab_size, (3, length), generator=torch.Generator().manual_seed(0)).to(simulator.device)
+    ids = torch.randint(
+        facts.vocab_size, (3, length), generator=torch.Generator().manual_seed(0)
+    ).to(simulator.device)
     with evaluating(model), torch.inference_mode():
         expected: Tensor = LogitsOnly(model)(ids)
         found = simulator.predict_initial(ids)

@@ -24,7 +24,9 @@ LENGTH = 512
 
 
 def read_documents(paths: list[Path]) -> list[str]:
-    lines = [line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.strip() for path in paths for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     return [line for line in lines if line]
 
 
@@ -35,13 +37,23 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(
         documents,
         trainers.BpeTrainer(
-            vocab_size=4096, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=4096,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
     # OPT starts every text with </s>.
-    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=LENGTH
+        tokenizer_object=tokenizer,
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=LENGTH,
     )
 
 
@@ -54,18 +66,30 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> to
 def perplexity(model: OPTForCausalLM, stream: torch.Tensor) -> float:
     model.eval()
     windows = stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
-    losses = [float(model(input_ids=window, labels=window).loss) * len(window) for window in windows.split(16)]
+    losses = [
+        float(model(input_ids=window, labels=window).loss) * len(window)
+        for window in windows.split(16)
+    ]
     return math.exp(sum(losses) / len(windows))
 
 
-def train(model: OPTForCausalLM, stream: torch.Tensor, minutes: float, batch: int, peak: float) -> None:
+def train(
+    model: OPTForCausalLM, stream: torch.Tensor, minutes: float, batch: int, peak: float
+) -> None:
     """AdamW with a linear warm-up and a cosine decay over the given wall time."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
     start, step, seen = time.monotonic(), 0, 0
     while (spent := (time.monotonic() - start) / (60 * minutes)) < 1:
-        rate = peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * spent)))
+        rate = (
+            peak
+            * min(1.0, (step + 1) / 100)
+            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * spent)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         starts = torch.randint(len(stream) - LENGTH, (batch,))
@@ -78,11 +102,23 @@ def train(model: OPTForCausalLM, stream: torch.Tensor, minutes: float, batch: in
         optimizer.zero_grad(set_to_none=True)
         step, seen = step + 1, seen + rows.numel()
         if step % 50 == 0:
-            print(json.dumps({"step": step, "tokens": seen, "loss": round(loss.item(), 3), "done": round(spent, 3)}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "step": step,
+                        "tokens": seen,
+                        "loss": round(loss.item(), 3),
+                        "done": round(spent, 3),
+                    }
+                ),
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, action="append", required=True)
     parser.add_argument("--evaluate", type=Path)
     parser.add_argument("--output", type=Path, required=True)

@@ -5,32 +5,32 @@ it is (`coordinates`, `heads`), what happens to scores before their softmax (`sc
 what positions give (`tables`).
 """
 
-from tintc.compiler.pass_manager import Pass
-from tintc.passes.assign_memory_slots import assign_memory_slots
-from tintc.passes.assign_prefix_slots import assign_prefix_slots
-from tintc.passes.build_backward import build_backward
-from tintc.passes.build_descent import build_descent
-from tintc.passes.canonicalize import canonicalize
-from tintc.passes.causal_attention import causal_attention
-from tintc.passes.chunk_head import chunk_head
-from tintc.passes.dead_code import dead_code
-from tintc.passes.flash_attention import flash_attention
-from tintc.passes.fuse_residuals import fuse_residuals
-from tintc.passes.low_rank_updates import low_rank_updates
-from tintc.passes.lower_forward import lower_forward
-from tintc.passes.merge_products import merge_products
-from tintc.passes.onednn_products import onednn_products
-from tintc.passes.recognize_activation import recognize_activation
-from tintc.passes.recognize_arithmetic import recognize_arithmetic
-from tintc.passes.recognize_attention import recognize_attention
-from tintc.passes.recognize_embedding import recognize_embedding
-from tintc.passes.recognize_linear import recognize_linear
-from tintc.passes.recognize_norm import recognize_norm
-from tintc.passes.refuse_unsupported import refuse_unsupported
-from tintc.passes.select_trainable import select_trainable
-from tintc.passes.truncate_segment import truncate_segment
-from tintc.passes.unroll_steps import unroll_steps
-from tintc.passes.verify import verify
+from tintc.ir.pass_manager import Pass
+from tintc.passes.optimize.causal_attention import causal_attention
+from tintc.passes.optimize.chunk_head import chunk_head
+from tintc.passes.optimize.dead_code import dead_code
+from tintc.passes.optimize.flash_attention import flash_attention
+from tintc.passes.optimize.fuse_residuals import fuse_residuals
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
+from tintc.passes.optimize.merge_products import merge_products
+from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.place.assign_memory_slots import assign_memory_slots
+from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
+from tintc.passes.place.verify import verify
+from tintc.passes.recognize.canonicalize import canonicalize
+from tintc.passes.recognize.lower_forward import lower_forward
+from tintc.passes.recognize.recognize_activation import recognize_activation
+from tintc.passes.recognize.recognize_arithmetic import recognize_arithmetic
+from tintc.passes.recognize.recognize_attention import recognize_attention
+from tintc.passes.recognize.recognize_embedding import recognize_embedding
+from tintc.passes.recognize.recognize_linear import recognize_linear
+from tintc.passes.recognize.recognize_norm import recognize_norm
+from tintc.passes.recognize.refuse_unsupported import refuse_unsupported
+from tintc.passes.train.build_backward import build_backward
+from tintc.passes.train.build_descent import build_descent
+from tintc.passes.train.select_trainable import select_trainable
+from tintc.passes.train.truncate_segment import truncate_segment
+from tintc.passes.train.unroll_steps import unroll_steps
 
 DEFAULT_PIPELINE: tuple[Pass, ...] = (
     canonicalize,
@@ -63,6 +63,14 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     chunk_head,
     onednn_products,  # last: it takes what the others left
 )
-OPTIMIZATION_NAMES = (*(step.name for step in OPTIMIZATIONS), "batch_slices")  # the last: `runtime/slices.py`
+OPTIMIZATION_NAMES = (
+    *(step.name for step in OPTIMIZATIONS),
+    "batch_slices",
+)  # the last: `runtime/slices.py`
 
-__all__ = ["DEFAULT_PIPELINE", "OPTIMIZATIONS", "OPTIMIZATION_NAMES", *(step.name for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS))]
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "OPTIMIZATIONS",
+    "OPTIMIZATION_NAMES",
+    *(step.name for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS)),
+]

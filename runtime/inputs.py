@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from tintc.compiler.errors import InputError
-from tintc.compiler.node_meta import info
-from tintc.compiler.pass_manager import ModelFacts
+from tintc.ir.errors import InputError
+from tintc.ir.facts import ModelFacts
+from tintc.ir.node_meta import info
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,31 @@ def prepare(
     """
     ids_BT = _integers("input_ids", input_ids, None).to(device)
     shape = (ids_BT.shape[0], ids_BT.shape[1])
-    train_BT = torch.zeros_like(ids_BT).bool() if train_mask is None else _mask("train_mask", train_mask, (shape,)).to(device)
-    narrowed_BT = train_BT if loss_mask is None else train_BT & _mask("loss_mask", loss_mask, (shape,)).to(device)
-    attention = None if attention_mask is None else _mask("attention_mask", attention_mask, (shape, (*shape, shape[1]))).to(device)
-    if attention is not None and attention.ndim == 2 and not torch.compiler.is_compiling() and bool(attention.all()):
+    train_BT = (
+        torch.zeros_like(ids_BT).bool()
+        if train_mask is None
+        else _mask("train_mask", train_mask, (shape,)).to(device)
+    )
+    narrowed_BT = (
+        train_BT
+        if loss_mask is None
+        else train_BT & _mask("loss_mask", loss_mask, (shape,)).to(device)
+    )
+    attention = (
+        None
+        if attention_mask is None
+        else _mask("attention_mask", attention_mask, (shape, (*shape, shape[1]))).to(device)
+    )
+    if (
+        attention is not None
+        and attention.ndim == 2
+        and not torch.compiler.is_compiling()
+        and bool(attention.all())
+    ):
         attention = None  # nothing is padding: the causal mask is all there is, and kernels know it
-    positions = None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
+    positions = (
+        None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
+    )
 
     allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)
     if facts.max_tokens is not None and shape[1] > facts.max_tokens:
@@ -89,10 +108,14 @@ def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor
 def _mask(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
     check_tensor(name, value)
     if value.dtype.is_complex:
-        raise InputError(f"{name} has dtype {_short(value.dtype)}; expected 0 and 1 (bool, integer or float)")
+        raise InputError(
+            f"{name} has dtype {_short(value.dtype)}; expected 0 and 1 (bool, integer or float)"
+        )
     if tuple(value.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"{name} has shape {tuple(value.shape)}; expected {expected} to match input_ids")
+        raise InputError(
+            f"{name} has shape {tuple(value.shape)}; expected {expected} to match input_ids"
+        )
     return value != 0
 
 
@@ -102,16 +125,22 @@ def check_tensor(name: str, value: object) -> None:
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
 
 
-def check_updates(updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int, dtype: torch.dtype) -> None:
+def check_updates(
+    updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int, dtype: torch.dtype
+) -> None:
     """Raises InputError unless the values are those of a program's updated slots, one for each sequence."""
     if set(updates) != set(nodes):
         wrong = sorted(set(updates) ^ set(nodes))[:3]
-        raise InputError(f"the updates do not hold this simulator's slots: {', '.join(wrong)} on one side only")
+        raise InputError(
+            f"the updates do not hold this simulator's slots: {', '.join(wrong)} on one side only"
+        )
     for slot, node in nodes.items():
         expected = (batch, *info(node).shape[1:])
         if tuple(updates[slot].shape) != expected or updates[slot].dtype != dtype:
             got = f"{tuple(updates[slot].shape)}, {updates[slot].dtype}"
-            raise InputError(f"the update of {slot} is {got}; expected {expected}, {dtype}: one a sequence of input_ids")
+            raise InputError(
+                f"the update of {slot} is {got}; expected {expected}, {dtype}: one a sequence of input_ids"
+            )
 
 
 def _check_length(tokens: int, facts: ModelFacts) -> None:
@@ -122,7 +151,9 @@ def _check_length(tokens: int, facts: ModelFacts) -> None:
         )
 
 
-def _allowed(attention: Tensor | None, tokens: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _allowed(
+    attention: Tensor | None, tokens: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """((B or 1, 1, T, T) mask of who may look at whom, (B, T) mask of tokens that are no padding or None).
 
     A row that may look at nothing (padding) looks at itself instead: its result reaches no other row. Under a
@@ -149,19 +180,31 @@ def _positions(valid_BT: Tensor | None, shape: tuple[int, int], device: torch.de
 
 
 def _check_values(
-    facts: ModelFacts, ids_BT: Tensor, positions_BT: Tensor, carries_BT: Tensor, masks: dict[str, Tensor | None]
+    facts: ModelFacts,
+    ids_BT: Tensor,
+    positions_BT: Tensor,
+    carries_BT: Tensor,
+    masks: dict[str, Tensor | None],
 ) -> tuple[int, int]:
     """(training segment's length, sequences without a target), after checking what only values show."""
     names = [name for name, mask in masks.items() if mask is not None and mask.dtype != torch.bool]
-    binary = [((mask != 0) & (mask != 1)).any().to(ids_BT.device) for name in names if (mask := masks[name]) is not None]
+    binary = [
+        ((mask != 0) & (mask != 1)).any().to(ids_BT.device)
+        for name in names
+        if (mask := masks[name]) is not None
+    ]
     columns = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device)
     facts_read = [
         *(ids_BT.min(), ids_BT.max(), positions_BT.min(), positions_BT.max()),
         *((carries_BT * columns).max(), (~carries_BT.any(-1)).sum(), *binary),
     ]
-    low, high, first, last, segment, untrained, *wrong = torch.stack([value.long() for value in facts_read]).tolist()
+    low, high, first, last, segment, untrained, *wrong = torch.stack(
+        [value.long() for value in facts_read]
+    ).tolist()
     if low < 0 or high >= facts.vocab_size:
-        raise InputError(f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to {facts.vocab_size - 1}")
+        raise InputError(
+            f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to {facts.vocab_size - 1}"
+        )
     if first < 0 or (facts.max_positions is not None and last >= facts.max_positions):
         raise InputError(
             f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to {(facts.max_positions or 0) - 1}"

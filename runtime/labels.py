@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.compiler.errors import InputError
+from tintc.ir.errors import InputError
+from tintc.ir.precision import wide
 from tintc.runtime.inputs import check_tensor
-from tintc.runtime.primitives.precision import wide
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at least float32."""
-    return F.cross_entropy(wide(logits_BTV[:, :-1]).flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100)
+    return F.cross_entropy(
+        wide(logits_BTV[:, :-1]).flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100
+    )
 
 
 def mean_loss(losses_BT: Tensor, labels_BT: Tensor) -> Tensor:
@@ -31,23 +33,41 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
     if torch.compiler.is_compiling():
         return labels.long()
     if not bool((labels[:, 1:] != -100).any()):
-        raise InputError("labels hold no target: all of them are -100 (the first column never counts)")
+        raise InputError(
+            "labels hold no target: all of them are -100 (the first column never counts)"
+        )
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= vocab_size))]
     if wrong.numel():
-        raise InputError(f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}")
+        raise InputError(
+            f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}"
+        )
     return labels.long()
 
 
-def kept_positions(logits_to_keep: int | Tensor, tokens: int, device: torch.device) -> Tensor | None:
+def kept_positions(
+    logits_to_keep: int | Tensor, tokens: int, device: torch.device
+) -> Tensor | None:
     """Positions whose logits are wanted, (K,); None for all. Raises InputError for what names no positions."""
     if isinstance(logits_to_keep, Tensor):
         shape, dtype = tuple(logits_to_keep.shape), logits_to_keep.dtype
         if len(shape) != 1 or shape[0] == 0 or dtype.is_floating_point or dtype == torch.bool:
-            raise InputError(f"logits_to_keep has shape {shape}, {dtype}; expected positions (K,), whole numbers, at least one")
+            raise InputError(
+                f"logits_to_keep has shape {shape}, {dtype}; expected positions (K,), whole numbers, at least one"
+            )
         positions = logits_to_keep.long()
-        if not torch.compiler.is_compiling() and bool(((positions < 0) | (positions >= tokens)).any()):
-            raise InputError(f"logits_to_keep holds {positions.tolist()[:8]}; the sequence has positions 0 to {tokens - 1}")
+        if not torch.compiler.is_compiling() and bool(
+            ((positions < 0) | (positions >= tokens)).any()
+        ):
+            raise InputError(
+                f"logits_to_keep holds {positions.tolist()[:8]}; the sequence has positions 0 to {tokens - 1}"
+            )
         return positions.to(device)
-    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= tokens:
-        raise InputError(f"logits_to_keep is {logits_to_keep!r}; expected 0 for all, the last 1 to {tokens}, or a tensor of positions")
+    if (
+        isinstance(logits_to_keep, bool)
+        or not isinstance(logits_to_keep, int)
+        or not 0 <= logits_to_keep <= tokens
+    ):
+        raise InputError(
+            f"logits_to_keep is {logits_to_keep!r}; expected 0 for all, the last 1 to {tokens}, or a tensor of positions"
+        )
     return torch.arange(tokens - logits_to_keep, tokens, device=device) if logits_to_keep else None

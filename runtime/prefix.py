@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tintc.compiler.inputs import is_table
-from tintc.compiler.layout import PrefixSlot
+from tintc.ir.inputs import is_table
+from tintc.ir.layout import PrefixSlot
 
 
 def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:

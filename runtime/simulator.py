@@ -7,32 +7,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from tintc.compiler.builder import outputs
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import InputError, UsageError
-from tintc.compiler.inputs import CODE, is_table, is_wide_table
-from tintc.compiler.node_meta import info
-from tintc.compiler.optimize import optimize as optimized_graph
-from tintc.compiler.program import Program
-from tintc.passes.chunk_head import chunk_head
-from tintc.runtime import fused, slices, transformer
+from tintc.ir.builder import outputs
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import InputError, UsageError
+from tintc.ir.inputs import CODE, is_table, is_wide_table
+from tintc.ir.node_meta import info
+from tintc.ir.ops.head import token_losses
+from tintc.ir.precision import HALF
+from tintc.ir.program import Program
+from tintc.passes.optimize.chunk_head import chunk_head
+from tintc.runtime import slices
+from tintc.runtime.backends import fused
+from tintc.runtime.backends.transformer import emit as transformer
+from tintc.runtime.backends.transformer.pages import PrefixPages
+from tintc.runtime.backends.transformer.structure import Structure, check_backend
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
-from tintc.runtime.pages import PrefixPages
 from tintc.runtime.prefix import PrefixEmbeddings, put_rows
-from tintc.runtime.primitives.head import token_losses
-from tintc.runtime.primitives.precision import HALF
-from tintc.runtime.programs import Programs
 from tintc.runtime.slices import run_in_slices, slice_size
-from tintc.runtime.structure import Structure, check_backend
+from tintc.runtime.specialize.optimize import optimize as optimized_graph
+from tintc.runtime.specialize.programs import Programs
 
 
 class Simulator(nn.Module):
@@ -77,9 +78,13 @@ class Simulator(nn.Module):
             self.prefix = PrefixEmbeddings(tensors)
         else:
             self.prefix = PrefixPages(program.layout, tensors, transformer.tables(program))
-            self.structure = Structure(program.layout, share, program.facts.block_path, self.dtype, self.device)
+            self.structure = Structure(
+                program.layout, share, program.facts.block_path, self.dtype, self.device
+            )
             transformer.emit(program, self.structure, fused.OUTPUTS)  # makes every module once
-        self.inner_lr = nn.Parameter(torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device))
+        self.inner_lr = nn.Parameter(
+            torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device)
+        )
         self._programs = Programs(program, self.structure, optimize, torch_compile)
         self._warned = False
 
@@ -92,7 +97,9 @@ class Simulator(nn.Module):
     def optimizations(self, names: bool | Collection[str]) -> None:
         self.optimize(names, self._programs.torch_compile)
 
-    def optimize(self, names: bool | Collection[str] = True, torch_compile: str | None = None) -> None:
+    def optimize(
+        self, names: bool | Collection[str] = True, torch_compile: str | None = None
+    ) -> None:
         """Switches optimizations and torch.compile, as `tintc.compile` does. Raises UsageError for an unknown name or mode."""
         self._programs = Programs(self.program, self.structure, names, torch_compile)
 
@@ -113,7 +120,11 @@ class Simulator(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
         # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and three in bfloat16.
         exact = self.inner_lr.detach().clone()
-        wide = {name: table.clone() for name, table in self.prefix.tensors().items() if is_wide_table(name)}
+        wide = {
+            name: table.clone()
+            for name, table in self.prefix.tensors().items()
+            if is_wide_table(name)
+        }
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.inner_lr.data = exact.to(self.inner_lr.device)
         for name, table in self.prefix.tensors().items():
@@ -147,7 +158,9 @@ class Simulator(nn.Module):
         keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
         """
         check_tensor("train_mask", train_mask)
-        inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids, stacklevel=5)  # torch calls forward
+        inputs = self._prepare(
+            input_ids, train_mask, loss_mask, attention_mask, position_ids, stacklevel=5
+        )  # torch calls forward
         kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
         segment = input_ids.shape[1] if return_initial else inputs.segment
         wanted: tuple[str, ...] = ("logits", "initial_logits") if return_initial else ("logits",)
@@ -160,10 +173,18 @@ class Simulator(nn.Module):
             losses = {name: language_loss(out[name], labels) for name in wanted}
         else:
             out = self._run(
-                (*wanted, *(name.replace("logits", "losses") for name in wanted)), inputs, segment=segment, kept=kept, labels=labels
+                (*wanted, *(name.replace("logits", "losses") for name in wanted)),
+                inputs,
+                segment=segment,
+                kept=kept,
+                labels=labels,
             )
-            losses = {name: mean_loss(out[name.replace("logits", "losses")], labels) for name in wanted}
-        return SimulatorOutput(out["logits"], out.get("initial_logits"), losses["logits"], losses.get("initial_logits"))
+            losses = {
+                name: mean_loss(out[name.replace("logits", "losses")], labels) for name in wanted
+            }
+        return SimulatorOutput(
+            out["logits"], out.get("initial_logits"), losses["logits"], losses.get("initial_logits")
+        )
 
     def losses(
         self,
@@ -183,7 +204,12 @@ class Simulator(nn.Module):
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         labels = check_labels(labels, input_ids, self.program.facts.vocab_size).to(self.device)
         wanted = ("losses", "initial_losses") if return_initial else ("losses",)
-        out = self._run(wanted, inputs, segment=input_ids.shape[1] if return_initial else inputs.segment, labels=labels)
+        out = self._run(
+            wanted,
+            inputs,
+            segment=input_ids.shape[1] if return_initial else inputs.segment,
+            labels=labels,
+        )
         return SimulatorLosses(**out, loss=mean_loss(out["losses"], labels))
 
     def updated_state_dict(
@@ -204,14 +230,27 @@ class Simulator(nn.Module):
         batch = len(input_ids) if input_ids.ndim else 0
         if not isinstance(index, int) or not -batch <= index < batch:
             raise InputError(f"index is {index!r}; the batch has {batch} sequences")
-        for name, mask in (("train_mask", train_mask), ("loss_mask", loss_mask), ("attention_mask", attention_mask)):
+        for name, mask in (
+            ("train_mask", train_mask),
+            ("loss_mask", loss_mask),
+            ("attention_mask", attention_mask),
+        ):
             if isinstance(mask, Tensor) and (mask.ndim == 0 or len(mask) != batch):
-                raise InputError(f"{name} has shape {tuple(mask.shape)}; expected {batch} sequences, those of input_ids")
+                raise InputError(
+                    f"{name} has shape {tuple(mask.shape)}; expected {batch} sequences, those of input_ids"
+                )
         row = slice(index % batch, index % batch + 1)
-        parts = [None if x is None else x[row] for x in (input_ids, train_mask, loss_mask, attention_mask, position_ids)]
+        parts = [
+            None if x is None else x[row]
+            for x in (input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        ]
         updates = self.updates(*parts)  # type: ignore[arg-type]
         slots = self.program.layout.prefix
-        state = {name: tensor.detach().clone() for name, tensor in self.prefix.tensors().items() if not is_table(name)}
+        state = {
+            name: tensor.detach().clone()
+            for name, tensor in self.prefix.tensors().items()
+            if not is_table(name)
+        }
         for slot, value in updates.items():
             where = slots[slot]
             put_rows(state[where.parameter], where, value[0].detach())
@@ -242,7 +281,9 @@ class Simulator(nn.Module):
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         check_updates(updates, outputs(self.program.graph)["updates"], len(input_ids), self.dtype)
         kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
-        out: Tensor = self._run(("logits",), inputs, segment=inputs.segment, given=updates, kept=kept)["logits"]
+        out: Tensor = self._run(
+            ("logits",), inputs, segment=inputs.segment, given=updates, kept=kept
+        )["logits"]
         return out
 
     def predict_initial(
@@ -255,42 +296,40 @@ class Simulator(nn.Module):
         """Logits (B, T, V), or those kept, of the unmodified model. logits_to_keep: as in `forward`."""
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
-        out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1], kept=kept)["initial_logits"]
+        out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1], kept=kept)[
+            "initial_logits"
+        ]
         return out
 
-    def emitted(self, outputs: tuple[str, ...] = ("logits",), *, from_updates: bool = False, differentiable: bool = True) -> fx.GraphModule:
+    def emitted(
+        self,
+        outputs: tuple[str, ...] = ("logits",),
+        *,
+        from_updates: bool = False,
+        differentiable: bool = True,
+    ) -> fx.GraphModule:
         """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python.
 
         differentiable: of a call with gradients on; else of one under torch.inference_mode(), without masks, of the shapes that costs are
         told for: which optimizations it has depends on them.
         """
         return self._programs.get(
-            self._programs.usual(outputs, self._weight, from_updates=from_updates, differentiable=differentiable)
+            self._programs.usual(
+                outputs, self._weight, from_updates=from_updates, differentiable=differentiable
+            )
         ).module
 
-    def optimized(self, outputs: tuple[str, ...] = ("logits",), *, differentiable: bool = False) -> fx.Graph:
+    def optimized(
+        self, outputs: tuple[str, ...] = ("logits",), *, differentiable: bool = False
+    ) -> fx.Graph:
         """The graph of `tint` operators that such a program is emitted from. Raises UsageError for the transformer back end."""
         if self.structure is not None:
-            raise UsageError("the transformer back end runs the lowered graph as it is; expected the fused back end")
-        return optimized_graph(self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable))
-
-    def parameter_report(self, share: str | None = None) -> dict[str, Any]:
-        """How many parameters the simulator has and what each is for; see `runtime.parameters.parameter_report`."""
-        from tintc.runtime.parameters import parameter_report
-
-        return parameter_report(self, share)
-
-    def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Writes the artifact directory, atomically. Raises ArtifactError if it cannot, UsageError if it exists and not `force`."""
-        from tintc.compiler.artifact import save
-
-        return save(self, Path(path), force=force)
-
-    def export_onnx(self, path: str | Path, **options: Any) -> Any:
-        """Writes an ONNX model that trains inside any runtime; options and result: `runtime.onnx.export_onnx`."""
-        from tintc.runtime.onnx import export_onnx
-
-        return export_onnx(self, path, **options)
+            raise UsageError(
+                "the transformer back end runs the lowered graph as it is; expected the fused back end"
+            )
+        return optimized_graph(
+            self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable)
+        )
 
     def _prepare(
         self,
@@ -301,7 +340,16 @@ class Simulator(nn.Module):
         position_ids: Tensor | None,
         stacklevel: int = 3,
     ) -> Inputs:
-        inputs = prepare(self.program.facts, self.dtype, self.device, input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        inputs = prepare(
+            self.program.facts,
+            self.dtype,
+            self.device,
+            input_ids,
+            train_mask,
+            loss_mask,
+            attention_mask,
+            position_ids,
+        )
         if train_mask is not None and inputs.untrained and not self._warned:
             self._warned = True
             warnings.warn(
@@ -321,23 +369,38 @@ class Simulator(nn.Module):
         kept: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        tensors = inputs.tensors if labels is None else {**inputs.tensors, "labels": F.pad(labels[:, 1:], (0, 1), value=-100)}
+        tensors = (
+            inputs.tensors
+            if labels is None
+            else {**inputs.tensors, "labels": F.pad(labels[:, 1:], (0, 1), value=-100)}
+        )
         if self.structure is not None:
             return self._run_transformer(outputs, tensors, segment, given, kept)
 
         def run(tensors: dict[str, Tensor]) -> dict[str, Any]:
             more = {} if kept is None else {"kept": kept}
-            module, arguments = self.bound(outputs, {**tensors, **more}, segment, given, causal=inputs.causal)
+            module, arguments = self.bound(
+                outputs, {**tensors, **more}, segment, given, causal=inputs.causal
+            )
             return self._programs.runnable(module, self._differentiable)(*arguments)
 
-        if self._differentiable or slices.NAME not in self.optimizations or "updates" in outputs or given:
+        if (
+            self._differentiable
+            or slices.NAME not in self.optimizations
+            or "updates" in outputs
+            or given
+        ):
             return run(tensors)
         batch, tokens = inputs.tensors["input_ids"].shape
         size = slice_size(batch, tokens, self.device.type)
         if size >= batch:
             return run(tensors)
         shape = (batch, tokens if kept is None else len(kept))
-        room = {name: self._room(name, shape) for name in outputs if "logits" in name} if chunk_head.name in self.optimizations else {}
+        room = (
+            {name: self._room(name, shape) for name in outputs if "logits" in name}
+            if chunk_head.name in self.optimizations
+            else {}
+        )
         into = {f"{name}_into": tensor for name, tensor in room.items()}
         return run_in_slices(run, {**tensors, **into}, batch, size, room)
 
@@ -347,13 +410,22 @@ class Simulator(nn.Module):
         return torch.empty((*shape, int(width)), dtype=self.dtype, device=self.device)
 
     def _run_transformer(
-        self, outputs: tuple[str, ...], tensors: dict[str, Tensor], segment: int, given: dict[str, Tensor] | None, kept: Tensor | None
+        self,
+        outputs: tuple[str, ...],
+        tensors: dict[str, Tensor],
+        segment: int,
+        given: dict[str, Tensor] | None,
+        kept: Tensor | None,
     ) -> dict[str, Any]:
         """The paper's construction has a head for all tokens; what was asked for is taken from its logits."""
         plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))
         module, arguments = self.bound(plain, tensors, segment, given)
         result: dict[str, Any] = module(*arguments)
-        losses = {name: token_losses(result[name.replace("losses", "logits")], tensors["labels"]) for name in outputs if "losses" in name}
+        losses = {
+            name: token_losses(result[name.replace("losses", "logits")], tensors["labels"])
+            for name in outputs
+            if "losses" in name
+        }
         if kept is not None:
             result = {name: value.index_select(1, kept) for name, value in result.items()}
         return {name: losses[name] if name in losses else result[name] for name in outputs}
@@ -376,18 +448,29 @@ class Simulator(nn.Module):
             "some_tokens": "kept" in inputs,
             "into": any(name.endswith("_into") for name in inputs),
         }
-        program = self._programs.get(self._programs.choose(outputs, self._weight, inputs, segment, **facts))
-        values: dict[str, Any] = {**inputs, "inner_lr": self.inner_lr, "segment": segment, **(given or {})}
+        program = self._programs.get(
+            self._programs.choose(outputs, self._weight, inputs, segment, **facts)
+        )
+        values: dict[str, Any] = {
+            **inputs,
+            "inner_lr": self.inner_lr,
+            "segment": segment,
+            **(given or {}),
+        }
         if self.structure is not None and isinstance(self.prefix, PrefixPages):
             values |= {**self.prefix.by_name(), CODE: self.structure.code}
         weights = self.prefix.direct()
         values |= self._programs.folded(program, weights)
-        return program.module, [weights[name] if is_weight else values[name] for is_weight, name in program.arguments]
+        return program.module, [
+            weights[name] if is_weight else values[name] for is_weight, name in program.arguments
+        ]
 
     @property
     def _differentiable(self) -> bool:
         """Whether someone may ask for gradients through a call now: grad mode is on and a parameter asks for it, or torch exports."""
-        return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+        return torch.compiler.is_compiling() or (
+            torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        )
 
     @property
     def _weight(self) -> nn.Parameter:

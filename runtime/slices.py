@@ -25,15 +25,28 @@ def slice_size(batch: int, tokens: int, device: str) -> int:
     return -(-batch // -(-batch // most))
 
 
-def run_in_slices(run: Run, tensors: dict[str, Tensor], batch: int, size: int, into: dict[str, Tensor] | None = None) -> dict[str, Any]:
+def run_in_slices(
+    run: Run,
+    tensors: dict[str, Tensor],
+    batch: int,
+    size: int,
+    into: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
     """`run` on one slice of the tensors after another, its results put together. A tensor without a row for each sequence, such as the
     causal mask, goes to every slice. into: outputs, by name, that `run` writes into rows of one of the tensors, if it can."""
     whole: dict[str, Any] = dict(into or {})
     for start in range(0, batch, size):
         rows = slice(start, min(start + size, batch))
-        part = run({name: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor for name, tensor in tensors.items()})
+        part = run(
+            {
+                name: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor
+                for name, tensor in tensors.items()
+            }
+        )
         for name in list(part):
-            _put(whole, name, part.pop(name), rows, batch)  # no name for the value here: it would outlive the next slice's peak
+            _put(
+                whole, name, part.pop(name), rows, batch
+            )  # no name for the value here: it would outlive the next slice's peak
     return whole
 
 

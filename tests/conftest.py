@@ -10,18 +10,24 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
-from tests.tolerances import MEASURED
+from tests.support.tolerances import MEASURED
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 # Time depends on the machine and on what else runs there, so no test has a deadline. Derandomized: a run is repeatable.
-settings.register_profile("tintc", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "tintc", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tintc")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite the golden printed graphs of tests/passes/golden")
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite the golden printed graphs of tests/golden/passes",
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -35,7 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Brings the tests of one family together: xdist hands out neighbours, and each worker captures a model for itself."""
     places = [index for index, item in enumerate(items) if item.path.name == "test_families.py"]
     moved = [items[index] for index in places]
-    names = [item.callspec.params.get("name", "") if hasattr(item, "callspec") else "" for item in moved]
+    names = [
+        item.callspec.params.get("name", "") if hasattr(item, "callspec") else "" for item in moved
+    ]
     order = sorted(range(len(moved)), key=lambda i: names.index(names[i]))
     for place, i in zip(places, order, strict=True):
         items[place] = moved[i]

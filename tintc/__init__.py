@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import (
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import (
     ArtifactError,
     InputError,
     MemoryLimitError,
@@ -22,15 +22,16 @@ from tintc.compiler.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from tintc.version import __version__
 
 if TYPE_CHECKING:
-    from tintc.compiler.artifact import load
+    from tintc.compiler.artifact import load, save
     from tintc.compiler.driver import compile
+    from tintc.compiler.onnx import export_onnx
+    from tintc.compiler.reports.parameters import parameter_report
     from tintc.passes import OPTIMIZATION_NAMES
     from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
     from tintc.runtime.simulator import Simulator
-
-__version__ = "0.1.0"
 
 __all__ = [
     "OPTIMIZATION_NAMES",
@@ -48,12 +49,18 @@ __all__ = [
     "UsageError",
     "__version__",
     "compile",
+    "export_onnx",
     "load",
+    "parameter_report",
+    "save",
 ]
 
 _LAZY = {
     "compile": "tintc.compiler.driver",
+    "export_onnx": "tintc.compiler.onnx",
     "load": "tintc.compiler.artifact",
+    "parameter_report": "tintc.compiler.reports.parameters",
+    "save": "tintc.compiler.artifact",
     "Simulator": "tintc.runtime.simulator",
     "SimulatorLosses": "tintc.runtime.outputs",
     "SimulatorOutput": "tintc.runtime.outputs",
@@ -67,3 +74,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

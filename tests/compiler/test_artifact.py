@@ -15,15 +15,22 @@ import torch
 from safetensors import safe_open
 
 import tintc
-from tests.artifacts import TEXT, artifact, copy_of, edit_json, seal, source_directory
-from tests.command import process
-from tests.models import FAMILIES, gpt2, opt, simulate, tokens
+from tests.support.artifacts import TEXT, artifact, copy_of, edit_json, seal, source_directory
+from tests.support.command import process
+from tests.support.models import FAMILIES, gpt2, opt, simulate, tokens
+from tintc import save
 from tintc.compiler import artifact as module
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import ArtifactError, UsageError
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import ArtifactError, UsageError
 from tintc.runtime.simulator import Simulator
 
-FILES = ["manifest.json", "graph.json", "weights.safetensors", "report.json", "tokenizer/tokenizer.json"]
+FILES = [
+    "manifest.json",
+    "graph.json",
+    "weights.safetensors",
+    "report.json",
+    "tokenizer/tokenizer.json",
+]
 
 
 @pytest.fixture
@@ -43,7 +50,11 @@ def everything(simulator: Simulator) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         out = simulator(ids, train_mask, return_initial=True)
     assert out.initial_logits is not None
-    return {"logits": out.logits, "initial": out.initial_logits, **simulator.updated_state_dict(ids, train_mask, index=1)}
+    return {
+        "logits": out.logits,
+        "initial": out.initial_logits,
+        **simulator.updated_state_dict(ids, train_mask, index=1),
+    }
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -55,8 +66,10 @@ class TestRoundTrip:
     @pytest.mark.parametrize("preset", ["paper", "exact"])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_bit_for_bit(self, family: str, preset: str, tmp_path: Path) -> None:
-        simulator = simulate(FAMILIES[family](), SimulatorConfig.preset(preset, inner_lr=0.01, steps=2, layers=1))
-        loaded = tintc.load(simulator.save(tmp_path / "saved"))
+        simulator = simulate(
+            FAMILIES[family](), SimulatorConfig.preset(preset, inner_lr=0.01, steps=2, layers=1)
+        )
+        loaded = tintc.load(save(simulator, tmp_path / "saved"))
         assert_same(everything(loaded), everything(simulator))
         assert loaded.config == simulator.config
         assert loaded.program.facts == simulator.program.facts
@@ -65,7 +78,7 @@ class TestRoundTrip:
         assert loaded.dtype == torch.float64
 
     def test_twice(self, simulator: Simulator, tmp_path: Path) -> None:
-        again = simulator.save(tmp_path / "again")
+        again = save(simulator, tmp_path / "again")
         for name in (*FILES[1:4], "tokenizer/tokenizer.json"):
             assert (again / name).read_bytes() == (artifact() / name).read_bytes(), name
 
@@ -76,13 +89,20 @@ class TestRoundTrip:
         assert simulator.source["sha256"]
 
     def test_no_tokenizer(self, tmp_path: Path) -> None:
-        saved = simulate(opt(), SimulatorConfig.paper()).save(tmp_path / "saved")
-        assert sorted(file.name for file in saved.iterdir()) == ["graph.json", "manifest.json", "report.json", "weights.safetensors"]
+        saved = save(simulate(opt(), SimulatorConfig.paper()), tmp_path / "saved")
+        assert sorted(file.name for file in saved.iterdir()) == [
+            "graph.json",
+            "manifest.json",
+            "report.json",
+            "weights.safetensors",
+        ]
         assert tintc.load(saved).tokenizer is None
 
     @pytest.mark.parametrize(("model", "head"), [(opt, "lm_head.weight"), (gpt2, "lm_head.weight")])
-    def test_tied_weights_once(self, model: Callable[[], torch.nn.Module], head: str, tmp_path: Path) -> None:
-        saved = simulate(model(), SimulatorConfig.paper()).save(tmp_path / "saved")
+    def test_tied_weights_once(
+        self, model: Callable[[], torch.nn.Module], head: str, tmp_path: Path
+    ) -> None:
+        saved = save(simulate(model(), SimulatorConfig.paper()), tmp_path / "saved")
         with safe_open(saved / "weights.safetensors", framework="pt") as weights:
             names = set(weights.keys())
         assert head not in names
@@ -92,7 +112,9 @@ class TestRoundTrip:
         assert state[head] is state[loaded.program.aliases[head]]
 
     def test_untied_weights_twice(self, tmp_path: Path) -> None:
-        saved = simulate(opt(tie_word_embeddings=False), SimulatorConfig.paper()).save(tmp_path / "saved")
+        saved = save(
+            simulate(opt(tie_word_embeddings=False), SimulatorConfig.paper()), tmp_path / "saved"
+        )
         with safe_open(saved / "weights.safetensors", framework="pt") as weights:
             assert "lm_head.weight" in weights.keys()  # noqa: SIM118 (no mapping)
 
@@ -103,7 +125,7 @@ class TestRoundTrip:
         simulator(ids, train_mask).logits.square().mean().backward()
         optimizer.step()
         assert simulator.inner_lr.item() != 0.01
-        loaded = tintc.load(simulator.save(tmp_path / "saved"))
+        loaded = tintc.load(save(simulator, tmp_path / "saved"))
         assert torch.equal(loaded.inner_lr, simulator.inner_lr)
         assert_same(everything(loaded), everything(simulator))
 
@@ -117,7 +139,7 @@ class TestRoundTrip:
 
     def test_half_precision_is_stored_as_such(self, tmp_path: Path) -> None:
         compiled = tintc.compile(str(source_directory()), dtype=torch.bfloat16)
-        loaded = tintc.load(compiled.save(tmp_path / "saved"))
+        loaded = tintc.load(save(compiled, tmp_path / "saved"))
         assert loaded.dtype == torch.bfloat16
         assert loaded.inner_lr.dtype == torch.float64
         assert_same(everything(loaded), everything(compiled))
@@ -129,23 +151,29 @@ class TestRoundTrip:
 
 
 class TestPlaces:
-    def test_home_and_parents(self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_home_and_parents(
+        self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert simulator.save("~/a/b/saved") == tmp_path / "a" / "b" / "saved"
+        assert save(simulator, "~/a/b/saved") == tmp_path / "a" / "b" / "saved"
         assert tintc.load("~/a/b/saved").config == simulator.config
 
-    def test_the_current_directory(self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_current_directory(
+        self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         folder = tmp_path / "here"
         folder.mkdir()
         monkeypatch.chdir(folder)
-        simulator.save(".", force=True)
+        save(simulator, ".", force=True)
         assert [file.name for file in tmp_path.iterdir()] == ["here"]
         assert tintc.load(folder).config == simulator.config
 
-    def test_permissions_are_those_of_any_new_file(self, simulator: Simulator, tmp_path: Path) -> None:
+    def test_permissions_are_those_of_any_new_file(
+        self, simulator: Simulator, tmp_path: Path
+    ) -> None:
         before = os.umask(0o027)
         try:
-            saved = simulator.save(tmp_path / "saved")
+            saved = save(simulator, tmp_path / "saved")
         finally:
             os.umask(before)
         modes = {stat.S_IMODE(path.stat().st_mode) for path in saved.rglob("*") if path.is_file()}
@@ -154,13 +182,23 @@ class TestPlaces:
 
     def test_nothing_of_this_machine(self, tmp_path: Path) -> None:
         """No pickle, no code, and no absolute path: an artifact may be given away."""
-        saved = tintc.compile(str(shutil.copytree(source_directory(), tmp_path / "model"))).save(tmp_path / "saved")
+        saved = save(
+            tintc.compile(str(shutil.copytree(source_directory(), tmp_path / "model"))),
+            tmp_path / "saved",
+        )
         files = [file for file in saved.rglob("*") if file.is_file()]
         assert {file.suffix for file in files} == {".json", ".safetensors"}
         given = json.loads((saved / "manifest.json").read_text())["source"]["name"]
-        secrets = {str(Path.home()), str(Path(module.__file__).resolve().parent), os.path.dirname(torch.__file__), tempfile.gettempdir()}
+        secrets = {
+            str(Path.home()),
+            str(Path(module.__file__).resolve().parent),
+            os.path.dirname(torch.__file__),
+            tempfile.gettempdir(),
+        }
         for file in files:
-            text = file.read_bytes().decode("utf-8", "replace").replace(given, "")  # the source's name is kept as it was given
+            text = (
+                file.read_bytes().decode("utf-8", "replace").replace(given, "")
+            )  # the source's name is kept as it was given
             assert [path for path in secrets if len(path) > 1 and path + "/" in text] == [], file
 
 
@@ -214,13 +252,17 @@ class TestNoArtifact:
     @pytest.mark.parametrize("version", [0, 1, 2, "3", None])
     def test_other_format_version(self, version: object, saved: Path) -> None:
         seal(saved, lambda manifest: manifest.update(format_version=version))
-        with pytest.raises(ArtifactError, match=f"format version {version}; this tintc reads version 3"):
+        with pytest.raises(
+            ArtifactError, match=f"format version {version}; this tintc reads version 3"
+        ):
             tintc.load(saved)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("text")
         for path in (tmp_path, tmp_path / "absent", tmp_path / "file", source_directory()):
-            with pytest.raises(ArtifactError, match=r"is no tintc artifact: it has no manifest\.json"):
+            with pytest.raises(
+                ArtifactError, match=r"is no tintc artifact: it has no manifest\.json"
+            ):
                 tintc.load(path)
 
     @pytest.mark.parametrize("text", ["", "[]", "7", '"x"', "null", "{", "\udcff"])
@@ -241,7 +283,10 @@ def _operator(name: str) -> Callable[[Any], None]:
 def _renamed(kind: str, name: str) -> Callable[[Any], Any]:
     def change(graph: Any) -> Any:
         old = json.dumps(first(graph, kind)["name"])
-        return {**graph, "lowered": json.loads(json.dumps(graph["lowered"]).replace(old, json.dumps(name)))}
+        return {
+            **graph,
+            "lowered": json.loads(json.dumps(graph["lowered"]).replace(old, json.dumps(name))),
+        }
 
     return change
 
@@ -257,12 +302,16 @@ FORGED_GRAPHS: dict[str, Callable[[Any], Any]] = {
     "code as argument": lambda graph: first(graph, "call").update(args=[{"repr": ATTACK}]),
     "code as input name": _renamed("input", f"x={ATTACK}"),
     "code as node name": _renamed("call", f"x;{ATTACK}#"),
-    "code as slot name": lambda graph: graph["lowered"][-1]["args"][0]["updates"].update({f"');{ATTACK}#": {"node": "logits"}}),
+    "code as slot name": lambda graph: graph["lowered"][-1]["args"][0]["updates"].update(
+        {f"');{ATTACK}#": {"node": "logits"}}
+    ),
     "unknown node": lambda graph: first(graph, "call").update(args=[{"node": "nobody"}]),
     "too few arguments": lambda graph: first(graph, "call").update(args=[]),
     "unknown field": lambda graph: first(graph, "call")["info"].update(evil=1),
     "unknown weight": lambda graph: first(graph, "parameter")["info"].update(parameter="nobody"),
-    "other weight": lambda graph: first(graph, "parameter")["info"].update(parameter="model.decoder.final_layer_norm.bias"),
+    "other weight": lambda graph: first(graph, "parameter")["info"].update(
+        parameter="model.decoder.final_layer_norm.bias"
+    ),
     "shape": lambda graph: first(graph, "call").update(shape=[3]),
     "no shape": lambda graph: first(graph, "call").update(shape=5),
     "a list": lambda graph: [graph],
@@ -274,13 +323,17 @@ FORGED_GRAPHS: dict[str, Callable[[Any], Any]] = {
     "other outputs": lambda graph: graph["lowered"][-1]["args"][0].pop("initial_logits"),
 }
 FORGED_MANIFESTS: dict[str, Any] = {
-    name: [None, 7, [7], {"a": 1}] for name in ("config", "facts", "aliases", "layout", "sha256", "manifest_sha256")
+    name: [None, 7, [7], {"a": 1}]
+    for name in ("config", "facts", "aliases", "layout", "sha256", "manifest_sha256")
 } | {"source": [None, 7, [7]]}
 
 
 def _overlapping(layout: dict[str, Any], facts: dict[str, Any]) -> None:
     for slot in layout["memory"].values():
-        slot["coordinates"] = {"start": 0, "stop": slot["coordinates"]["stop"] - slot["coordinates"]["start"]}
+        slot["coordinates"] = {
+            "start": 0,
+            "stop": slot["coordinates"]["stop"] - slot["coordinates"]["start"],
+        }
 
 
 FORGED_LAYOUTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
@@ -289,7 +342,9 @@ FORGED_LAYOUTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "one page": lambda layout, facts: layout.update(pages=1),
     "one head": lambda layout, facts: layout.update(sim_heads=1),
     "one token": lambda layout, facts: layout.update(prefix_tokens=1),
-    "no range": lambda layout, facts: next(iter(layout["memory"].values()))["coordinates"].update(start=-5),
+    "no range": lambda layout, facts: next(iter(layout["memory"].values()))["coordinates"].update(
+        start=-5
+    ),
     "a number for a path": lambda layout, facts: facts.update(block_path=7),
 }
 
@@ -298,16 +353,26 @@ class TestForged:
     """Checksums match, so only the contents can give a forgery away. It must be refused, and execute nothing."""
 
     @pytest.mark.parametrize("name", FORGED_GRAPHS)
-    def test_graph(self, name: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_graph(
+        self, name: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         edit_json(saved / "graph.json", FORGED_GRAPHS[name])
         self.assert_refused(seal(saved))
         assert not (tmp_path / "executed").exists()
 
-    @pytest.mark.parametrize(("name", "index"), [(name, i) for name, values in FORGED_MANIFESTS.items() for i in range(len(values))])
+    @pytest.mark.parametrize(
+        ("name", "index"),
+        [(name, i) for name, values in FORGED_MANIFESTS.items() for i in range(len(values))],
+    )
     def test_manifest(self, name: str, index: int, saved: Path) -> None:
         value = FORGED_MANIFESTS[name][index]
-        seal(saved, lambda manifest: manifest.pop(name) if value is None else manifest.update({name: value}))
+        seal(
+            saved,
+            lambda manifest: (
+                manifest.pop(name) if value is None else manifest.update({name: value})
+            ),
+        )
         if name == "manifest_sha256":
             edit_json(saved / "manifest.json", lambda manifest: manifest.update({name: value}))
         self.assert_refused(saved)
@@ -318,11 +383,15 @@ class TestForged:
         seal(saved, lambda manifest: FORGED_LAYOUTS[name](manifest["layout"], manifest["facts"]))
         self.assert_refused(saved)
 
-    @pytest.mark.parametrize(("field", "value"), [("backend", "loop"), ("share", "some"), ("share", "all")])
+    @pytest.mark.parametrize(
+        ("field", "value"), [("backend", "loop"), ("share", "some"), ("share", "all")]
+    )
     def test_back_end(self, field: str, value: str, saved: Path) -> None:
         self.assert_refused(seal(saved, lambda manifest: manifest.update({field: value})))
 
-    def test_pickle_for_weights(self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pickle_for_weights(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Trap:
             def __reduce__(self) -> tuple[Any, ...]:
                 return Path.touch, (Path("executed"),)
@@ -332,11 +401,15 @@ class TestForged:
         self.assert_refused(seal(saved))
         assert not (tmp_path / "executed").exists()
 
-    def test_code_beside_the_tokenizer(self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_code_beside_the_tokenizer(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         (saved / "tokenizer" / "trap.py").write_text(f"{ATTACK}\nclass Trap: ...\n")
         changes = {"auto_map": {"AutoTokenizer": [None, "trap.Trap"]}, "tokenizer_class": "Trap"}
-        edit_json(saved / "tokenizer" / "tokenizer_config.json", lambda config: config.update(changes))
+        edit_json(
+            saved / "tokenizer" / "tokenizer_config.json", lambda config: config.update(changes)
+        )
         self.assert_refused(seal(saved))
         assert not (tmp_path / "executed").exists()
 
@@ -354,7 +427,11 @@ class TestForged:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def full_disk(*_: Any, **__: Any) -> None:
@@ -371,7 +448,13 @@ def _full_for_json(patch: pytest.MonkeyPatch) -> None:
 
 def _full_for_manifest(patch: pytest.MonkeyPatch) -> None:
     write = module._write_json
-    patch.setattr(module, "_write_json", lambda file, *rest, **more: (full_disk if file.name == "manifest.json" else write)(file, *rest))
+    patch.setattr(
+        module,
+        "_write_json",
+        lambda file, *rest, **more: (full_disk if file.name == "manifest.json" else write)(
+            file, *rest
+        ),
+    )
 
 
 def _no_temporary_directory(patch: pytest.MonkeyPatch) -> None:
@@ -381,32 +464,51 @@ def _no_temporary_directory(patch: pytest.MonkeyPatch) -> None:
 def _no_rename(patch: pytest.MonkeyPatch) -> None:
     """The finished directory cannot be moved; what was set aside can."""
     rename = Path.rename
-    patch.setattr(Path, "rename", lambda self, to: rename(self, to) if self.name in ("artifact", "saved") else full_disk())
+    patch.setattr(
+        Path,
+        "rename",
+        lambda self, to: rename(self, to) if self.name in ("artifact", "saved") else full_disk(),
+    )
 
 
-FAILURES = [_full_for_weights, _full_for_json, _full_for_manifest, _no_temporary_directory, _no_rename]
+FAILURES = [
+    _full_for_weights,
+    _full_for_json,
+    _full_for_manifest,
+    _no_temporary_directory,
+    _no_rename,
+]
 
 
 class TestWriting:
     @pytest.mark.parametrize("fail", FAILURES)
     @pytest.mark.parametrize("place", ["saved", "new/parents/saved"])
     def test_full_disk_leaves_nothing(
-        self, fail: Callable[[pytest.MonkeyPatch], None], place: str, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        fail: Callable[[pytest.MonkeyPatch], None],
+        place: str,
+        simulator: Simulator,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         fail(monkeypatch)
         with pytest.raises(ArtifactError, match="No space left on device"):
-            simulator.save(tmp_path / place)
+            save(simulator, tmp_path / place)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("fail", FAILURES)
     def test_full_disk_keeps_the_old_artifact(
-        self, fail: Callable[[pytest.MonkeyPatch], None], saved: Path, simulator: Simulator, tmp_path: Path
+        self,
+        fail: Callable[[pytest.MonkeyPatch], None],
+        saved: Path,
+        simulator: Simulator,
+        tmp_path: Path,
     ) -> None:
         before = listing(tmp_path)
         with pytest.MonkeyPatch.context() as patch:
             fail(patch)
             with pytest.raises(ArtifactError, match="No space left on device"):
-                simulator.save(saved, force=True)
+                save(simulator, saved, force=True)
         assert listing(tmp_path) == before
         tintc.load(saved)
 
@@ -417,10 +519,12 @@ class TestWriting:
 
         simulator.tokenizer = Tokenizer()
         with pytest.raises(ArtifactError, match="No space left on device"):
-            simulator.save(tmp_path / "saved")
+            save(simulator, tmp_path / "saved")
         assert list(tmp_path.iterdir()) == []
 
-    def test_interrupted(self, saved: Path, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interrupted(
+        self, saved: Path, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         before = listing(tmp_path)
 
         def interrupt(*_: Any) -> None:
@@ -428,7 +532,7 @@ class TestWriting:
 
         monkeypatch.setattr(module, "_open_to_others", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            simulator.save(saved, force=True)
+            save(simulator, saved, force=True)
         assert listing(tmp_path) == before
 
     @pytest.mark.parametrize("limit", [1_000, 50_000, 250_000])
@@ -451,67 +555,80 @@ except tintc.ArtifactError as error:
     def test_existing_directory(self, saved: Path, simulator: Simulator) -> None:
         before = listing(saved)
         with pytest.raises(UsageError, match="saved exists; pass --force"):
-            simulator.save(saved)
+            save(simulator, saved)
         assert listing(saved) == before
 
     def test_force(self, saved: Path, tmp_path: Path) -> None:
         other = simulate(opt(), SimulatorConfig.exact(steps=3))
-        other.save(saved, force=True)
+        save(other, saved, force=True)
         assert [path.name for path in tmp_path.iterdir()] == ["saved"]
         assert not (saved / "tokenizer").exists()
         assert tintc.load(saved).config == other.config
 
     def test_force_on_a_damaged_artifact(self, saved: Path, simulator: Simulator) -> None:
         (saved / "weights.safetensors").unlink()
-        simulator.save(saved, force=True)
+        save(simulator, saved, force=True)
         assert tintc.load(saved).config == simulator.config
 
     @pytest.mark.parametrize(
         "files",
-        [{"precious.txt": "x"}, {"manifest.json": '{"name": "a web page"}', "index.html": "x"}, {"manifest.json": "[]"}, {"a/b": "x"}],
+        [
+            {"precious.txt": "x"},
+            {"manifest.json": '{"name": "a web page"}', "index.html": "x"},
+            {"manifest.json": "[]"},
+            {"a/b": "x"},
+        ],
         ids=["text", "another manifest", "a list", "nested"],
     )
-    def test_force_spares_what_tintc_did_not_write(self, files: dict[str, str], simulator: Simulator, tmp_path: Path) -> None:
+    def test_force_spares_what_tintc_did_not_write(
+        self, files: dict[str, str], simulator: Simulator, tmp_path: Path
+    ) -> None:
         folder = tmp_path / "folder"
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         before = listing(tmp_path)
         with pytest.raises(UsageError, match="tintc does not replace what it did not write"):
-            simulator.save(folder, force=True)
+            save(simulator, folder, force=True)
         assert listing(tmp_path) == before
 
-    def test_force_spares_files_beside_an_artifact_s(self, saved: Path, simulator: Simulator) -> None:
+    def test_force_spares_files_beside_an_artifact_s(
+        self, saved: Path, simulator: Simulator
+    ) -> None:
         (saved / "notes.txt").write_text("mine")
         with pytest.raises(UsageError, match=r"holds notes\.txt"):
-            simulator.save(saved, force=True)
+            save(simulator, saved, force=True)
 
     @pytest.mark.parametrize("force", [False, True])
     def test_target_is_a_file(self, force: bool, simulator: Simulator, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         for target in ("file", "file/inside"):
-            with pytest.raises(UsageError, match=r"file (exists|is a file)|is a file; expected a directory"):
-                simulator.save(tmp_path / target, force=force)
+            with pytest.raises(
+                UsageError, match=r"file (exists|is a file)|is a file; expected a directory"
+            ):
+                save(simulator, tmp_path / target, force=force)
         assert listing(tmp_path) == {"file": b"mine"}
 
     def test_name_too_long(self, simulator: Simulator, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="File name too long"):
-            simulator.save(tmp_path / ("x" * 300))
+            save(simulator, tmp_path / ("x" * 300))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_parent_that_is_read_only(self, simulator: Simulator, tmp_path: Path) -> None:
         tmp_path.chmod(0o555)
         try:
             with pytest.raises(UsageError, match="cannot be written"):
-                simulator.save(tmp_path / "saved")
+                save(simulator, tmp_path / "saved")
         finally:
             tmp_path.chmod(0o755)
 
-    def test_parent_that_turns_out_to_be_read_only(self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_parent_that_turns_out_to_be_read_only(
+        self, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(*_: Any, **__: Any) -> str:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
         monkeypatch.setattr(tempfile, "mkdtemp", refuse)
         with pytest.raises(ArtifactError, match="Permission denied"):
-            simulator.save(tmp_path / "saved")
+            save(simulator, tmp_path / "saved")
         assert list(tmp_path.iterdir()) == []

@@ -14,16 +14,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
-from tests.models import FAMILIES, opt, simulate, tokens
-from tintc.compiler.config import SimulatorConfig
+from tests.support.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler.cost import Cost, estimate
+from tintc.ir.config import SimulatorConfig
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime import slices
+from tintc.runtime.backends.transformer.structure import BACKENDS
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.structure import BACKENDS
 
 # torch counts no products of oneDNN and not those of its fused attention on a CPU, which are turned off where it counts.
-COUNTED = tuple(name for name in OPTIMIZATION_NAMES if name not in ("onednn_products", "flash_attention"))
+COUNTED = tuple(
+    name for name in OPTIMIZATION_NAMES if name not in ("onednn_products", "flash_attention")
+)
 PEAK = 0.03  # of the measured peak, on models whose masks and positions are not small beside their activations
 
 CONFIGS = {
@@ -36,17 +38,39 @@ CONFIGS = {
 }
 # (batch, tokens, trained tokens, dtype, sizes): what is largest differs: attention, feed-forward layers, logits.
 SHAPES: dict[str, tuple[int, int, int, torch.dtype, dict[str, int]]] = {
-    "long": (1, 256, 128, torch.float32, {"hidden": 64, "heads": 4, "ffn": 256, "vocab": 1000, "layers": 3}),
-    "small vocabulary": (3, 64, 64, torch.float64, {"hidden": 48, "heads": 3, "ffn": 100, "vocab": 50, "layers": 2}),
-    "large vocabulary, half": (2, 128, 32, torch.bfloat16, {"hidden": 32, "heads": 2, "ffn": 128, "vocab": 3000, "layers": 4}),
+    "long": (
+        1,
+        256,
+        128,
+        torch.float32,
+        {"hidden": 64, "heads": 4, "ffn": 256, "vocab": 1000, "layers": 3},
+    ),
+    "small vocabulary": (
+        3,
+        64,
+        64,
+        torch.float64,
+        {"hidden": 48, "heads": 3, "ffn": 100, "vocab": 50, "layers": 2},
+    ),
+    "large vocabulary, half": (
+        2,
+        128,
+        32,
+        torch.bfloat16,
+        {"hidden": 32, "heads": 2, "ffn": 128, "vocab": 3000, "layers": 4},
+    ),
 }
 
 
-def prepared(family: str, config: SimulatorConfig, shape: str, backend: str) -> tuple[Simulator, dict[str, Any], Tensor, Tensor]:
+def prepared(
+    family: str, config: SimulatorConfig, shape: str, backend: str
+) -> tuple[Simulator, dict[str, Any], Tensor, Tensor]:
     """(simulator, arguments of `estimate`, token ids, train mask)."""
     batch, length, trained, dtype, sizes = SHAPES[shape]
     fused = simulate(FAMILIES[family](positions=256, dtype=dtype, **sizes), config)
-    simulator = Simulator(fused.program, fused.prefix.tensors(), backend=backend, optimize=COUNTED).requires_grad_(False)
+    simulator = Simulator(
+        fused.program, fused.prefix.tensors(), backend=backend, optimize=COUNTED
+    ).requires_grad_(False)
     train_mask = (torch.arange(length) < trained).long().expand(batch, length)
     # The last position that carries loss is the one before the last trained token.
     sizes_ = {"batch": batch, "tokens": length, "segment": trained - 1}
@@ -54,11 +78,20 @@ def prepared(family: str, config: SimulatorConfig, shape: str, backend: str) -> 
 
 
 def cost_of(simulator: Simulator, **sizes: int) -> Cost:
-    return estimate(simulator.program, simulator.backend, simulator.dtype, optimize=simulator.optimizations, **sizes)
+    return estimate(
+        simulator.program,
+        simulator.backend,
+        simulator.dtype,
+        optimize=simulator.optimizations,
+        **sizes,
+    )
 
 
 # OPT in every way; GPT-2 differs in its activation and in the shape of its products.
-CASES = [("opt", config) for config in CONFIGS] + [("gpt2", "paper"), ("gpt2", "exact, 3 steps, top block")]
+CASES = [("opt", config) for config in CONFIGS] + [
+    ("gpt2", "paper"),
+    ("gpt2", "exact, 3 steps, top block"),
+]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,7 +106,9 @@ def test_estimates(family: str, config: str, shape: str, backend: str) -> None:
         simulator(ids, train_mask)
     cost = cost_of(simulator, **sizes)
     assert cost.flops == counter.get_total_flops()
-    assert abs(cost.peak_bytes / live.peak - 1) < PEAK, f"estimated {cost.peak_bytes}, measured {live.peak}"
+    assert abs(cost.peak_bytes / live.peak - 1) < PEAK, (
+        f"estimated {cost.peak_bytes}, measured {live.peak}"
+    )
 
 
 @pytest.mark.parametrize("config", ["paper", "exact", "paper, 3 steps"])
@@ -124,7 +159,10 @@ def test_names_of_optimizations() -> None:
 def test_a_batch_in_slices(config: str, batch: int) -> None:
     simulator, sizes, *_ = prepared("opt", CONFIGS[config], "small vocabulary", "fused")
     length, vocab = 128, simulator.program.facts.vocab_size
-    ids, train_mask = tokens(batch, length, vocab), (torch.arange(length) < 64).long().expand(batch, length)
+    ids, train_mask = (
+        tokens(batch, length, vocab),
+        (torch.arange(length) < 64).long().expand(batch, length),
+    )
     sizes = {"batch": batch, "tokens": length, "segment": 63}
     assert slices.slice_size(batch, length, "cpu") < batch
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -133,8 +171,16 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
         simulator(ids, train_mask)
     cost = cost_of(simulator, **sizes)
     assert cost.flops == counter.get_total_flops()
-    assert abs(cost.peak_bytes / live.peak - 1) < PEAK, f"estimated {cost.peak_bytes}, measured {live.peak}"
-    in_one = estimate(simulator.program, "fused", simulator.dtype, optimize=[n for n in COUNTED if n != slices.NAME], **sizes)
+    assert abs(cost.peak_bytes / live.peak - 1) < PEAK, (
+        f"estimated {cost.peak_bytes}, measured {live.peak}"
+    )
+    in_one = estimate(
+        simulator.program,
+        "fused",
+        simulator.dtype,
+        optimize=[n for n in COUNTED if n != slices.NAME],
+        **sizes,
+    )
     assert (in_one.flops, in_one.peak_bytes > cost.peak_bytes) == (cost.flops, True)
 
 
@@ -144,7 +190,9 @@ def test_cost_grows_as_it_should(backend: str) -> None:
 
     def cost(config: SimulatorConfig, dtype: torch.dtype = torch.float32, **changes: int) -> Cost:
         program = simulate(opt(layers=3), config).program
-        return estimate(program, backend, dtype, **{"batch": 1, "tokens": 64, "segment": 32, **changes})
+        return estimate(
+            program, backend, dtype, **{"batch": 1, "tokens": 64, "segment": 32, **changes}
+        )
 
     exact = SimulatorConfig.exact()
     small = cost(exact)
@@ -153,7 +201,11 @@ def test_cost_grows_as_it_should(backend: str) -> None:
     assert cost(exact, tokens=128, segment=64).flops > 2 * small.flops
     assert cost(exact, segment=64).flops > small.flops
     assert cost(exact, torch.bfloat16).flops == small.flops
-    assert cost(exact, torch.bfloat16).peak_bytes < small.peak_bytes < cost(exact, torch.float64).peak_bytes
+    assert (
+        cost(exact, torch.bfloat16).peak_bytes
+        < small.peak_bytes
+        < cost(exact, torch.float64).peak_bytes
+    )
     assert cost(SimulatorConfig.exact(steps=2)).flops > 1.3 * small.flops
     fewer = cost(SimulatorConfig.exact(layers=1))
     assert fewer.flops < small.flops
@@ -164,7 +216,9 @@ def test_nothing_is_computed() -> None:
     """A model whose weights alone would need terabytes is counted on shapes."""
     program = simulate(opt(layers=1), SimulatorConfig.paper()).program
     huge = {"batch": 10**6, "tokens": 16, "segment": 8}
-    assert estimate(program, "fused", torch.float64, **huge).peak_bytes > 8 * 10**6 * 16 * 29  # in slices: the logits, and little more
+    assert (
+        estimate(program, "fused", torch.float64, **huge).peak_bytes > 8 * 10**6 * 16 * 29
+    )  # in slices: the logits, and little more
     assert estimate(program, "fused", torch.float64, optimize=False, **huge).peak_bytes > 1e10
     assert estimate(program, "transformer", torch.float64, **huge).peak_bytes > 1e10
 
@@ -191,7 +245,9 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for argument in tree_leaves((args, kwargs)):
             if isinstance(argument, Tensor):
-                self._known.add(argument.untyped_storage()._cdata)  # weights and inputs: made outside, or counted already
+                self._known.add(
+                    argument.untyped_storage()._cdata
+                )  # weights and inputs: made outside, or counted already
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import tintc
-from tests.artifacts import LAYERS, source_directory
-from tests.models import FAMILIES, gpt2, opt, tokens
-from tests.tolerances import HALF_LOGITS, error
+from tests.support.artifacts import LAYERS, source_directory
+from tests.support.models import FAMILIES, gpt2, opt, tokens
+from tests.support.tolerances import HALF_LOGITS, error
 from tintc.compiler import driver
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import NumericalError, SourceError, UnsupportedModelError, UsageError
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import NumericalError, SourceError, UnsupportedModelError, UsageError
 
 
 class TestSources:
@@ -55,7 +55,10 @@ class TestSources:
         if dtype in HALF_LOGITS:
             exact = tintc.compile(str(source_directory()), dtype=torch.float64)
             ids = tokens(1, 9, 4096)
-            assert error(simulator.predict_initial(ids), exact.predict_initial(ids)) < HALF_LOGITS[dtype]
+            assert (
+                error(simulator.predict_initial(ids), exact.predict_initial(ids))
+                < HALF_LOGITS[dtype]
+            )
 
     def test_module_keeps_its_dtype(self) -> None:
         assert tintc.compile(opt(dtype=torch.float64)).dtype == torch.float64
@@ -63,12 +66,20 @@ class TestSources:
             tintc.compile(opt(dtype=torch.float64), dtype=torch.float32)
 
     def test_seed_of_a_shape(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from tintc.compiler import sources
+        from tintc.compiler.frontend import sources
 
-        config = {"model_type": "opt", "vocab_size": 31, "hidden_size": 8, "num_attention_heads": 2, "ffn_dim": 12}
+        config = {
+            "model_type": "opt",
+            "vocab_size": 31,
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "ffn_dim": 12,
+        }
         config |= {"num_hidden_layers": 1, "max_position_embeddings": 20, "word_embed_proj_dim": 8}
         monkeypatch.setattr(sources, "_shapes", lambda: {"toy": config})
-        first, again, other = (tintc.compile("shape:toy", seed=seed).prefix.state_dict() for seed in (1, 1, 2))
+        first, again, other = (
+            tintc.compile("shape:toy", seed=seed).prefix.state_dict() for seed in (1, 1, 2)
+        )
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -80,7 +91,10 @@ class TestSources:
     def test_passes_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, logger="tintc.passes"):
             tintc.compile(opt())
-        assert [r.message.split(":")[0] for r in caplog.records][:2] == ["canonicalize", "recognize_embedding"]
+        assert [r.message.split(":")[0] for r in caplog.records][:2] == [
+            "canonicalize",
+            "recognize_embedding",
+        ]
 
 
 class TestTheModelStaysAsItWas:
@@ -103,7 +117,9 @@ class TestTheModelStaysAsItWas:
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert next(model.parameters()).grad is grad
         assert {name: p.requires_grad for name, p in model.named_parameters()} == needs
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert not any(
+            module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+        )
 
     def test_changing_the_model_does_not_change_the_simulator(self) -> None:
         model = opt()
@@ -134,7 +150,10 @@ def tamper(patch: pytest.MonkeyPatch, name: str = "layers.0.fc1.bias", change: f
 
     def tampered(model: nn.Module) -> Any:
         captured = capture(model)
-        changed = {key: value + change if key.endswith(name) else value for key, value in captured.tensors.items()}
+        changed = {
+            key: value + change if key.endswith(name) else value
+            for key, value in captured.tensors.items()
+        }
         return type(captured)(captured.graph, changed, captured.aliases, captured.constants)
 
     patch.setattr(driver, "capture", tampered)
@@ -143,12 +162,16 @@ def tamper(patch: pytest.MonkeyPatch, name: str = "layers.0.fc1.bias", change: f
 class TestSelfCheck:
     def test_other_weights_are_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tamper(monkeypatch)
-        with pytest.raises(NumericalError, match="the compiled forward pass differs from the model's by") as caught:
+        with pytest.raises(
+            NumericalError, match="the compiled forward pass differs from the model's by"
+        ) as caught:
             tintc.compile(opt())
         assert caught.value.exit_code == 5
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_result_that_is_no_number_is_noticed(self, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_result_that_is_no_number_is_noticed(
+        self, value: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         tamper(monkeypatch, change=value)
         with pytest.raises(NumericalError):
             tintc.compile(opt())
@@ -163,7 +186,9 @@ class TestRefused:
         model = opt()
         with torch.no_grad():
             model.model.decoder.layers[1].fc1.weight[0, 0] = float("nan")
-        with pytest.raises(SourceError, match=r"NaN or infinite weights in model\.decoder\.layers\.1\.fc1\.weight"):
+        with pytest.raises(
+            SourceError, match=r"NaN or infinite weights in model\.decoder\.layers\.1\.fc1\.weight"
+        ):
             tintc.compile(model)
 
     def test_not_a_model(self) -> None:

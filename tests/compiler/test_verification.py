@@ -9,11 +9,11 @@ import torch
 from torch import fx, nn
 
 import tintc
-from tests.artifacts import artifact
-from tests.models import FAMILIES, gpt2, opt, simulate
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import UsageError
+from tests.support.artifacts import artifact
+from tests.support.models import FAMILIES, gpt2, opt, simulate
 from tintc.compiler.verification import TOLERANCE, verify
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
 from tintc.runtime.simulator import Simulator
 
 
@@ -22,17 +22,28 @@ class TestAgrees:
     @pytest.mark.parametrize("steps", [1, 3])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_exact(self, family: str, steps: int, layers: int | None) -> None:
-        found = verify(compiled(FAMILIES[family](), SimulatorConfig.exact(inner_lr=0.01, steps=steps, layers=layers)), tokens=13)
+        found = verify(
+            compiled(
+                FAMILIES[family](), SimulatorConfig.exact(inner_lr=0.01, steps=steps, layers=layers)
+            ),
+            tokens=13,
+        )
         assert found.agrees
         assert found.exact
         assert found.reference == f"autograd through {FAMILIES[family]().__class__.__name__}"
-        assert max(found.initial_logits_error, found.logits_error, found.updated_logits_error) <= TOLERANCE
+        assert (
+            max(found.initial_logits_error, found.logits_error, found.updated_logits_error)
+            <= TOLERANCE
+        )
         assert max(update.worst for update in found.updates) <= TOLERANCE
 
     @pytest.mark.parametrize("steps", [1, 3])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_approximations_are_measured(self, family: str, steps: int) -> None:
-        found = verify(compiled(FAMILIES[family](), SimulatorConfig.paper(inner_lr=0.01, steps=steps)), tokens=13)
+        found = verify(
+            compiled(FAMILIES[family](), SimulatorConfig.paper(inner_lr=0.01, steps=steps)),
+            tokens=13,
+        )
         assert found.agrees
         assert not found.exact
         assert found.initial_logits_error <= TOLERANCE
@@ -51,7 +62,9 @@ class TestAgrees:
             def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
                 return self.inner(input_ids, use_cache=False).logits
 
-        found = verify(tintc.compile(Plain(), SimulatorConfig.exact(inner_lr=0.01, steps=3)), tokens=9)
+        found = verify(
+            tintc.compile(Plain(), SimulatorConfig.exact(inner_lr=0.01, steps=3)), tokens=9
+        )
         assert found.agrees
         assert found.reference == "autograd through the compiled first forward pass"
 
@@ -62,11 +75,15 @@ class TestAgrees:
 
     @pytest.mark.parametrize("tokens", [2, 3, 16])
     def test_any_length(self, tokens: int) -> None:
-        assert verify(compiled(opt(positions=16), SimulatorConfig.exact(inner_lr=0.01)), tokens=tokens).agrees
+        assert verify(
+            compiled(opt(positions=16), SimulatorConfig.exact(inner_lr=0.01)), tokens=tokens
+        ).agrees
 
     def test_seed(self) -> None:
         simulator = compiled(opt(), SimulatorConfig.paper(inner_lr=0.01))
-        first, again, other = (verify(simulator, tokens=9, seed=seed).to_dict() for seed in (0, 0, 1))
+        first, again, other = (
+            verify(simulator, tokens=9, seed=seed).to_dict() for seed in (0, 0, 1)
+        )
         assert first == again != other
 
     def test_loaded_artifact(self) -> None:
@@ -76,7 +93,9 @@ class TestAgrees:
         simulator = compiled(opt(), SimulatorConfig.exact(inner_lr=0.1))
         before = copy.deepcopy(simulator.state_dict())
         verify(simulator, tokens=9)
-        assert all(torch.equal(before[name], value) for name, value in simulator.state_dict().items())
+        assert all(
+            torch.equal(before[name], value) for name, value in simulator.state_dict().items()
+        )
         assert all(p.requires_grad and p.grad is None for p in simulator.parameters())
 
 
@@ -87,7 +106,12 @@ def compiled(model: Any, config: SimulatorConfig) -> Simulator:
     return simulator
 
 
-def change(simulator: Simulator, operator: str, call: Callable[[fx.Graph, fx.Node], fx.Node], which: int = 0) -> None:
+def change(
+    simulator: Simulator,
+    operator: str,
+    call: Callable[[fx.Graph, fx.Node], fx.Node],
+    which: int = 0,
+) -> None:
     """Puts `call`'s node in the place of one lowered node."""
     graph = simulator.program.graph
     nodes = [node for node in graph.nodes if str(node.target) == f"tint.{operator}.default"]
@@ -103,7 +127,14 @@ def scaled(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graph.call_function(torch.ops.tint.residual.default, (node, node))
 
 
-PERTURBED = ["linear_descent", "linear_backward", "bias_descent", "norm_backward", "activation_backward", "norm_descent"]
+PERTURBED = [
+    "linear_descent",
+    "linear_backward",
+    "bias_descent",
+    "norm_backward",
+    "activation_backward",
+    "norm_descent",
+]
 
 
 class TestDisagrees:
@@ -116,7 +147,9 @@ class TestDisagrees:
         assert not found.agrees
         assert found.initial_logits_error <= TOLERANCE
 
-    @pytest.mark.parametrize("config", [SimulatorConfig.exact(inner_lr=0.01), SimulatorConfig.paper(inner_lr=0.01)])
+    @pytest.mark.parametrize(
+        "config", [SimulatorConfig.exact(inner_lr=0.01), SimulatorConfig.paper(inner_lr=0.01)]
+    )
     @pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
     def test_wrong_forward(self, which: int, config: SimulatorConfig) -> None:
         """Under any config: the last forward pass is wrong even though the first is right."""
@@ -131,7 +164,9 @@ class TestDisagrees:
         def slightly(graph: fx.Graph, node: fx.Node) -> fx.Node:
             gamma, dy, x, eps, *rest = node.args
             assert isinstance(eps, float)
-            return graph.call_function(torch.ops.tint.norm_descent.default, (gamma, dy, x, eps * 2, *rest))
+            return graph.call_function(
+                torch.ops.tint.norm_descent.default, (gamma, dy, x, eps * 2, *rest)
+            )
 
         change(simulator, "norm_descent", slightly)
         found = verify(simulator, tokens=13)
@@ -154,7 +189,10 @@ class TestFigures:
     def test_layers_add_up(self) -> None:
         found = verify(compiled(opt(layers=3), SimulatorConfig.paper(inner_lr=0.01)), tokens=13)
         layers = found.layers()
-        assert [layer.name for layer in layers] == [*(f"model.decoder.layers.{i}" for i in range(3)), "model.decoder.final_layer_norm"]
+        assert [layer.name for layer in layers] == [
+            *(f"model.decoder.layers.{i}" for i in range(3)),
+            "model.decoder.final_layer_norm",
+        ]
         for layer in layers:
             parts = [update for update in found.updates if update.name.startswith(layer.name + ".")]
             assert layer.exact_norm**2 == pytest.approx(sum(part.exact_norm**2 for part in parts))

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.passes.stages import Stage, assert_golden, assert_same_numbers, inputs, printed, stage
-from tests.tolerances import error
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.node_meta import info
+from tests.support.stages import Stage, assert_golden, assert_same_numbers, inputs, printed, stage
+from tests.support.tolerances import error
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.node_meta import info
 
 
 def backward(at: Stage) -> list[str]:
@@ -18,7 +18,9 @@ def test_stops_at_the_lowest_trained_slot() -> None:
     assert "blocks_1_attention_backward" in found
     assert "blocks_1_norm_1_gradient_1" in found  # the sum over q, k and v
     assert "blocks_1_norm_1_backward" not in found
-    assert not [name for name in found if name.startswith(("blocks_0", "tokens", "positions", "model"))]
+    assert not [
+        name for name in found if name.startswith(("blocks_0", "tokens", "positions", "model"))
+    ]
 
 
 def test_value_attention_reaches_no_query_and_no_key() -> None:
@@ -29,10 +31,17 @@ def test_value_attention_reaches_no_query_and_no_key() -> None:
     assert not [name for name in backward(found) if "qkv_0_6" in name or "qkv_6_12" in name]
 
 
-@pytest.mark.parametrize(("field", "value"), [("norm_gradient", "first_order"), ("activation_gradient", "first_order")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("norm_gradient", "first_order"), ("activation_gradient", "first_order")]
+)
 def test_approximations_come_from_the_config(field: str, value: str) -> None:
-    found = stage("build_backward", SimulatorConfig.exact(**{field: value, "finite_difference_scale": 77.0}))
-    for operator, name in (("norm_backward", "norm_gradient"), ("activation_backward", "activation_gradient")):
+    found = stage(
+        "build_backward", SimulatorConfig.exact(**{field: value, "finite_difference_scale": 77.0})
+    )
+    for operator, name in (
+        ("norm_backward", "norm_gradient"),
+        ("activation_backward", "activation_gradient"),
+    ):
         calls = [n for n in found.graph.nodes if is_tint(n, operator)]
         assert calls
         assert {argument(n, "gradient") for n in calls} == {value if name == field else "exact"}
@@ -60,7 +69,9 @@ def test_recorded_gradients_are_those_of_autograd() -> None:
     for node in at.graph.nodes:
         if node.op == "placeholder":
             parameter = info(node).parameter
-            values[node.name] = at.context.tensors[parameter] if parameter is not None else given[node.name]
+            values[node.name] = (
+                at.context.tensors[parameter] if parameter is not None else given[node.name]
+            )
         elif node.op == "call_function":
             arguments = torch.fx.node.map_arg(node.args, lambda n: values[n.name])
             result = node.target(*arguments)

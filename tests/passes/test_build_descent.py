@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.compare import assert_equals_reference
-from tests.models import randomized, simulate, tokens
-from tests.nano import Nano, nano
-from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.tolerances import error
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.node_meta import info
+from tests.oracle.compare import assert_equals_reference
+from tests.support.models import randomized, simulate, tokens
+from tests.support.nano import Nano, nano
+from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
+from tests.support.tolerances import error
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.node_meta import info
 
 
 def updates(config: SimulatorConfig, layers: int = 2) -> set[str]:
@@ -21,7 +21,9 @@ def updates(config: SimulatorConfig, layers: int = 2) -> set[str]:
 
 def test_every_trained_slot_is_updated() -> None:
     config = SimulatorConfig.exact()
-    trained = {info(n).slot for n in stage("build_descent", config).graph.nodes if info(n).trainable}
+    trained = {
+        info(n).slot for n in stage("build_descent", config).graph.nodes if info(n).trainable
+    }
     assert updates(config) == trained
 
 
@@ -32,14 +34,29 @@ def test_value_attention_updates_no_query_and_no_key() -> None:
 
 
 def test_gains_only_when_asked() -> None:
-    gains = {"blocks.0.norm_1.weight", "blocks.0.norm_2.weight", "blocks.1.norm_1.weight", "blocks.1.norm_2.weight", "ln_f.weight"}
-    assert updates(SimulatorConfig.exact()) - updates(SimulatorConfig.exact(norm_update="bias")) == gains
+    gains = {
+        "blocks.0.norm_1.weight",
+        "blocks.0.norm_2.weight",
+        "blocks.1.norm_1.weight",
+        "blocks.1.norm_2.weight",
+        "ln_f.weight",
+    }
+    assert (
+        updates(SimulatorConfig.exact()) - updates(SimulatorConfig.exact(norm_update="bias"))
+        == gains
+    )
 
 
 def test_leaves_forward_and_backward_alone() -> None:
     before, after = stage("build_backward"), stage("build_descent")
-    kept = [line for line in printed(after.graph).splitlines() if "[descent" not in line and not line.startswith("output")]
-    assert kept == [line for line in printed(before.graph).splitlines() if not line.startswith("output")]
+    kept = [
+        line
+        for line in printed(after.graph).splitlines()
+        if "[descent" not in line and not line.startswith("output")
+    ]
+    assert kept == [
+        line for line in printed(before.graph).splitlines() if not line.startswith("output")
+    ]
     assert all(info(n).gradient is None for n in after.graph.nodes)
     assert_same_numbers("build_descent")
 
@@ -77,14 +94,20 @@ def test_updates_of_a_shared_slot_add_up(steps: int) -> None:
     simulator = simulate(model, SimulatorConfig.exact(inner_lr=inner_lr, steps=steps))
     for b in range(2):
         tuned = copy.deepcopy(model)
-        trained = [value for name, value in tuned.named_parameters() if name.startswith(("blocks", "ln_f"))]
+        trained = [
+            value for name, value in tuned.named_parameters() if name.startswith(("blocks", "ln_f"))
+        ]
         optimizer = torch.optim.SGD(trained, lr=inner_lr)
         for _ in range(steps):
             optimizer.zero_grad()
             F.cross_entropy(tuned(ids[b : b + 1])[0, :-1], ids[b, 1:], reduction="sum").backward()
             optimizer.step()
         state = simulator.updated_state_dict(ids, torch.ones_like(ids), index=b)
-        assert {name: e for name, value in tuned.state_dict().items() if (e := error(state[name], value)) > 1e-11} == {}
+        assert {
+            name: e
+            for name, value in tuned.state_dict().items()
+            if (e := error(state[name], value)) > 1e-11
+        } == {}
 
 
 @pytest.mark.parametrize("preset", ["exact", "paper"])
@@ -93,7 +116,12 @@ def test_the_hand_written_decoder_equals_autograd(preset: str, layers: int | Non
     model: Nano = nano(vocab=23, hidden=10, ffn=17, layers=3)
     config = SimulatorConfig.preset(preset, inner_lr=0.003, steps=2, layers=layers)
     ids = tokens(3, 9, 23)
-    assert_equals_reference(model, config, input_ids=ids, train_mask=(torch.arange(9) < torch.tensor([[4], [9], [6]])).long())
+    assert_equals_reference(
+        model,
+        config,
+        input_ids=ids,
+        train_mask=(torch.arange(9) < torch.tensor([[4], [9], [6]])).long(),
+    )
 
 
 def test_golden(update_golden: bool) -> None:

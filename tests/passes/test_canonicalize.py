@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models import gpt2
-from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import Toy, toy
+from tests.support.models import gpt2
+from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
+from tests.support.toys import Toy, toy
 
 
 def test_strips_what_computes_nothing() -> None:
@@ -15,7 +15,11 @@ def test_strips_what_computes_nothing() -> None:
 
     model = toy(middle)
     found = stage("canonicalize", model=model)
-    assert set(found.operators()) <= {"aten.embedding.default", "aten.linear.default", "aten.sym_size.int"}
+    assert set(found.operators()) <= {
+        "aten.embedding.default",
+        "aten.linear.default",
+        "aten.sym_size.int",
+    }
     assert len(found.operators() - stage(None, model=model).operators()) == 0
     assert_same_numbers("canonicalize", model=model)
 
@@ -46,7 +50,10 @@ def test_spells_linear_one_way(middle) -> None:  # type: ignore[no-untyped-def]
         (lambda m, x, ids: m.linear(x[:, :, 0:5].repeat(1, 1, 6)[..., :6]), "aten.slice.Tensor"),
         (lambda m, x, ids: x.view(-1, 6).softmax(0).view(x.shape), "aten.view.default"),
         (lambda m, x, ids: x.view(-1, 6).cumsum(0).view(x.shape), "aten.view.default"),
-        (lambda m, x, ids: (x.view(-1, 6) + x.view(-1, 6).mean(0)).view(x.shape), "aten.view.default"),
+        (
+            lambda m, x, ids: (x.view(-1, 6) + x.view(-1, 6).mean(0)).view(x.shape),
+            "aten.view.default",
+        ),
         (lambda m, x, ids: x @ x.transpose(1, 2) @ x, "aten.matmul.default"),
         (lambda m, x, ids: x.view(-1, 3).tanh().view(x.shape) * m.scale, "aten.view.default"),
     ],
@@ -63,7 +70,10 @@ def test_spells_linear_one_way(middle) -> None:  # type: ignore[no-untyped-def]
 def test_leaves_the_rest_alone(middle, kept: str) -> None:  # type: ignore[no-untyped-def]
     """What mixes tokens across the view must keep it; so must what really casts or cuts."""
     model = toy(middle)
-    before, after = stage(None, model=model).operators(), stage("canonicalize", model=model).operators()
+    before, after = (
+        stage(None, model=model).operators(),
+        stage("canonicalize", model=model).operators(),
+    )
     assert before[kept] >= after[kept] > 0
     assert_same_numbers("canonicalize", model=model)
 

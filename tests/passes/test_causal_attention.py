@@ -3,11 +3,19 @@
 import pytest
 from torch import fx
 
-from tests.families import FAMILIES
-from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
-from tests.passes.stages import Stage, assert_golden, printed
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, is_tint
+from tests.support.families import FAMILIES
+from tests.support.optimized import (
+    assert_left_alone,
+    assert_same_results,
+    calls,
+    exact,
+    optimized,
+    paper,
+    pruned,
+)
+from tests.support.stages import Stage, assert_golden, printed
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument, is_tint
 from tintc.passes import causal_attention
 
 KERNELS = ("attention_forward", "attention_backward_value", "attention_backward_full")
@@ -44,7 +52,11 @@ def test_leaves_alibi() -> None:
 def test_leaves_windows() -> None:
     """Gemma 2 looks through a window in every other block only."""
     at = pruned(exact(), model=FAMILIES["gemma2"].build(), longest=32)
-    windows = [mask for mask in masks(at) if any(is_tint(node, "window_mask") for node in (mask, *mask.all_input_nodes))]
+    windows = [
+        mask
+        for mask in masks(at)
+        if any(is_tint(node, "window_mask") for node in (mask, *mask.all_input_nodes))
+    ]
     found = assert_same_results(causal_attention, at)
     assert 0 < len(windows) < len(masks(at))
     assert sum(mask is not None for mask in masks(found)) == len(windows)
@@ -57,4 +69,8 @@ def test_same_numbers(name: str) -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("causal_attention", printed(optimized(causal_attention, pruned(paper(), layers=1)).graph), update_golden)
+    assert_golden(
+        "causal_attention",
+        printed(optimized(causal_attention, pruned(paper(), layers=1)).graph),
+        update_golden,
+    )

@@ -4,15 +4,23 @@ from typing import Any
 
 import pytest
 
-from tests.families import FAMILIES
-from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
-from tests.passes.stages import Stage, assert_golden, printed
-from tintc.compiler.builder import Builder
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.node_meta import info
+from tests.support.families import FAMILIES
+from tests.support.optimized import (
+    assert_left_alone,
+    assert_same_results,
+    calls,
+    exact,
+    optimized,
+    paper,
+    pruned,
+)
+from tests.support.stages import Stage, assert_golden, printed
+from tintc.ir.builder import Builder
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.node_meta import info
+from tintc.ir.ops import head
 from tintc.passes import chunk_head, low_rank_updates
-from tintc.runtime.primitives import head
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +39,23 @@ def test_gradients(steps: int) -> None:
     found = assert_same_results(chunk_head, at)
     assert len(calls(at, "loss_gradient")) == len(calls(found, "head_gradient")) == steps
     assert not calls(found, "loss_gradient")
-    assert len([n for n in found.graph.nodes if info(n).shape[-1:] == (19,) and is_tint(n, "linear_forward")]) == 1  # the wanted logits
+    assert (
+        len(
+            [
+                n
+                for n in found.graph.nodes
+                if info(n).shape[-1:] == (19,) and is_tint(n, "linear_forward")
+            ]
+        )
+        == 1
+    )  # the wanted logits
     node = calls(found, "head_gradient")[0]
-    assert [argument(node, name) for name in ("kind", "behind", "factors", "onednn")] == ["softmax", [], [], False]
+    assert [argument(node, name) for name in ("kind", "behind", "factors", "onednn")] == [
+        "softmax",
+        [],
+        [],
+        False,
+    ]
 
 
 def test_losses() -> None:
@@ -44,7 +66,11 @@ def test_losses() -> None:
         assert len(calls(found, "head_losses")) == len(outputs)
         assert len(calls(found, "head_gradient")) == 1
         assert not calls(found, "token_losses")
-        assert not [node for node in found.graph.nodes if info(node).shape[-1:] == (19,) and info(node).shape[:1] == ("B",)]
+        assert not [
+            node
+            for node in found.graph.nodes
+            if info(node).shape[-1:] == (19,) and info(node).shape[:1] == ("B",)
+        ]
 
 
 def test_what_stands_behind_the_head() -> None:
@@ -57,14 +83,21 @@ def test_what_stands_behind_the_head() -> None:
 
 
 def test_leaves_a_call_that_is_differentiated() -> None:
-    assert_left_alone(chunk_head, pruned(exact(), outputs=("logits", "losses"), differentiable=True))
+    assert_left_alone(
+        chunk_head, pruned(exact(), outputs=("logits", "losses"), differentiable=True)
+    )
 
 
 def test_leaves_logits_that_are_wanted_too() -> None:
     """The first step's are, where logits before the update are asked for; losses of the same logits read them, too."""
-    found = assert_same_results(chunk_head, pruned(exact(steps=2), outputs=("logits", "initial_logits")))
+    found = assert_same_results(
+        chunk_head, pruned(exact(steps=2), outputs=("logits", "initial_logits"))
+    )
     assert len(calls(found, "head_gradient")) == len(calls(found, "loss_gradient")) == 1
-    assert_left_alone(chunk_head, pruned(exact(), outputs=("logits", "initial_logits", "losses", "initial_losses")))
+    assert_left_alone(
+        chunk_head,
+        pruned(exact(), outputs=("logits", "initial_logits", "losses", "initial_losses")),
+    )
 
 
 def test_leaves_losses_without_a_head() -> None:
@@ -77,7 +110,9 @@ def test_leaves_a_head_that_learns() -> None:
     at = pruned(exact(), outputs=("losses",))
     build = Builder(at.graph)
     for node in [n for n in calls(at, "linear_forward") if info(n).shape[-1] == 19]:
-        own = build.placeholder(f"{node.name}_own", ("B", *info(argument(node, "weight")).shape), role="input")
+        own = build.placeholder(
+            f"{node.name}_own", ("B", *info(argument(node, "weight")).shape), role="input"
+        )
         node.args = (node.args[0], own, *node.args[2:])
     assert_left_alone(chunk_head, at)
 
@@ -85,7 +120,11 @@ def test_leaves_a_head_that_learns() -> None:
 def test_leaves_a_first_order_difference_of_the_cap() -> None:
     """The way back through the head is exact in every preset; another form would not be what head_gradient computes."""
     at = capped(paper())
-    caps = [n for n in calls(at, "activation_backward") if argument(n, "kind") == "tanh" and info(n).shape[-1] == 29]
+    caps = [
+        n
+        for n in calls(at, "activation_backward")
+        if argument(n, "kind") == "tanh" and info(n).shape[-1] == 29
+    ]
     assert [argument(node, "gradient") for node in caps] == ["exact"]
     caps[0].args = (*caps[0].args[:3], "first_order", 1000.0)
     assert_left_alone(chunk_head, at)
@@ -99,14 +138,20 @@ def test_leaves_gradients_that_something_else_reads() -> None:
     assert_left_alone(chunk_head, at)
 
 
-@pytest.mark.parametrize("config", [paper(steps=2), paper(loss_gradient="quadratic"), exact(layers=1)], ids=["paper", "quadratic", "exact"])
+@pytest.mark.parametrize(
+    "config",
+    [paper(steps=2), paper(loss_gradient="quadratic"), exact(layers=1)],
+    ids=["paper", "quadratic", "exact"],
+)
 def test_same_numbers(config: SimulatorConfig) -> None:
     assert_same_results(chunk_head, pruned(config, low_rank_updates))
 
 
 @pytest.mark.parametrize("name", ["opt", "cohere"])  # a tied head; scaled logits
 def test_same_numbers_of_other_models(name: str) -> None:
-    assert_same_results(chunk_head, pruned(exact(), model=FAMILIES[name].build(), outputs=("losses",)))
+    assert_same_results(
+        chunk_head, pruned(exact(), model=FAMILIES[name].build(), outputs=("losses",))
+    )
 
 
 def test_golden(update_golden: bool) -> None:

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from tests.passes.spelled import HIDDEN
-from tests.passes.stages import Stage, stage
-from tests.passes.toys import Toy, toy
-from tintc.compiler.layout import Rows
-from tintc.passes.coordinates import BATCH, LENGTH, Trace, Untraceable, trace
-from tintc.passes.heads import read_columns, read_heads, rows_of
-from tintc.passes.patterns import calls
+from tests.support.spelled import HIDDEN
+from tests.support.stages import Stage, stage
+from tests.support.toys import Toy, toy
+from tintc.ir.layout import Rows
+from tintc.passes.analysis.coordinates import BATCH, LENGTH, Trace, Untraceable, trace
+from tintc.passes.analysis.heads import read_columns, read_heads, rows_of
+from tintc.passes.analysis.patterns import calls
 
 Change = Callable[[Tensor], Tensor]
 
@@ -35,7 +35,9 @@ def followed(found: Trace, x: Tensor) -> Tensor:
     total = torch.zeros(found.terms[0].index.shape, dtype=x.dtype)
     for term in found.terms:
         assert not term.factors
-        total += torch.where(term.index >= 0, term.coefficient * x.flatten()[term.index.clamp(min=0)], 0)
+        total += torch.where(
+            term.index >= 0, term.coefficient * x.flatten()[term.index.clamp(min=0)], 0
+        )
     return total
 
 
@@ -43,8 +45,14 @@ STEPS: dict[str, tuple[Callable[[Tensor], bool], Change]] = {
     "transpose": (lambda x: x.ndim == 4, lambda x: x.transpose(1, 2)),
     "swap the last two": (lambda x: x.ndim == 4, lambda x: x.transpose(-1, -2)),
     "permute": (lambda x: x.ndim == 4, lambda x: x.permute(0, 3, 1, 2)),
-    "unflatten 2": (lambda x: x.ndim < 5 and x.shape[-1] % 2 == 0, lambda x: x.unflatten(-1, (2, -1))),
-    "unflatten 3": (lambda x: x.ndim < 5 and x.shape[-1] % 3 == 0, lambda x: x.unflatten(-1, (-1, 3))),
+    "unflatten 2": (
+        lambda x: x.ndim < 5 and x.shape[-1] % 2 == 0,
+        lambda x: x.unflatten(-1, (2, -1)),
+    ),
+    "unflatten 3": (
+        lambda x: x.ndim < 5 and x.shape[-1] % 3 == 0,
+        lambda x: x.unflatten(-1, (-1, 3)),
+    ),
     "first half": (lambda x: x.shape[-1] % 2 == 0, lambda x: x.chunk(2, -1)[0]),
     "second half": (lambda x: x.shape[-1] % 2 == 0, lambda x: x.chunk(2, -1)[1]),
     "all but one": (lambda x: x.shape[-1] > 2, lambda x: x.split([1, x.shape[-1] - 1], -1)[1]),
@@ -54,7 +62,10 @@ STEPS: dict[str, tuple[Callable[[Tensor], bool], Change]] = {
     "repeat": (lambda x: x.shape[-1] < 19, lambda x: x.repeat_interleave(2, -1)),
     "negate": (lambda x: True, lambda x: -x),
     "scale": (lambda x: True, lambda x: x * 0.5),
-    "turn": (lambda x: x.shape[-1] % 2 == 0, lambda x: torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)),
+    "turn": (
+        lambda x: x.shape[-1] % 2 == 0,
+        lambda x: torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1),
+    ),
     "stack": (lambda x: x.ndim < 5 and x.shape[-1] < 10, lambda x: torch.stack([x, -x], -1)),
     "add": (lambda x: x.ndim >= 4, lambda x: x + x.flip(-1)),
     "subtract": (lambda x: x.ndim >= 4, lambda x: x - 3.0 * x.roll(1, -1)),
@@ -83,7 +94,11 @@ def run(chain: list[Change], x: Tensor) -> Tensor:
 def test_a_trace_says_where_every_number_comes_from() -> None:
     """60 chains in one model, since exporting takes longer than following."""
     chains = [composed(seed, 1 + seed % 6) for seed in range(60)]
-    model = toy(lambda m, x, ids: x * torch.stack([torch.cos(run(chain, m.wide(x))).sum() for chain in chains]).sum())
+    model = toy(
+        lambda m, x, ids: (
+            x * torch.stack([torch.cos(run(chain, m.wide(x))).sum() for chain in chains]).sum()
+        )
+    )
     found = stage("recognize_embedding", model=model)
     ends = [n for n in found.graph.nodes if calls(n, torch.ops.aten.cos)]
     x = torch.randn(BATCH, LENGTH, 18, dtype=torch.float64)
@@ -94,11 +109,18 @@ def test_a_trace_says_where_every_number_comes_from() -> None:
         traced = trace(source, found.context)
         assert calls(traced.root, torch.ops.aten.linear)
         value = followed(traced, x)
-        assert any(value.shape == other.shape and torch.allclose(value, other, rtol=1e-12, atol=1e-12) for other in values)
+        assert any(
+            value.shape == other.shape and torch.allclose(value, other, rtol=1e-12, atol=1e-12)
+            for other in values
+        )
 
 
 def test_tables_are_factors() -> None:
-    node, found = at(lambda x, m: x.view(*x.shape[:2], 3, 6) * torch.arange(x.shape[1])[:, None, None] * torch.ones(6))
+    node, found = at(
+        lambda x, m: (
+            x.view(*x.shape[:2], 3, 6) * torch.arange(x.shape[1])[:, None, None] * torch.ones(6)
+        )
+    )
     (term,) = trace(node, found.context).terms
     assert [int(index.amax()) for _, index in term.factors] == [LENGTH - 1, 5]
     assert torch.equal(term.factors[0][1][0, :, 0, 0], torch.arange(LENGTH))
@@ -107,10 +129,16 @@ def test_tables_are_factors() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda x, m: torch.cat([x[..., :6], m.linear(x[..., :6])], -1)[:, :, None], "it joins parts of several activations"),
+        (
+            lambda x, m: torch.cat([x[..., :6], m.linear(x[..., :6])], -1)[:, :, None],
+            "it joins parts of several activations",
+        ),
         (lambda x, m: x[:, :, None] + m.wide(x[..., :6])[:, :, None], "it adds two activations"),
         (lambda x, m: x[:, :, None] / torch.arange(1, 19), "it divides by a table"),
-        (lambda x, m: m.scale.expand(x.shape[0], x.shape[1], 1, 6), "expected views, transposes and rotations of one"),
+        (
+            lambda x, m: m.scale.expand(x.shape[0], x.shape[1], 1, 6),
+            "expected views, transposes and rotations of one",
+        ),
     ],
     ids=["two roots", "a sum", "a quotient", "a weight"],
 )
@@ -140,19 +168,59 @@ def test_rows_of_anything_are_these_rows_or_refused(used: set[int], width: int) 
 
 
 GROUPED = {  # spelling of (B, H, T, 3) from (B, T, 18): rows, heads, groups
-    "one after another": (lambda x: x[..., 6:12].view(*x.shape[:2], 2, 3).transpose(1, 2), Rows(6, 12, 18), 2, 2),
-    "head by head": (lambda x: x.view(*x.shape[:2], 2, 9).transpose(1, 2)[..., 3:6], Rows(3, 6, 9), 2, 2),
-    "head by head, unbound": (lambda x: x.view(*x.shape[:2], 2, 3, 3).unbind(3)[2].transpose(1, 2), Rows(6, 9, 9), 2, 2),
-    "group by group": (lambda x: x.view(*x.shape[:2], 2, 3, 3)[..., :2, :].flatten(2, 3).transpose(1, 2), Rows(0, 6, 9), 4, 4),
+    "one after another": (
+        lambda x: x[..., 6:12].view(*x.shape[:2], 2, 3).transpose(1, 2),
+        Rows(6, 12, 18),
+        2,
+        2,
+    ),
+    "head by head": (
+        lambda x: x.view(*x.shape[:2], 2, 9).transpose(1, 2)[..., 3:6],
+        Rows(3, 6, 9),
+        2,
+        2,
+    ),
+    "head by head, unbound": (
+        lambda x: x.view(*x.shape[:2], 2, 3, 3).unbind(3)[2].transpose(1, 2),
+        Rows(6, 9, 9),
+        2,
+        2,
+    ),
+    "group by group": (
+        lambda x: x.view(*x.shape[:2], 2, 3, 3)[..., :2, :].flatten(2, 3).transpose(1, 2),
+        Rows(0, 6, 9),
+        4,
+        4,
+    ),
     "the key of each group": (
-        lambda x: x.view(*x.shape[:2], 2, 3, 3)[..., 1:2, :].expand(-1, -1, -1, 2, -1).flatten(2, 3).transpose(1, 2),
+        lambda x: (
+            x.view(*x.shape[:2], 2, 3, 3)[..., 1:2, :]
+            .expand(-1, -1, -1, 2, -1)
+            .flatten(2, 3)
+            .transpose(1, 2)
+        ),
         Rows(3, 6, 9),
         4,
         2,
     ),
-    "repeated": (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat_interleave(3, 1), Rows(0, 6, 18), 6, 2),
-    "one for all": (lambda x: x[..., 15:].unsqueeze(1).expand(-1, 4, -1, -1), Rows(15, 18, 18), 4, 1),
-    "merged with the batch": (lambda x: x.view(*x.shape[:2], 6, 3).transpose(1, 2).flatten(0, 1)[:, None], Rows(0, 18, 18), 6, 6),
+    "repeated": (
+        lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat_interleave(3, 1),
+        Rows(0, 6, 18),
+        6,
+        2,
+    ),
+    "one for all": (
+        lambda x: x[..., 15:].unsqueeze(1).expand(-1, 4, -1, -1),
+        Rows(15, 18, 18),
+        4,
+        1,
+    ),
+    "merged with the batch": (
+        lambda x: x.view(*x.shape[:2], 6, 3).transpose(1, 2).flatten(0, 1)[:, None],
+        Rows(0, 18, 18),
+        6,
+        6,
+    ),
 }
 
 
@@ -164,21 +232,42 @@ def test_heads_in_every_layout(name: str) -> None:
         assert isinstance(node.args[0], fx.Node)
         node = node.args[0]
     read = read_heads(node, found.context)
-    assert (read.rows, read.heads, read.groups, read.width, read.factor, read.rotation) == (rows, count, groups, 3, 1.0, None)
+    assert (read.rows, read.heads, read.groups, read.width, read.factor, read.rotation) == (
+        rows,
+        count,
+        groups,
+        3,
+        1.0,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat(1, 2, 1, 1), "in another order"),
-        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).flip(1), "in another order"),
-        (lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).flip(2), "it mixes tokens or sequences"),
-        (lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).roll(1, 0), "it mixes tokens or sequences"),
         (
-            lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2) * torch.tensor([1.0, 1, 1, 2, 2, 2]),
+            lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).repeat(1, 2, 1, 1),
+            "in another order",
+        ),
+        (lambda x: x[..., :6].view(*x.shape[:2], 2, 3).transpose(1, 2).flip(1), "in another order"),
+        (
+            lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).flip(2),
+            "it mixes tokens or sequences",
+        ),
+        (
+            lambda x: x.view(*x.shape[:2], 3, 6).transpose(1, 2).roll(1, 0),
+            "it mixes tokens or sequences",
+        ),
+        (
+            lambda x: (
+                x.view(*x.shape[:2], 3, 6).transpose(1, 2) * torch.tensor([1.0, 1, 1, 2, 2, 2])
+            ),
             "positions scale it without rotating it",
         ),
-        (lambda x: x[..., [0, 1, 3, 4, 5, 7]].view(*x.shape[:2], 2, 3).transpose(1, 2), "expected a range that repeats"),
+        (
+            lambda x: x[..., [0, 1, 3, 4, 5, 7]].view(*x.shape[:2], 2, 3).transpose(1, 2),
+            "expected a range that repeats",
+        ),
     ],
     ids=["tiled", "reversed", "tokens reversed", "another sequence", "scaled apart", "no range"],
 )

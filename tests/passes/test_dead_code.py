@@ -1,16 +1,27 @@
 from torch import fx
 
-from tests.passes.stages import NAMES, Stage, apply, assert_golden, assert_same_numbers, before, printed, stage
-from tintc.compiler.builder import Builder
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.node_meta import info
+from tests.support.stages import (
+    NAMES,
+    Stage,
+    apply,
+    assert_golden,
+    assert_same_numbers,
+    before,
+    printed,
+    stage,
+)
+from tintc.ir.builder import Builder
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.node_meta import info
 
 
 def with_dead_chain(at: Stage) -> tuple[Stage, list[fx.Node]]:
     """Two calls after each other that nothing uses."""
     with at.graph.inserting_before(at.graph.output_node()):
         build = Builder(at.graph)
-        first = build.call("residual", at.named("logits"), at.named("logits"), phase="forward", step=0)
+        first = build.call(
+            "residual", at.named("logits"), at.named("logits"), phase="forward", step=0
+        )
         return at, [first, build.call("activation_forward", first, "tanh", phase="forward", step=0)]
 
 
@@ -33,7 +44,15 @@ def test_inputs_stay() -> None:
     """mean_embedding needs no logits, but every input of a lowered graph stays."""
     found = stage("dead_code", SimulatorConfig.exact(loss_gradient="mean_embedding"))
     inputs = {n.name for n in found.graph.nodes if info(n).role == "input"}
-    assert inputs == {"input_ids", "position_ids", "attention_mask", "targets", "loss_mask", "inner_lr", "segment"}
+    assert inputs == {
+        "input_ids",
+        "position_ids",
+        "attention_mask",
+        "targets",
+        "loss_mask",
+        "inner_lr",
+        "segment",
+    }
 
 
 def test_leaves_live_code_alone_and_keeps_the_numbers() -> None:
@@ -45,4 +64,8 @@ def test_leaves_live_code_alone_and_keeps_the_numbers() -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("dead_code", printed(stage("dead_code", SimulatorConfig.paper(), layers=1).graph), update_golden)
+    assert_golden(
+        "dead_code",
+        printed(stage("dead_code", SimulatorConfig.paper(), layers=1).graph),
+        update_golden,
+    )

@@ -4,14 +4,22 @@ import pytest
 import torch
 from torch import fx
 
-from tests.passes.stages import Stage, stage
-from tests.passes.toys import toy
-from tintc.compiler.builder import Builder
-from tintc.compiler.dialect import is_tint
-from tintc.compiler.node_meta import info
-from tintc.passes.evaluation import LONGEST, Evaluation, constant, evaluable, evaluated_length, is_positional, is_weight
-from tintc.passes.patterns import calls
-from tintc.passes.tables import read_table
+from tests.support.stages import Stage, stage
+from tests.support.toys import toy
+from tintc.ir.builder import Builder
+from tintc.ir.dialect import is_tint
+from tintc.ir.node_meta import info
+from tintc.passes.analysis.evaluation import (
+    LONGEST,
+    Evaluation,
+    constant,
+    evaluable,
+    evaluated_length,
+    is_positional,
+    is_weight,
+)
+from tintc.passes.analysis.patterns import calls
+from tintc.passes.analysis.tables import read_table
 
 
 def at(change) -> tuple[fx.Node, Stage]:  # type: ignore[no-untyped-def]
@@ -42,7 +50,9 @@ def test_positional(name: str) -> None:
     assert is_positional(node)
     for batch, length in ((1, 3), (2, 9)):
         x, ids = torch.zeros(batch, length, 6), torch.ones(batch, length, dtype=torch.int64)
-        assert torch.equal(Evaluation(batch, length, found.context).of(node), POSITIONAL[name](None, x, ids))
+        assert torch.equal(
+            Evaluation(batch, length, found.context).of(node), POSITIONAL[name](None, x, ids)
+        )
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -57,7 +67,11 @@ def test_buffers_are_no_weights() -> None:
     model.register_buffer("root", torch.tensor(6**0.5))
     found = stage(None, model=model)
     by_name = {info(n).parameter: n for n in found.graph.nodes if info(n).role == "parameter"}
-    assert [is_weight(by_name["root"]), is_weight(by_name["scale"]), is_weight(None)] == [False, True, False]
+    assert [is_weight(by_name["root"]), is_weight(by_name["scale"]), is_weight(None)] == [
+        False,
+        True,
+        False,
+    ]
     assert constant(by_name["root"], found.context) == float(torch.tensor(6**0.5))
 
 
@@ -77,7 +91,12 @@ def test_constants() -> None:
 
 
 def test_the_greatest_length_that_all_tables_have() -> None:
-    model = toy(lambda m, x, ids: x * torch.cos(m.short[torch.arange(x.shape[1])] * m.long[torch.arange(x.shape[1])]).sum())
+    model = toy(
+        lambda m, x, ids: (
+            x
+            * torch.cos(m.short[torch.arange(x.shape[1])] * m.long[torch.arange(x.shape[1])]).sum()
+        )
+    )
     model.register_buffer("short", torch.randn(9, 2))
     model.register_buffer("long", torch.randn(30, 2))
     found = stage(None, model=model)

@@ -6,12 +6,20 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.families import FAMILIES
-from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
-from tests.passes.spelled import heads, merged
-from tests.passes.stages import Stage, assert_golden, printed
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument
+from tests.support.families import FAMILIES
+from tests.support.optimized import (
+    assert_left_alone,
+    assert_same_results,
+    calls,
+    exact,
+    optimized,
+    paper,
+    pruned,
+)
+from tests.support.spelled import heads, merged
+from tests.support.stages import Stage, assert_golden, printed
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument
 from tintc.passes import causal_attention, flash_attention
 
 
@@ -29,14 +37,20 @@ def test_takes_the_kernel_where_it_goes_back(steps: int) -> None:
 
 
 def test_each_way_back_reads_its_own_way_there() -> None:
-    for backward in calls(optimized(flash_attention, masked_away(exact(steps=2))), "flash_backward"):
+    for backward in calls(
+        optimized(flash_attention, masked_away(exact(steps=2))), "flash_backward"
+    ):
         forward = argument(backward, "o").args[0]
         assert argument(backward, "sums").args == (forward, 1)
-        assert [argument(backward, name) for name in ("q", "k", "v")] == [argument(forward, name) for name in ("q", "k", "v")]
+        assert [argument(backward, name) for name in ("q", "k", "v")] == [
+            argument(forward, name) for name in ("q", "k", "v")
+        ]
 
 
 @pytest.mark.parametrize(
-    "facts", [{"differentiable": True}, {"device": "cuda"}, {"causal": False}], ids=["differentiable", "cuda", "another mask"]
+    "facts",
+    [{"differentiable": True}, {"device": "cuda"}, {"causal": False}],
+    ids=["differentiable", "cuda", "another mask"],
 )
 def test_leaves_calls_that_the_kernel_is_not_for(facts: dict[str, Any]) -> None:
     assert_left_alone(flash_attention, masked_away(exact(), **facts))
@@ -62,16 +76,28 @@ class WideValues(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 16),
+            nn.Linear(16, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), is_causal=True)
+        y = F.scaled_dot_product_attention(
+            heads(self.q(x)), heads(self.k(x)), heads(self.v(x)), is_causal=True
+        )
         return x + self.out(merged(y))
 
 
 def test_leaves_heads_of_two_sizes() -> None:
     """torch's kernel refuses them."""
-    at = masked_away(exact(), model=nn.Sequential(nn.Embedding(19, 8), nn.Sequential(WideValues()), nn.Linear(8, 19)).double())
+    at = masked_away(
+        exact(),
+        model=nn.Sequential(
+            nn.Embedding(19, 8), nn.Sequential(WideValues()), nn.Linear(8, 19)
+        ).double(),
+    )
     assert calls(at, "attention_backward_full")
     assert_left_alone(flash_attention, at)
 
@@ -87,4 +113,8 @@ def test_same_numbers_of_other_outputs(outputs: tuple[str, ...]) -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("flash_attention", printed(optimized(flash_attention, masked_away(exact(), layers=1)).graph), update_golden)
+    assert_golden(
+        "flash_attention",
+        printed(optimized(flash_attention, masked_away(exact(), layers=1)).graph),
+        update_golden,
+    )

@@ -3,17 +3,29 @@
 import pytest
 from torch import fx
 
-from tests.families import FAMILIES
-from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
-from tests.passes.stages import Stage, assert_golden, printed
-from tintc.compiler.builder import Builder
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.node_meta import info
+from tests.support.families import FAMILIES
+from tests.support.optimized import (
+    assert_left_alone,
+    assert_same_results,
+    calls,
+    exact,
+    optimized,
+    paper,
+    pruned,
+)
+from tests.support.stages import Stage, assert_golden, printed
+from tintc.ir.builder import Builder
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.node_meta import info
 from tintc.passes import low_rank_updates
-from tintc.passes.low_rank_updates import descents
+from tintc.passes.optimize.low_rank_updates import descents
 
-CONFIGS = {"exact": exact(), "exact, 3 steps": exact(steps=3), "paper, 3 steps, top block": paper(steps=3, layers=1)}
+CONFIGS = {
+    "exact": exact(),
+    "exact, 3 steps": exact(steps=3),
+    "paper, 3 steps, top block": paper(steps=3, layers=1),
+}
 
 
 def products_of_updates(at: Stage) -> list[fx.Node]:
@@ -44,8 +56,14 @@ def test_factors_of_all_steps_so_far() -> None:
     parts = [tuple(node.args[0]) for node in calls(found, "concatenate")]
     assert len(set(parts)) == len(parts)
     assert {len(part) for part in parts} == {2, 3}
-    assert all([info(node).step for node in part] == sorted(info(node).step for node in part) for part in parts)
-    chains = {argument(node, "weight"): len(descents(argument(node, "weight"))) for node in products_of_updates(at)}
+    assert all(
+        [info(node).step for node in part] == sorted(info(node).step for node in part)
+        for part in parts
+    )
+    chains = {
+        argument(node, "weight"): len(descents(argument(node, "weight")))
+        for node in products_of_updates(at)
+    }
     assert set(chains.values()) == {1, 2, 3}
     assert not calls(optimized(low_rank_updates, pruned(exact(steps=1))), "concatenate")
 
@@ -68,7 +86,10 @@ def test_biases_are_a_coordinate_of_the_scores() -> None:
     found = optimized(low_rank_updates, at)
     learned = [node for node in products_of_updates(at) if learns_its_bias(node)]
     assert sum(argument(node, "with_bias") for node in calls(found, "low_rank")) == len(learned) > 0
-    assert all(info(node).slot.endswith(("norm_1.bias", "ln_f.bias")) for node in calls(found, "bias_descent"))
+    assert all(
+        info(node).slot.endswith(("norm_1.bias", "ln_f.bias"))
+        for node in calls(found, "bias_descent")
+    )
 
 
 def test_a_bias_with_gradients_of_its_own_stays() -> None:
@@ -76,7 +97,14 @@ def test_a_bias_with_gradients_of_its_own_stays() -> None:
     product = next(node for node in products_of_updates(at) if learns_its_bias(node))
     descent = argument(product, "bias")
     with at.graph.inserting_before(descent):
-        other = Builder(at.graph).call("scale", argument(descent, "dy"), 0.5, like=descent, phase="descent", step=info(descent).step)
+        other = Builder(at.graph).call(
+            "scale",
+            argument(descent, "dy"),
+            0.5,
+            like=descent,
+            phase="descent",
+            step=info(descent).step,
+        )
     descent.args = (descent.args[0], other, *descent.args[2:])
     name = descent.name
     after = assert_same_results(low_rank_updates, at)
@@ -91,7 +119,9 @@ def test_leaves_slots_that_were_not_chosen() -> None:
     found = assert_same_results(low_rank_updates, at)
     slots = {info(argument(node, "weight")).slot for node in products_of_updates(at)}
     assert one in slots
-    assert {info(argument(node, "weight")).slot for node in products_of_updates(found)} == slots - {one}
+    assert {info(argument(node, "weight")).slot for node in products_of_updates(found)} == slots - {
+        one
+    }
 
 
 def test_updates_that_are_returned_are_materialized() -> None:
@@ -107,7 +137,9 @@ def test_same_numbers(config: SimulatorConfig) -> None:
     assert_same_results(low_rank_updates, pruned(config))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])  # weights stored transposed; gated units without biases
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama"]
+)  # weights stored transposed; gated units without biases
 def test_same_numbers_of_other_models(name: str) -> None:
     assert_same_results(low_rank_updates, pruned(exact(steps=2), model=FAMILIES[name].build()))
 
@@ -117,4 +149,8 @@ def test_a_call_that_is_differentiated() -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("low_rank_updates", printed(optimized(low_rank_updates, pruned(paper(steps=2, layers=1))).graph), update_golden)
+    assert_golden(
+        "low_rank_updates",
+        printed(optimized(low_rank_updates, pruned(paper(steps=2, layers=1))).graph),
+        update_golden,
+    )

@@ -1,9 +1,9 @@
-from tests.passes.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
-from tests.tolerances import error
-from tintc.compiler.builder import input_node
-from tintc.compiler.dialect import is_tint
-from tintc.compiler.inputs import INPUTS
-from tintc.compiler.node_meta import info
+from tests.support.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
+from tests.support.tolerances import error
+from tintc.ir.builder import input_node
+from tintc.ir.dialect import is_tint
+from tintc.ir.inputs import INPUTS
+from tintc.ir.node_meta import info
 
 
 def test_adds_every_input_once() -> None:
@@ -11,7 +11,10 @@ def test_adds_every_input_once() -> None:
     names = [n.name for n in found.graph.nodes if n.op == "placeholder" and info(n).role == "input"]
     assert sorted(names) == sorted(INPUTS)
     for name, (shape, dtype) in INPUTS.items():
-        assert (info(input_node(found.graph, name)).shape, info(input_node(found.graph, name)).dtype) == (shape, dtype)
+        assert (
+            info(input_node(found.graph, name)).shape,
+            info(input_node(found.graph, name)).dtype,
+        ) == (shape, dtype)
 
 
 def test_placeholders_come_first() -> None:
@@ -22,7 +25,9 @@ def test_placeholders_come_first() -> None:
 def test_every_call_is_of_the_first_forward_pass() -> None:
     for node in stage("lower_forward").graph.nodes:
         if node.op == "call_function":
-            assert (info(node).phase, info(node).step) == ((None, None) if is_tint(node, "prefix") else ("forward", 0))
+            assert (info(node).phase, info(node).step) == (
+                (None, None) if is_tint(node, "prefix") else ("forward", 0)
+            )
 
 
 def test_keeps_the_numbers_and_the_operators() -> None:

@@ -5,40 +5,62 @@ import dataclasses
 import pytest
 import torch
 
-from tests.families import FAMILIES as EVERY_FAMILY
-from tests.models import FAMILIES, ragged_train_mask, simulate, tokens
-from tests.passes.stages import assert_golden, printed
-from tests.tolerances import OPTIMIZED, error
-from tintc.compiler.choices import Choices
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.optimize import optimize
+from tests.support.families import FAMILIES as EVERY_FAMILY
+from tests.support.models import FAMILIES, ragged_train_mask, simulate, tokens
+from tests.support.stages import assert_golden, printed
+from tests.support.tolerances import OPTIMIZED, error
+from tintc.ir.choices import Choices
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument, is_tint
 from tintc.runtime.inputs import prepare
-from tintc.runtime.programs import Programs
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize.optimize import optimize
+from tintc.runtime.specialize.programs import Programs
 
 LIMIT = OPTIMIZED[torch.float64]
 
 
 def simulator(family: str = "opt", preset: str = "paper", **changes: object) -> Simulator:
     config = SimulatorConfig.preset(preset, inner_lr=0.01, **changes)
-    return simulate(FAMILIES[family]() if family in FAMILIES else EVERY_FAMILY[family].build(), config)
+    return simulate(
+        FAMILIES[family]() if family in FAMILIES else EVERY_FAMILY[family].build(), config
+    )
 
 
 def choices(found: Simulator, **changes: object) -> Choices:
-    on_gpu = {"enabled": frozenset({"merge_products"}), "device": "cuda", "differentiable": False, "dtype": torch.float64}
+    on_gpu = {
+        "enabled": frozenset({"merge_products"}),
+        "device": "cuda",
+        "differentiable": False,
+        "dtype": torch.float64,
+    }
     return dataclasses.replace(Choices(("logits",)), **{**on_gpu, **changes})  # type: ignore[arg-type]
 
 
 def operators(found: Simulator, **changes: object) -> list[str]:
-    return [n.name for n in optimize(found.program, choices(found, **changes)).nodes if is_tint(n, "stack_rows")]
+    return [
+        n.name
+        for n in optimize(found.program, choices(found, **changes)).nodes
+        if is_tint(n, "stack_rows")
+    ]
 
 
 def test_q_k_and_v_are_one_product() -> None:
     graph = optimize((found := simulator(layers=1)).program, choices(found))
-    merged = [n for n in graph.nodes if is_tint(n, "linear_forward") and is_tint(argument(n, "weight"), "stack_rows")]
-    assert [len(argument(argument(n, "weight"), "parts")) for n in merged] == [3, 3, 2]  # block 0; block 1 before and after v learns
-    assert all(len(argument(argument(n, "bias"), "parts")) == len(argument(argument(n, "weight"), "parts")) for n in merged)
+    merged = [
+        n
+        for n in graph.nodes
+        if is_tint(n, "linear_forward") and is_tint(argument(n, "weight"), "stack_rows")
+    ]
+    assert [len(argument(argument(n, "weight"), "parts")) for n in merged] == [
+        3,
+        3,
+        2,
+    ]  # block 0; block 1 before and after v learns
+    assert all(
+        len(argument(argument(n, "bias"), "parts")) == len(argument(argument(n, "weight"), "parts"))
+        for n in merged
+    )
 
 
 def test_gate_and_up_are_one_product() -> None:
@@ -47,7 +69,9 @@ def test_gate_and_up_are_one_product() -> None:
     assert any("gate" in group[0].name and "up" in group[1].name for group in groups)
 
 
-@pytest.mark.parametrize("changes", [{"device": "cpu"}, {"differentiable": True}, {"enabled": frozenset()}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"device": "cpu"}, {"differentiable": True}, {"enabled": frozenset()}], ids=str
+)
 def test_left_alone(changes: dict[str, object]) -> None:
     assert operators(simulator(), **changes) == []
 
@@ -56,9 +80,16 @@ def run(found: Simulator, how: Choices, programs: Programs) -> torch.Tensor:
     ids, train = tokens(3, 11, found.program.facts.vocab_size), ragged_train_mask(3, 11)
     inputs = prepare(found.program.facts, found.dtype, found.device, ids, train)
     emitted, weights = programs.get(how), found.prefix.direct()
-    values = {**inputs.tensors, "inner_lr": found.inner_lr, "segment": inputs.segment, **programs.folded(emitted, weights)}
+    values = {
+        **inputs.tensors,
+        "inner_lr": found.inner_lr,
+        "segment": inputs.segment,
+        **programs.folded(emitted, weights),
+    }
     with torch.no_grad():
-        logits: torch.Tensor = emitted.module(*[weights[n] if w else values[n] for w, n in emitted.arguments])["logits"]
+        logits: torch.Tensor = emitted.module(
+            *[weights[n] if w else values[n] for w, n in emitted.arguments]
+        )["logits"]
     return logits
 
 
@@ -79,7 +110,9 @@ def test_stacked_weights_are_made_once_and_follow_the_weights() -> None:
     programs, weights = Programs(found.program, None, True), found.prefix.direct()
     emitted = programs.get(choices(found))
     first = programs.folded(emitted, weights)
-    assert len(first) == 8  # weights and biases of q, k and v, and of q and k behind the update, in two blocks
+    assert (
+        len(first) == 8
+    )  # weights and biases of q, k and v, and of q and k behind the update, in two blocks
     assert all(again is first[name] for name, again in programs.folded(emitted, weights).items())
     before = run(found, choices(found), programs)
     with torch.no_grad():

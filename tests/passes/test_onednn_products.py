@@ -5,15 +5,23 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import FAMILIES
-from tests.passes.optimized import assert_left_alone, assert_same_results, calls, exact, optimized, paper, pruned
-from tests.passes.stages import Stage, assert_golden, printed
-from tests.tolerances import OPTIMIZED
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import argument
-from tintc.compiler.node_meta import info
+from tests.support.families import FAMILIES
+from tests.support.optimized import (
+    assert_left_alone,
+    assert_same_results,
+    calls,
+    exact,
+    optimized,
+    paper,
+    pruned,
+)
+from tests.support.stages import Stage, assert_golden, printed
+from tests.support.tolerances import OPTIMIZED
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import argument
+from tintc.ir.node_meta import info
+from tintc.ir.ops.onednn import available
 from tintc.passes import chunk_head, fuse_residuals, low_rank_updates, onednn_products
-from tintc.runtime.primitives.onednn import available
 
 FLOAT32 = OPTIMIZED[torch.float32]
 OTHERS = (low_rank_updates, fuse_residuals, chunk_head)
@@ -28,7 +36,12 @@ def single(config: SimulatorConfig, *before: Any, **options: Any) -> Stage:
 
 @needed
 def test_takes_every_product() -> None:
-    at = single(exact(steps=2), *OTHERS, outputs=("losses",), low_rank=frozenset({"blocks.0.up.weight", "blocks.1.down.weight"}))
+    at = single(
+        exact(steps=2),
+        *OTHERS,
+        outputs=("losses",),
+        low_rank=frozenset({"blocks.0.up.weight", "blocks.1.down.weight"}),
+    )
     assert all(calls(at, name) for name in TAKEN)
     found = optimized(onednn_products, at)
     assert not [node.name for name in TAKEN for node in calls(found, name)]
@@ -38,7 +51,9 @@ def test_takes_every_product() -> None:
     heads = [*calls(found, "head_gradient"), *calls(found, "head_losses")]
     assert len(heads) == 3
     assert all(argument(node, "onednn") for node in heads)
-    assert calls(found, "bias_descent") and calls(found, "attention_forward")  # no products of this kind
+    assert calls(found, "bias_descent") and calls(
+        found, "attention_forward"
+    )  # no products of this kind
 
 
 @needed

@@ -5,14 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models import gpt2
-from tests.passes.spelled import agree, calls_of, refusal
-from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import Toy, toy
-from tintc.compiler.dialect import argument, is_tint
+from tests.support.models import gpt2
+from tests.support.spelled import agree, calls_of, refusal
+from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
+from tests.support.toys import Toy, toy
+from tintc.ir.dialect import argument, is_tint
 
 
-def written_out(x: Tensor, half: float = 0.5, cubic: float = 0.044715, scale: float = math.sqrt(2 / math.pi)) -> Tensor:
+def written_out(
+    x: Tensor, half: float = 0.5, cubic: float = 0.044715, scale: float = math.sqrt(2 / math.pi)
+) -> Tensor:
     return half * x * (1.0 + torch.tanh(scale * (x + cubic * torch.pow(x, 3.0))))
 
 
@@ -32,9 +34,15 @@ def test_fires(name: str) -> None:
     middle, kind = FORMS[name]
     model = toy(middle)
     found = stage("recognize_activation", model=model)
-    kinds = [argument(node, "kind") for node in found.graph.nodes if is_tint(node, "activation_forward")]
+    kinds = [
+        argument(node, "kind") for node in found.graph.nodes if is_tint(node, "activation_forward")
+    ]
     assert kinds == [kind]
-    assert not {op for op in found.operators() if any(part in op for part in ("relu", "gelu", "silu", "tanh.", "pow"))}
+    assert not {
+        op
+        for op in found.operators()
+        if any(part in op for part in ("relu", "gelu", "silu", "tanh.", "pow"))
+    }
     assert_same_numbers("recognize_activation", model=model)
 
 
@@ -42,28 +50,50 @@ NEARLY = {
     "another cubic": lambda m, x, ids: written_out(x, cubic=0.05),
     "another half": lambda m, x, ids: written_out(x, half=0.4),
     "another scale": lambda m, x, ids: written_out(x, scale=0.9),
-    "two inputs": lambda m, x, ids: 0.5 * m.linear(x) * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "power of another": lambda m, x, ids: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * m.linear(x) ** 3))),
+    "two inputs": lambda m, x, ids: (
+        0.5 * m.linear(x) * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "power of another": lambda m, x, ids: (
+        0.5 * x * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * m.linear(x) ** 3)))
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NEARLY)
 def test_nearly_a_gelu_is_none(name: str) -> None:
     model = toy(NEARLY[name])
-    kinds = [argument(n, "kind") for n in stage("recognize_activation", model=model).graph.nodes if is_tint(n, "activation_forward")]
+    kinds = [
+        argument(n, "kind")
+        for n in stage("recognize_activation", model=model).graph.nodes
+        if is_tint(n, "activation_forward")
+    ]
     assert kinds == ["tanh"]
     assert_same_numbers("recognize_activation", model=model)
 
 
 @pytest.mark.parametrize(
-    "function", [torch.exp, F.leaky_relu, F.elu, F.relu6, F.softplus, F.hardswish, F.mish, torch.abs, lambda x: x**2, lambda x: x + 1.0]
+    "function",
+    [
+        torch.exp,
+        F.leaky_relu,
+        F.elu,
+        F.relu6,
+        F.softplus,
+        F.hardswish,
+        F.mish,
+        torch.abs,
+        lambda x: x**2,
+        lambda x: x + 1.0,
+    ],
 )
 def test_leaves_others_alone(function) -> None:  # type: ignore[no-untyped-def]
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         return function(m.linear(x))
 
     model = toy(middle)
-    assert printed(stage("recognize_activation", model=model).graph) == printed(stage("recognize_embedding", model=model).graph)
+    assert printed(stage("recognize_activation", model=model).graph) == printed(
+        stage("recognize_embedding", model=model).graph
+    )
 
 
 def test_keeps_the_numbers_of_models() -> None:
@@ -72,7 +102,11 @@ def test_keeps_the_numbers_of_models() -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("recognize_activation", printed(stage("recognize_activation", layers=1).graph), update_golden)
+    assert_golden(
+        "recognize_activation",
+        printed(stage("recognize_activation", layers=1).graph),
+        update_golden,
+    )
 
 
 SPELLINGS = {
@@ -84,11 +118,20 @@ SPELLINGS = {
     "squared": (lambda x: F.relu(x) ** 2, "relu_squared"),
     "squared by itself": (lambda x: F.relu(x) * F.relu(x), "relu_squared"),
     "gelu by erf": (lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))), "gelu"),
-    "gelu fast": (lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))), "gelu_tanh"),
-    "gelu by powers": (lambda x: 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x**3))), "gelu_tanh"),
+    "gelu fast": (
+        lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+        "gelu_tanh",
+    ),
+    "gelu by powers": (
+        lambda x: 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x**3))),
+        "gelu_tanh",
+    ),
     "gelu quick": (lambda x: x * torch.sigmoid(1.702 * x), "gelu_quick"),
     "relu with its half behind": (lambda x: (x + x.abs()) / 2, "relu"),
-    "gelu with its half behind": (lambda x: (x * (1.0 + torch.erf(x * 0.7071067811865476))) * 0.5, "gelu"),
+    "gelu with its half behind": (
+        lambda x: (x * (1.0 + torch.erf(x * 0.7071067811865476))) * 0.5,
+        "gelu",
+    ),
     "tanh written out": (lambda x: 2 * torch.sigmoid(2 * x) - 1, "tanh"),
 }
 
@@ -96,7 +139,9 @@ SPELLINGS = {
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spellings(name: str) -> None:
     function, kind = SPELLINGS[name]
-    (node,) = calls_of(agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), "activation_forward")
+    (node,) = calls_of(
+        agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), "activation_forward"
+    )
     assert argument(node, "kind") == kind
 
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import gpt2, opt, randomized
-from tests.passes.spelled import agree, calls_of, refusal
-from tests.passes.stages import assert_golden, assert_same_numbers, inputs, numbers, printed, stage
-from tests.passes.toys import Toy, toy
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.node_meta import info
+from tests.support.models import gpt2, opt, randomized
+from tests.support.spelled import agree, calls_of, refusal
+from tests.support.stages import assert_golden, assert_same_numbers, inputs, numbers, printed, stage
+from tests.support.toys import Toy, toy
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.node_meta import info
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
@@ -32,11 +32,16 @@ def test_whatever_counts_is_a_position(name: str) -> None:
     model = toy(middle)
     found = stage("recognize_embedding", model=model)
     calls = [n for n in found.graph.nodes if is_tint(n, "embedding")]
-    assert [(argument(n, "index").name, argument(n, "offset")) for n in calls] == [("input_ids", 0), ("position_ids", offset)]
+    assert [(argument(n, "index").name, argument(n, "offset")) for n in calls] == [
+        ("input_ids", 0),
+        ("position_ids", offset),
+    ]
     assert found.context.facts.max_positions == 12 - offset
     assert found.context.facts.vocab_size == 19
     assert found.context.facts.hidden == 6
-    assert not {op for op in found.operators() if "arange" in op or "cumsum" in op or "aten.embedding" in op}
+    assert not {
+        op for op in found.operators() if "arange" in op or "cumsum" in op or "aten.embedding" in op
+    }
     assert_same_numbers("recognize_embedding", model=model)
 
 
@@ -51,11 +56,26 @@ def test_positions_are_the_callers() -> None:
 
 
 REFUSED = {
-    "reversed": (lambda m, x, ids: x + m.positions(arange(x).flip(0)), "neither the token ids nor consecutive positions"),
-    "strided": (lambda m, x, ids: x + m.positions(arange(x) * 2 % 12), "neither the token ids nor consecutive positions"),
-    "by token": (lambda m, x, ids: x + m.positions(arange(x) + ids.min()), "it computes with the ids"),
-    "other ids": (lambda m, x, ids: x + m.positions(ids // 2), "neither the token ids nor consecutive positions"),
-    "by weight": (lambda m, x, ids: x + m.positions(m.scale.abs().long().sum() * 0 + arange(x)), "depends on a weight"),
+    "reversed": (
+        lambda m, x, ids: x + m.positions(arange(x).flip(0)),
+        "neither the token ids nor consecutive positions",
+    ),
+    "strided": (
+        lambda m, x, ids: x + m.positions(arange(x) * 2 % 12),
+        "neither the token ids nor consecutive positions",
+    ),
+    "by token": (
+        lambda m, x, ids: x + m.positions(arange(x) + ids.min()),
+        "it computes with the ids",
+    ),
+    "other ids": (
+        lambda m, x, ids: x + m.positions(ids // 2),
+        "neither the token ids nor consecutive positions",
+    ),
+    "by weight": (
+        lambda m, x, ids: x + m.positions(m.scale.abs().long().sum() * 0 + arange(x)),
+        "depends on a weight",
+    ),
 }
 
 
@@ -77,16 +97,23 @@ def test_a_model_without_positions_has_no_limit() -> None:
     assert "position_ids" not in [n.name for n in found.graph.nodes]
 
 
-@pytest.mark.parametrize(("model", "offset"), [(opt(vocab=19), 2), (gpt2(vocab=19), 0)], ids=["opt", "gpt2"])
+@pytest.mark.parametrize(
+    ("model", "offset"), [(opt(vocab=19), 2), (gpt2(vocab=19), 0)], ids=["opt", "gpt2"]
+)
 def test_models(model, offset: int) -> None:  # type: ignore[no-untyped-def]
     found = stage("recognize_embedding", model=model)
-    assert sorted(argument(n, "offset") for n in found.graph.nodes if is_tint(n, "embedding")) == [0, offset]
+    assert sorted(argument(n, "offset") for n in found.graph.nodes if is_tint(n, "embedding")) == [
+        0,
+        offset,
+    ]
     assert found.context.facts.max_positions == 16
     assert_same_numbers("recognize_embedding", model=model)
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("recognize_embedding", printed(stage("recognize_embedding", layers=1).graph), update_golden)
+    assert_golden(
+        "recognize_embedding", printed(stage("recognize_embedding", layers=1).graph), update_golden
+    )
 
 
 class Sines(Toy):
@@ -94,7 +121,10 @@ class Sines(Toy):
 
     def __init__(self) -> None:
         super().__init__(lambda m, x, ids: m.linear(x + m.sines[: x.shape[1]]))
-        self.register_buffer("sines", torch.outer(torch.arange(10.0), torch.tensor([1.0, 0.1, 0.01, 1.0, 0.1, 0.01])).sin())
+        self.register_buffer(
+            "sines",
+            torch.outer(torch.arange(10.0), torch.tensor([1.0, 0.1, 0.01, 1.0, 0.1, 0.01])).sin(),
+        )
 
 
 def computed(x: Tensor) -> Tensor:
@@ -104,12 +134,26 @@ def computed(x: Tensor) -> Tensor:
 
 ADDED = {  # offset into a learned table, or None for a computed one; the longest sequence
     "a slice": (toy(lambda m, x, ids: x + m.positions.weight[: x.shape[1]]), 0, 12),
-    "a slice from the second row": (toy(lambda m, x, ids: m.positions.weight[2 : x.shape[1] + 2] + x), 2, 10),
-    "a slice of a batch": (toy(lambda m, x, ids: x + m.positions.weight[None, : x.shape[1]].expand(x.shape[0], -1, -1)), 0, 12),
+    "a slice from the second row": (
+        toy(lambda m, x, ids: m.positions.weight[2 : x.shape[1] + 2] + x),
+        2,
+        10,
+    ),
+    "a slice of a batch": (
+        toy(
+            lambda m, x, ids: x + m.positions.weight[None, : x.shape[1]].expand(x.shape[0], -1, -1)
+        ),
+        0,
+        12,
+    ),
     "rows by number": (toy(lambda m, x, ids: x + m.positions.weight[arange(x)]), 0, 12),
     "a buffer": (randomized(Sines()).double(), None, 10),
     "computed": (toy(lambda m, x, ids: x + computed(x)), None, 64),
-    "computed for a batch": (toy(lambda m, x, ids: x + computed(x)[None].expand(x.shape[0], -1, -1) * 2.0), None, 64),
+    "computed for a batch": (
+        toy(lambda m, x, ids: x + computed(x)[None].expand(x.shape[0], -1, -1) * 2.0),
+        None,
+        64,
+    ),
 }
 
 
@@ -119,7 +163,10 @@ def test_positions_may_be_added_without_an_embedding(name: str) -> None:
     found = agree(model, lengths=(1, 2, 7, 9, 10))
     tokens, positions = calls_of(found, "embedding")
     assert argument(tokens, "index").name == "input_ids"
-    assert (argument(positions, "index").name, argument(positions, "offset")) == ("position_ids", offset or 0)
+    assert (argument(positions, "index").name, argument(positions, "offset")) == (
+        "position_ids",
+        offset or 0,
+    )
     assert found.context.facts.max_positions == most
     assert len(found.context.tables) == (offset is None)
 
@@ -129,7 +176,12 @@ def test_positions_may_be_added_without_an_embedding(name: str) -> None:
     [
         (lambda m, x, ids: x + m.positions.weight[: x.shape[1]] * 2, "aten.mul.Tensor x1"),
         (lambda m, x, ids: x + m.positions.weight[: x.shape[1]].flip(0), "read from one row on"),
-        (lambda m, x, ids: x + torch.arange(x.shape[0])[:, None, None] * torch.ones(x.shape[1], 6), "differs between sequences"),
+        (
+            lambda m, x, ids: (
+                x + torch.arange(x.shape[0])[:, None, None] * torch.ones(x.shape[1], 6)
+            ),
+            "differs between sequences",
+        ),
         (lambda m, x, ids: x + torch.rand(x.shape[1], 6), "what it adds d"),
     ],
     ids=["doubled", "reversed", "by sequence", "noise"],

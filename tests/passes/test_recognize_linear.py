@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models import gpt2, randomized
-from tests.passes.spelled import agree, calls_of, refusal
-from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import Toy, toy
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.errors import UnsupportedModelError
-from tintc.compiler.node_meta import info
+from tests.support.models import gpt2, randomized
+from tests.support.spelled import agree, calls_of, refusal
+from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
+from tests.support.toys import Toy, toy
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.node_meta import info
 
 
 def slots(found) -> list[str | None]:  # type: ignore[no-untyped-def]
@@ -23,7 +23,9 @@ def slots(found) -> list[str | None]:  # type: ignore[no-untyped-def]
 def pieces(*widths: int):  # type: ignore[no-untyped-def]
     def middle(m, x, ids):  # type: ignore[no-untyped-def]
         parts = m.wide(x).split(list(widths), dim=-1)
-        return torch.cat([p * (i + 1) for i, p in enumerate(parts)], -1) @ torch.ones(18, 6, dtype=torch.float64)
+        return torch.cat([p * (i + 1) for i, p in enumerate(parts)], -1) @ torch.ones(
+            18, 6, dtype=torch.float64
+        )
 
     return middle
 
@@ -68,8 +70,14 @@ def test_a_split_whose_whole_is_used_too_is_read_whole_and_in_parts() -> None:
 
 def test_a_split_along_tokens_is_refused_at_capture() -> None:
     """It fixes a length, so it never comes as far as the pieces of a fused layer."""
-    model = toy(lambda m, x, ids: torch.cat([part * 2 for part in m.linear(x).split([1, ids.shape[1] - 1], dim=1)], 1))
-    with pytest.raises(UnsupportedModelError, match="different things for different batches or lengths"):
+    model = toy(
+        lambda m, x, ids: torch.cat(
+            [part * 2 for part in m.linear(x).split([1, ids.shape[1] - 1], dim=1)], 1
+        )
+    )
+    with pytest.raises(
+        UnsupportedModelError, match="different things for different batches or lengths"
+    ):
         stage("recognize_linear", model=model)
 
 
@@ -101,13 +109,17 @@ def test_keeps_the_numbers_of_models() -> None:
     model = gpt2(vocab=19)
     assert_same_numbers("recognize_linear", model=model)
     found = stage("recognize_linear", model=model)
-    transposed = {info(n).slot: argument(n, "transpose") for n in found.graph.nodes if is_tint(n, "prefix")}
+    transposed = {
+        info(n).slot: argument(n, "transpose") for n in found.graph.nodes if is_tint(n, "prefix")
+    }
     assert transposed["transformer.h.0.attn.c_attn.weight[12:24]"] is True
     assert transposed["transformer.h.0.attn.c_attn.bias[12:24]"] is False
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("recognize_linear", printed(stage("recognize_linear", layers=1).graph), update_golden)
+    assert_golden(
+        "recognize_linear", printed(stage("recognize_linear", layers=1).graph), update_golden
+    )
 
 
 class Headed(Toy):
@@ -145,21 +157,32 @@ def test_heads_behind_multiples_and_caps_read_their_table(name: str, tied: bool)
 
 def test_other_heads_are_refused_or_no_heads() -> None:
     assert "aten.log_softmax" in refusal(Headed(lambda m, x: m.head(x).log_softmax(-1), False))
-    assert "its weight or bias is computed" in refusal(Headed(lambda m, x: F.linear(x, m.head.weight * 2), False))
+    assert "its weight or bias is computed" in refusal(
+        Headed(lambda m, x: F.linear(x, m.head.weight * 2), False)
+    )
     agree(randomized(Headed(lambda m, x: m.head(x) + F.linear(x, m.tokens.weight), False)).double())
     agree(randomized(Headed(lambda m, x: m.head(x) * m.shift, False)).double())
 
 
 LAYOUTS = {  # of a product of 18 rows: (q, k, v) as (B, H, T, 3); rows of each
-    "GPT-NeoX, BLOOM": (lambda y: [part.transpose(1, 2) for part in y.view(*y.shape[:2], 2, 9).split(3, -1)], ["0:3", "3:6", "6:9"], 9, 2),
+    "GPT-NeoX, BLOOM": (
+        lambda y: [part.transpose(1, 2) for part in y.view(*y.shape[:2], 2, 9).split(3, -1)],
+        ["0:3", "3:6", "6:9"],
+        9,
+        2,
+    ),
     "Falcon": (
-        lambda y: (lambda g: [g[:, :, :-2], g[:, :, [-2]], g[:, :, [-1]]])(y.view(*y.shape[:2], 6, 3)),
+        lambda y: (lambda g: [g[:, :, :-2], g[:, :, [-2]], g[:, :, [-1]]])(
+            y.view(*y.shape[:2], 6, 3)
+        ),
         ["0:12", "12:15", "15:18"],
         18,
         1,
     ),
     "Falcon's groups": (
-        lambda y: (lambda g: [g[..., :1, :], g[..., [-2], :], g[..., [-1], :]])(y.view(*y.shape[:2], 2, 3, 3)),
+        lambda y: (lambda g: [g[..., :1, :], g[..., [-2], :], g[..., [-1], :]])(
+            y.view(*y.shape[:2], 2, 3, 3)
+        ),
         ["0:3", "3:6", "6:9"],
         9,
         2,
@@ -182,7 +205,11 @@ def test_products_that_hold_queries_keys_and_values(name: str) -> None:
         if name.startswith("Falcon"):
             q, k, v = (part.flatten(2, -2).transpose(1, 2) for part in (q, k, v))
         k, v = (part.expand(-1, q.shape[1], -1, -1) for part in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(*ids.shape, -1)
+        y = (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .reshape(*ids.shape, -1)
+        )
         return y[..., :6] if y.shape[-1] == 6 else F.linear(y, m.up)
 
     model = toy(middle)
@@ -190,14 +217,18 @@ def test_products_that_hold_queries_keys_and_values(name: str) -> None:
     found = agree(model)
     part = "" if period == 18 else f" of {period}"
     expected = [f"wide.{kind}[{r}{part}]" for r in rows for kind in ("weight", "bias")]
-    assert sorted(slot for slot in slots(found) if slot and slot.startswith("wide")) == sorted(expected)
+    assert sorted(slot for slot in slots(found) if slot and slot.startswith("wide")) == sorted(
+        expected
+    )
     (attention,) = calls_of(found, "attention_forward")
     assert argument(attention, "kv_heads") == groups
 
 
 GROUPED = {
     "repeat_interleave": lambda y, n: y.repeat_interleave(n, 1),
-    "expand and reshape": lambda y, n: y[:, :, None].expand(-1, -1, n, -1, -1).reshape(y.shape[0], -1, *y.shape[2:]),
+    "expand and reshape": lambda y, n: (
+        y[:, :, None].expand(-1, -1, n, -1, -1).reshape(y.shape[0], -1, *y.shape[2:])
+    ),
     "stacked": lambda y, n: torch.stack([y] * n, 2).flatten(1, 2),
 }
 
@@ -207,9 +238,14 @@ GROUPED = {
 def test_grouped_queries(name: str, groups: int) -> None:
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         y = m.wide(x)
-        q, k, v = (y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2) for a, b in ((0, 12), (12, 12 + 3 * groups), (18 - 3 * groups, 18)))
+        q, k, v = (
+            y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2)
+            for a, b in ((0, 12), (12, 12 + 3 * groups), (18 - 3 * groups, 18))
+        )
         k, v = (GROUPED[name](part, 4 // groups) for part in (k, v))
-        return F.linear(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), m.up)
+        return F.linear(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), m.up
+        )
 
     model = toy(middle)
     model.up = nn.Parameter(torch.randn(6, 12, dtype=torch.float64))
@@ -220,10 +256,14 @@ def test_grouped_queries(name: str, groups: int) -> None:
 def test_groups_that_take_turns_are_refused() -> None:
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         y = m.wide(x)
-        q, k, v = (y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2) for a, b in ((0, 12), (6, 12), (12, 18)))
+        q, k, v = (
+            y[..., a:b].unflatten(-1, (-1, 3)).transpose(1, 2)
+            for a, b in ((0, 12), (6, 12), (12, 18))
+        )
         k, v = (part.repeat(1, 2, 1, 1) for part in (k, v))
         return F.linear(
-            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), m.wide.weight[:6, :].repeat(1, 2)
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2),
+            m.wide.weight[:6, :].repeat(1, 2),
         )
 
     assert "scaled_dot_product_attention" in refusal(toy(middle))

@@ -3,18 +3,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models import gpt2, opt
-from tests.passes.spelled import SDPA, agree, calls_of, merged, projections, refusal
-from tests.passes.stages import assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import toy
-from tintc.compiler.dialect import argument, is_tint
-from tintc.compiler.errors import UnsupportedModelError
-from tintc.compiler.node_meta import info
+from tests.support.models import gpt2, opt
+from tests.support.spelled import SDPA, agree, calls_of, merged, projections, refusal
+from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
+from tests.support.toys import toy
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.node_meta import info
 
 FORMS = {
     "module": (lambda m, x, ids: m.norm(x), [True, True, 1e-5]),
     "gain only": (lambda m, x, ids: F.layer_norm(x, (6,), m.norm.weight), [True, False, 1e-5]),
-    "shift only": (lambda m, x, ids: F.layer_norm(x, (6,), None, m.norm.bias, 0.5), [False, True, 0.5]),
+    "shift only": (
+        lambda m, x, ids: F.layer_norm(x, (6,), None, m.norm.bias, 0.5),
+        [False, True, 0.5],
+    ),
     "bare": (lambda m, x, ids: F.layer_norm(x, (6,), eps=0.01), [False, False, 0.01]),
 }
 
@@ -25,7 +28,10 @@ def test_fires(name: str) -> None:
     model = toy(middle)
     found = stage("recognize_norm", model=model)
     (norm,) = [n for n in found.graph.nodes if is_tint(n, "norm_forward")]
-    assert [argument(norm, "gamma") is not None, argument(norm, "beta") is not None] == [gain, shift]
+    assert [argument(norm, "gamma") is not None, argument(norm, "beta") is not None] == [
+        gain,
+        shift,
+    ]
     assert argument(norm, "eps") == eps
     assert "aten.layer_norm.default" not in found.operators()
     assert_same_numbers("recognize_norm", model=model)
@@ -43,14 +49,21 @@ def test_fires(name: str) -> None:
 def test_leaves_the_rest_alone_and_says_why(middle) -> None:  # type: ignore[no-untyped-def]
     found = stage("recognize_norm", model=toy(middle))
     (left,) = [n for n in found.graph.nodes if "layer_norm" in str(n.target)]
-    assert info(left).refused == "it normalises several dimensions, or its gain or shift is computed"
+    assert (
+        info(left).refused == "it normalises several dimensions, or its gain or shift is computed"
+    )
     assert not [n for n in found.graph.nodes if is_tint(n, "norm_forward")]
 
 
 def test_a_norm_over_part_of_a_token_is_not_read_as_one_over_all() -> None:
     """Normalising each head by itself looks like a norm over the last dimension, of another width."""
     with pytest.raises(UnsupportedModelError):
-        stage("refuse_unsupported", model=toy(lambda m, x, ids: F.layer_norm(m.linear(x).view(*ids.shape, 2, 3), (3,)).flatten(2)))
+        stage(
+            "refuse_unsupported",
+            model=toy(
+                lambda m, x, ids: F.layer_norm(m.linear(x).view(*ids.shape, 2, 3), (3,)).flatten(2)
+            ),
+        )
 
 
 def test_keeps_the_numbers_of_models() -> None:
@@ -64,7 +77,9 @@ def test_golden(update_golden: bool) -> None:
 
 def test_other_operators_stay() -> None:
     model = toy(lambda m, x, ids: torch.softmax(m.linear(x), -1))
-    assert printed(stage("recognize_norm", model=model).graph) == printed(stage("recognize_linear", model=model).graph)
+    assert printed(stage("recognize_norm", model=model).graph) == printed(
+        stage("recognize_linear", model=model).graph
+    )
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -77,13 +92,55 @@ def centred(x: Tensor) -> Tensor:
 
 EPS = 1e-3
 WRITTEN = {  # spelling: kind, gain, shift, offset
-    "rsqrt": (lambda m, x: m.scale * (x * torch.rsqrt(mean_square(x) + EPS)), "rms", True, False, 0.0),
-    "x * x": (lambda m, x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * m.scale, "rms", True, False, 0.0),
-    "square": (lambda m, x: x * torch.rsqrt(EPS + x.square().mean(-1, keepdim=True)) * m.scale, "rms", True, False, 0.0),
-    "one over a root": (lambda m, x: x * (1 / torch.sqrt(mean_square(x) + EPS)) * m.scale, "rms", True, False, 0.0),
-    "over a root": (lambda m, x: x / torch.sqrt(mean_square(x) + EPS) * m.scale, "rms", True, False, 0.0),
-    "over a power": (lambda m, x: x / (mean_square(x) + EPS) ** 0.5 * m.scale, "rms", True, False, 0.0),
-    "a negative power": (lambda m, x: x * (mean_square(x) + EPS).pow(-0.5) * m.scale, "rms", True, False, 0.0),
+    "rsqrt": (
+        lambda m, x: m.scale * (x * torch.rsqrt(mean_square(x) + EPS)),
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "x * x": (
+        lambda m, x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "square": (
+        lambda m, x: x * torch.rsqrt(EPS + x.square().mean(-1, keepdim=True)) * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "one over a root": (
+        lambda m, x: x * (1 / torch.sqrt(mean_square(x) + EPS)) * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "over a root": (
+        lambda m, x: x / torch.sqrt(mean_square(x) + EPS) * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "over a power": (
+        lambda m, x: x / (mean_square(x) + EPS) ** 0.5 * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
+    "a negative power": (
+        lambda m, x: x * (mean_square(x) + EPS).pow(-0.5) * m.scale,
+        "rms",
+        True,
+        False,
+        0.0,
+    ),
     "through float32": (
         lambda m, x: m.scale * (x.float() * torch.rsqrt(mean_square(x.float()) + EPS)).to(x.dtype),
         "rms",
@@ -92,14 +149,66 @@ WRITTEN = {  # spelling: kind, gain, shift, offset
         0.0,
     ),
     "one operator": (lambda m, x: F.rms_norm(x, (6,), m.scale, EPS), "rms", True, False, 0.0),
-    "without a gain": (lambda m, x: x * torch.rsqrt(mean_square(x) + EPS), "rms", False, False, 0.0),
-    "one plus a gain": (lambda m, x: x * torch.rsqrt(mean_square(x) + EPS) * (1.0 + m.scale), "rms", True, False, 1.0),
-    "a gain plus two": (lambda m, x: (m.scale + 2) * (x * torch.rsqrt(mean_square(x) + EPS)), "rms", True, False, 2.0),
-    "with a shift": (lambda m, x: x * torch.rsqrt(mean_square(x) + EPS) * m.scale + m.norm.bias, "rms", True, True, 0.0),
-    "centred": (lambda m, x: centred(x) * torch.rsqrt(mean_square(centred(x)) + EPS) * m.scale + m.norm.bias, "layer", True, True, 0.0),
-    "torch.var": (lambda m, x: centred(x) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + EPS) * m.scale, "layer", True, False, 0.0),
-    "correction 0": (lambda m, x: centred(x) * torch.rsqrt(x.var(-1, correction=0, keepdim=True) + EPS), "layer", False, False, 0.0),
-    "one operator, one plus a gain": (lambda m, x: F.layer_norm(x, (6,), m.scale + 1, m.norm.bias, EPS), "layer", True, True, 1.0),
+    "without a gain": (
+        lambda m, x: x * torch.rsqrt(mean_square(x) + EPS),
+        "rms",
+        False,
+        False,
+        0.0,
+    ),
+    "one plus a gain": (
+        lambda m, x: x * torch.rsqrt(mean_square(x) + EPS) * (1.0 + m.scale),
+        "rms",
+        True,
+        False,
+        1.0,
+    ),
+    "a gain plus two": (
+        lambda m, x: (m.scale + 2) * (x * torch.rsqrt(mean_square(x) + EPS)),
+        "rms",
+        True,
+        False,
+        2.0,
+    ),
+    "with a shift": (
+        lambda m, x: x * torch.rsqrt(mean_square(x) + EPS) * m.scale + m.norm.bias,
+        "rms",
+        True,
+        True,
+        0.0,
+    ),
+    "centred": (
+        lambda m, x: (
+            centred(x) * torch.rsqrt(mean_square(centred(x)) + EPS) * m.scale + m.norm.bias
+        ),
+        "layer",
+        True,
+        True,
+        0.0,
+    ),
+    "torch.var": (
+        lambda m, x: (
+            centred(x) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + EPS) * m.scale
+        ),
+        "layer",
+        True,
+        False,
+        0.0,
+    ),
+    "correction 0": (
+        lambda m, x: centred(x) * torch.rsqrt(x.var(-1, correction=0, keepdim=True) + EPS),
+        "layer",
+        False,
+        False,
+        0.0,
+    ),
+    "one operator, one plus a gain": (
+        lambda m, x: F.layer_norm(x, (6,), m.scale + 1, m.norm.bias, EPS),
+        "layer",
+        True,
+        True,
+        1.0,
+    ),
     "a learned scale": (lambda m, x: m.scale * m.linear(x), "scale", True, False, 0.0),
 }
 
@@ -110,8 +219,15 @@ def test_spellings(name: str) -> None:
     model = toy(lambda m, x, ids: form(m, x))
     found = stage("refuse_unsupported", model=model) if name == "through float32" else agree(model)
     (norm,) = calls_of(found, "norm_forward")
-    assert (argument(norm, "kind"), argument(norm, "heads"), argument(norm, "offset")) == (kind, 1, offset)
-    assert (argument(norm, "gamma") is not None, argument(norm, "beta") is not None) == (gain, shift)
+    assert (argument(norm, "kind"), argument(norm, "heads"), argument(norm, "offset")) == (
+        kind,
+        1,
+        offset,
+    )
+    assert (argument(norm, "gamma") is not None, argument(norm, "beta") is not None) == (
+        gain,
+        shift,
+    )
     assert argument(norm, "eps") == (0.0 if kind == "scale" else EPS)
 
 
@@ -126,7 +242,9 @@ def of_heads(form, by_token: bool):  # type: ignore[no-untyped-def]
 
     def middle(m, x, ids):  # type: ignore[no-untyped-def]
         q, k, v = projections(m, x)
-        q, k = (form(m, y.transpose(1, 2)).transpose(1, 2) if by_token else form(m, y) for y in (q, k))
+        q, k = (
+            form(m, y.transpose(1, 2)).transpose(1, 2) if by_token else form(m, y) for y in (q, k)
+        )
         return merged(SDPA(q, k, v, is_causal=True))
 
     return toy(middle)

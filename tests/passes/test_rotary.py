@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models import randomized
-from tests.passes.spelled import (
+from tests.support.models import randomized
+from tests.support.spelled import (
     agree,
     angles,
     calls_of,
@@ -17,10 +17,10 @@ from tests.passes.spelled import (
     rotated,
     turned,
 )
-from tests.passes.stages import inputs, numbers
-from tests.passes.toys import Toy
-from tests.tolerances import SIMULATOR, error
-from tintc.compiler.dialect import argument
+from tests.support.stages import inputs, numbers
+from tests.support.tolerances import SIMULATOR, error
+from tests.support.toys import Toy
+from tintc.ir.dialect import argument
 
 
 def neighbours(x: Tensor, size: int = 4) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,14 @@ def per_token(q: Tensor, x: Tensor) -> Tensor:
 SPELLINGS = {
     "rotate half": (lambda q, x: rotated(q, *angles(x)), "half", 4),
     "halves apart": (apart, "half", 4),
-    "roll": (lambda q, x: q * angles(x)[0] + q.roll(2, -1) * torch.cat([-angles(x)[1][:, :2], angles(x)[1][:, 2:]], -1), "half", 4),
+    "roll": (
+        lambda q, x: (
+            q * angles(x)[0]
+            + q.roll(2, -1) * torch.cat([-angles(x)[1][:, :2], angles(x)[1][:, 2:]], -1)
+        ),
+        "half",
+        4,
+    ),
     "sine first": (lambda q, x: angles(x)[1] * rotate_half(q) + angles(x)[0] * q, "half", 4),
     "per token": (per_token, "half", 4),
     "stack": (stacked, "interleaved", 4),
@@ -74,7 +81,11 @@ SPELLINGS = {
     "complex": (by_complex_numbers, "interleaved", 4),
     "partial": (partial, "half", 2),
     "partial, all scaled": (lambda q, x: partial(q, x) * 0.5, "half", 2),
-    "partial, rest scaled": (lambda q, x: torch.cat([rotated(q[..., :2], *angles(x, 2)), q[..., 2:] * 0.5], -1), "half", 2),
+    "partial, rest scaled": (
+        lambda q, x: torch.cat([rotated(q[..., :2], *angles(x, 2)), q[..., 2:] * 0.5], -1),
+        "half",
+        2,
+    ),
 }
 
 
@@ -105,7 +116,12 @@ def test_positions_are_the_callers() -> None:
     ("change", "tables"),
     [
         (lambda q, x: rotated(q, angles(x)[0] * 2, angles(x)[1] * counted(x)[:, None]), 2),
-        (lambda q, x: q * angles(x)[0] + torch.cat([q[..., 2:], q[..., :2]], -1) * angles(x, base=50.0)[1], 2),
+        (
+            lambda q, x: (
+                q * angles(x)[0] + torch.cat([q[..., 2:], q[..., :2]], -1) * angles(x, base=50.0)[1]
+            ),
+            2,
+        ),
         (lambda q, x: rotated(q, *angles(x)) * 0.3, 2),
     ],
     ids=["xPos-like", "no rotation at all", "times a number"],
@@ -131,8 +147,13 @@ class Short(Toy):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.tokens(input_ids)
         y, length = self.wide(x), x.shape[1]
-        q, k = (rotated(heads(part), self.cos[:length], self.sin[:length]) for part in (y[..., :8], y[..., 8:16]))
-        return self.head(merged(nn.functional.scaled_dot_product_attention(q, k, heads(x), is_causal=True)))
+        q, k = (
+            rotated(heads(part), self.cos[:length], self.sin[:length])
+            for part in (y[..., :8], y[..., 8:16])
+        )
+        return self.head(
+            merged(nn.functional.scaled_dot_product_attention(q, k, heads(x), is_causal=True))
+        )
 
 
 def test_a_short_table_limits_the_length() -> None:
@@ -141,19 +162,38 @@ def test_a_short_table_limits_the_length() -> None:
 
 
 REFUSED = {
-    "values turn": (turned(lambda q, x: q, None, lambda v, x: v * angles(x, 6)[0][:, :3]), "position"),
+    "values turn": (
+        turned(lambda q, x: q, None, lambda v, x: v * angles(x, 6)[0][:, :3]),
+        "position",
+    ),
     "each head its own": (
-        turned(lambda q, x: rotated(q, *(torch.stack(pair) for pair in zip(angles(x), angles(x, base=9.0), strict=True)))),
+        turned(
+            lambda q, x: rotated(
+                q, *(torch.stack(pair) for pair in zip(angles(x), angles(x, base=9.0), strict=True))
+            )
+        ),
         "its heads rotate differently",
     ),
-    "mirrored pairs": (turned(lambda q, x: q * angles(x)[0] + q.flip(-1) * angles(x)[1]), "other pairs than halves or neighbours"),
+    "mirrored pairs": (
+        turned(lambda q, x: q * angles(x)[0] + q.flip(-1) * angles(x)[1]),
+        "other pairs than halves or neighbours",
+    ),
     "last coordinates": (
         turned(lambda q, x: torch.cat([q[..., :2], rotated(q[..., 2:], *angles(x, 2))], -1)),
         "other coordinates than the first of each are rotated",
     ),
-    "scaled by position": (turned(lambda q, x: q * counted(x)[:, None]), "positions scale it without rotating it"),
-    "tokens change places": (turned(lambda q, x: rotated(q, *angles(x)).flip(2)), "it mixes tokens or sequences"),
-    "of another activation": (turned(lambda q, x: q * angles(x)[0] + heads(x @ x.new_ones(6, 8)) * angles(x)[1]), ""),
+    "scaled by position": (
+        turned(lambda q, x: q * counted(x)[:, None]),
+        "positions scale it without rotating it",
+    ),
+    "tokens change places": (
+        turned(lambda q, x: rotated(q, *angles(x)).flip(2)),
+        "it mixes tokens or sequences",
+    ),
+    "of another activation": (
+        turned(lambda q, x: q * angles(x)[0] + heads(x @ x.new_ones(6, 8)) * angles(x)[1]),
+        "",
+    ),
 }
 
 
@@ -171,8 +211,16 @@ def test_two_frequencies_are_two_tables() -> None:
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         for base in (100.0, 9.0):
             y = m.wide(x)
-            q, k = (rotated(heads(part), *angles(x, base=base)) for part in (y[..., :8], y[..., 8:16]))
-            x = x + m.linear(merged(nn.functional.scaled_dot_product_attention(q, k, heads(m.linear(x)), is_causal=True)))
+            q, k = (
+                rotated(heads(part), *angles(x, base=base)) for part in (y[..., :8], y[..., 8:16])
+            )
+            x = x + m.linear(
+                merged(
+                    nn.functional.scaled_dot_product_attention(
+                        q, k, heads(m.linear(x)), is_causal=True
+                    )
+                )
+            )
         return x
 
     found = agree(randomized(Toy(middle)).double())

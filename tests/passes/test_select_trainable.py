@@ -2,12 +2,12 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models import gpt2, opt, randomized
-from tests.passes.stages import Stage, assert_golden, assert_same_numbers, printed, stage
-from tests.passes.toys import toy
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import UnsupportedModelError, UsageError
-from tintc.compiler.node_meta import info
+from tests.support.models import gpt2, opt, randomized
+from tests.support.stages import Stage, assert_golden, assert_same_numbers, printed, stage
+from tests.support.toys import toy
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UnsupportedModelError, UsageError
+from tintc.ir.node_meta import info
 
 
 def trained(at: Stage) -> set[str]:
@@ -15,7 +15,9 @@ def trained(at: Stage) -> set[str]:
 
 
 BLOCK = ("attention.out.weight", "down.bias", "down.weight", "norm_1.bias", "up.bias", "up.weight")
-SPLIT = tuple(f"attention.qkv.{name}[{a}:{a + 6}]" for name in ("weight", "bias") for a in (0, 6, 12))
+SPLIT = tuple(
+    f"attention.qkv.{name}[{a}:{a + 6}]" for name in ("weight", "bias") for a in (0, 6, 12)
+)
 GAINS = ("norm_1.weight", "norm_2.weight")
 
 
@@ -43,7 +45,9 @@ def test_models(model: nn.Module, stack: str, norm: str) -> None:
 
 
 def test_more_layers_than_blocks_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"layers is 4; expected 1 to 2, the blocks of this model in blocks"):
+    with pytest.raises(
+        UsageError, match=r"layers is 4; expected 1 to 2, the blocks of this model in blocks"
+    ):
         stage("select_trainable", SimulatorConfig.paper(layers=4))
 
 
@@ -68,7 +72,9 @@ class Stack(nn.Module):
 
 
 def test_top_means_last_to_run() -> None:
-    found = stage("select_trainable", SimulatorConfig.exact(layers=1), model=randomized(Stack()).double())
+    found = stage(
+        "select_trainable", SimulatorConfig.exact(layers=1), model=randomized(Stack()).double()
+    )
     assert trained(found) == {"blocks.0.weight", "blocks.0.bias"}
 
 
@@ -89,7 +95,11 @@ class SumsOutside(nn.Module):
 
 
 def test_the_final_norm_learns_wherever_the_last_residual_sum_stands() -> None:
-    found = stage("select_trainable", SimulatorConfig.exact(layers=1), model=randomized(SumsOutside()).double())
+    found = stage(
+        "select_trainable",
+        SimulatorConfig.exact(layers=1),
+        model=randomized(SumsOutside()).double(),
+    )
     assert trained(found) == {"blocks.1.weight", "blocks.1.bias", "ln_f.weight", "ln_f.bias"}
 
 
@@ -112,9 +122,14 @@ class TiedInside(nn.Module):
 
 def test_a_trained_weight_that_is_also_an_embedding_is_refused() -> None:
     """Descent would update the slot and leave the embedding: not what autograd does to a tied weight."""
-    with pytest.raises(UnsupportedModelError, match=r"tokens\.weight is trained in tokens\.weight and read by tokens .* in another way"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"tokens\.weight is trained in tokens\.weight and read by tokens .* in another way",
+    ):
         stage("select_trainable", model=randomized(TiedInside(True)).double())
-    assert "blocks.1.weight" in trained(stage("select_trainable", model=randomized(TiedInside(False)).double()))
+    assert "blocks.1.weight" in trained(
+        stage("select_trainable", model=randomized(TiedInside(False)).double())
+    )
 
 
 def test_changes_no_operator() -> None:
@@ -123,4 +138,6 @@ def test_changes_no_operator() -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("select_trainable", printed(stage("select_trainable", layers=1).graph), update_golden)
+    assert_golden(
+        "select_trainable", printed(stage("select_trainable", layers=1).graph), update_golden
+    )

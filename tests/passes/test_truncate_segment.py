@@ -1,10 +1,20 @@
 import pytest
 
-from tests.passes.stages import apply, assert_golden, assert_same_numbers, before, flat, inputs, numbers, printed, stage
-from tests.tolerances import error
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import is_tint
-from tintc.compiler.node_meta import info
+from tests.support.stages import (
+    apply,
+    assert_golden,
+    assert_same_numbers,
+    before,
+    flat,
+    inputs,
+    numbers,
+    printed,
+    stage,
+)
+from tests.support.tolerances import error
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import is_tint
+from tintc.ir.node_meta import info
 
 
 def config(steps: int = 1, layers: int | None = None) -> SimulatorConfig:
@@ -14,8 +24,19 @@ def config(steps: int = 1, layers: int | None = None) -> SimulatorConfig:
 def test_training_sees_the_segment_and_prediction_sees_all() -> None:
     found = stage("truncate_segment", config(2))
     for node in found.graph.nodes:
-        if is_tint(node, "attention_forward", "attention_backward_full", "linear_forward", "linear_backward", "norm_backward"):
-            tokens = info(node).shape[0][1] if isinstance(info(node).shape[0], tuple) else info(node).shape[1]
+        if is_tint(
+            node,
+            "attention_forward",
+            "attention_backward_full",
+            "linear_forward",
+            "linear_backward",
+            "norm_backward",
+        ):
+            tokens = (
+                info(node).shape[0][1]
+                if isinstance(info(node).shape[0], tuple)
+                else info(node).shape[1]
+            )
             assert tokens == ("T" if info(node).step == 2 else "S"), node.name
 
 
@@ -43,7 +64,9 @@ def test_the_shortest_segment_keeps_the_numbers(layers: int | None, steps: int) 
     found = flat(numbers(apply("truncate_segment", at), {**given, "segment": 4}))
     assert found["initial_logits"].shape[1] == 4
     assert error(found["initial_logits"], expected["initial_logits"][:, :4]) < 1e-13
-    assert all(error(found[name], expected[name]) < 1e-13 for name in expected if name != "initial_logits")
+    assert all(
+        error(found[name], expected[name]) < 1e-13 for name in expected if name != "initial_logits"
+    )
 
 
 def test_a_segment_that_is_too_short_shows() -> None:
@@ -55,4 +78,6 @@ def test_a_segment_that_is_too_short_shows() -> None:
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("truncate_segment", printed(stage("truncate_segment", layers=1).graph), update_golden)
+    assert_golden(
+        "truncate_segment", printed(stage("truncate_segment", layers=1).graph), update_golden
+    )

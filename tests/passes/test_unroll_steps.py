@@ -1,10 +1,10 @@
 import pytest
 
-from tests.passes.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
-from tests.tolerances import error
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.dialect import is_tint
-from tintc.compiler.node_meta import info
+from tests.support.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
+from tests.support.tolerances import error
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import is_tint
+from tintc.ir.node_meta import info
 
 
 def config(steps: int, layers: int | None = None) -> SimulatorConfig:
@@ -29,7 +29,9 @@ def test_what_is_frozen_runs_once() -> None:
     operators = found.operators()
     assert operators["tint.embedding"] == 2
     assert operators["tint.attention_forward"] == 1 + 4
-    assert not [n.name for n in found.graph.nodes if n.name.startswith("blocks_0") and "_step" in n.name]
+    assert not [
+        n.name for n in found.graph.nodes if n.name.startswith("blocks_0") and "_step" in n.name
+    ]
 
 
 def test_each_copy_reads_the_values_of_the_step_before() -> None:
@@ -40,7 +42,10 @@ def test_each_copy_reads_the_values_of_the_step_before() -> None:
         assert info(weight).slot == "blocks.1.up.weight"
         assert is_tint(weight, "linear_descent")
         assert info(weight).step == step - 1
-    assert found.named("blocks_1_up_weight_1_updated_step2").args[0].name == "blocks_1_up_weight_1_updated_step1"
+    assert (
+        found.named("blocks_1_up_weight_1_updated_step2").args[0].name
+        == "blocks_1_up_weight_1_updated_step1"
+    )
 
 
 def test_keeps_the_first_step() -> None:
@@ -51,7 +56,11 @@ def test_keeps_the_first_step() -> None:
     first = [line for line in printed(found.graph).splitlines() if "_step" not in line]
     assert first == [line for line in text.splitlines() if not line.startswith("output")]
     assert error(result["initial_logits"], expected["initial_logits"]) == 0
-    assert all(error(result[name], value) == 0 for name, value in expected.items() if name.startswith("updates"))
+    assert all(
+        error(result[name], value) == 0
+        for name, value in expected.items()
+        if name.startswith("updates")
+    )
     assert error(result["logits"], result["initial_logits"]) > 1e-3
 
 
@@ -67,7 +76,11 @@ def test_three_steps_are_one_step_three_times() -> None:
         for name, value in once.items():
             if name.startswith("updates."):
                 write(at.context.tensors, name.removeprefix("updates."), value[0])
-    assert {name: e for name in three if name != "initial_logits" and (e := error(once[name], three[name])) > 1e-12} == {}
+    assert {
+        name: e
+        for name in three
+        if name != "initial_logits" and (e := error(once[name], three[name])) > 1e-12
+    } == {}
 
 
 def write(tensors: dict, slot: str, value) -> None:  # type: ignore[no-untyped-def, type-arg]
@@ -78,4 +91,6 @@ def write(tensors: dict, slot: str, value) -> None:  # type: ignore[no-untyped-d
 
 
 def test_golden(update_golden: bool) -> None:
-    assert_golden("unroll_steps", printed(stage("unroll_steps", config(2), layers=1).graph), update_golden)
+    assert_golden(
+        "unroll_steps", printed(stage("unroll_steps", config(2), layers=1).graph), update_golden
+    )

@@ -3,10 +3,18 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.passes.stages import Stage, apply, assert_golden, assert_same_numbers, before, printed, stage
-from tintc.compiler.errors import CompilerBug
-from tintc.compiler.layout import Range
-from tintc.compiler.node_meta import info
+from tests.support.stages import (
+    Stage,
+    apply,
+    assert_golden,
+    assert_same_numbers,
+    before,
+    printed,
+    stage,
+)
+from tintc.ir.errors import CompilerBug
+from tintc.ir.layout import Range
+from tintc.ir.node_meta import info
 
 
 def test_accepts_a_sound_graph_without_a_change() -> None:
@@ -55,7 +63,10 @@ def misplaced_update(at: Stage) -> None:
 def shared_memory(at: Stage) -> None:
     assert at.context.layout is not None
     slots = at.context.layout.memory
-    memory = {name: dataclasses.replace(slot, coordinates=Range(0, slot.coordinates.size)) for name, slot in slots.items()}
+    memory = {
+        name: dataclasses.replace(slot, coordinates=Range(0, slot.coordinates.size))
+        for name, slot in slots.items()
+    }
     at.context.layout = dataclasses.replace(at.context.layout, memory=memory)
 
 
@@ -64,14 +75,22 @@ def shared_prefix(at: Stage) -> None:
     slots = dict(at.context.layout.prefix)
     first, second = "blocks.0.up.weight", "blocks.0.up.bias"
     slots[second] = dataclasses.replace(
-        slots[second], tiles=(dataclasses.replace(slots[second].tiles[0], coordinates=slots[first].tiles[0].coordinates),)
+        slots[second],
+        tiles=(
+            dataclasses.replace(
+                slots[second].tiles[0], coordinates=slots[first].tiles[0].coordinates
+            ),
+        ),
     )
     at.context.layout = dataclasses.replace(at.context.layout, prefix=slots)
 
 
 BROKEN: dict[str, tuple[Callable[[Stage], None], str]] = {
     "shapes_agree": (wrong_shape, "blocks_0_up has shape"),
-    "phases_in_order": (reads_a_later_step, "ln_f_step1 of step 1 reads blocks_0_residual_1_step1 of step 2"),
+    "phases_in_order": (
+        reads_a_later_step,
+        "ln_f_step1 of step 1 reads blocks_0_residual_1_step1 of step 2",
+    ),
     "phases_in_order, none": (no_phase, "blocks_0_up has no phase or step"),
     "no_gradients_left": (left_gradient, "blocks_0_up still records its gradient"),
     "no_dead_code": (dead, "logits_step1 has no user"),
@@ -88,7 +107,10 @@ def test_finds_what_is_broken(name: str) -> None:
     spoil, message = BROKEN[name]
     at = before("verify", layers=1)
     spoil(at)
-    with pytest.raises(CompilerBug, match=f"pass verify requires {name.split(',')[0]}, which does not hold: .*{message}"):
+    with pytest.raises(
+        CompilerBug,
+        match=f"pass verify requires {name.split(',')[0]}, which does not hold: .*{message}",
+    ):
         apply("verify", at)
 
 

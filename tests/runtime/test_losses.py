@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.families import FAMILIES as EVERY_FAMILY
-from tests.models import FAMILIES, ragged_train_mask, simulate, tokens
-from tests.tolerances import SIMULATOR, error
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import InputError
+from tests.support.families import FAMILIES as EVERY_FAMILY
+from tests.support.models import FAMILIES, ragged_train_mask, simulate, tokens
+from tests.support.tolerances import SIMULATOR, error
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
 
 LIMIT = SIMULATOR[torch.float64]
@@ -23,7 +23,10 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no gradients": torch.no_grad,
     "gradients": contextlib.nullcontext,
 }
-CONFIGS = {"paper": SimulatorConfig.paper(inner_lr=0.01, steps=2), "exact, top block": SimulatorConfig.exact(inner_lr=0.01, layers=1)}
+CONFIGS = {
+    "paper": SimulatorConfig.paper(inner_lr=0.01, steps=2),
+    "exact, top block": SimulatorConfig.exact(inner_lr=0.01, layers=1),
+}
 
 
 def called(simulator: Simulator) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,14 +102,17 @@ def test_outer_gradients_of_losses() -> None:
     ids, train, labels = called(simulator)
     rates = [
         torch.autograd.grad(loss, simulator.inner_lr)[0]
-        for loss in (simulator.losses(ids, train, labels).loss, simulator(ids, train, labels=labels).loss)
+        for loss in (
+            simulator.losses(ids, train, labels).loss,
+            simulator(ids, train, labels=labels).loss,
+        )
     ]
     assert rates[0] != 0
     assert error(*rates) < LIMIT
 
 
 def test_no_logits_of_all_positions_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime.primitives import head
+    from tintc.ir.ops import head
 
     monkeypatch.setitem(head.CHUNK_NUMBERS, "cpu", 3 * 29)
     simulator = simulate(FAMILIES["opt"](vocab=29), CONFIGS["paper"])
@@ -114,10 +120,17 @@ def test_no_logits_of_all_positions_are_held(monkeypatch: pytest.MonkeyPatch) ->
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
             nonlocal largest
-            if isinstance(out, Tensor) and out.ndim > 1 and out.shape[-1] == 29 and out.is_floating_point():
+            if (
+                isinstance(out, Tensor)
+                and out.ndim > 1
+                and out.shape[-1] == 29
+                and out.is_floating_point()
+            ):
                 largest = max(largest, out.numel() // 29)
             return out
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models import FAMILIES, gpt2, opt, ragged_train_mask, simulate, tokens
-from tests.scenarios import SCENARIOS
-from tests.tolerances import HALF_LOGITS, SIMULATOR, error
-from tintc.compiler.config import SimulatorConfig
+from tests.support.models import FAMILIES, gpt2, opt, ragged_train_mask, simulate, tokens
+from tests.support.scenarios import SCENARIOS
+from tests.support.tolerances import HALF_LOGITS, SIMULATOR, error
+from tintc.ir.config import SimulatorConfig
 from tintc.runtime.simulator import Simulator
 
 LIMIT = SIMULATOR[torch.float64]
@@ -21,7 +21,10 @@ PRESETS = ["paper", "exact"]
 
 
 def a_simulator(preset: str = "exact", family: str = "opt", **changes: Any) -> Simulator:
-    return simulate(FAMILIES[family](), SimulatorConfig.preset(preset, **{"inner_lr": 0.01, "steps": 2, **changes}))
+    return simulate(
+        FAMILIES[family](),
+        SimulatorConfig.preset(preset, **{"inner_lr": 0.01, "steps": 2, **changes}),
+    )
 
 
 IDS, TRAIN = tokens(3, 11, 29), ragged_train_mask(3, 11)
@@ -53,7 +56,10 @@ def test_outer_gradients(family: str, preset: str) -> None:
 
     gradients = torch.autograd.grad(loss(), [simulator.inner_lr, *named.values()])
     assert all(bool(g.isfinite().all()) and float(g.abs().max()) > 0 for g in gradients)
-    directions = [torch.ones_like(simulator.inner_lr), *(torch.randn_like(p) for p in named.values())]
+    directions = [
+        torch.ones_like(simulator.inner_lr),
+        *(torch.randn_like(p) for p in named.values()),
+    ]
     # inner_lr alone, then all weights together
     for chosen in ([0], range(1, len(directions))):
         moved = [(simulator.inner_lr, *named.values())[i] for i in chosen]
@@ -83,11 +89,17 @@ def test_dtypes(family: str, preset: str, dtype: torch.dtype) -> None:
         state = simulator.updated_state_dict(IDS, TRAIN)
     assert simulator.dtype == out.logits.dtype == out.initial_logits.dtype == dtype
     assert all(value.dtype == dtype for value in (*updates.values(), *state.values()))
-    assert out.loss.dtype == out.initial_loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (
+        out.loss.dtype
+        == out.initial_loss.dtype
+        == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
     limit = {**HALF_LOGITS, **SIMULATOR}[dtype]
     assert error(out.logits, expected.logits) < limit
     assert error(out.initial_logits, expected.initial_logits) < limit
-    assert abs(float(out.loss.detach() - expected.loss.detach())) < limit * max(1, float(expected.loss.detach()))
+    assert abs(float(out.loss.detach() - expected.loss.detach())) < limit * max(
+        1, float(expected.loss.detach())
+    )
 
 
 def test_inner_lr_keeps_its_digits() -> None:
@@ -97,9 +109,14 @@ def test_inner_lr_keeps_its_digits() -> None:
         assert simulator.inner_lr.dtype == torch.float64
         assert float(simulator.inner_lr.detach()) == 1.2345e-4
         assert isinstance(simulator.inner_lr, torch.nn.Parameter)
-    assert simulator.half().prefix.model.decoder.layers.get_submodule("0").fc1.weight.dtype == torch.float16
+    assert (
+        simulator.half().prefix.model.decoder.layers.get_submodule("0").fc1.weight.dtype
+        == torch.float16
+    )
     assert simulate(opt(), SimulatorConfig.paper()).inner_lr.dtype == torch.float64
-    assert simulate(opt(dtype=torch.bfloat16), SimulatorConfig.paper()).inner_lr.dtype == torch.float64
+    assert (
+        simulate(opt(dtype=torch.bfloat16), SimulatorConfig.paper()).inner_lr.dtype == torch.float64
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -115,7 +132,9 @@ def test_no_target_leaves_the_model_alone(family: str, preset: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         assert error(simulator(IDS, TRAIN, loss_mask=only_first).logits, expected) < LIMIT
-        assert error(simulator(IDS, only_first, return_initial=True).initial_logits, expected) < LIMIT
+        assert (
+            error(simulator(IDS, only_first, return_initial=True).initial_logits, expected) < LIMIT
+        )
         state = simulator.updated_state_dict(IDS, only_first)
     weights = simulator.prefix.tensors()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
@@ -156,7 +175,11 @@ def test_predict_with_updates_equals_forward(family: str, scenario: str) -> None
     simulator, inputs = a_simulator("paper", family), SCENARIOS[scenario](3, 11, 29)
     with torch.inference_mode():
         updates = simulator.updates(**inputs)
-        rest = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+        rest = {
+            name: inputs[name]
+            for name in ("input_ids", "attention_mask", "position_ids")
+            if name in inputs
+        }
         assert error(simulator.predict(updates, **rest), simulator(**inputs).logits) < LIMIT
         initial = simulator(**inputs, return_initial=True).initial_logits
         assert error(simulator.predict_initial(**rest), initial) < LIMIT
@@ -200,9 +223,13 @@ def test_losses() -> None:
     assert simulator(IDS, TRAIN).loss is None
 
 
-@pytest.mark.parametrize("wanted", [("logits",), ("logits", "initial_logits"), ("updates",), ("initial_logits",)])
+@pytest.mark.parametrize(
+    "wanted", [("logits",), ("logits", "initial_logits"), ("updates",), ("initial_logits",)]
+)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_emitted_code_is_plain_torch(preset: str, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emitted_code_is_plain_torch(
+    preset: str, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No `tint` operator, no operator overload, no autograd: functions of torch, and methods of tensors."""
     simulator = a_simulator(preset, "gpt2")
     program = simulator.emitted(wanted)
@@ -214,7 +241,9 @@ def test_emitted_code_is_plain_torch(preset: str, wanted: tuple[str, ...], monke
                 assert node.args[1] in ("mT", "dtype"), node.args
             else:
                 owners = (torch, F, operator)
-                assert any(getattr(owner, node.target.__name__, None) is node.target for owner in owners), node.target
+                assert any(
+                    getattr(owner, node.target.__name__, None) is node.target for owner in owners
+                ), node.target
         else:
             assert node.op in ("placeholder", "output", "call_method"), node.op
             assert node.target not in ("backward", "requires_grad_", "item", "cpu", "tolist")
@@ -240,7 +269,10 @@ def test_deepcopy_is_independent() -> None:
     expected = simulator(IDS, TRAIN).logits.detach()
     twin = copy.deepcopy(simulator)
     assert torch.equal(twin(IDS, TRAIN).logits, expected)
-    assert torch.equal(twin.predict(twin.updates(IDS, TRAIN), IDS), simulator.predict(simulator.updates(IDS, TRAIN), IDS))
+    assert torch.equal(
+        twin.predict(twin.updates(IDS, TRAIN), IDS),
+        simulator.predict(simulator.updates(IDS, TRAIN), IDS),
+    )
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(0.5)
@@ -250,8 +282,14 @@ def test_deepcopy_is_independent() -> None:
 
 def test_state_dict_round_trip() -> None:
     """A simulator's state dict has the auxiliary names under `prefix`, and carries all that training from outside changes."""
-    trained, fresh = a_simulator(), simulate(opt(seed=5), SimulatorConfig.exact(inner_lr=0.5, steps=2))
-    assert set(trained.state_dict()) == {"inner_lr", *(f"prefix.{name}" for name in trained.prefix.tensors())}
+    trained, fresh = (
+        a_simulator(),
+        simulate(opt(seed=5), SimulatorConfig.exact(inner_lr=0.5, steps=2)),
+    )
+    assert set(trained.state_dict()) == {
+        "inner_lr",
+        *(f"prefix.{name}" for name in trained.prefix.tensors()),
+    }
     assert not torch.allclose(fresh(IDS, TRAIN).logits, trained(IDS, TRAIN).logits)
     fresh.load_state_dict(trained.state_dict(), strict=True)
     assert torch.equal(fresh(IDS, TRAIN).logits, trained(IDS, TRAIN).logits)
@@ -276,7 +314,9 @@ def test_cuda(preset: str, dtype: torch.dtype) -> None:
     found = on_gpu(**{name: value.cuda() for name, value in inputs.items()}).logits
     assert found.is_cuda
     assert error(found.cpu(), expected) < SIMULATOR[dtype]
-    assert error(on_gpu(**inputs).logits.cpu(), expected) < SIMULATOR[dtype]  # inputs move by themselves
+    assert (
+        error(on_gpu(**inputs).logits.cpu(), expected) < SIMULATOR[dtype]
+    )  # inputs move by themselves
 
 
 def test_torch_export_takes_a_whole_simulator() -> None:
@@ -292,7 +332,9 @@ def test_torch_export_takes_a_whole_simulator() -> None:
             return self.simulator(input_ids, train_mask).logits
 
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    exported = torch.export.export(Logits(), (IDS, TRAIN), dynamic_shapes=(sizes, sizes), strict=False).module()
+    exported = torch.export.export(
+        Logits(), (IDS, TRAIN), dynamic_shapes=(sizes, sizes), strict=False
+    ).module()
     for rows, length in ((slice(None), None), (slice(2), 7)):
         ids, train = IDS[rows, :length], TRAIN[rows, :length]
         assert error(exported(ids, train), simulator(ids, train).logits) < LIMIT

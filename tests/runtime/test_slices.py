@@ -20,7 +20,9 @@ def test_slice_size(batch: int, tokens: int, device: str) -> None:
     assert size == 1 or -(-batch // (size - 1)) > slices  # a smaller size would need more slices
 
 
-@pytest.mark.parametrize(("batch", "tokens", "expected"), [(1, 4096, 1), (4, 64, 4), (5, 64, 3), (9, 64, 3), (8, 257, 1)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "expected"), [(1, 4096, 1), (4, 64, 4), (5, 64, 3), (9, 64, 3), (8, 257, 1)]
+)
 def test_on_a_cpu(batch: int, tokens: int, expected: int) -> None:
     assert TOKENS["cpu"] == 256
     assert slice_size(batch, tokens, "cpu") == expected
@@ -40,14 +42,21 @@ def test_results_come_back_in_their_places(batch: int, size: int, seed: int) -> 
         seen.append(len(given["x"]))
         assert torch.equal(given["mask"], tensors["mask"])
         assert given["rate"] is tensors["rate"]
-        return {"double": given["x"] * 2, "sum": (given["x"].sum(-1) * given["rate"]), "sign": given["x"] > 0}
+        return {
+            "double": given["x"] * 2,
+            "sum": (given["x"].sum(-1) * given["rate"]),
+            "sign": given["x"] > 0,
+        }
 
     whole = run(tensors)
     seen.clear()
     found = run_in_slices(run, tensors, batch, size)
     assert seen == [min(size, batch - start) for start in range(0, batch, size)]
     assert set(found) == set(whole)
-    assert all(torch.equal(found[name], whole[name]) and found[name].dtype == whole[name].dtype for name in whole)
+    assert all(
+        torch.equal(found[name], whole[name]) and found[name].dtype == whole[name].dtype
+        for name in whole
+    )
 
 
 def test_the_causal_mask_goes_to_every_slice() -> None:

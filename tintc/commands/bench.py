@@ -8,12 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from tintc.commands import console
-from tintc.compiler.config import SimulatorConfig
+from tintc.ir.config import SimulatorConfig
 
 
 def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_json: bool) -> None:
     """Measures and prints both sides; settings: fields of `compiler.bench_report.Settings`."""
-    from tintc.compiler.bench_report import Settings, bench_report, stages
+    from tintc.evaluate.speed.report import Settings, bench_report, stages
 
     start, chosen = time.monotonic(), Settings(**settings)
     with console.stages(stages(chosen)) as stage:
@@ -69,7 +69,11 @@ def _sides(facts: dict[str, Any]) -> Table:
     table = Table("", "simulator", "loop", "ratio", "from", "to", box=None, padding=(0, 2, 0, 0))
     low, high = facts["ratio_range"]
     times = (f"{facts[f'{side}_seconds']:.4g}" for side in ("simulator", "loop"))
-    table.add_row(f"seconds, median of {facts['pairs']}", *times, *(f"{value:.3f}" for value in (facts["ratio"], low, high)))
+    table.add_row(
+        f"seconds, median of {facts['pairs']}",
+        *times,
+        *(f"{value:.3f}" for value in (facts["ratio"], low, high)),
+    )
     memory = facts["memory"]
     if memory is not None:
         for label, name, ratio in (
@@ -77,15 +81,24 @@ def _sides(facts: dict[str, Any]) -> Table:
             ("peak GB of the call", "call_peak_bytes", memory["call_ratio"]),
             ("peak GB of the process", "peak_bytes", memory["ratio"]),
         ):
-            sizes = ("-" if (size := memory[side][name]) is None else f"{size / 1e9:.4g}" for side in ("simulator", "loop"))
+            sizes = (
+                "-" if (size := memory[side][name]) is None else f"{size / 1e9:.4g}"
+                for side in ("simulator", "loop")
+            )
             table.add_row(label, *sizes, "" if ratio is None else f"{ratio:.3f}", "", "")
     return table
 
 
 def _each(rows: list[dict[str, Any]]) -> Table:
     """One row an optimization: how long the simulator takes without it."""
-    table = Table("without", "seconds", "ratio to all on", "from", "to", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "without", "seconds", "ratio to all on", "from", "to", box=None, padding=(0, 2, 0, 0)
+    )
     for row in rows:
         name = "all of them" if row["name"] == "none" else row["name"]
-        table.add_row(name, f"{row['without_seconds']:.4g}", *(f"{value:.3f}" for value in (row["ratio"], *row["ratio_range"])))
+        table.add_row(
+            name,
+            f"{row['without_seconds']:.4g}",
+            *(f"{value:.3f}" for value in (row["ratio"], *row["ratio_range"])),
+        )
     return table

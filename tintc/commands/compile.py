@@ -11,25 +11,41 @@ from typing import Any
 from rich.table import Table
 
 from tintc.commands import console
-from tintc.compiler.config import SimulatorConfig
+from tintc.compiler.artifact import save
+from tintc.ir.config import SimulatorConfig
 
 
-def run(source: str, output: Path, config: SimulatorConfig, *, force: bool, as_json: bool, options: dict[str, Any]) -> None:
+def run(
+    source: str,
+    output: Path,
+    config: SimulatorConfig,
+    *,
+    force: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
     """Compiles, writes the artifact and prints its report."""
     from tintc.compiler.artifact import check_target
     from tintc.compiler.driver import compile as compile_model
-    from tintc.compiler.report import report
+    from tintc.compiler.reports.summary import report
 
     check_target(output, force=force)
     start = time.monotonic()
     with console.stages(5) as stage:
         simulator = compile_model(source, config, progress=stage, **options)
         stage("save")
-        simulator.save(output, force=force)
+        save(simulator, output, force=force)
     facts = report(simulator)
     seconds, peak = time.monotonic() - start, _peak_memory()
     if as_json:
-        console.print_json({**facts, "output": str(output), "seconds": round(seconds, 2), "peak_memory_bytes": peak})
+        console.print_json(
+            {
+                **facts,
+                "output": str(output),
+                "seconds": round(seconds, 2),
+                "peak_memory_bytes": peak,
+            }
+        )
         return
     console.print_table(summary(facts), fold=True)
     if not console.Verbosity.quiet:
@@ -68,7 +84,11 @@ def summary(facts: dict[str, Any]) -> Table:
         "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
         f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
         "back end": f"{facts['backend']}, {facts['parameters']['total']:,} parameters"
-        + (f", structural constants shared: {facts['share']}" if facts["backend"] == "transformer" else ""),
+        + (
+            f", structural constants shared: {facts['share']}"
+            if facts["backend"] == "transformer"
+            else ""
+        ),
         "depth": f"{facts['depth']} modules",
         "weights": f"{estimate['weight_bytes'] / 1e6:.1f} MB in {facts['dtype']}",
         "one call": f"{console.number(estimate['flops'])}FLOP, peak {estimate['peak_bytes'] / 1e6:.1f} MB "

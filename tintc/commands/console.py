@@ -12,11 +12,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from tintc.compiler.json_values import finite
+from tintc.ir.json_values import finite
 
 _UNLIMITED = 10_000  # columns; a table without a box takes what it needs
 
@@ -65,7 +73,11 @@ def number(value: float) -> str:
     """1234567 -> 1.23 M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
+            return (
+                f"{value / size:.3g} {unit}"
+                if value < 999.5 * size
+                else f"{value / size:.0f} {unit}"
+            )
     return f"{value:g}"
 
 
@@ -73,7 +85,13 @@ def number(value: float) -> str:
 def stages(total: int) -> Iterator[Any]:
     """A progress bar over named stages; yields a function to call at the start of each. Silent when not a terminal."""
     with Progress(
-        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+        *(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        ),
         console=err,
         transient=True,
         disable=Verbosity.quiet or not err.is_terminal,
@@ -97,7 +115,14 @@ def work() -> Iterator[Any]:
     Not on a terminal: with -v a line on stderr for every new text, else nothing.
     """
     with Progress(
-        *(SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+        *(
+            SpinnerColumn(),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ),
         TextColumn("{task.description}"),
         console=err,
         transient=True,

@@ -9,12 +9,14 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.commands.parameters import answers, flops_text, print_parameters
-from tintc.compiler.config import SimulatorConfig
+from tintc.ir.config import SimulatorConfig
 
 
-def run(sources: list[str], config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]) -> None:
+def run(
+    sources: list[str], config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]
+) -> None:
     """Counts on the meta device and prints one model at length, or several as the rows of a table."""
-    from tintc.compiler.cost_report import STAGES, cost_report
+    from tintc.compiler.reports.cost import STAGES, cost_report
 
     found = []
     with console.stages(STAGES * len(sources)) as stage:
@@ -40,7 +42,20 @@ def run(sources: list[str], config: SimulatorConfig, *, as_json: bool, options: 
 def _comparison(found: list[dict[str, Any]]) -> Table:
     """One row a model. FLOPs are those of one call, and their ratio to direct fine-tuning."""
     shared = [f"share {name}" for name in found[0]["parameters"]["shares"]] or ["simulator"]
-    columns = ("model", "auxiliary", "K", "D_sim", "H_sim", "pages", *shared, "FLOPs", "of direct", "weights GB", "peak GB", "seconds")
+    columns = (
+        "model",
+        "auxiliary",
+        "K",
+        "D_sim",
+        "H_sim",
+        "pages",
+        *shared,
+        "FLOPs",
+        "of direct",
+        "weights GB",
+        "peak GB",
+        "seconds",
+    )
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for facts in found:
         parameters, layout = facts["parameters"], facts["layout"]

@@ -10,16 +10,26 @@ import psutil
 import torch
 from rich.table import Table
 
-import tintc
 from tintc.commands import console
+from tintc.version import __version__
 
-_PACKAGES = ("torch", "transformers", "safetensors", "networkx", "onnx", "datasets", "tokenizers", "typer", "rich")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "networkx",
+    "onnx",
+    "datasets",
+    "tokenizers",
+    "typer",
+    "rich",
+)
 
 
 def run(*, as_json: bool) -> None:
     """Prints what tintc runs on."""
     facts: dict[str, object] = {
-        "tintc": tintc.__version__,
+        "tintc": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -36,7 +46,10 @@ def run(*, as_json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         text = ", ".join(value) or "none" if isinstance(value, list) else str(value)
-        table.add_row(f"[bold]{name}[/bold]", f"{psutil.virtual_memory().total / 2**30:.1f} GiB" if name == "memory_bytes" else text)
+        table.add_row(
+            f"[bold]{name}[/bold]",
+            f"{psutil.virtual_memory().total / 2**30:.1f} GiB" if name == "memory_bytes" else text,
+        )
     console.print_table(table, fold=True)
 
 

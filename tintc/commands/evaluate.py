@@ -13,49 +13,83 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from tintc.commands import console
-from tintc.compiler.errors import UsageError
-from tintc.runtime.evaluate import classification, figure, language, reports, tables
-from tintc.runtime.evaluate.auxiliary import Auxiliary
-from tintc.runtime.evaluate.settings import Settings
-from tintc.runtime.evaluate.store import Store
-from tintc.runtime.evaluate.text import HUB_TEXTS, Text, read_text
+from tintc.evaluate import classification, figure, language, reports, tables
+from tintc.evaluate.auxiliary import Auxiliary
+from tintc.evaluate.settings import Settings
+from tintc.evaluate.store import Store
+from tintc.evaluate.text import HUB_TEXTS, Text, read_text
+from tintc.ir.errors import UsageError
 
 Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
 
 
 def run_lm(
-    source: str, data: str, choose: str | None, settings: dict[str, Any], how: dict[str, Any], output: Path | None, *, as_json: bool
+    source: str,
+    data: str,
+    choose: str | None,
+    settings: dict[str, Any],
+    how: dict[str, Any],
+    output: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Prints and keeps the table of `runtime.evaluate.language.run`."""
     chosen = language.Settings(**settings)
     chosen.check()
     text = read_text(data, cache_dir=how["cache_dir"])
     choosing = other_text(data, choose, how["cache_dir"], chosen.inner_lr)
-    measure(source, how, output, lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show), as_json)
+    measure(
+        source,
+        how,
+        output,
+        lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show),
+        as_json,
+    )
 
 
-def other_text(data: str, choose: str | None, cache_dir: str | None, inner_lr: float | None) -> Text | None:
+def other_text(
+    data: str, choose: str | None, cache_dir: str | None, inner_lr: float | None
+) -> Text | None:
     """The text to choose rates on: what was named, or the other split of a hub data set. Raises UsageError where nothing is chosen."""
     if inner_lr is not None and choose is not None:
-        raise UsageError(f"--inner-lr {inner_lr:g} leaves nothing to choose; leave --choose out, or --inner-lr")
+        raise UsageError(
+            f"--inner-lr {inner_lr:g} leaves nothing to choose; leave --choose out, or --inner-lr"
+        )
     if inner_lr is not None or (choose is None and data not in HUB_TEXTS):
         return None
     return read_text(choose or data, choose=choose is None, cache_dir=cache_dir)
 
 
-def run_classify(source: str, settings: dict[str, Any], how: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+def run_classify(
+    source: str,
+    settings: dict[str, Any],
+    how: dict[str, Any],
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     """Prints and keeps the table of `runtime.evaluate.classification.run`."""
     chosen = Settings(**settings)
-    measure(source, how, output, lambda auxiliary, store, show: classification.run(auxiliary, chosen, store, show), as_json)
+    measure(
+        source,
+        how,
+        output,
+        lambda auxiliary, store, show: classification.run(auxiliary, chosen, store, show),
+        as_json,
+    )
 
 
-def measure(source: str, how: dict[str, Any], output: Path | None, experiment: Experiment, as_json: bool) -> None:
+def measure(
+    source: str, how: dict[str, Any], output: Path | None, experiment: Experiment, as_json: bool
+) -> None:
     """Loads the model, runs the experiment with its results kept in `output`, and shows the report."""
     folder = None if output is None else reports.prepare_directory(output.expanduser())
     start = time.monotonic()
     with console.work() as show:
         auxiliary = Auxiliary(source, progress=show, **how)
-        store = Store(None if folder is None else folder / reports.UNITS, {"model": auxiliary.identity})
+        store = Store(
+            None if folder is None else folder / reports.UNITS, {"model": auxiliary.identity}
+        )
         with resumable(store, folder):
             report = experiment(auxiliary, store, show)
     finish(report, store, folder, start, as_json)
@@ -68,13 +102,20 @@ def resumable(store: Store, folder: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if folder is not None and not console.Verbosity.quiet:
-            console.err.print(f"{store.computed} results of this run are kept in {folder}; the same command goes on there", markup=False)
+            console.err.print(
+                f"{store.computed} results of this run are kept in {folder}; the same command goes on there",
+                markup=False,
+            )
         raise
 
 
-def finish(report: dict[str, Any], store: Store, folder: Path | None, start: float, as_json: bool) -> None:
+def finish(
+    report: dict[str, Any], store: Store, folder: Path | None, start: float, as_json: bool
+) -> None:
     """Writes and shows a report."""
-    report |= reports.about(shlex.join(["tintc", *sys.argv[1:]]), time.monotonic() - start, report["model"]["device"])
+    report |= reports.about(
+        shlex.join(["tintc", *sys.argv[1:]]), time.monotonic() - start, report["model"]["device"]
+    )
     report["units"] = {"found": store.found, "computed": store.computed}
     if folder is not None:
         reports.write(folder, report)
@@ -100,7 +141,9 @@ def show_table(table: tables.Table) -> None:
 
 
 def _where(folder: Path | None, store: Store) -> str:
-    counted = f"{store.computed} results computed" + (f", {store.found} found from an earlier run" if store.found else "")
+    counted = f"{store.computed} results computed" + (
+        f", {store.found} found from an earlier run" if store.found else ""
+    )
     if folder is None:
         return f"{counted}; nothing was kept: -o DIR keeps results, report and plot"
     picture = ", plot.png" if figure.available() else "; for a picture: pip install 'tintc[plot]'"

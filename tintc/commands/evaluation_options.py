@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tintc.commands.options import DTYPES, Debug, Device, Json, Quiet, Verbose, device_of, dtype_of
-from tintc.compiler.errors import UsageError
+from tintc.ir.errors import UsageError
 
 app = typer.Typer(
     name="eval",
@@ -18,25 +18,52 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Source = Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME.")]
-Data = Annotated[str, typer.Option(metavar="NAME|FILE", help="wikitext-2, wikitext-103, c4, a text file, or a JSONL file of {text}.")]
+Source = Annotated[
+    str,
+    typer.Argument(help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME."),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="wikitext-2, wikitext-103, c4, a text file, or a JSONL file of {text}.",
+    ),
+]
 Choose = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Text to choose learning rates on; default the hub's other split, or the first quarter of FILE."),
+    typer.Option(
+        metavar="FILE",
+        help="Text to choose learning rates on; default the hub's other split, or the first quarter of FILE.",
+    ),
 ]
-Seeds = Annotated[list[str] | None, typer.Option(metavar="N,...", help="Each draws its own items; default 1,2,3.")]
-InnerLr = Annotated[float | None, typer.Option(help="Inner learning rate of everyone; then none is chosen.")]
-Presets = Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="paper, exact; default paper.")]
+Seeds = Annotated[
+    list[str] | None, typer.Option(metavar="N,...", help="Each draws its own items; default 1,2,3.")
+]
+InnerLr = Annotated[
+    float | None, typer.Option(help="Inner learning rate of everyone; then none is chosen.")
+]
+Presets = Annotated[
+    list[str] | None, typer.Option(metavar="NAME,...", help="paper, exact; default paper.")
+]
 Batch = Annotated[int, typer.Option(help="Sequences of one call; results do not depend on it.")]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="DIR", help="Results as they come, report and plot; run again to go on after an interruption."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Results as they come, report and plot; run again to go on after an interruption.",
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where hub files are kept.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use cached files only.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")]
-LoadDtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")
+]
+LoadDtype = Annotated[
+    str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default float32.")
+]
 
 
 @app.command("lm")
@@ -45,16 +72,25 @@ def lm_command(
     data: Data,
     choose: Choose = None,
     train_fraction: Annotated[
-        list[str] | None, typer.Option(metavar="F,...", help="Parts of a sequence to train on; default 0.3,0.5,0.7,0.9.")
+        list[str] | None,
+        typer.Option(
+            metavar="F,...", help="Parts of a sequence to train on; default 0.3,0.5,0.7,0.9."
+        ),
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a sequence; default the model's own length.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; default the model's own length.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Sequences of each seed; default all.")] = None,
-    choosing: Annotated[int, typer.Option(help="Sequences that a learning rate is chosen on.")] = 16,
+    choosing: Annotated[
+        int, typer.Option(help="Sequences that a learning rate is chosen on.")
+    ] = 16,
     seeds: Seeds = None,
     inner_lr: InnerLr = None,
     presets: Presets = None,
     steps: Annotated[int, typer.Option(help="Inner gradient steps.")] = 1,
-    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Trained blocks, from the top; default all.")
+    ] = None,
     batch: Batch = 1,
     output: Output = None,
     device: Device = None,
@@ -95,20 +131,43 @@ def lm_command(
 def classify_command(
     source: Source,
     task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,...", help="sst2, mr, cr, mpqa, amazon, agnews, subj; default all seven.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...", help="sst2, mr, cr, mpqa, amazon, agnews, subj; default all seven."
+        ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the hub.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the hub.",
+        ),
     ] = None,
-    shots: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Numbers of demonstrations; default 0,32.")] = None,
-    form: Annotated[str, typer.Option(help="Demonstrations: separate (each sees only itself) or sequence.")] = "separate",
-    loss: Annotated[str, typer.Option(help="Of demonstrations: on their label words, or on the whole context.")] = "label",
+    shots: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,...", help="Numbers of demonstrations; default 0,32."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option(help="Demonstrations: separate (each sees only itself) or sequence.")
+    ] = "separate",
+    loss: Annotated[
+        str, typer.Option(help="Of demonstrations: on their label words, or on the whole context.")
+    ] = "label",
     budgets: Annotated[
-        list[str] | None, typer.Option(metavar="LxS,...", help="Layers of 12 x steps, scaled to the model; default 12x1,6x2,3x4.")
+        list[str] | None,
+        typer.Option(
+            metavar="LxS,...",
+            help="Layers of 12 x steps, scaled to the model; default 12x1,6x2,3x4.",
+        ),
     ] = None,
-    rates: Annotated[list[str] | None, typer.Option(metavar="RATE,...", help="Inner learning rates to choose from.")] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RATE,...", help="Inner learning rates to choose from."),
+    ] = None,
     limit: Annotated[int, typer.Option(help="Test items of each task.")] = 200,
-    choosing: Annotated[int, typer.Option(help="Training items that everything is chosen on.")] = 32,
+    choosing: Annotated[
+        int, typer.Option(help="Training items that everything is chosen on.")
+    ] = 32,
     seeds: Seeds = None,
     inner_lr: InnerLr = None,
     presets: Presets = None,
@@ -156,15 +215,27 @@ def ablate_command(
     data: Data,
     choose: Choose = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,...", help="Variants or patterns, as paper, norm-*; default the whole grid.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Variants or patterns, as paper, norm-*; default the whole grid.",
+        ),
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a sequence; half of them are trained on.")] = 256,
+    length: Annotated[
+        int, typer.Option(help="Tokens of a sequence; half of them are trained on.")
+    ] = 256,
     limit: Annotated[int, typer.Option(help="Sequences to evaluate.")] = 16,
-    choosing: Annotated[int, typer.Option(help="Sequences that each variant's learning rate is chosen on.")] = 4,
-    error_sequences: Annotated[int, typer.Option(help="Sequences whose updates are compared with the exact gradient.")] = 2,
+    choosing: Annotated[
+        int, typer.Option(help="Sequences that each variant's learning rate is chosen on.")
+    ] = 4,
+    error_sequences: Annotated[
+        int, typer.Option(help="Sequences whose updates are compared with the exact gradient.")
+    ] = 2,
     inner_lr: InnerLr = None,
     steps: Annotated[int, typer.Option(help="Inner gradient steps.")] = 1,
-    layers: Annotated[int | None, typer.Option(help="Trained blocks, from the top; default all.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Trained blocks, from the top; default all.")
+    ] = None,
     batch: Batch = 4,
     output: Output = None,
     device: Device = None,
@@ -193,7 +264,17 @@ def ablate_command(
     how = _loading(device, dtype, revision, cache_dir, offline, trust_remote_code)
     from tintc.commands import ablate as command
 
-    command.run(source, data, choose, sizes, {"steps": steps, "layers": layers}, settings, how, output, as_json=as_json)
+    command.run(
+        source,
+        data,
+        choose,
+        sizes,
+        {"steps": steps, "layers": layers},
+        settings,
+        how,
+        output,
+        as_json=as_json,
+    )
 
 
 def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
@@ -205,11 +286,18 @@ def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
         return {name: tuple(kind(part) for part in parts)}
     except ValueError:
         expected = {float: "numbers", int: "whole numbers"}[kind]
-        raise UsageError(f"{name} are {','.join(values)!r}; expected {expected} with commas between them") from None
+        raise UsageError(
+            f"{name} are {','.join(values)!r}; expected {expected} with commas between them"
+        ) from None
 
 
 def _loading(
-    device: str | None, dtype: str | None, revision: str | None, cache_dir: Path | None, offline: bool, trust_remote_code: bool
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+    cache_dir: Path | None,
+    offline: bool,
+    trust_remote_code: bool,
 ) -> dict[str, Any]:
     return {
         "device": device_of(device),

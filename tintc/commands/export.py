@@ -9,32 +9,47 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tintc.commands import console
-from tintc.compiler.errors import UsageError
+from tintc.ir.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from tintc.runtime.onnx import Exported
+    from tintc.compiler.onnx import Exported
 
 
-def run(path: Path, target: Path, further: Sequence[str], dtype: torch.dtype | None, options: dict[str, Any], *, as_json: bool) -> None:
+def run(
+    path: Path,
+    target: Path,
+    further: Sequence[str],
+    dtype: torch.dtype | None,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
     """Exports and prints what was written. further: optional inputs and outputs."""
     from tintc.compiler.artifact import load
-    from tintc.runtime.onnx import export_onnx
-    from tintc.runtime.onnx.files import check_target
-    from tintc.runtime.onnx.inputs import OPTIONAL
-    from tintc.runtime.onnx.model import OUTPUTS
+    from tintc.compiler.onnx import export_onnx
+    from tintc.compiler.onnx.files import check_target
+    from tintc.compiler.onnx.inputs import OPTIONAL
+    from tintc.compiler.onnx.model import OUTPUTS
 
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:
-        raise UsageError(f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or {', '.join(OUTPUTS[1:])}")
+        raise UsageError(
+            f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or {', '.join(OUTPUTS[1:])}"
+        )
     target = target.expanduser()
     check_target(target, force=options["force"])
-    inputs, outputs = [name for name in further if name in OPTIONAL], ["logits", *(name for name in further if name in OUTPUTS)]
+    inputs, outputs = (
+        [name for name in further if name in OPTIONAL],
+        ["logits", *(name for name in further if name in OUTPUTS)],
+    )
     with console.stages(5) as stage:
         stage("load")
         simulator = load(path, dtype=dtype)
-        exported = export_onnx(simulator, target, inputs=inputs, outputs=outputs, progress=stage, **options)
+        exported = export_onnx(
+            simulator, target, inputs=inputs, outputs=outputs, progress=stage, **options
+        )
     if as_json:
         console.print_json(exported.to_dict())
         return
@@ -43,7 +58,13 @@ def run(path: Path, target: Path, further: Sequence[str], dtype: torch.dtype | N
 
 def _print(exported: Exported) -> None:
     table = Table.grid(padding=(0, 2))
-    asked = ["input_ids", "train_mask", *exported.inputs, "inner_lr", *(["labels"] if "losses" in " ".join(exported.outputs) else [])]
+    asked = [
+        "input_ids",
+        "train_mask",
+        *exported.inputs,
+        "inner_lr",
+        *(["labels"] if "losses" in " ".join(exported.outputs) else []),
+    ]
     beside = "" if exported.data is None else f", weights in {exported.data.name}"
     rows = {
         "model": f"{exported.path}: {exported.file_bytes / 1e6:.1f} MB{beside}, of which {exported.weight_bytes / 1e6:.1f} MB are weights",
@@ -53,10 +74,15 @@ def _print(exported: Exported) -> None:
     }
     if exported.check is not None:
         for name, found in exported.check.outputs.items():
-            rows[f"error of {name}"] = f"{found.error:.1e}, allowed {found.limit:.1e}; the largest number is {found.largest:.3g}"
+            rows[f"error of {name}"] = (
+                f"{found.error:.1e}, allowed {found.limit:.1e}; the largest number is {found.largest:.3g}"
+            )
         rows["compared on"] = "; ".join(exported.check.inputs)
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     console.print_table(table, fold=True)
     if not console.Verbosity.quiet:
-        console.err.print(f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} --text '...'", markup=False)
+        console.err.print(
+            f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} --text '...'",
+            markup=False,
+        )

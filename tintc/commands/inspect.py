@@ -13,21 +13,34 @@ from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.compiler.artifact import load, read_manifest
-from tintc.compiler.errors import UsageError
-from tintc.compiler.layout import Layout
-from tintc.compiler.records import NodeRecord, to_records
+from tintc.ir.errors import UsageError
+from tintc.ir.layout import Layout
+from tintc.ir.records import NodeRecord, to_records
 
 
-def run(path: Path, *, stage: str | None, form: str, slots: bool, params: bool, node: str | None, as_json: bool) -> None:
+def run(
+    path: Path,
+    *,
+    stage: str | None,
+    form: str,
+    slots: bool,
+    params: bool,
+    node: str | None,
+    as_json: bool,
+) -> None:
     """Prints the summary, or what the options ask for."""
     if as_json and form not in ("table", "json"):
         raise UsageError(f"--json and --format {form} exclude each other; pass one of them")
     form = "json" if as_json else form
     whole = "--slots" if slots else "--params"
     if (slots or params) and (stage is not None or node is not None or (slots and params)):
-        raise UsageError(f"{whole} shows the whole simulator; pass it without --stage, --node and {'--params' if slots else '--slots'}")
+        raise UsageError(
+            f"{whole} shows the whole simulator; pass it without --stage, --node and {'--params' if slots else '--slots'}"
+        )
     if (slots or params or node is not None) and form not in ("table", "json"):
-        raise UsageError(f"--format is {form}; {whole if slots or params else '--node'} has the formats table and json")
+        raise UsageError(
+            f"--format is {form}; {whole if slots or params else '--node'} has the formats table and json"
+        )
     manifest = read_manifest(path)
     if slots:
         _print_slots(Layout.from_dict(manifest["layout"]), form)
@@ -57,7 +70,11 @@ def _print_parameters(facts: dict[str, Any], form: str) -> None:
     console.out.print()
     table = Table.grid(padding=(0, 2))
     call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
-    rows = {**answers(parameters), "one call": call, "FLOPs": flops_text(estimate["flops"], estimate["direct_flops"])}
+    rows = {
+        **answers(parameters),
+        "one call": call,
+        "FLOPs": flops_text(estimate["flops"], estimate["direct_flops"]),
+    }
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     console.print_table(table, fold=True)
@@ -74,7 +91,10 @@ def _records(path: Path, stage: str) -> list[NodeRecord]:
 
 def _print_graph(path: Path, stage: str, form: str) -> None:
     if form == "code" and stage == "emitted":
-        console.out.out(_one_argument_a_line(load(path).emitted(differentiable=False).code.strip()), highlight=False)
+        console.out.out(
+            _one_argument_a_line(load(path).emitted(differentiable=False).code.strip()),
+            highlight=False,
+        )
         return
     records = _records(path, stage)
     if form == "json":
@@ -101,13 +121,31 @@ def _operators(counts: dict[str, int]) -> Table:
 
 
 def _table(records: list[NodeRecord], stage: str) -> Table:
-    table = Table("node", "operator", "shape", "phase", "step", "module", "reads", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "node",
+        "operator",
+        "shape",
+        "phase",
+        "step",
+        "module",
+        "reads",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for record in records:
         phase = record.info.get("phase", record.kind if record.kind != "call" else "")
-        reads = ", ".join(record.inputs()) if record.kind != "output" else f"{len(record.inputs())} nodes"
+        reads = (
+            ", ".join(record.inputs())
+            if record.kind != "output"
+            else f"{len(record.inputs())} nodes"
+        )
         step = str(record.info.get("step", "")) if record.info.get("phase") else ""
-        shape = shape_text(record.shape) if stage != "emitted" else ""  # plain torch calls carry no shapes
-        table.add_row(record.name, record.operator, shape, phase, step, record.info.get("module", ""), reads)
+        shape = (
+            shape_text(record.shape) if stage != "emitted" else ""
+        )  # plain torch calls carry no shapes
+        table.add_row(
+            record.name, record.operator, shape, phase, step, record.info.get("module", ""), reads
+        )
     return table
 
 
@@ -119,15 +157,25 @@ def shape_text(shape: list[Any]) -> str:
 def as_code(records: list[NodeRecord]) -> str:
     """One assignment a line, with shape, module and source line behind it."""
     lines = ["def simulator("]
-    lines += [f"    {record.name},  # {shape_text(record.shape)}" for record in records if record.kind in ("input", "parameter")]
+    lines += [
+        f"    {record.name},  # {shape_text(record.shape)}"
+        for record in records
+        if record.kind in ("input", "parameter")
+    ]
     lines.append("):")
     for record in records:
         if record.kind == "output":
             lines.append(f"    return {_argument(record.args[0])}")
         elif record.kind == "call":
-            args = [_argument(a) for a in record.args] + [f"{name}={_argument(v)}" for name, v in record.kwargs.items()]
-            origin = "  ".join(part for part in (record.info.get("module"), record.info.get("source")) if part)
-            lines.append(f"    {record.name} = {record.operator}({', '.join(args)})  # {shape_text(record.shape)}  {origin}".rstrip())
+            args = [_argument(a) for a in record.args] + [
+                f"{name}={_argument(v)}" for name, v in record.kwargs.items()
+            ]
+            origin = "  ".join(
+                part for part in (record.info.get("module"), record.info.get("source")) if part
+            )
+            lines.append(
+                f"    {record.name} = {record.operator}({', '.join(args)})  # {shape_text(record.shape)}  {origin}".rstrip()
+            )
     return "\n".join(lines)
 
 
@@ -138,7 +186,11 @@ def _argument(value: Any) -> str:
         if set(value) == {"repr"}:
             return str(value["repr"])
         return "{" + ", ".join(f"{name!r}: {_argument(item)}" for name, item in value.items()) + "}"
-    return "[" + ", ".join(_argument(item) for item in value) + "]" if isinstance(value, list) else repr(value)
+    return (
+        "[" + ", ".join(_argument(item) for item in value) + "]"
+        if isinstance(value, list)
+        else repr(value)
+    )
 
 
 _COLORS = {"forward": "#cfe2f3", "backward": "#f4cccc", "descent": "#d9ead3"}
@@ -147,14 +199,19 @@ _COLORS = {"forward": "#cfe2f3", "backward": "#f4cccc", "descent": "#d9ead3"}
 def as_dot(records: list[NodeRecord]) -> str:
     """The graph for Graphviz (`| dot -Tsvg`): one box a node, coloured by phase; parameters are left out."""
     drawn = {record.name for record in records if record.kind != "parameter"}
-    lines = ["digraph simulator {", '  node [shape=box, style=filled, fillcolor=white, fontname="Helvetica"];']
+    lines = [
+        "digraph simulator {",
+        '  node [shape=box, style=filled, fillcolor=white, fontname="Helvetica"];',
+    ]
     for record in records:
         if record.name not in drawn:
             continue
         color = _COLORS.get(record.info.get("phase", ""), "#eeeeee")
         label = f"{record.name}\\n{record.operator} {shape_text(record.shape)}".replace('"', "'")
         lines.append(f'  "{record.name}" [label="{label}", fillcolor="{color}"];')
-        lines += [f'  "{source}" -> "{record.name}";' for source in record.inputs() if source in drawn]
+        lines += [
+            f'  "{source}" -> "{record.name}";' for source in record.inputs() if source in drawn
+        ]
     return "\n".join([*lines, "}"])
 
 
@@ -162,14 +219,34 @@ def _print_slots(layout: Layout, form: str) -> None:
     if form == "json":
         console.print_json(layout.to_dict())
         return
-    prefix = Table("prefix slot", "shape", "trainable", "pages", "tokens", "rows a token", "coordinates", box=None, padding=(0, 2, 0, 0))
+    prefix = Table(
+        "prefix slot",
+        "shape",
+        "trainable",
+        "pages",
+        "tokens",
+        "rows a token",
+        "coordinates",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for slot in layout.prefix.values():
         first = slot.tiles[0]
         pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
         shape = shape_text(list(slot.shape))
         learns = "yes" if slot.trainable else ""
-        prefix.add_row(slot.name, shape, learns, pages, str(first.tokens), str(first.groups), str(first.coordinates))
-    memory = Table("memory slot", "coordinates", "until", "kept for training", box=None, padding=(0, 2, 0, 0))
+        prefix.add_row(
+            slot.name,
+            shape,
+            learns,
+            pages,
+            str(first.tokens),
+            str(first.groups),
+            str(first.coordinates),
+        )
+    memory = Table(
+        "memory slot", "coordinates", "until", "kept for training", box=None, padding=(0, 2, 0, 0)
+    )
     for held in layout.memory.values():
         memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
     console.out.print(
@@ -186,14 +263,23 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
     record = next((r for r in records if r.name == name), None)
     if record is None:
         near = [r.name for r in records if name in r.name][:5]
-        hint = f"; names that contain it: {', '.join(near)}" if near else f"; tintc inspect DIR --stage {stage} lists all"
+        hint = (
+            f"; names that contain it: {', '.join(near)}"
+            if near
+            else f"; tintc inspect DIR --stage {stage} lists all"
+        )
         raise UsageError(f"no node {name} in the {stage} graph{hint}")
     users = [r.name for r in records if name in r.inputs()]
     if form == "json":
         console.print_json({**record.to_dict(), "users": users})
         return
     table = Table.grid(padding=(0, 2))
-    rows = {"node": record.name, "operator": record.operator, "shape": shape_text(record.shape), **record.info}
+    rows = {
+        "node": record.name,
+        "operator": record.operator,
+        "shape": shape_text(record.shape),
+        **record.info,
+    }
     for key, value in rows.items():
         table.add_row(f"[bold]{key}[/bold]", str(value))
     table.add_row("[bold]arguments[/bold]", ", ".join(_argument(a) for a in record.args))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tintc.commands.console import Verbosity, configure_logging
-from tintc.compiler.config import SimulatorConfig
-from tintc.compiler.errors import UsageError
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,15 @@ def _debug(value: bool) -> bool:
     return value
 
 
-Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `tintc compile` wrote.")]
-Runnable = Annotated[Path, typer.Argument(metavar="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx.")]
+Artifact = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Directory that `tintc compile` wrote.")
+]
+Runnable = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx."
+    ),
+]
 With = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,13 +53,24 @@ With = Annotated[
         "may be repeated.",
     ),
 ]
-Opset = Annotated[int | None, typer.Option(help="Of ONNX's standard operators, 18 to 23; default 20.")]
+Opset = Annotated[
+    int | None, typer.Option(help="Of ONNX's standard operators, 18 to 23; default 20.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")
+]
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
 Backend = Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")]
-Share = Annotated[str, typer.Option(help="Who shares structural constants: none, layers (all blocks) or all (equal modules).")]
+Share = Annotated[
+    str,
+    typer.Option(
+        help="Who shares structural constants: none, layers (all blocks) or all (equal modules)."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default cpu.")]
 Dtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default as stored.")]
 
@@ -66,7 +84,9 @@ def config_of(preset: str | None, file: Path | None, flags: dict[str, Any]) -> S
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read the config {file}: {error}") from error
         if not isinstance(fields, dict):
-            raise UsageError(f"the config {file} holds a {type(fields).__name__}; expected a JSON object of config fields")
+            raise UsageError(
+                f"the config {file} holds a {type(fields).__name__}; expected a JSON object of config fields"
+            )
     named = fields.pop("preset", "paper")
     return SimulatorConfig.preset(preset or named, **{**fields, **flags})
 
@@ -98,5 +118,7 @@ def device_of(name: str | None) -> str | None:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device is {name}; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(
+            f"device is {name}; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return name

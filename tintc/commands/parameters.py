@@ -18,17 +18,35 @@ def print_parameters(facts: dict[str, Any]) -> None:
     """The parts, then the structural constants by phase, operator and module."""
     parts = Table("part", "parameters", "of all", "formula", box=None, padding=(0, 2, 0, 0))
     for part in facts["parts"]:
-        parts.add_row(part["name"], f"{part['count']:,}", f"{part['count'] / facts['total']:.1%}", part["formula"])
+        parts.add_row(
+            part["name"],
+            f"{part['count']:,}",
+            f"{part['count'] / facts['total']:.1%}",
+            part["formula"],
+        )
     parts.add_row("total", f"{facts['total']:,}", "100.0%", "")
     console.print_table(parts)
     if not facts["structure"]:
         return
     console.out.print()
-    rows = Table("phase", "operator", "module", "uses", "copies", "each", "parameters", "formula", box=None, padding=(0, 2, 0, 0))
+    rows = Table(
+        "phase",
+        "operator",
+        "module",
+        "uses",
+        "copies",
+        "each",
+        "parameters",
+        "formula",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for row in facts["structure"]:
         sizes = ", ".join(f"{name} {value}" for name, value in row["sizes"].items())
         counts = (f"{row[name]:,}" for name in ("uses", "copies", "numbers", "count"))
-        rows.add_row(row["phase"], row["operator"], row["module"], *counts, f"{row['formula']}  ({sizes})")
+        rows.add_row(
+            row["phase"], row["operator"], row["module"], *counts, f"{row['formula']}  ({sizes})"
+        )
     console.print_table(rows)
     console.out.print(_LETTERS)
     console.out.print()
@@ -41,7 +59,11 @@ def print_parameters(facts: dict[str, Any]) -> None:
 def answers(facts: dict[str, Any]) -> dict[str, str]:
     """What a reviewer asks about the parameters, by topic."""
     counts = {part["name"]: part["count"] for part in facts["parts"]}
-    own = counts.get("structural constants", 0) + counts.get("position code", 0) + counts["inner learning rate"]
+    own = (
+        counts.get("structural constants", 0)
+        + counts.get("position code", 0)
+        + counts["inner learning rate"]
+    )
     passes = ", ".join(f"{count} {name}" for name, count in facts["passes"].items())
     if not facts["shares"]:
         return {

@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.text import check_length, check_loss, check_options, check_rest, perplexity, read, show
+from tintc.commands.text import (
+    check_length,
+    check_loss,
+    check_options,
+    check_rest,
+    perplexity,
+    read,
+    show,
+)
 from tintc.compiler.artifact import load
-from tintc.compiler.errors import InputError
+from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
 
 
@@ -68,7 +76,9 @@ def run(
 
 def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
     if simulator.tokenizer is None:
-        raise InputError("this artifact has no tokenizer (its source had none); call the simulator from Python with token ids")
+        raise InputError(
+            "this artifact has no tokenizer (its source had none); call the simulator from Python with token ids"
+        )
     ids: Tensor = simulator.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     limit = simulator.program.facts.longest
     if max_tokens is not None:
@@ -83,7 +93,10 @@ def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int)
     limit, end = simulator.program.facts.longest or math.inf, simulator.tokenizer.eos_token_id
     start = ids.shape[1]
     if start + count > limit:
-        warnings.warn(f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} generated tokens", stacklevel=2)
+        warnings.warn(
+            f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} generated tokens",
+            stacklevel=2,
+        )
     with console.stages(count) as stage:
         while ids.shape[1] < min(start + count, limit):
             stage(f"generating token {ids.shape[1] - start + 1}")

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import check_length, check_loss, check_options, check_rest, perplexity, read, show
-from tintc.compiler.errors import ArtifactError, InputError, UsageError
+from tintc.commands.text import (
+    check_length,
+    check_loss,
+    check_options,
+    check_rest,
+    perplexity,
+    read,
+    show,
+)
+from tintc.ir.errors import ArtifactError, InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +41,13 @@ class Model:
         try:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime has a class for every status
-            raise ArtifactError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())[:200]}") from error
+            raise ArtifactError(
+                f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())[:200]}"
+            ) from error
         self.about: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.types = {value.name: value.type for value in self.session.get_inputs()}
         if "tintc.version" not in self.about or not set(self.types) >= _OWN:
@@ -43,7 +55,9 @@ class Model:
         if "logits" not in [value.name for value in self.session.get_outputs()]:
             raise UsageError(f"{path} has no output logits; export it with that output")
         if "tokenizer.json" not in self.about:
-            raise InputError(f"{path} holds no tokenizer (its source had none); call it from onnxruntime with token ids")
+            raise InputError(
+                f"{path} holds no tokenizer (its source had none); call it from onnxruntime with token ids"
+            )
         self.tokenizer = Tokenizer.from_str(self.about["tokenizer.json"])
         longest = self.about.get("tintc.max_tokens")
         self.longest = None if longest is None else int(longest)
@@ -57,18 +71,27 @@ class Model:
         feed: dict[str, Any] = {
             "input_ids": ids,
             "train_mask": (columns < trained).astype(np.int64)[None],
-            "inner_lr": np.array(inner_lr, np.float64 if "double" in self.types["inner_lr"] else np.float32),
+            "inner_lr": np.array(
+                inner_lr, np.float64 if "double" in self.types["inner_lr"] else np.float32
+            ),
             "loss_mask": np.ones_like(ids),
-            "attention_mask": np.ones((1, tokens, tokens) if self._of_pairs() else (1, tokens), np.int64),
+            "attention_mask": np.ones(
+                (1, tokens, tokens) if self._of_pairs() else (1, tokens), np.int64
+            ),
             "position_ids": columns[None].astype(np.int64),
             "labels": np.full_like(ids, -100),
         }
-        found: np.ndarray = self.session.run(["logits"], {name: feed[name] for name in self.types})[0]
+        found: np.ndarray = self.session.run(["logits"], {name: feed[name] for name in self.types})[
+            0
+        ]
         wide: np.ndarray = found[0].astype(np.float64)
         return wide
 
     def _of_pairs(self) -> bool:
-        return any(value.name == "attention_mask" and len(value.shape) == 3 for value in self.session.get_inputs())
+        return any(
+            value.name == "attention_mask" and len(value.shape) == 3
+            for value in self.session.get_inputs()
+        )
 
 
 def run(
@@ -94,7 +117,9 @@ def run(
     check_length(tokens, model.longest)
     trained = round(train_fraction * tokens)
     predicted = check_rest(tokens, trained)
-    before, after = (_loss(model.logits(ids, trained, used), ids[0], trained) for used in (0.0, rate))
+    before, after = (
+        _loss(model.logits(ids, trained, used), ids[0], trained) for used in (0.0, rate)
+    )
     check_loss(after, rate)
     result: dict[str, Any] = {
         "tokens": tokens,

@@ -10,13 +10,15 @@ from typing import Any
 from rich.table import Table
 
 from tintc.commands import console
-from tintc.compiler.errors import InputError, NumericalError, UsageError
+from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
 def check_options(train_fraction: float, inner_lr: float | None) -> None:
     """Raises UsageError for a fraction or a rate that makes no sense."""
     if not 0 <= train_fraction < 1:
-        raise UsageError(f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is what is predicted")
+        raise UsageError(
+            f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is what is predicted"
+        )
     if inner_lr is not None and not math.isfinite(inner_lr):
         raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
 
@@ -43,7 +45,9 @@ def read(text: str | None, file: str | None) -> str:
 def check_length(tokens: int, limit: int | None) -> None:
     """Raises InputError for a text that is too short, or longer than the simulator takes."""
     if limit is not None and tokens > limit:
-        raise InputError(f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens {limit} to cut it")
+        raise InputError(
+            f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens {limit} to cut it"
+        )
     if tokens < 2:
         raise InputError(f"the text has {tokens} token; expected at least 2")
 
@@ -52,7 +56,9 @@ def check_rest(tokens: int, trained: int) -> int:
     """How many tokens are predicted: those behind the trained ones, never the first. Raises InputError if there is none."""
     predicted = tokens - max(trained, 1)
     if predicted < 1:
-        raise InputError(f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; pass more text")
+        raise InputError(
+            f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; pass more text"
+        )
     return predicted
 
 
@@ -67,7 +73,9 @@ def check_loss(after: float, inner_lr: float) -> None:
 
 def perplexity(loss: float) -> float:
     """e^loss."""
-    return math.exp(loss) if loss < 709 else math.inf  # e^709 is the largest power that a float holds
+    return (
+        math.exp(loss) if loss < 709 else math.inf
+    )  # e^709 is the largest power that a float holds
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
@@ -77,12 +85,20 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         return
     before, after = result["perplexity_before"], result["perplexity_after"]
     table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]tokens[/bold]", f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} predicted")
+    table.add_row(
+        "[bold]tokens[/bold]",
+        f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} predicted",
+    )
     steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
     change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
     table.add_row("[bold]inner training[/bold]", f"{steps} at learning rate {result['inner_lr']:g}")
-    table.add_row("[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}")
-    table.add_row("[bold]perplexity after[/bold]", (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change)
+    table.add_row(
+        "[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}"
+    )
+    table.add_row(
+        "[bold]perplexity after[/bold]",
+        (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change,
+    )
     console.print_table(table, fold=True)
     if "generated" in result:
         console.out.print(result["generated"], markup=False)

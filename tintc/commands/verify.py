@@ -9,8 +9,8 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.compiler.artifact import load
-from tintc.compiler.errors import NumericalError
 from tintc.compiler.verification import Verification, verify
+from tintc.ir.errors import NumericalError
 
 
 def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
@@ -35,7 +35,9 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
 
 
 def _print(result: Verification) -> None:
-    table = Table("layer", "update cosine", "relative error", "not updated", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "layer", "update cosine", "relative error", "not updated", box=None, padding=(0, 2, 0, 0)
+    )
     for layer in result.layers():
         inside = [update for update in result.updates if update.name.startswith(layer.name + ".")]
         still = [".".join(update.name.split(".")[-2:]) for update in inside if not update.norm]

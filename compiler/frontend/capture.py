@@ -1,0 +1,313 @@
+"""nn.Module -> torch.fx graph, by torch.export with dynamic batch and sequence.
+
+The graph has one placeholder per parameter, buffer and input and one output, the logits (B, T, V). Nothing
+here knows a model family: later passes recognise operator patterns.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import dataclasses
+import inspect
+import math
+import re
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.frontend.untraceable import quietly, untraceable
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.inputs import is_reserved
+from tintc.ir.node_meta import KEY, info
+
+_LENGTHS_TRIED = (
+    4098  # guards are read up to this length: passes look at masks and positions up to 4096
+)
+
+
+@dataclass
+class Captured:
+    """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied entries -> that name.
+    constants: placeholder name -> value, for buffers and constants outside the state dict: masks, rotary frequencies, numbers.
+    max_tokens: the longest sequence for which the graph stands, where the model's own code sets a limit."""
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    aliases: dict[str, str]
+    constants: dict[str, Tensor]
+    max_tokens: int | None = None
+
+    def copy(self) -> Captured:
+        """The same with a graph of its own, since passes rewrite theirs."""
+        graph = copy.deepcopy(self.graph)
+        graph.owning_module = self.graph.owning_module
+        for node in graph.nodes:
+            if KEY in node.meta:
+                node.meta[KEY] = copy.copy(node.meta[KEY])
+        return dataclasses.replace(self, graph=graph)
+
+
+class LogitsOnly(nn.Module):
+    """Calls a model without a cache and returns its logits, whatever container they come in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.auxiliary = model
+        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+        self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out = self.auxiliary(input_ids, **self.options)
+        logits = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            shape = (
+                f"a tensor of {logits.ndim} dimensions"
+                if isinstance(logits, Tensor)
+                else f"a {type(logits).__name__}"
+            )
+            raise UnsupportedModelError(
+                f"{type(self.auxiliary).__name__} returned {shape}; expected logits of shape (batch, tokens, vocabulary): "
+                "tintc simulates causal language models, called as model(input_ids)"
+            )
+        return logits
+
+
+def capture(model: nn.Module) -> Captured:
+    """Exports the model in eval mode and names what it holds.
+
+    Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
+    """
+    with evaluating(model), _all_on_meta(model) as buffers:
+        wrapper = LogitsOnly(model)
+        program = _export(wrapper, _device(model))
+        longest = _longest(program, wrapper)
+    tensors, aliases = _state(model)
+    graph = program.graph_module.graph
+    constants = _name_placeholders(graph, program, tensors, aliases, buffers)
+    tensors |= {name: value for name, value in buffers.items() if name in tensors}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            info(node).module, info(node).source = module_path(node), source_line(node)
+    graph.lint()
+    return Captured(graph, tensors, aliases, constants, max_tokens=longest)
+
+
+@contextmanager
+def _all_on_meta(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Of a model whose weights have no numbers, puts the buffers on the meta device as well, and back. Yields them by name."""
+    if _device(model).type != "meta":
+        yield {}
+        return
+    places = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in module._buffers.items()
+        if value is not None
+    ]
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for module, name, value in places:
+        module._buffers[name] = value.to("meta")
+    try:
+        yield buffers
+    finally:
+        for module, name, value in places:
+            module._buffers[name] = value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode and every part of it back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:
+    ids = torch.zeros(2, 8, dtype=torch.int64, device=device)
+    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    try:
+        # With gradients on, as a user would train it, so that a model's own no_grad regions show in the graph.
+        with quietly(), torch.enable_grad():
+            program = torch.export.export(
+                wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False
+            )
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # torch.export raises whatever the traced code or the tracer raises
+        raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
+    return program
+
+
+def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int | None:
+    """The longest sequence up to which the captured graph stands for the model; None for no limit.
+
+    A model that branches on the batch or the length was captured only along the branch of 2 x 8 tokens. Lengths from some number on that
+    leave the branch are a limit; if the graph computes the same at that number itself (a slice that happens to be whole), it is included.
+    Raises UnsupportedModelError for any other branch.
+    """
+    (least, most), (shortest, longest) = _bounds(program)
+    guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
+    compiled = [builtins.compile(guard, "<guard>", "eval") for guard in guards]
+    numbers = {int(number) for guard in guards for number in re.findall(r"\d+", guard)}
+    lengths = (
+        sorted({*range(2, _LENGTHS_TRIED), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)})
+        if guards
+        else []
+    )
+    broken = next(
+        (
+            n
+            for n in lengths
+            if not all(_holds(guard, batch, n) for guard in compiled for batch in (1, 2, 3, 5))
+        ),
+        None,
+    )
+    if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
+        found = [
+            *guards,
+            *(f"batch >= {n}" for n in (least,) if n > 2),
+            *(f"batch <= {n}" for n in (most,) if n is not None),
+        ]
+        found += [f"tokens >= {shortest}"] if shortest > 2 else []
+        raise UnsupportedModelError(
+            f"{type(wrapper.auxiliary).__name__} computes different things for different batches or lengths ({'; '.join(found[:3])}); "
+            "expected one computation for all"
+        )
+    if broken is not None:
+        longest = (
+            broken
+            if broken < _LENGTHS_TRIED and _stands_at(broken, program, wrapper)
+            else broken - 1
+        )
+    return longest
+
+
+class _Sized(tuple[int, ...]):
+    """Stands for a tensor in a guard, which asks for its sizes alone."""
+
+    def size(self) -> tuple[int, ...]:
+        return self
+
+
+def _holds(guard: types.CodeType, batch: int, length: int) -> bool:
+    """Whether a guard of torch.export, a Python expression in the sizes of the input, holds."""
+    names = {
+        "L": {"input_ids": _Sized((batch, length))},
+        "max": max,
+        "min": min,
+        "math": math,
+        "torch": torch,
+    }
+    try:
+        return bool(eval(guard, {"__builtins__": {}}, names))
+    except Exception:  # a kind of guard that is not known
+        return False
+
+
+def _stands_at(length: int, program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> bool:
+    """Whether the captured graph gives the model's own logits at a length that its guards exclude."""
+    ids = torch.arange(length, device=_device(wrapper))[None] % 2
+    try:
+        with torch.no_grad():
+            expected, found = wrapper(ids), program.module(check_guards=False)(input_ids=ids)
+    except Exception:  # the model, or the graph, cannot do it: whatever it raises
+        return False
+    return expected.device.type == "meta" or bool(
+        torch.allclose(expected, found, rtol=1e-4, atol=1e-6)
+    )
+
+
+def _bounds(program: torch.export.ExportedProgram) -> list[tuple[int, int | None]]:
+    """(smallest, largest or None) batch and length for which the captured graph stands."""
+    ids = next(
+        n.meta["val"]
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name == "input_ids"
+    )
+    ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
+    found = [ranges.get(str(size)) for size in ids.shape]
+    return [
+        (0, None)
+        if b is None
+        else (int(b.lower), None if str(b.upper) == "int_oo" else int(b.upper))
+        for b in found
+    ]
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict with tied entries once, under the name that comes first, and the other names."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[int, tuple[int, ...]], str] = {}
+    live = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    for name in model.state_dict():
+        tensor = live[name]
+        key = (id(tensor), tuple(tensor.shape))
+        if key in first_name:
+            aliases[name] = first_name[key]
+        else:
+            first_name[key] = name
+            tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
+def _name_placeholders(
+    graph: fx.Graph,
+    program: torch.export.ExportedProgram,
+    tensors: dict[str, Tensor],
+    aliases: dict[str, str],
+    buffers: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Gives each placeholder its role, merges tied ones, and returns the values of those outside the state dict: those in `buffers`,
+    or as the program holds them."""
+    specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
+    constants: dict[str, Tensor] = {}
+    first: dict[str, fx.Node] = {}
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        spec = specs[node.name]
+        record = info(node)
+        if spec.kind == InputKind.USER_INPUT:
+            record.role, record.shape, record.dtype = "input", ("B", "T"), "int"
+            _rename(node, "input_ids")
+            continue
+        full_name = spec.target or ""
+        name = full_name.removeprefix(ATTRIBUTE + ".")
+        name = aliases.get(name, name)
+        if name not in tensors:
+            held = program.constants if full_name in program.constants else program.state_dict
+            constants[node.name] = buffers[name] if name in buffers else held[full_name]
+            continue
+        record.role, record.parameter, record.shape = "parameter", name, tuple(tensors[name].shape)
+        record.buffer = spec.kind == InputKind.BUFFER
+        if name in first:
+            node.replace_all_uses_with(first[name])
+            graph.erase_node(node)
+        else:
+            first[name] = node
+            label = re.sub(r"\W", "_", name)
+            _rename(node, f"{label}_weight" if is_reserved(label) else label)
+    return constants
+
+
+def _rename(placeholder: fx.Node, name: str) -> None:
+    placeholder._rename(name)
+    placeholder.target = placeholder.name

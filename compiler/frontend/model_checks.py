@@ -1,0 +1,138 @@
+"""What a model must satisfy before it is compiled: supported, small enough, finite, causal; and the model without weights that tells."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from tintc.compiler.frontend.hub import first_line
+from tintc.ir.errors import MemoryLimitError, SourceError, UnsupportedModelError
+
+
+def check_supported(config: PreTrainedConfig, name: str) -> None:
+    has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if config.is_encoder_decoder or not (known or has_code):
+        made_for = ", ".join(config.architectures or []) or config.model_type
+        raise UnsupportedModelError(
+            f"{name} is no causal language model ({made_for}); expected a decoder such as OPT or GPT-2"
+        )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModelError(
+            f"{name} has quantized weights; expected plain ones (float32, bfloat16 or float16)"
+        )
+
+
+def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -> torch.nn.Module:
+    """A model whose parameters are on the meta device: shapes and no numbers. Its buffers (rotary frequencies, masks) are computed.
+
+    options: of from_config. Raises SourceError for a config that makes no model.
+    """
+    try:
+        with _EmptyOnMeta():
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), **options
+            )
+    except Exception as error:
+        raise SourceError(
+            f"{name}: no model can be built from its config: {first_line(error)}"
+        ) from error
+    moved: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
+    for module in model.modules():
+        for label, parameter in module.named_parameters(recurse=False):
+            if parameter not in moved:
+                moved[parameter] = torch.nn.Parameter(parameter.detach().to("meta"))
+            module._parameters[label] = moved[parameter]
+    return model.eval()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """torch.empty, which layers make their weights with, allocates nothing. What is made by anything else is, until it is moved."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changed = {**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}
+        return func(*args, **changed)
+
+
+def check_memory(
+    config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_remote_code: bool
+) -> None:
+    """Compares the bytes of the weights, counted on the meta device, with the memory that is free."""
+    model = build_without_weights(config, name, trust_remote_code=trust_remote_code)
+    count = sum(value.numel() for value in model.parameters())
+    needed, free = count * dtype.itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"{name} needs {needed / 1e9:.1f} GB for its {count / 1e9:.2f} billion weights in {str(dtype).removeprefix('torch.')}, "
+            f"and {free / 1e9:.1f} GB of memory are free; choose a smaller model or a smaller dtype"
+        )
+
+
+def check_prefix_memory(numbers: int, dtype: torch.dtype) -> None:
+    """Compares the bytes of the transformer back end's prefix tokens with the memory that is free. Raises MemoryLimitError."""
+    needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB of memory "
+            "are free; leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller model or a smaller dtype"
+        )
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raises SourceError naming the parameters that hold a NaN or an infinity. Those on the meta device are skipped."""
+    bad = [
+        key
+        for key, value in model.named_parameters()
+        if value.is_floating_point()
+        and not value.is_meta
+        and value.numel()
+        and not _is_finite(value.detach())
+    ]
+    if bad:
+        raise SourceError(
+            f"{name} has NaN or infinite weights in {listed(bad)}; expected finite ones: is the checkpoint damaged?"
+        )
+
+
+def check_causal(model: torch.nn.Module, name: str) -> None:
+    """Runs `model` (in eval mode) on two sequences that differ in the last token only, and compares what comes before.
+
+    Encoders such as BERT load as "causal" models too, and would be simulated as something that they are not.
+    Raises UnsupportedModelError when the model looks ahead or does not run on token ids alone.
+    """
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return
+    input_ids_BT = torch.tensor([[1, 1], [1, 0]], device=device)
+    try:
+        with torch.inference_mode():
+            logits_BV = model(input_ids=input_ids_BT, use_cache=False).logits[:, 0].float()
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} does not run on token ids alone, so it is no causal language model: {first_line(error)}"
+        ) from error
+    tolerance = 1e-4 * float(logits_BV.abs().max())
+    if float((logits_BV[0] - logits_BV[1]).abs().max()) > tolerance:
+        raise UnsupportedModelError(
+            f"{name} looks ahead: the logits of a token depend on later tokens; expected a causal language model"
+        )
+
+
+def listed(names: Collection[str]) -> str:
+    """A few of many names: `a, b, c and 4 more`."""
+    shown = sorted(names)[:3]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    low, high = value.aminmax()  # needs no temporary copy, and a NaN anywhere comes out
+    return bool(low.isfinite() & high.isfinite())

@@ -1,0 +1,36 @@
+"""Where a node of torch.export comes from: the module and the line that wrote it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+import torch
+from torch import fx
+
+ATTRIBUTE = (
+    "auxiliary"  # where the wrapper that is exported holds the model; stripped from every name
+)
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the auxiliary module that a node of torch.export stands in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return str(path).removeprefix(ATTRIBUTE).removeprefix(".")
+
+
+def source_line(node: fx.Node) -> str:
+    """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    libraries = tuple(
+        os.path.dirname(str(module.__file__)) for module in (torch, sys.modules[__name__])
+    )
+    outside = [frame for frame in frames if not frame[0].startswith(libraries)] or frames
+    if not outside:
+        return ""
+    path, line = outside[-1]
+    parts = path.replace("\\", "/").split("/site-packages/")
+    short = parts[-1] if len(parts) > 1 else path.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{short}:{line}"

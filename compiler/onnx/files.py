@@ -1,0 +1,90 @@
+"""Where a model goes: one file, or one and its weights beside it; both appear when both are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from onnx import TensorProto
+
+from tintc.compiler.onnx.model import Model, raw, refer
+from tintc.ir.errors import ArtifactError, UsageError
+
+LARGEST = 2_000_000_000  # bytes of weights in one file: protobuf ends at 2 GiB
+_ALIGNMENT = 4096  # so that runtimes can map weights instead of reading them
+
+
+def data_file(path: Path) -> Path:
+    """The file of external weights: `model.onnx` -> `model.onnx.data`."""
+    return path.with_name(f"{path.name}.data")
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Raises UsageError unless a model can be written to `path`."""
+    if path.suffix != ".onnx":
+        raise UsageError(f"the output is {path}; expected a name that ends in .onnx")
+    for file in (path, data_file(path)):
+        if file.exists() and (not file.is_file() or not force):
+            way = (
+                "pass --force to replace it, or another name"
+                if file.is_file()
+                else "it is no file: choose another name"
+            )
+            raise UsageError(f"{file} exists; {way}")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {nearest} is no directory that can be written")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A path of the same name in a directory of its own; what is written there goes to `path` if nothing is raised."""
+    folder = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        written = folder / path.name
+        yield written
+        if data_file(written).exists():
+            data_file(written).replace(data_file(path))
+        else:
+            data_file(path).unlink(missing_ok=True)
+        written.replace(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}; nothing was left behind"
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(model: Model, path: Path, *, external: bool) -> None:
+    """Writes the model with its weights inside, or in `data_file(path)`."""
+    proto = model.proto
+    if external:
+        with data_file(path).open("wb") as file:
+            for tensor in _missing(model):
+                file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                offset = file.tell()
+                file.write(raw(model.weights[tensor.name]))
+                refer(tensor, data_file(path).name, offset, file.tell() - offset)
+        path.write_bytes(proto.SerializeToString())
+        return
+    for tensor in _missing(model):
+        tensor.raw_data = raw(model.weights[tensor.name])
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+    path.write_bytes(proto.SerializeToString())
+
+
+def _missing(model: Model) -> list[TensorProto]:
+    return [
+        tensor
+        for tensor in model.proto.graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]

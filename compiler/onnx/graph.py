@@ -1,0 +1,268 @@
+"""The ONNX graph under construction, and `Value`: what torch code computes on while it is written down as ONNX.
+
+A Value answers torch's functions, methods and operators (`__torch_function__`) by adding nodes to its graph, so the very code that
+a simulator runs writes the export. It knows its dtype and its dimensions: numbers, or names of those that differ from call to call. A
+value that depends on constants alone carries its number and adds no node before somebody needs it as an input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from tintc.ir.errors import UnsupportedModelError
+
+Dim = int | str
+
+TYPES: dict[torch.dtype, int] = {
+    torch.float64: TensorProto.DOUBLE,
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.bool: TensorProto.BOOL,
+}
+BATCH, TOKENS, SEGMENT = "batch", "sequence", "segment"
+_NAMELESS = "graph"
+
+
+class Graph:
+    """Nodes and weights so far. Equal nodes are added once; so are equal constants, and views of one tensor.
+
+    operators: name of a torch function -> what adds its nodes. weights: by the names that they have in the file.
+    """
+
+    def __init__(self, opset: int, operators: dict[str, Callable[..., Any]]) -> None:
+        self.opset, self.operators = opset, operators
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.weights: dict[str, Tensor] = {}
+        self.sizes: dict[str, Value] = {}  # of each named dimension, as a vector of one number
+        self._scope = _NAMELESS
+        self._names: Counter[str] = Counter()
+        self._same: dict[Any, Value] = {}
+        self._constants: dict[Any, str] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Nodes added inside are called `name/OperatorType`."""
+        outer, self._scope = self._scope, name or _NAMELESS
+        yield
+        self._scope = outer
+
+    def input(self, name: str, dims: Sequence[Dim], dtype: torch.dtype) -> Value:
+        """A new input of the model."""
+        self.inputs.append(helper.make_tensor_value_info(name, TYPES[dtype], list(dims)))
+        return Value(self, name, tuple(dims), dtype)
+
+    def weight(self, name: str, tensor: Tensor) -> Value:
+        """A weight of the model, kept as it is; the same view of a tensor is kept once, under the name that it got first."""
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if key not in self._constants:
+            self._constants[key] = self._unused(name)
+            self.weights[self._constants[key]] = tensor.detach()
+        return Value(self, self._constants[key], tuple(tensor.shape), tensor.dtype)
+
+    def constant(self, number: Any, dtype: torch.dtype | None = None) -> Value:
+        """A value known now."""
+        tensor = torch.as_tensor(number, dtype=dtype).detach()
+        return Value(self, "", tuple(tensor.shape), tensor.dtype, tensor)
+
+    def ints(self, *numbers: int) -> Value:
+        """A vector of whole numbers: axes, shapes, bounds."""
+        return self.constant(torch.tensor(numbers, dtype=torch.int64))
+
+    def add(
+        self,
+        kind: str,
+        inputs: Sequence[Value | None],
+        dims: Sequence[Dim],
+        dtype: torch.dtype,
+        **attributes: Any,
+    ) -> Value:
+        """One node with one output."""
+        names = [self._name_of(value) for value in inputs]
+        key = (kind, tuple(names), dtype, repr(sorted(attributes.items())))
+        if key not in self._same:
+            name = self._unused(f"{self._scope}/{kind}")
+            self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+            self._same[key] = Value(self, name, tuple(dims), dtype)
+        return self._same[key]
+
+    def rename(self, value: Value, name: str) -> Value:
+        """An output of the model by its own name."""
+        self.nodes.append(
+            helper.make_node("Identity", [self._name_of(value)], [name], name=f"{_NAMELESS}/{name}")
+        )
+        return Value(self, name, value.dims, value.dtype)
+
+    def prune(self, outputs: Sequence[str]) -> None:
+        """Drops nodes and weights that none of these outputs depends on."""
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                kept.append(node)
+                needed |= set(node.input)
+        self.nodes = kept[::-1]
+        self.weights = {name: tensor for name, tensor in self.weights.items() if name in needed}
+
+    def size(self, dim: Dim) -> Value:
+        """A dimension as a vector of one number; `3*segment` is a multiple of a named one."""
+        if isinstance(dim, int):
+            return self.ints(dim)
+        if dim not in self.sizes:
+            times, _, name = dim.partition("*")
+            self.sizes[dim] = self.add(
+                "Mul", [self.ints(int(times)), self.sizes[name]], (1,), torch.int64
+            )
+        return self.sizes[dim]
+
+    def shape(self, dims: Sequence[Dim]) -> Value:
+        """A vector of dimensions."""
+        if all(isinstance(dim, int) for dim in dims):
+            return self.ints(*(int(dim) for dim in dims))
+        return self.add(
+            "Concat", [self.size(dim) for dim in dims], (len(dims),), torch.int64, axis=0
+        )
+
+    def refuse(self, what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self._scope} needs {what}, which has no form in the standard operators of ONNX that tintc writes; nothing was exported"
+        )
+
+    def _name_of(self, value: Value | None) -> str:
+        if value is None:
+            return ""
+        if value.known is None:
+            return value.name
+        tensor = value.known.contiguous()
+        key = (
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.cpu().flatten().view(torch.uint8).numpy().tobytes(),
+        )
+        if key not in self._constants:
+            if tensor.dtype not in TYPES:
+                raise self.refuse(f"numbers of type {tensor.dtype}")
+            self._constants[key] = self._unused(f"{self._scope}/constant")
+            self.weights[self._constants[key]] = tensor
+        return self._constants[key]
+
+    def _unused(self, name: str) -> str:
+        name = re.sub(r"\s", "_", name)
+        self._names[name] += 1
+        return name if self._names[name] == 1 else self._unused(f"{name}_{self._names[name]}")
+
+
+class Value:
+    """A tensor of the model. known: its number, where it depends on constants alone."""
+
+    requires_grad = False
+
+    def __init__(
+        self,
+        graph: Graph,
+        name: str,
+        dims: tuple[Dim, ...],
+        dtype: torch.dtype,
+        known: Tensor | None = None,
+    ) -> None:
+        self.graph, self.name, self.dims, self.dtype, self.known = graph, name, dims, dtype, known
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return call(function.__name__, args, kwargs or {}, function)
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.dims
+
+    @property
+    def ndim(self) -> int:
+        return len(self.dims)
+
+    @property
+    def mT(self) -> Any:
+        return self.transpose(-1, -2)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_") or name not in self.graph.operators:
+            raise AttributeError(name)
+        return lambda *args, **kwargs: call(name, (self, *args), kwargs, getattr(Tensor, name))
+
+
+def call(name: str, args: Any, kwargs: Any, function: Any) -> Any:
+    """What a torch function gives: a number if all arguments are, else the value of nodes that are added."""
+    found: list[Any] = []
+    _leaves([*args, *kwargs.values()], found)
+    values = [leaf for leaf in found if isinstance(leaf, Value)]
+    graph = values[0].graph
+    if all(value.known is not None for value in values) and not any(
+        isinstance(leaf, str) for leaf in found
+    ):
+        plain = [_map(list(args)), _map(kwargs)]
+        result = function(*plain[0], **plain[1])
+        return graph.constant(result) if isinstance(result, Tensor) else result
+    operator = graph.operators.get(name)
+    if operator is None:
+        raise graph.refuse(f"torch.{name}")
+    return operator(graph, *args, **kwargs)
+
+
+def _leaves(value: Any, found: list[Any]) -> None:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _leaves(item, found)
+    elif isinstance(value, slice):
+        _leaves([value.start, value.stop, value.step], found)
+    else:
+        found.append(value)
+
+
+def _map(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _map(item) for key, item in value.items()}
+    return value.known if isinstance(value, Value) else value
+
+
+def _dunder(name: str, *, swapped: bool = False) -> Callable[..., Any]:
+    method = getattr(Tensor, f"__{name}__")
+
+    def apply(self: Value, *args: Any) -> Any:
+        operands = (*args, self) if swapped else (self, *args)
+        function = (lambda a, b: getattr(torch, name)(torch.as_tensor(a), b)) if swapped else method
+        return call(f"__{name}__", operands, {}, function)
+
+    return apply
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "and",
+    "or",
+    "eq",
+    "ne",
+    "gt",
+    "neg",
+    "invert",
+    "getitem",
+):
+    setattr(Value, f"__{_name}__", _dunder(_name))
+for _name in ("add", "sub", "mul"):
+    setattr(Value, f"__r{_name}__", _dunder(_name, swapped=True))
+Value.__hash__ = object.__hash__  # type: ignore[method-assign]  # == gives a Value

@@ -1,0 +1,180 @@
+"""Writes a simulator's program as ONNX: runs the code of either back end on `Value`s.
+
+fused        each `tint` operator of the graph runs its primitive, as in `runtime/backends/fused.py`
+transformer  each module of the emitted program runs as it is, over a `Stream` and `Page`s
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tintc.compiler.onnx.graph import Graph, Value
+from tintc.compiler.onnx.stream import Page, Stream
+from tintc.ir.builder import operands
+from tintc.ir.choices import Choices
+from tintc.ir.dialect import OPERATORS, is_tint, tint_name
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.inputs import CODE
+from tintc.ir.node_meta import info
+from tintc.ir.ops.head import token_losses
+from tintc.runtime.backends.transformer import emit as transformer
+from tintc.runtime.backends.transformer.modules.parts import blank, copied
+from tintc.runtime.backends.transformer.pages import PrefixPages
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize.optimize import optimize
+from tintc.runtime.specialize.programs import Programs
+
+OPTIMIZATIONS = (
+    "low_rank_updates",
+)  # those whose result is plain torch code that a runtime gains from
+
+
+@torch.no_grad()
+def trace(
+    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+) -> dict[str, Value]:
+    """Adds the nodes of a program that computes the outputs; they come back by name. Raises UnsupportedModelError for what has no form
+    in ONNX's standard operators."""
+    if simulator.structure is None:
+        return _fused(simulator, graph, inputs, outputs)
+    plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))
+    found = _transformer(simulator, graph, inputs, plain)
+    for name in outputs:
+        if "losses" in name:
+            with graph.scope(name):
+                logits: Any = found[name.replace("losses", "logits")]
+                labels: Any = inputs["labels"]
+                losses: Any = token_losses(logits, labels)
+                found[name] = losses
+    return found
+
+
+def _fused(
+    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+) -> dict[str, Value]:
+    lowered = optimize(simulator.program, _choices(simulator, outputs))
+    weights = simulator.prefix.direct()
+    values: dict[fx.Node, Any] = {}
+    for node in lowered.nodes:
+        if node.op == "placeholder":
+            name = info(node).parameter
+            values[node] = (
+                inputs.get(node.name) if name is None else graph.weight(name, weights[name])
+            )
+        elif node.op == "call_function" and is_tint(node, "prefix"):
+            values[node] = graph.weight(info(node).slot or node.name, _prefix(node, weights))
+        elif node.target is operator.getitem:
+            source, index = operands(node)
+            values[node] = values[source][index]
+        elif node.op == "call_function":
+            name = tint_name(node)
+            assert name is not None
+            if OPERATORS[name].whole:
+                raise UnsupportedModelError(
+                    f"{node.name} is tint.{name}, which only torch runs; nothing was exported"
+                )
+            with graph.scope(_scope(node)):
+                values[node] = OPERATORS[name].implementation(
+                    *fx.node.map_arg(node.args, values.__getitem__)
+                )
+    wanted: Any = lowered.output_node().args[0]
+    return {name: values[wanted[name]] for name in outputs}
+
+
+def _prefix(node: fx.Node, weights: dict[str, Tensor]) -> Tensor:
+    """The slot's first value: a view of the parameter."""
+    source, *rest = node.args
+    name = info(source).parameter  # type: ignore[arg-type]
+    assert name is not None
+    value: Tensor = OPERATORS["prefix"].implementation(weights[name], *rest)
+    return value
+
+
+def _choices(simulator: Simulator, outputs: tuple[str, ...]) -> Choices:
+    """Updates stay factors where that is faster for the lengths that costs are told for."""
+    enabled = [name for name in OPTIMIZATIONS if name in simulator.optimizations]
+    weight = next(iter(simulator.prefix.parameters()))
+    return Programs(simulator.program, None, enabled).usual(outputs, weight, differentiable=True)
+
+
+def _scope(node: fx.Node, kind: str = "") -> str:
+    """`module/phase_step/operator` of a node, for the names of what it becomes."""
+    described = info(node)
+    place = f"{described.phase}_{described.step}" if described.phase else "inputs"
+    return "/".join(
+        part for part in (described.module, place, kind or tint_name(node) or node.name) if part
+    )
+
+
+def _transformer(
+    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+) -> dict[str, Value]:
+    structure, pages = simulator.structure, simulator.prefix
+    assert structure is not None and isinstance(pages, PrefixPages)
+    program = transformer.emit(simulator.program, structure, outputs)
+    weights = {**pages.direct(), **pages.by_name()}
+    lowered = {node.name: node for node in simulator.program.graph.nodes}
+    names = {node.name: name for node in lowered.values() if (name := info(node).parameter)}
+    places = _places(simulator)
+    values: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        args: Any = fx.node.map_arg(node.args, values.__getitem__) if node.op != "output" else ()
+        if node.op == "placeholder":
+            name = str(node.target)
+            if name == CODE:
+                values[node] = graph.constant(structure.code)
+            elif name.startswith("page_") and name in weights:
+                values[node] = Page(
+                    graph, weights[name], places.get(int(name.removeprefix("page_")), {})
+                )
+            else:
+                values[node] = (
+                    inputs[name]
+                    if name in inputs
+                    else graph.weight(names[name], weights[names[name]])
+                )
+        elif node.target is blank:
+            values[node] = Stream(graph, args[2], simulator.dtype)
+        elif node.target is copied:
+            where = args[1]
+            values[node] = args[0][:, : where.tokens, where.start : where.stop]
+        elif node.op in ("call_function", "call_module"):
+            with graph.scope(_transformer_scope(node, lowered, program)):
+                run = (
+                    program.get_submodule(str(node.target))
+                    if node.op == "call_module"
+                    else node.target
+                )
+                values[node] = run(*args)
+    wanted: Any = program.graph.output_node().args[0]
+    return {name: values[wanted[name]] for name in outputs}
+
+
+def _transformer_scope(node: fx.Node, lowered: dict[str, fx.Node], program: fx.GraphModule) -> str:
+    origin = lowered.get(re.sub(r"(_bias)?_tile_\d+$", "", node.name))
+    kind = (
+        type(program.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
+    )
+    return node.name if origin is None else _scope(origin, kind)
+
+
+def _places(simulator: Simulator) -> dict[int, dict[tuple[int, ...], str]]:
+    """By page: the name of each place's slot."""
+    found: dict[int, dict[tuple[int, ...], str]] = {}
+    for slot in simulator.program.layout.prefix.values():
+        for index, tile in enumerate(slot.tiles):
+            place = (
+                tile.tokens.start,
+                tile.tokens.stop,
+                tile.coordinates.start,
+                tile.coordinates.stop,
+            )
+            found.setdefault(tile.page, {})[place] = (
+                slot.name if len(slot.tiles) == 1 else f"{slot.name}.tile_{index}"
+            )
+    return found

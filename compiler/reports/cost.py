@@ -1,0 +1,88 @@
+"""What `tintc cost` prints: parameters, FLOPs and peak memory of a simulator that is never built, from a model's config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tintc.compiler.cost import estimate
+from tintc.compiler.driver import direct_program, lower
+from tintc.compiler.frontend.capture import capture
+from tintc.compiler.frontend.sources import load_without_weights
+from tintc.compiler.reports.parameters import parameter_report
+from tintc.ir.call_sizes import call_sizes
+from tintc.ir.config import SimulatorConfig
+from tintc.runtime.backends.transformer.structure import check_backend
+from tintc.runtime.simulator import Simulator
+
+STAGES = 5  # calls of `progress`
+
+
+def cost_report(
+    source: str,
+    config: SimulatorConfig,
+    *,
+    backend: str = "fused",
+    share: str = "none",
+    batch: int = 1,
+    tokens: int | None = None,
+    train_fraction: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[str], None] = lambda stage: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Parameters, FLOPs and bytes of one call on `batch` sequences of `tokens`, the first `train_fraction` of each trained.
+
+    Everything is computed on shapes alone (meta device): `parameters` is what `Simulator.parameter_report` would count, FLOPs count
+    matrix products, a multiplication and an addition as two. `direct_flops` are those of fine-tuning the auxiliary model itself by
+    exact gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes: weights and the
+    most that the tensors of a call hold at once. options: of `load_without_weights`.
+
+    Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages, memory_width: coordinates of an input token),
+    batch, tokens, trained_tokens, parameters, flops, direct_flops (0 where exact gradients cannot be simulated), weight_bytes, peak_bytes.
+
+    Raises SourceError, UnsupportedModelError and UsageError.
+    """
+    check_backend(backend, share)
+    progress("read the config")
+    loaded = load_without_weights(source, dtype=dtype, **options)
+    progress("capture")
+    captured = capture(loaded.model)
+    progress("lower")
+    exact = direct_program(captured, config)
+    program = lower(captured, config)
+    sizes = call_sizes(program.facts, batch=batch, tokens=tokens, train_fraction=train_fraction)
+    progress("count parameters")
+    with torch.device("meta"):
+        one_copy = (
+            "all" if backend == "transformer" else "none"
+        )  # what shares a copy is counted, not built
+        simulator = Simulator(program, captured.tensors, backend=backend, share=one_copy)
+        parameters = parameter_report(simulator, share)
+    progress("count FLOPs and bytes")
+    direct = 0 if exact is None else estimate(exact, "fused", dtype, **sizes).flops
+    cost = estimate(program, backend, dtype, **sizes)
+    weight_bytes = (
+        parameters["total"] - 1
+    ) * dtype.itemsize + torch.float64.itemsize  # the learning rate is float64
+    return {
+        "source": loaded.description.name,
+        "config": program.config.to_dict(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "blocks": program.facts.blocks,
+        "trained_blocks": program.facts.trained_blocks,
+        "layout": {
+            name: getattr(program.layout, name)
+            for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages", "memory_width")
+        },
+        "batch": batch,
+        "tokens": sizes["tokens"],
+        "trained_tokens": sizes["segment"] + 1,
+        "parameters": parameters,
+        "flops": cost.flops,
+        "direct_flops": direct,
+        "weight_bytes": weight_bytes,
+        "peak_bytes": weight_bytes + cost.peak_bytes,
+    }

@@ -1,0 +1,40 @@
+"""Chooses an inner learning rate on data that is not evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+START = 1e-4
+_LIMIT = 48  # half-octaves either way: a factor of 1.7e7
+
+
+def rate(half_octaves: int) -> float:
+    """START * 2^(k/2), to three digits, so that it reads well and is the same everywhere."""
+    return float(f"{START * 2 ** (half_octaves / 2):.3g}")
+
+
+def choose_rate(
+    loss: Callable[[float], float], *, start: float = START, coarse: bool = True
+) -> float:
+    """The rate of the lowest loss among START * 2^(k/2), by hill climbing from the one next to `start`: by factors of 2 (if coarse), then
+    of sqrt 2.
+
+    loss: mean loss at a rate; what is not finite counts as infinitely bad. Every rate is asked for once. A tie goes to the smaller rate.
+    """
+    seen: dict[int, float] = {}
+
+    def at(k: int) -> float:
+        if k not in seen:
+            value = loss(rate(k)) if abs(k) <= _LIMIT else math.inf
+            seen[k] = value if math.isfinite(value) else math.inf
+        return seen[k]
+
+    best = max(-_LIMIT, min(_LIMIT, round(2 * math.log2(start / START))))
+    for step in (2, 1) if coarse else (1,):
+        improved = True
+        while improved:
+            found = min((best - step, best, best + step), key=lambda k: (at(k), k))
+            diverged = math.isinf(at(found)) and found > -_LIMIT  # all three: go on downwards
+            improved, best = at(found) < at(best) or diverged, found
+    return rate(best)

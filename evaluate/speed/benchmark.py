@@ -1,0 +1,286 @@
+"""A simulator against the fine-tuning loop that one would write by hand: the loop, the clock, and what they are compared by.
+
+Legend: B sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tintc.compiler.frontend.capture import LogitsOnly
+from tintc.ir.builder import outputs
+from tintc.ir.precision import HALF
+from tintc.runtime.simulator import Simulator
+
+# Largest difference of logits, relative to the largest logit, at which two ways to compute the same count as equal.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+MATMUL_SIZE = {
+    "cpu": 2048,
+    "cuda": 4096,
+}  # of the square matrices whose product shows what a device can do
+_MATMULS = 5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """ids_BT: token ids. trained: so many tokens at the start of each sequence are trained on, the last of them as a target only."""
+
+    ids_BT: Tensor
+    trained: int
+
+    @property
+    def train_mask(self) -> Tensor:
+        """(B, T), 1 on the trained tokens."""
+        mask = torch.zeros_like(self.ids_BT)
+        mask[:, : self.trained] = 1
+        return mask
+
+    def first(self, sequences: int) -> Workload:
+        """The same with the first sequences only."""
+        return Workload(self.ids_BT[:sequences], self.trained)
+
+    def to(self, device: str) -> Workload:
+        return Workload(self.ids_BT.to(device), self.trained)
+
+
+def random_workload(
+    vocab_size: int, *, batch: int, tokens: int, trained: int, seed: int = 0
+) -> Workload:
+    """Random token ids; a larger batch begins with the sequences of a smaller one."""
+    generator = torch.Generator().manual_seed(seed)
+    return Workload(
+        torch.stack(
+            [torch.randint(vocab_size, (tokens,), generator=generator) for _ in range(batch)]
+        ),
+        trained,
+    )
+
+
+class HandWrittenLoop:
+    """Ordinary dynamic evaluation with torch.autograd, one sequence after the other:
+
+        W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  L = sum over the training segment's targets;  logits = f(x; W_steps)
+
+    for the parameters `names`, through `torch.func.functional_call`; the model's own weights stay. It keeps nothing longer than it
+    needs: no graph outside of training, no gradient after its use, no cache, no padding, and of the segment only the tokens
+    that the loss depends on (the last one is a target). The loss of half-precision logits is computed in float32.
+
+    model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], *, steps: int, inner_lr: float
+    ) -> None:
+        self._model = LogitsOnly(model.requires_grad_(False))
+        self._weights = {
+            f"auxiliary.{name}": model.get_parameter(name).requires_grad_() for name in names
+        }
+        self._steps, self._inner_lr = steps, inner_lr
+
+    def __call__(self, work: Workload) -> list[Tensor]:
+        """Logits (T, V) of each sequence under its own updated weights."""
+        return [self._one(ids_T[None], work.trained) for ids_T in work.ids_BT]
+
+    def updated(self, ids_1T: Tensor, trained: int) -> dict[str, Tensor]:
+        """The trained parameters after the last step on one sequence, by their names in the model."""
+        return {
+            name.removeprefix("auxiliary."): weight.detach()
+            for name, weight in self._train(ids_1T[:, :trained]).items()
+        }
+
+    def _one(self, ids_1T: Tensor, trained: int) -> Tensor:
+        weights = self._train(ids_1T[:, :trained])
+        with torch.no_grad():
+            logits: Tensor = functional_call(self._model, weights, (ids_1T,))
+        return logits[0]
+
+    def _train(self, segment_1S: Tensor) -> dict[str, Tensor]:
+        weights = self._weights
+        for step in range(self._steps):
+            gradients = self._gradients(weights, segment_1S)
+            weights = (
+                self._descend(weights, gradients)
+                if step == 0
+                else self._descend_in_place(weights, gradients)
+            )
+        return weights
+
+    def _gradients(self, weights: dict[str, Tensor], segment_1S: Tensor) -> dict[str, Tensor]:
+        ids = segment_1S[:, :-1]
+        logits = (
+            self._model(ids)
+            if weights is self._weights
+            else functional_call(self._model, weights, (ids,))
+        )
+        logits = logits.float() if logits.dtype in HALF else logits
+        loss = F.cross_entropy(logits[0], segment_1S[0, 1:], reduction="sum")
+        return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+    @torch.no_grad()
+    def _descend(
+        self, weights: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """New weights; each gradient is let go of as soon as it is used."""
+        return {
+            name: torch.sub(weight, gradients.pop(name), alpha=self._inner_lr).requires_grad_()
+            for name, weight in weights.items()
+        }
+
+    @torch.no_grad()
+    def _descend_in_place(
+        self, weights: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The same on weights that are the loop's own already."""
+        for name, weight in weights.items():
+            weight.sub_(gradients.pop(name), alpha=self._inner_lr)
+        return weights
+
+
+def updated_parameters(simulator: Simulator) -> list[str]:
+    """Names of the auxiliary parameters that the simulator updates, wholly or in part."""
+    slots = simulator.program.layout.prefix
+    return list(
+        dict.fromkeys(slots[slot].parameter for slot in outputs(simulator.program.graph)["updates"])
+    )
+
+
+@torch.inference_mode()
+def simulate(simulator: Simulator, work: Workload) -> Tensor:
+    """Logits (B, T, V) of one call."""
+    logits: Tensor = simulator(work.ids_BT, work.train_mask).logits
+    return logits
+
+
+def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """Largest difference of two lists of logits over the largest expected one; NaN if there is a NaN in either."""
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    difference = torch.stack([(a - b).abs().max() for a, b in pairs]).max()
+    return float(
+        difference / torch.stack([b.abs().max() for _, b in pairs]).max().clamp(min=1e-300)
+    )
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of two functions that ran in turn, pair by pair."""
+
+    base: list[float]
+    other: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """other / base of each pair."""
+        return [b / a for a, b in zip(self.base, self.other, strict=True)]
+
+    def to_dict(self, base: str, other: str) -> dict[str, Any]:
+        """Medians, ratios and every time, as JSON values. The ratio is the median of the pairs' own, not that of the medians."""
+        return {
+            f"{base}_seconds": statistics.median(self.base),
+            f"{other}_seconds": statistics.median(self.other),
+            "ratio": statistics.median(self.ratios),
+            "ratio_range": [min(self.ratios), max(self.ratios)],
+            "ratios": self.ratios,
+            f"{base}_times": self.base,
+            f"{other}_times": self.other,
+        }
+
+
+Function = Callable[[], object]
+
+
+def in_turn(
+    base: Function,
+    other: Function,
+    *,
+    pairs: int,
+    device: str,
+    on_pair: Callable[[int], None] = lambda pair: None,
+) -> Turns:
+    """Times A B A B ... after a call of each that does not count: what else the machine does slows both."""
+    base(), other()
+    turns = Turns([], [])
+    for pair in range(pairs):
+        on_pair(pair)
+        turns.base.append(timed(base, device))
+        turns.other.append(timed(other, device))
+    return turns
+
+
+def timed(function: Function, device: str) -> float:
+    """Seconds that a call takes, the work that it leaves to the device included."""
+    _synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    del result  # what it takes to let go of the results is no part of the call
+    return seconds
+
+
+def matmul_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """FLOP a second of the fastest of some large square products, by what computes them: what this device reaches in this process at most.
+
+    `torch.mm`, and `oneDNN` where torch has its kernels for the type: on some processors they beat the BLAS behind torch.mm.
+    """
+    size = matmul_size(device)
+    a = torch.randn(size, size, device=device).to(dtype)
+    products: dict[str, Function] = {"torch.mm": lambda: torch.mm(a, a)}
+    if (
+        a.device.type == "cpu"
+        and dtype == torch.float32
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
+        products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")
+    rates = {}
+    with torch.inference_mode():
+        for name, product in products.items():
+            product()
+            rates[name] = 2 * size**3 / min(timed(product, device) for _ in range(_MATMULS))
+    return rates
+
+
+def matmul_size(device: str) -> int:
+    """Rows of those matrices."""
+    return MATMUL_SIZE[torch.device(device).type]
+
+
+def device_name(device: str) -> str:
+    """What the machine calls its processor or accelerator."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            named = [
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        named = []
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def variant(simulator: Simulator, optimizations: Sequence[str]) -> Simulator:
+    """A simulator with the same parameters, not copies of them, and these optimizations alone."""
+    other = copy.copy(simulator)
+    other.optimizations = tuple(optimizations)
+    return other

@@ -1,0 +1,238 @@
+"""Reports as tables that people read, in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tintc.evaluate.language import DYNAMIC, SIMULATOR, UNMODIFIED
+
+_NOT_FINITE = "not finite"
+
+
+@dataclass(frozen=True)
+class Table:
+    """header: of each column. rows: of texts. numeric: from which column on texts are numbers, which stand to the right. notes: below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    numeric: int = 1
+
+    def markdown(self) -> str:
+        """A table as GitHub shows it."""
+        lines = ["| " + " | ".join(self.header) + " |"]
+        lines.append(
+            "|"
+            + "|".join(
+                "---" if column < self.numeric else "---:" for column in range(len(self.header))
+            )
+            + "|"
+        )
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return (
+            "\n".join(
+                [f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]
+            ).rstrip()
+            + "\n"
+        )
+
+
+def lm_table(report: dict[str, Any]) -> Table:
+    """One row a training fraction and learner."""
+    data, settings = report["data"], report["settings"]
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{row['fraction']:g}" if row["learner"] == UNMODIFIED else "",
+            _learner(row, len(settings["presets"]) > 1),
+            rate(row["inner_lr"]),
+            number(row["perplexity"]),
+            "" if row["learner"] == UNMODIFIED else change(row["change"], row["error"]),
+            p_value(row["p_value"]),
+            share(row["share"]),
+            f"{row['seconds']:.2f}",
+        )
+        for row in report["rows"]
+    ]
+    chosen = f"The learning rate {settings['inner_lr']} was given."
+    if settings["inner_lr"] is None:
+        where = data.get("chosen_on", "the first quarter of the file")
+        chosen = f"Learning rates were chosen on {data['choosing_sequences']} sequences of {where}."
+    return Table(
+        f"{report['model']['name']} on {data['name']}: perplexity of the rest of each sequence",
+        (
+            "trained part",
+            "learner",
+            "rate",
+            "perplexity",
+            "change",
+            "p",
+            "of dyn. eval.",
+            "s / seq.",
+        ),
+        rows,
+        (
+            f"n = {data['sequences']} sequences of {settings['length']} tokens (seeds {', '.join(map(str, settings['seeds']))}); "
+            f"{budget(settings)}. {chosen}",
+            "Change: of the perplexity against the unmodified model, ± standard error over sequences; "
+            "p: paired permutation test against the unmodified model.",
+        ),
+        numeric=2,
+    )
+
+
+def classify_table(report: dict[str, Any]) -> Table:
+    """One row a number of demonstrations and learner, one column a task."""
+    results, settings = report["results"], report["settings"]
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    titles = {result["task"]: result["title"] for result in results}
+    rows: list[tuple[str, ...]] = []
+    for shots in settings["shots"]:
+        cells = {result["task"]: result["rows"] for result in results if result["shots"] == shots}
+        averages = [row for row in report["averages"] if row["shots"] == shots]
+        for index, average in enumerate(averages):
+            found = [_accuracy(cells[task][index]) for task in tasks]
+            p = p_value(average["p_unmodified"])
+            rows.append(
+                (
+                    f"{shots}" if index == 0 else "",
+                    average["name"],
+                    *found,
+                    f"{100 * average['accuracy']:.1f}",
+                    p,
+                )
+            )
+    items = sorted({result["rows"][0]["n"] for result in results})
+    used = sorted(
+        {count for result in results if result["shots"] for count in result["demonstrations"]}
+    )
+    fit = (
+        f"; {' to '.join(str(count) for count in dict.fromkeys((used[0], used[-1])))} demonstrations fitted"
+        if used
+        else ""
+    )
+    return Table(
+        f"{report['model']['name']}: accuracy in per cent",
+        ("shots", "learner", *(titles[task] for task in tasks), "average", "p"),
+        rows,
+        (
+            f"n = {' to '.join(str(count) for count in dict.fromkeys((items[0], items[-1])))} test items of each task; "
+            f"± standard error over demonstrations drawn with seeds {', '.join(map(str, settings['seeds']))}{fit}.",
+            f"Demonstrations: {settings['form']}, loss on {settings['loss']}; zero-shot: each item's own context is trained on. "
+            "Rate, budget, template and calibration were chosen on training data.",
+            "p: paired permutation test over the items of all tasks against the unmodified model.",
+        ),
+        numeric=2,
+    )
+
+
+def ablate_table(report: dict[str, Any]) -> Table:
+    """One row a variant."""
+    data, settings = report["data"], report["settings"]
+    rows: list[tuple[str, ...]] = [
+        (
+            row["variant"],
+            *("" if row[name] is None else f"{row[name]:.4f}" for name in ("cosine", "min_cosine")),
+            "" if row["relative_error"] is None else f"{row['relative_error']:.2g}",
+            rate(row["inner_lr"]),
+            number(row["perplexity"]),
+            change(row["change"], row["error"]),
+            share(row["share"]),
+            p_value(row["p_value"]),
+            f"{row['seconds']:.2f}",
+        )
+        for row in report["rows"]
+    ]
+    chosen = (
+        f"chosen for each on {data['choosing_sequences']} other sequences"
+        if settings["inner_lr"] is None
+        else "given"
+    )
+    return Table(
+        f"{report['model']['name']} on {data['name']}: what each approximation costs",
+        (
+            "variant",
+            "cosine",
+            "worst block",
+            "rel. error",
+            "rate",
+            "perplexity",
+            "change",
+            "of exact",
+            "p",
+            "s / seq.",
+        ),
+        rows,
+        (
+            f"n = {data['sequences']} sequences of {settings['length']} tokens, the first {settings['trained']} trained on; "
+            f"{budget(settings)}; rates {chosen}.",
+            "Cosine and relative error: of one step's update with the exact gradient in float64, "
+            f"on {settings['error_sequences']} sequences. Change: of the perplexity against the unmodified model in the same float format, "
+            "± standard error; p: paired, against exact.",
+        ),
+    )
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.1f}"
+    return f"{100 * row['accuracy']:.1f}{error}"
+
+
+def _learner(row: dict[str, Any], presets: bool) -> str:
+    if not presets or row["learner"] == UNMODIFIED:
+        return str(row["learner"])
+    if row["learner"] == DYNAMIC:
+        return f"{DYNAMIC} ({'all of' if row['norm_update'] == 'all' else 'shifts of'} norms)"
+    exact = row["config"]["attention_gradient"] == "full"
+    return str(row["learner"]).replace(SIMULATOR, f"{SIMULATOR} ({'exact' if exact else 'paper'})")
+
+
+def budget(settings: dict[str, Any]) -> str:
+    """Steps and layers in words."""
+    steps, layers = settings["steps"], settings["layers"]
+    return f"{steps} step{'s' if steps > 1 else ''}, {'all blocks' if layers is None else f'the top {layers} blocks'}"
+
+
+def rate(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def number(value: float | None) -> str:
+    """None is what JSON made of a number that is not finite."""
+    return _NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def change(value: float | None, error: float | None) -> str:
+    """In per cent, with its standard error where there is one."""
+    if value is None or not math.isfinite(value):
+        return _NOT_FINITE
+    spread = "" if error is None or math.isnan(error) else f" ± {error:.2f}"
+    return f"{value:+.2f}{spread} %" if abs(value) < 1e4 else "> 100 x"
+
+
+def share(value: float | None) -> str:
+    """Of another's gain; nothing where there is no gain to speak of."""
+    return "" if value is None or not 0 <= value < 10 else f"{value:.0%}"
+
+
+def p_value(value: float | None) -> str:
+    """As tables have it."""
+    return (
+        ""
+        if value is None
+        else "-"
+        if math.isnan(value)
+        else "< 0.001"
+        if value < 0.001
+        else f"{value:.3f}"
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
+    "lm": lm_table,
+    "classify": classify_table,
+    "ablate": ablate_table,
+}

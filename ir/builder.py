@@ -1,0 +1,160 @@
+"""Creates `tint` nodes whose shape, phase and origin are known from the start."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+from collections.abc import Collection, Iterable
+from typing import Any, TypedDict
+
+from torch import fx
+
+from tintc.ir.dialect import OPERATORS, target, tint_name
+from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, is_reserved
+from tintc.ir.node_meta import KEY, NodeInfo, Shape, info
+
+
+def operands(node: fx.Node) -> tuple[Any, ...]:
+    """The node's arguments, without fx's union of everything that an argument can be."""
+    return tuple(node.args)
+
+
+def infer_shape(node: fx.Node) -> Any:
+    """Shape of a `tint` call or of an item of one, by its operator's rule; a tuple of shapes for several results."""
+    if node.target is operator.getitem:
+        source, index = operands(node)
+        return infer_shape(source)[index]
+    name = tint_name(node)
+    assert name is not None, f"{node.name} is not a tint operator"
+    return OPERATORS[name].shape(*fx.node.map_arg(node.args, lambda n: info(n).shape))
+
+
+def short_label(path: str) -> str:
+    """A node name from a module path: from the first numbered part's container on, else its last two parts.
+
+    `model.decoder.layers.0.fc1` -> `layers_0_fc1`; `model.decoder.final_layer_norm` -> `decoder_final_layer_norm`.
+    """
+    parts = path.split(".") if path else ["model"]
+    numbered = [i for i, part in enumerate(parts) if part.isdigit() and i > 0]
+    kept = parts[numbered[0] - 1 :] if numbered else parts[-2:]
+    return re.sub(r"\W", "_", "_".join(kept))
+
+
+class Builder:
+    """Appends nodes at the graph's insertion point; `like` names the node whose module and source line they inherit."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    def call(
+        self,
+        name: str,
+        *args: Any,
+        like: fx.Node | None = None,
+        label: str | None = None,
+        **changes: Any,
+    ) -> fx.Node:
+        """A call of `tint::name`; `changes` are fields of its NodeInfo. A label that is an input's name gets a suffix."""
+        if label is not None and is_reserved(label):
+            label = f"{label}_call"
+        node = self.graph.create_node("call_function", target(name), args, name=label)
+        origin = info(like) if like is not None else NodeInfo()
+        # A caller may give the shape where the argument came from torch.export and has no rule of its own.
+        shape = changes.pop("shape", None)
+        node.meta[KEY] = NodeInfo(
+            module=origin.module, source=origin.source, dtype=OPERATORS[name].dtype
+        )
+        node.meta[KEY].shape = shape if shape is not None else infer_shape(node)
+        node.meta[KEY] = dataclasses.replace(node.meta[KEY], **changes)
+        return node
+
+    def item(self, node: fx.Node, index: int, label: str | None = None, **changes: Any) -> fx.Node:
+        """Result `index` of an operator with several."""
+        item = self.graph.create_node("call_function", operator.getitem, (node, index), name=label)
+        origin = info(node)
+        item.meta[KEY] = dataclasses.replace(
+            origin, shape=infer_shape(item), gradient=None, **changes
+        )
+        return item
+
+    def input(self, name: str) -> fx.Node:
+        """The placeholder of one of INPUTS; put behind the existing ones if the graph has none yet."""
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.name == name:
+                found: fx.Node = node
+                return found
+        shape, dtype = INPUTS[name]
+        return self.placeholder(name, shape, role="input", dtype=dtype)
+
+    def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:
+        """A graph input after the existing ones."""
+        first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(label)
+        node.target = node.name  # the name that is given, where the label is taken
+        node.meta[KEY] = NodeInfo(shape=shape, **fields)
+        return node
+
+
+def input_node(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder of one of INPUTS."""
+    found: fx.Node = next(n for n in graph.nodes if n.op == "placeholder" and n.name == name)
+    return found
+
+
+def further_input(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder of one of FURTHER_INPUTS; made if the graph has none yet."""
+    found: fx.Node | None = next(
+        (n for n in graph.nodes if n.op == "placeholder" and n.name == name), None
+    )
+    if found is not None:
+        return found
+    shape, dtype = FURTHER_INPUTS[name]
+    return Builder(graph).placeholder(name, shape, role="input", dtype=dtype)
+
+
+def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """The wanted nodes and all that they depend on; nothing behind the nodes of `stop`."""
+    found: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [] if node in stop else node.all_input_nodes
+    return found
+
+
+def descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """All that depends on the nodes, without them."""
+    found: set[fx.Node] = set()
+    stack = [user for node in nodes for user in node.users]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += node.users
+    return found
+
+
+class Outputs(TypedDict):
+    """What a lowered graph returns. updates: slot -> its newest value."""
+
+    logits: fx.Node
+    initial_logits: fx.Node
+    updates: dict[str, fx.Node]
+
+
+def outputs(graph: fx.Graph) -> Outputs:
+    """The named outputs of a lowered graph."""
+    returned: Any = graph.output_node().args[0]
+    found: Outputs = returned
+    return found
+
+
+def logits_node(graph: fx.Graph) -> fx.Node:
+    """The one output of a graph that is not lowered yet."""
+    returned: Any = graph.output_node().args[0]
+    node: fx.Node = returned[0]
+    return node

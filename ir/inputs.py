@@ -1,0 +1,54 @@
+"""The inputs of every lowered graph, by name: shape and kind. No parameter's placeholder may take one of these names."""
+
+from __future__ import annotations
+
+import re
+
+from tintc.ir.node_meta import DType, Shape
+
+INPUTS: dict[str, tuple[Shape, DType]] = {
+    "input_ids": (("B", "T"), "int"),
+    "position_ids": (("B", "T"), "int"),
+    "attention_mask": (("B", 1, "T", "T"), "bool"),
+    "targets": (("B", "T"), "int"),
+    "loss_mask": (("B", "T"), "float"),
+    "inner_lr": ((), "float"),
+    "segment": ((), "int"),
+}
+
+# Of optimized graphs only: labels are those of the next token, kept are positions whose logits are wanted, the others take logits in.
+FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
+    "labels": (("B", "T"), "int"),
+    "kept": (("K",), "int"),
+    "logits_into": (("B", "T", "V"), "float"),
+    "initial_logits_into": (("B", "T", "V"), "float"),
+}
+
+CODE = "position_code"
+
+_TABLE, _WIDE_TABLE = "tintc.table_", "tintc.wide_table_"
+
+
+def table_name(index: int, *, wide: bool = False) -> str:
+    """Name, among a simulator's weights, of a table of positions that the passes computed: no part of the auxiliary state dict."""
+    return f"{_WIDE_TABLE if wide else _TABLE}{index}"
+
+
+def is_table(name: str) -> bool:
+    """Whether a weight is such a table."""
+    return name.startswith((_TABLE, _WIDE_TABLE))
+
+
+def is_wide_table(name: str) -> bool:
+    """Whether it is a table whose numbers grow with the position, so that it stays in float32 in a half-precision simulator."""
+    return name.startswith(_WIDE_TABLE)
+
+
+def is_reserved(label: str) -> bool:
+    """Whether a placeholder of that name would be taken for an input, the position code or a page of prefix tokens."""
+    return (
+        label in INPUTS
+        or label in FURTHER_INPUTS
+        or label == CODE
+        or re.fullmatch(r"page_\d+", label) is not None
+    )

@@ -1,0 +1,62 @@
+"""What tintc writes on a graph node: one typed record under `node.meta["tint"]`.
+
+| field | written by | meaning |
+|---|---|---|
+| shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or B (batch), T (tokens), S (training segment) |
+| module, source | capture | path of the auxiliary module; file and line that wrote the operator |
+| role | capture, lower_forward, `passes/analysis/tables.py` | of a placeholder: `input` or `parameter` |
+| buffer | capture, `passes/analysis/tables.py` | of a placeholder: a buffer of the model, or a table of positions; never trained |
+| parameter | capture, lower_forward, `passes/analysis/tables.py` | of a placeholder: its name in the auxiliary state dict, or a table's name |
+| slot | recognize_linear, recognize_norm, build_descent | name of the prefix slot whose value this node is |
+| trainable | select_trainable | of a `tint.prefix`: descent updates it |
+| phase | lower_forward, build_backward, build_descent, truncate_segment | forward, backward or descent |
+| step | the same, and unroll_steps | inner step that the node belongs to; the last forward pass has step = config.steps |
+| refused | canonicalize, recognize_* | of an operator left alone: why its pattern was not accepted |
+| gradient | build_backward | node that holds dL/d(this node); build_descent reads and clears it |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx
+
+Size = int | str
+Shape = tuple[Size, ...]
+DType = Literal["float", "int", "bool"]
+Phase = Literal["forward", "backward", "descent"]
+
+KEY = "tint"
+
+
+@dataclass
+class NodeInfo:
+    """See the table above."""
+
+    shape: Shape = ()
+    dtype: DType = "float"
+    module: str = ""
+    source: str = ""
+    role: Literal["input", "parameter"] | None = None
+    parameter: str | None = None
+    buffer: bool = False
+    slot: str | None = None
+    trainable: bool = False
+    phase: Phase | None = None
+    step: int | None = None
+    refused: str = ""
+    gradient: fx.Node | None = None
+
+
+def info(node: fx.Node) -> NodeInfo:
+    """The node's record. Nodes straight from torch.export get an empty one at first use."""
+    found = node.meta.setdefault(KEY, NodeInfo())
+    assert isinstance(found, NodeInfo)
+    return found
+
+
+def copy_info(source: fx.Node, target: fx.Node, **changes: object) -> None:
+    """Gives `target` its own copy of the record of `source`, with changes."""
+    target.meta[KEY] = dataclasses.replace(info(source), **changes)  # type: ignore[arg-type]

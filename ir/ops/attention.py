@@ -1,0 +1,187 @@
+"""Causal self-attention per head: A = softmax(c tanh(scale * q k^T / c) + bias + mask), o = A v.
+
+Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is boolean,
+(B or 1, 1, T, T), True where a query may look, and lets every query see at least one key; None is the causal mask.
+bias: (B, T, H), what each head adds to
+the scores of a key (ALiBi: slope times the key's position, since softmax sees only differences), or None. c, the soft-cap, is 0 for none.
+A is recomputed in the backward pass. Grouped-query attention sums dk and dv over the query heads of a
+group. Source: TINT.md section 2, "Self-attention"; paper section 2.5; ALiBi, arXiv 2108.12409.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.precision import HALF
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """o = A v, heads side by side: (B, T, H*E)."""
+    q_BHTE, k_BGTE, v_BGTE = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)
+    if softcap == 0:
+        seen = (
+            mask
+            if mask is None or bias is None
+            else torch.where(mask, _over_keys(bias, q.dtype).to(q.dtype), float("-inf"))
+        )
+        how: dict[str, Any] = {"scale": scale, "enable_gqa": heads != kv_heads}
+        return _merge(
+            F.scaled_dot_product_attention(
+                q_BHTE, k_BGTE, v_BGTE, attn_mask=seen, is_causal=seen is None, **how
+            )
+        )
+    scores = _scores(q_BHTE, _repeat(k_BGTE, heads, kv_heads), scale, softcap)
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    return _merge(torch.matmul(a_BHTT, _repeat(v_BGTE, heads, kv_heads)))
+
+
+def attention_backward_value(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """dv_i = sum_j A_ji do_j, with A held constant: (B, T, G*E). Nothing flows into q or k."""
+    scores = _scores(
+        _split(q, heads), _repeat(_split(k, kv_heads), heads, kv_heads), scale, softcap
+    )
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
+
+
+def attention_backward_full(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A), times 1 - tanh^2 under a soft-cap,
+    dq = scale * dS k, dk = scale * dS^T q, dv = A^T do."""
+    q_BHTE, do_BHTE = _split(q, heads), _split(do, heads)
+    k_BHTE = _repeat(_split(k, kv_heads), heads, kv_heads)
+    v_BHTE = _repeat(_split(v, kv_heads), heads, kv_heads)
+    scores = _scores(q_BHTE, k_BHTE, scale, softcap)
+    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    da_BHTT = torch.matmul(do_BHTE, v_BHTE.mT)
+    ds_BHTT = a_BHTT * (da_BHTT - (da_BHTT * a_BHTT).sum(-1, keepdim=True)) * scale
+    if softcap != 0:
+        ds_BHTT = ds_BHTT * (1 - (scores / softcap).square())
+    dk_BHTE, dv_BHTE = torch.matmul(ds_BHTT.mT, q_BHTE), torch.matmul(a_BHTT.mT, do_BHTE)
+    return (
+        _merge(torch.matmul(ds_BHTT, k_BHTE)),
+        _merge(_sum_groups(dk_BHTE, heads, kv_heads)),
+        _merge(_sum_groups(dv_BHTE, heads, kv_heads)),
+    )
+
+
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(o, logarithm of each row's sum of exponentials, (B, H, T)), under the causal mask, by torch's kernel for CPUs."""
+    o_BHTE, sums_BHT = _FLASH(*_flash_operands(q, k, v, heads, kv_heads), 0.0, True, scale=scale)
+    return _merge(o_BHTE), sums_BHT
+
+
+def flash_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    sums_BHT: Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) from what `flash_forward` returned, as `attention_backward_full` under the causal mask."""
+    operands = _flash_operands(q, k, v, heads, kv_heads)
+    dq_BHTE, dk_BHTE, dv_BHTE = _FLASH_BACKWARD(
+        _split(do, heads), *operands, _split(o, heads), sums_BHT, 0.0, True, scale=scale
+    )
+    return (
+        _merge(dq_BHTE),
+        _merge(_sum_groups(dk_BHTE, heads, kv_heads)),
+        _merge(_sum_groups(dv_BHTE, heads, kv_heads)),
+    )
+
+
+def _flash_operands(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _split(q, heads), *(_repeat(_split(x, kv_heads), heads, kv_heads) for x in (k, v))  # type: ignore[return-value]
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _scores(q_BHTE: Tensor, k_BHTE: Tensor, scale: float, softcap: float) -> Tensor:
+    """scale * q k^T, under the soft-cap."""
+    scores = torch.matmul(q_BHTE * scale, k_BHTE.mT)
+    return scores if softcap == 0 else torch.tanh(scores / softcap) * softcap
+
+
+def _probabilities(
+    scores_BHTT: Tensor, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    if (
+        dtype in HALF
+    ):  # half-precision scores are normalised in float32, as torch's own attention does
+        scores_BHTT = scores_BHTT.float()
+    if bias is not None:
+        scores_BHTT = scores_BHTT + _over_keys(bias, dtype)
+    unseen = (
+        torch.ones_like(scores_BHTT[:1, :1], dtype=torch.bool).triu(1)
+        if mask is None
+        else torch.logical_not(mask)
+    )
+    a_BHTT = torch.softmax(scores_BHTT.masked_fill(unseen, float("-inf")), -1)
+    return a_BHTT.to(dtype) if dtype in HALF else a_BHTT
+
+
+def _over_keys(bias_BTH: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T, H) -> (B, H, 1, T); for half precision (B, H, T, T) in float32, less the query's own bias: far positions have large biases,
+    whose differences their types would lose."""
+    bias_BHT = bias_BTH.transpose(1, 2)
+    if dtype in HALF:
+        return bias_BHT.float().unsqueeze(-2) - bias_BHT.float().unsqueeze(-1)
+    return bias_BHT.unsqueeze(-2)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+
+
+def _merge(x_BHTE: Tensor) -> Tensor:
+    return x_BHTE.transpose(1, 2).flatten(-2)
+
+
+def _repeat(x_BGTE: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return x_BGTE if heads == kv_heads else x_BGTE.repeat_interleave(heads // kv_heads, 1)
+
+
+def _sum_groups(x_BHTE: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return x_BHTE if heads == kv_heads else torch.unflatten(x_BHTE, 1, (kv_heads, -1)).sum(2)

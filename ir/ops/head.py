@@ -1,0 +1,127 @@
+"""The vocabulary head in chunks of tokens, so that the logits of all positions never exist at once.
+
+Shapes: h (B, T, D) hidden states, E (V, D) the head's weight, b (V,) its bias or None, targets and mask (B, T). `behind` names what stands
+between the head and the loss, in order: `scale` or a kind of activation (a soft-cap of the logits), with its factor.
+Source: TINT.md section 2, "Loss".
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.ops.activation import activation_backward, activation_forward
+from tintc.ir.ops.onednn import onednn_product
+from tintc.ir.precision import narrow_like, wide
+
+CHUNK_NUMBERS = {
+    "cpu": 2**22,
+    "cuda": 2**27,
+}  # logits in one chunk: large enough for full products, small beside the activations
+
+
+def head_gradient(
+    h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_BT: Tensor, mask_BT: Tensor,
+    kind: str, behind: list[str], factors: list[float], onednn: bool,
+) -> Tensor:  # fmt: skip
+    """The loss's gradient at h, (B, T, D), summed over positions: m_t E^T (p_t - 1_y), with p_t the softmax of the logits or, for
+    `quadratic`, the logits; what stands behind the head follows the chain rule."""
+    h, targets = h_BTD.flatten(0, 1), targets_BT.flatten()
+    dh = torch.empty_like(h)
+    for part in _chunks(h, weight_VD):
+        values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
+        dz = (
+            values.pop()
+        )  # below, `loss_gradient` in place: a chunk's copies are the peak of a small model's call
+        dz = torch.softmax(wide(dz), -1) if kind == "softmax" else wide(dz).clone()
+        y = targets[part].unsqueeze(-1)
+        dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype))
+        dz = narrow_like(dz, h)
+        for name, factor in zip(reversed(behind), reversed(factors), strict=True):
+            z = values.pop()
+            dz = (
+                dz * factor
+                if name == "scale"
+                else activation_backward(dz, z, name, "exact", factor)
+            )
+        dh[part] = _product(dz, weight_VD, None, True, onednn)
+    return dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
+
+
+def head_logits(
+    h_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    behind: list[str],
+    factors: list[float],
+    into_BTV: Tensor,
+    onednn: bool,
+) -> Tensor:
+    """The logits of h, written into a tensor of the caller, which is returned."""
+    h, into = h_BTD.flatten(0, 1), into_BTV.view(-1, into_BTV.shape[-1])
+    for part in _chunks(h, weight_VD):
+        into[part] = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
+    return into_BTV
+
+
+def head_losses(
+    h_BTD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_BT: Tensor,
+    behind: list[str],
+    factors: list[float],
+    onednn: bool,
+) -> Tensor:
+    """As `token_losses`, of the logits that belong to h: (B, T)."""
+    h, labels = h_BTD.flatten(0, 1), labels_BT.flatten()
+    parts = (
+        _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
+        for part in _chunks(h, weight_VD)
+    )
+    losses = [
+        token_losses(z, labels[part]) for z, part in zip(parts, _chunks(h, weight_VD), strict=True)
+    ]
+    return torch.cat(losses).view_as(labels_BT)
+
+
+def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V), labels (...)."""
+    losses = F.cross_entropy(
+        wide(z_V).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"
+    )
+    return losses.view_as(labels)
+
+
+def _chunks(h: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+    most = CHUNK_NUMBERS.get(h.device.type, CHUNK_NUMBERS["cuda"])
+    count = -(-len(h) * len(weight_VD) // most)  # as few as fit, all of the same size
+    size = -(-len(h) // max(count, 1))
+    return (slice(start, start + size) for start in range(0, len(h), size))
+
+
+def _logits(
+    h: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    behind: list[str],
+    factors: list[float],
+    onednn: bool,
+) -> list[Tensor]:
+    """The head's products and what each operator behind it makes of them; all but the last are for the way back."""
+    values = [_product(h, weight_VD, bias_V, False, onednn)]
+    for name, factor in zip(behind, factors, strict=True):
+        values.append(
+            values[-1] * factor if name == "scale" else activation_forward(values[-1], name)
+        )
+    return values
+
+
+def _product(
+    x: Tensor, weight_VD: Tensor, bias_V: Tensor | None, transpose: bool, onednn: bool
+) -> Tensor:
+    if onednn:
+        return onednn_product(x, weight_VD, bias_V, None, transpose)
+    product: Callable[..., Tensor] = torch.matmul if transpose else F.linear
+    return product(x, weight_VD) if bias_V is None else product(x, weight_VD, bias_V)

@@ -1,0 +1,35 @@
+"""Updates kept as factors: W' = W - eta sum_s dy_s x_s^T is never formed, only applied.
+
+    W' x_t   = W x_t    - eta sum_s dy_s (x_s . x_t)        forward
+    W'^T dy_t = W^T dy_t - eta sum_s x_s  (dy_s . dy_t)      backward
+
+Both are linear attention over the training tokens: keys x_s and values dy_s, or the other way round. Shapes: B sequences, T tokens,
+S training tokens (of all steps so far, side by side), I inputs, O outputs.
+Source: TINT.md section 2, "Linear"; Irie et al., arXiv 2202.05798.
+"""
+
+import torch
+from torch import Tensor
+
+
+def low_rank(
+    y_BTO: Tensor,
+    x_BTI: Tensor,
+    keys_BSI: Tensor,
+    values_BSO: Tensor,
+    inner_lr: Tensor,
+    with_bias: bool,
+) -> Tensor:
+    """y_t - eta sum_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets, which is the descent of the bias."""
+    return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, inner_lr, with_bias), values_BSO)
+
+
+def weights_of(x_BTI: Tensor, keys_BSI: Tensor, inner_lr: Tensor, with_bias: bool) -> Tensor:
+    """-eta (keys_s . x_t + [with_bias]), (B, T, S)."""
+    scores_BTS = torch.matmul(x_BTI, keys_BSI.mT)
+    return (scores_BTS + 1 if with_bias else scores_BTS) * -inner_lr
+
+
+def concatenate(parts: list[Tensor]) -> Tensor:
+    """The factors of several steps side by side: (B, S, D) each -> (B, S + S + ..., D)."""
+    return torch.cat(parts, 1)

@@ -1,0 +1,117 @@
+"""Norms: y = (gamma + offset) * f(x) + beta over pieces of the last dimension.
+
+`layer`: f(x) = (x - mean) / sqrt(eps + var). `rms`: f(x) = x / sqrt(eps + mean(x^2)). `scale`: f(x) = x, a learned scale.
+Shapes: x, dy (B, T, H*D): H pieces, normalised one by one with the same gamma and beta (norms of q and k have a piece a head, others one);
+gamma and beta (D,) shared or (B, D) after a descent, or None. offset: 1 where the model stores gamma - 1, else 0.
+Source: TINT.md section 2, "Layer norm"; paper section 2.4.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.precision import narrow_like, wide
+
+KINDS = ("layer", "rms", "scale")
+
+
+def norm_forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    kind: str,
+    heads: int,
+    offset: float,
+) -> Tensor:
+    """y = (gamma + offset) * f(x) + beta."""
+    shared = (gamma is None or gamma.ndim == 1) and (beta is None or beta.ndim == 1)
+    if kind == "layer" and shared and offset == 0:
+        return _joined(
+            F.layer_norm(_pieces(x, heads), (x.shape[-1] // heads,), gamma, beta, eps), heads
+        )
+    y = _normalized(x, eps, kind, heads)
+    if gamma is not None:
+        y = y * _gain(gamma, heads, offset)
+    return _joined(y if beta is None else y + _along_tokens(beta, heads), heads)
+
+
+def norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    eps: float,
+    kind: str,
+    heads: int,
+    offset: float,
+    gradient: str,
+    scale: float,
+) -> Tensor:
+    """dx of a norm, with g = (gamma + offset) * dy.
+
+    `first_order`: N (f(x + g/N) - f(x)), N = scale, in a form without cancellation. With c = x - mean(x),
+    e = d - mean(d), d = g/N and s = sqrt(eps + var): s'^2 - s^2 = mean(2ce + ee), and
+    f(x + d) - f(x) = e/s' + c (1/s' - 1/s) with 1/s' - 1/s = (s^2 - s'^2) / (s s' (s + s')).
+    `exact`: (g - mean(g) - f mean(g f)) / s; an RMS norm has no mean(g). A learned scale is linear: g is both.
+    """
+    c, g = _pieces(wide(x), heads), _pieces(wide(dy), heads)
+    if gamma is not None:
+        g = g * _gain(wide(gamma), heads, offset)
+    if kind == "scale":
+        return narrow_like(_joined(g, heads), x)
+    if kind == "layer":
+        c, g = _centered(c), _centered(g)
+    s = torch.sqrt(eps + _mean(c * c))
+    if gradient == "exact":
+        dx = g / s - c * (_mean(g * c) / (s * s * s))
+    else:
+        grown = _mean(2 * c * g + g * g / scale) / scale  # s'^2 - s^2
+        s_new = torch.sqrt(s * s + grown)
+        dx = g / s_new - c * (scale * grown / (s * s_new * (s + s_new)))
+    return narrow_like(_joined(dx, heads), x)
+
+
+def norm_descent(
+    gamma: Tensor, dy: Tensor, x: Tensor, eps: float, kind: str, heads: int, inner_lr: Tensor
+) -> Tensor:
+    """gamma <- gamma - eta * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that share it add up."""
+    change = _pieces(dy, heads) * _normalized(x, eps, kind, heads)
+    if heads > 1:
+        change = change.sum(-2)
+    return gamma - inner_lr * change.sum(-2)
+
+
+def _pieces(x: Tensor, heads: int) -> Tensor:
+    return x if heads == 1 else torch.unflatten(x, -1, (heads, -1))
+
+
+def _joined(x: Tensor, heads: int) -> Tensor:
+    return x if heads == 1 else x.flatten(-2)
+
+
+def _gain(gamma: Tensor, heads: int, offset: float) -> Tensor:
+    gain = _along_tokens(gamma, heads)
+    return gain + offset if offset else gain
+
+
+def _along_tokens(vector: Tensor, heads: int) -> Tensor:
+    """(D,) or (B, D) -> what broadcasts over tokens and pieces."""
+    return vector.unsqueeze(-2) if heads == 1 else vector.unsqueeze(-2).unsqueeze(-2)
+
+
+def _normalized(x: Tensor, eps: float, kind: str, heads: int) -> Tensor:
+    """f of each piece, (B, T, H, D) where there are several."""
+    if kind == "scale":
+        return _pieces(x, heads)
+    if kind == "layer":
+        return F.layer_norm(_pieces(x, heads), (x.shape[-1] // heads,), None, None, eps)
+    u = _pieces(wide(x), heads)
+    return narrow_like(u * torch.rsqrt(eps + _mean(u * u)), x)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True)
+
+
+def _centered(x: Tensor) -> Tensor:
+    return x - _mean(x)

@@ -1,0 +1,45 @@
+"""Rotary positions and sliding windows.
+
+Shapes: x (B, T, H*E) with H heads; cos and sin (B, T, R), rows of position tables with R <= E. Only the first R coordinates of a head
+turn. Source: TINT.md section 2, "Self-attention"; RoFormer, arXiv 2104.09864.
+"""
+
+import torch
+from torch import Tensor
+
+PAIRINGS = ("half", "interleaved")
+
+
+def rotary(
+    x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, heads: int, pairing: str, transpose: bool
+) -> Tensor:
+    """y_e = cos_e x_e + sin_e x_p(e) in every head, and y_e = x_e behind the first R coordinates.
+
+    The partner p(e) is R/2 away (`half`) or next door (`interleaved`: 0 with 1, 2 with 3, ...). The tables carry the signs, so that
+    sin_p(e) = -sin_e makes it a rotation. transpose: the backward pass, dx_e = cos_e dy_e + sin_p(e) dy_p(e).
+    """
+    turned = cos_BTR.shape[-1]
+    x_BTHE = torch.unflatten(x_BTD, -1, (heads, -1))
+    cos_BT1R, sin_BT1R = cos_BTR.unsqueeze(-2), sin_BTR.unsqueeze(-2)
+    first_BTHR = x_BTHE[..., :turned]
+    if transpose:
+        y_BTHR = first_BTHR * cos_BT1R + partner(first_BTHR * sin_BT1R, turned, pairing)
+    else:
+        y_BTHR = first_BTHR * cos_BT1R + partner(first_BTHR, turned, pairing) * sin_BT1R
+    if turned * heads == x_BTD.shape[-1]:
+        return y_BTHR.flatten(-2)
+    return torch.cat([y_BTHR, x_BTHE[..., turned:]], -1).flatten(-2)
+
+
+def partner(x: Tensor, size: int, pairing: str) -> Tensor:
+    """x_p(e) at e, over a last dimension of `size`."""
+    if pairing == "half":
+        return torch.cat([x[..., size // 2 :], x[..., : size // 2]], -1)
+    return torch.unflatten(x, -1, (size // 2, 2)).flip(-1).flatten(-2)
+
+
+def window_mask(mask_BxTT: Tensor, window: int) -> Tensor:
+    """The mask, narrowed to the last `window` tokens, a query's own included. One that then may look at nothing looks at itself."""
+    near_BxTT = mask_BxTT.triu(1 - window)
+    itself_BxTT = torch.ones_like(mask_BxTT).triu().tril()
+    return near_BxTT | (itself_BxTT & ~near_BxTT.any(-1, keepdim=True))

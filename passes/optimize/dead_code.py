@@ -1,0 +1,20 @@
+"""Removes what no output needs: operators without users and parameters that nothing reads.
+
+y = op(x)   (y unused)  ->  nothing
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.ir.node_meta import info
+from tintc.ir.pass_manager import Context, graph_pass
+
+
+@graph_pass(requires=("well_formed",), ensures=("no_dead_code",))
+def dead_code(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. The simulator's own inputs stay, used or not."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and (node.op == "call_function" or info(node).role == "parameter"):
+            graph.erase_node(node)
+    return graph

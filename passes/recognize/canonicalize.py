@@ -1,0 +1,329 @@
+"""Strips what computes nothing and spells linear layers one way.
+
+    dropout(x, p, False); contiguous(x); slice(x, everything)                      ->  x
+    to(x, another float type) of an activation or weight                           ->  x: precision is the primitives' business
+    wrap_with_set_grad_enabled(False, body, *args)                                 ->  body(*args), inlined
+    relu_(x); add_(x, y)                                                           ->  relu(x); add(x, y), read by later users of x
+    view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
+    addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
+    matmul(x, t(W)); add(linear(x, W), b)                                          ->  linear(x, W); linear(x, W, b)
+    y = f(x); z = f(x)                                                             ->  y, twice
+
+A view that merges batch and tokens goes only if every operator until the view that restores them works
+token by token. Safe in eval mode, which capture sets.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import Any
+
+import torch
+from torch import fx
+
+from tintc.ir.builder import operands
+from tintc.ir.node_meta import copy_info, info
+from tintc.ir.pass_manager import Context, graph_pass
+from tintc.passes.analysis.evaluation import is_positional, reads_weights
+from tintc.passes.analysis.patterns import (
+    VIEWS,
+    aten,
+    binary,
+    calls,
+    is_parameter,
+    last_size,
+    same_sizes,
+    sizes,
+    with_defaults,
+)
+
+_DETACH = (aten.detach, aten.detach_)
+_NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
+_ALIASING = (
+    *(
+        *VIEWS,
+        aten.transpose,
+        aten.permute,
+        aten.t,
+        aten.slice,
+        aten.select,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.expand,
+        aten.split,
+    ),
+    *(
+        aten.split_with_sizes,
+        aten.chunk,
+        aten.unbind,
+        aten.contiguous,
+        aten.alias,
+        *_DETACH,
+        aten.to,
+        aten.dropout,
+        operator.getitem,
+    ),
+)
+_TOKENWISE = (
+    *(
+        aten.linear,
+        aten.addmm,
+        aten.mm,
+        aten.matmul,
+        aten.layer_norm,
+        aten.add,
+        aten.sub,
+        aten.mul,
+        aten.div,
+        aten.pow,
+    ),
+    *(
+        aten.relu,
+        aten.gelu,
+        aten.silu,
+        aten.tanh,
+        aten.sigmoid,
+        aten.erf,
+        aten.neg,
+        aten.to,
+        aten.dropout,
+        *_NO_OPS,
+    ),
+)
+
+
+@graph_pass(
+    requires=("well_formed", "one_logits_output"), ensures=("well_formed", "one_logits_output")
+)
+def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Nothing that it does not recognise is touched."""
+    _inline_grad_modes(graph)
+    _functionalize(graph)
+    for node in list(graph.nodes):
+        if calls(
+            node,
+            aten._assert_tensor_metadata,
+            aten.sym_constrain_range_for_size,
+            aten._assert_scalar,
+        ):
+            graph.erase_node(node)
+        elif _is_no_op(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    _merge_repeated(graph)
+    for node in list(graph.nodes):
+        if _merges_tokens(node):
+            _unmerge(node)
+    for node in list(graph.nodes):
+        _spell_linear(graph, node)
+    for node in list(graph.nodes):
+        _take_bias(graph, node)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _inline_grad_modes(graph: fx.Graph) -> None:
+    owner = graph.owning_module
+    for node in list(graph.nodes):
+        if "wrap_with_set_grad_enabled" not in str(node.target) or owner is None:
+            continue
+        if node.args[0] is False and reads_weights(node):
+            info(node).refused = "it stops the gradient of a value that depends on weights"
+            continue
+        body: Any = getattr(owner, node.args[1].target)
+        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[2:], strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(body.graph, mapping)
+        for user in list(node.users):  # the body returns a tuple; its users pick items
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _functionalize(graph: fx.Graph) -> None:
+    """In-place operators become functional. One whose write would show in another name of the same memory is left, and
+    refused later."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)]:
+        packet = node.target.overloadpacket.__name__
+        functional = getattr(aten, packet.removesuffix("_"), None)
+        written = node.args[0] if node.args else None
+        if (
+            not packet.endswith("_")
+            or packet.endswith("__")
+            or functional is None
+            or not isinstance(written, fx.Node)
+        ):
+            continue
+        overload = getattr(functional, node.target._overloadname, None)
+        others = _aliases(written) - {written}
+        if overload is None or any(
+            order[user] > order[node]
+            for alias in others
+            for user in alias.users
+            if user not in others
+        ):
+            info(
+                node
+            ).refused = "it writes in place to memory that is read later under another name"
+            continue
+        node.target = overload
+        written.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 (called at once)
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """All nodes whose value may lie in the same memory."""
+    root = node
+    while calls(root, *_ALIASING) and isinstance(root.args[0], fx.Node):
+        root = root.args[0]
+    family = [root]
+    for member in family:  # grows while it is walked
+        family += [
+            user for user in member.users if calls(user, *_ALIASING) and user.args[0] is member
+        ]
+    return set(family)
+
+
+def _is_no_op(node: fx.Node) -> bool:
+    if calls(node, *_DETACH) and reads_weights(node):
+        info(node).refused = "it stops the gradient of a value that depends on weights"
+        return False
+    if calls(node, *_NO_OPS):
+        return True
+    if calls(node, aten.dropout):
+        probability, training = operands(node)[1:3]
+        return training is False or probability == 0
+    if calls(node, aten.to, aten._to_copy, aten.type_as):
+        source, result = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
+        if source is None or result is None:
+            return False
+        casts = (
+            source.dtype.is_floating_point
+            and result.dtype.is_floating_point
+            and not is_positional(node)
+        )
+        return source.dtype == result.dtype or casts
+    if calls(node, aten.slice):
+        _, _, start, stop, step = with_defaults(operands(node), None, 0, None, None, 1)
+        return start in (0, None) and stop in (sys.maxsize, None) and step == 1
+    return calls(node, *VIEWS, aten.expand) and same_sizes(node, node.args[0])  # type: ignore[arg-type]
+
+
+def _merge_repeated(graph: fx.Graph) -> None:
+    """Equal calls of equal arguments are one: layers repeat the arithmetic of masks, and norms that of means."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.is_impure() or info(node).refused:
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        kept = first.setdefault(key, node)
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+            graph.erase_node(node)
+
+
+def _frozen(value: Any) -> Any:
+    """The same arguments as something that can be a key; 1, 1.0 and True are different."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
+    return (type(value), value)
+
+
+def _merges_tokens(node: fx.Node) -> bool:
+    """A view of (B, T, D) as (B*T, D)."""
+    if not calls(node, *VIEWS):
+        return False
+    source: Any = node.args[0]
+    ranks = len(sizes(source)), len(sizes(node))
+    return (
+        ranks == (3, 2) and last_size(source) is not None and last_size(source) == last_size(node)
+    )
+
+
+def _unmerge(view: fx.Node) -> None:
+    """Removes the view and those that restore it, if all between works token by token on merged values and parameters."""
+    merged, restoring = [view], []
+    for node in merged:  # grows while it is walked
+        for user in node.users:
+            if calls(user, *VIEWS) and len(sizes(user)) == 3 and last_size(user) == last_size(node):
+                restoring.append(user)
+            else:
+                also = (
+                    user,
+                    *(source for source in user.all_input_nodes if _merges_tokens(source)),
+                )
+                merged += [new for new in dict.fromkeys(also) if new not in merged]
+    computed = [node for node in merged if not _merges_tokens(node)]
+    known = {*merged}
+    for node in computed:
+        if not calls(node, *_TOKENWISE) or any(
+            s not in known and not is_parameter(s) for s in node.all_input_nodes
+        ):
+            return
+    whole = sizes(view.args[0])[:2]  # type: ignore[arg-type]
+    for node in computed:
+        node.meta["val"] = node.meta["val"].new_empty((*whole, last_size(node)))
+    for node in (*(n for n in merged if n not in computed), *restoring):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def _spell_linear(graph: fx.Graph, node: fx.Node) -> None:
+    if calls(node, aten.addmm) and not node.kwargs and is_parameter(node.args[2]):
+        bias, x, weight = node.args
+    elif calls(node, aten.mm, aten.matmul) and is_parameter(_untransposed(node.args[1])):
+        bias, (x, weight) = None, node.args
+    else:
+        return
+    matrix = _untransposed(weight)
+    if len(sizes(matrix)) != 2:
+        return
+    with graph.inserting_before(node):
+        if matrix is weight:  # stored as (I, O)
+            matrix = graph.call_function(aten.t.default, (weight,))
+            matrix.meta["val"] = None
+            info(matrix).shape = tuple(reversed(info(weight).shape))
+        linear = graph.call_function(aten.linear.default, (x, matrix, bias))
+    _take_place(graph, node, linear)
+
+
+def _untransposed(weight: Any) -> Any:
+    """W where the node is the transpose of a matrix W, in any spelling; else the node."""
+    return weight.args[0] if _is_transpose(weight) else weight
+
+
+def _is_transpose(node: Any) -> bool:
+    if calls(node, aten.t, aten.numpy_T, aten.mT):
+        return True
+    if not isinstance(node, fx.Node) or len(sizes(node)) != 2:
+        return False
+    arguments = operands(node)
+    if calls(node, aten.permute):
+        return [axis % 2 for axis in arguments[1]] == [1, 0]
+    return calls(node, aten.transpose) and sorted(axis % 2 for axis in arguments[1:]) == [0, 1]
+
+
+def _take_bias(graph: fx.Graph, node: fx.Node) -> None:
+    """A bias that is added behind its layer."""
+    for linear, bias in binary(node, aten.add):
+        without = (
+            calls(linear, aten.linear)
+            and len(linear.users) == 1
+            and linear.args[2:] in ((), (None,))
+        )
+        if without and is_parameter(bias) and sizes(bias) == (last_size(linear),):
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.linear.default, (*linear.args[:2], bias))
+            new.meta["nn_module_stack"] = linear.meta.get("nn_module_stack")
+            _take_place(graph, node, new)
+            return
+
+
+def _take_place(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    new.meta.update(old.meta)
+    copy_info(old, new)
+    old.replace_all_uses_with(new)
+    graph.erase_node(old)

@@ -1,0 +1,42 @@
+"""Turns the auxiliary model's graph into the simulator's first forward pass.
+
+    input_ids, position_ids, attention_mask -> logits
+      ->  the same, with inputs targets, loss_mask, inner_lr and segment for the passes that follow, and outputs
+          {"logits", "initial_logits", "updates"}; every operator belongs to phase forward, step 0
+
+`segment` is the number of leading tokens that a training pass needs.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.ir.builder import Builder, logits_node
+from tintc.ir.dialect import is_tint
+from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.inputs import INPUTS
+from tintc.ir.node_meta import info
+from tintc.ir.pass_manager import Context, graph_pass
+
+
+@graph_pass(
+    requires=("tint_only", "one_logits_output", "some_trainable"),
+    ensures=("named_outputs", "phases_in_order"),
+)
+def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns than there are tokens."""
+    width, vocabulary = info(logits_node(graph)).shape[-1], context.facts.vocab_size
+    if isinstance(width, int) and width < vocabulary:
+        raise UnsupportedModelError(
+            f"the model returns {width} numbers a position; expected logits over its {vocabulary} tokens"
+        )
+    build = Builder(graph)
+    for name in INPUTS:
+        build.input(name)
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_tint(node, "prefix"):
+            info(node).phase, info(node).step = "forward", 0
+    output = graph.output_node()
+    logits = logits_node(graph)
+    output.args = ({"logits": logits, "initial_logits": logits, "updates": {}},)
+    return graph

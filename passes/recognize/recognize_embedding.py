@@ -1,0 +1,195 @@
+"""Token and position embeddings.
+
+    embedding(table, input_ids)                               ->  tint.embedding(table, input_ids, 0)
+    embedding(table, arithmetic of the sizes = 0 1 2 ... + c) ->  tint.embedding(table, position_ids, c)
+    x + table[c : c + T]                                      ->  x + tint.embedding(table, position_ids, c)
+    x + arithmetic of the sizes (T, D)                        ->  x + tint.embedding(table of its values, position_ids, 0)
+
+The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The simulator
+owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tintc.ir.builder import Builder, ancestors, operands, short_label
+from tintc.ir.node_meta import info
+from tintc.ir.pass_manager import Context, graph_pass
+from tintc.passes.analysis.evaluation import (
+    SHORT,
+    Evaluation,
+    evaluated_length,
+    is_positional,
+    is_weight,
+)
+from tintc.passes.analysis.patterns import aten, binary, calls, is_parameter, sizes
+from tintc.passes.analysis.tables import read_table
+
+_UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
+
+
+@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
+    """See the module's first lines. Sets facts.hidden, facts.vocab_size and facts.max_positions."""
+    build = Builder(graph)
+    tokens = next(n for n in graph.nodes if info(n).role == "input")
+    for node in [n for n in graph.nodes if calls(n, aten.embedding)]:
+        table, index = operands(node)[:2]
+        if not is_parameter(table):
+            info(
+                node
+            ).refused = (
+                "its table is not in the state dict; expected a parameter or a persistent buffer"
+            )
+            continue
+        if index is tokens:
+            rows, width = context.tensors[info(table).parameter or ""].shape
+            context.facts.vocab_size = min(rows, context.facts.vocab_size or rows)
+            context.facts.hidden = max(width, context.facts.hidden)
+            index_node, offset = tokens, 0
+        else:
+            rows = context.tensors[info(table).parameter or ""].shape[0]
+            found = _position_offset(index, rows, context)
+            if isinstance(found, str):
+                info(node).refused = found
+                continue
+            index_node, offset = build.input("position_ids"), found
+            context.facts.limit_positions(rows - offset)
+        with graph.inserting_before(node):
+            new = build.call(
+                "embedding",
+                table,
+                index_node,
+                offset,
+                like=node,
+                label=short_label(info(node).module),
+            )
+        node.replace_all_uses_with(new)
+    for node in [n for n in graph.nodes if calls(n, aten.add)]:
+        _added_positions(build, node, context)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
+    """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else why not."""
+    if not is_positional(index):
+        return "its index is neither the token ids nor consecutive positions: it computes with the ids or depends on a weight"
+    offsets: list[int] = []
+    for batch in (2, 1):
+        most = min(rows, context.facts.longest or rows)
+        length = min(rows - offsets[0], most) if offsets else min(SHORT, most)
+        try:
+            value = Evaluation(batch, length, context).of(index)
+            starts = torch.broadcast_to(value, (batch, length)) - torch.arange(
+                length, device=value.device
+            )
+        except _UNEVALUABLE as error:
+            return f"its index cannot be evaluated from the sizes alone ({error})"
+        if not bool((starts == starts[0, 0]).all()) or not 0 <= int(starts[0, 0]) < rows:
+            return "its index is neither the token ids nor consecutive positions"
+        offsets.append(int(starts[0, 0]))
+    return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the length"
+
+
+def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
+    """x + p, where p is a slice of a table or arithmetic of the sizes."""
+    for x, p in binary(node, aten.add):
+        if (
+            not isinstance(x, fx.Node)
+            or not isinstance(p, fx.Node)
+            or len(sizes(x)) != 3
+            or is_positional(x)
+            or is_weight(p)
+        ):
+            continue
+        if sizes(p)[-1:] != sizes(x)[-1:] or len(sizes(p)) < 2:
+            continue
+        tables = [n for n in ancestors([p]) if is_weight(n)]
+        if len(tables) > 1 or not is_positional(p, weights=True):
+            continue
+        with build.graph.inserting_before(node):
+            new = (
+                _computed(build, node, p, context)
+                if not tables
+                else _slice(build, node, p, tables[0], context)
+            )
+        if new is not None:
+            node.args = (x, new) if node.args[0] is x else (new, x)
+            return
+
+
+def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx.Node | None:
+    """A table of the values of p."""
+    length = evaluated_length(context)
+    values = [
+        _rows(p, batch, n, context, {}) for batch, n in ((1, length), (2, min(SHORT, length)))
+    ]
+    reason = next((value for value in values if isinstance(value, str)), "")
+    if not reason and not torch.equal(values[0][: len(values[1])], values[1]):  # type: ignore[arg-type]
+        reason = "what it adds depends on the length of the sequence"
+    info(node).refused = reason
+    table: Any = values[0]
+    return None if reason else read_table(build, context, table, "positions", node)
+
+
+def _slice(
+    build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: Context
+) -> fx.Node | None:
+    """Rows of a learned table, found by putting random numbers in place of its entries."""
+    *leading, rows, width = context.tensors[info(table).parameter or ""].shape
+    if any(size != 1 for size in leading) or rows < 2:
+        return None
+    entries = torch.randn(
+        rows, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    given = {table: entries.view(*leading, rows, width)}
+    offset = _offset(_rows(p, 2, min(SHORT, rows), context, given), entries)
+    if (
+        offset is None
+        or _offset(
+            _rows(p, 1, min(rows - offset, evaluated_length(context)), context, given), entries
+        )
+        != offset
+    ):
+        info(node).refused = "what it adds is no table of positions, read from one row on"
+        return None
+    context.facts.limit_positions(rows - offset)
+    label = short_label(info(table).parameter or "positions")
+    return build.call(
+        "embedding", table, build.input("position_ids"), offset, like=node, label=label
+    )
+
+
+def _offset(found: Tensor | str, entries: Tensor) -> int | None:
+    """c where these are rows c, c + 1, ... of a table."""
+    if isinstance(found, str):
+        return None
+    starts = (entries == found[0]).all(-1).nonzero()
+    offset = int(starts[0]) if starts.numel() else -1
+    return (
+        offset
+        if offset >= 0 and torch.equal(found, entries[offset : offset + len(found)])
+        else None
+    )
+
+
+def _rows(
+    p: fx.Node, batch: int, length: int, context: Context, given: dict[fx.Node, Tensor]
+) -> Tensor | str:
+    """(length, width) of p's value, the same for every sequence; else why not."""
+    values = Evaluation(batch, length, context)
+    for node, value in given.items():
+        values.put(node, value)
+    try:
+        value = values.of(p)
+        whole = value.expand(batch, length, value.shape[-1])
+    except _UNEVALUABLE as error:
+        return f"what it adds cannot be evaluated from the sizes alone ({error})"
+    return (
+        whole[0] if bool((whole == whole[:1]).all()) else "what it adds differs between sequences"
+    )

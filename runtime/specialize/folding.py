@@ -1,0 +1,44 @@
+"""Takes what depends on weights alone out of a program, so that it is computed once and not in every call.
+
+y = f(x, stack_rows(W1, W2))  ->  a graph of its own: {"w": stack_rows(W1, W2)};  y = f(x, w), with w a further input
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tintc.ir.builder import Builder
+from tintc.ir.dialect import is_tint
+from tintc.ir.node_meta import copy_info, info
+from tintc.runtime.specialize.optimize import copy_graph
+
+FOLDED = ("stack_rows",)  # operators that copy; views of a weight cost nothing
+
+
+def fold_weights(graph: fx.Graph) -> fx.Graph | None:
+    """Rewrites the graph in place and returns the graph of what was taken out, or None if there is nothing. The names of its outputs are
+    those of the further inputs."""
+    taken = [node for node in graph.nodes if is_tint(node, *FOLDED) and _of_weights(node)]
+    if not taken:
+        return None
+    build, names = Builder(graph), {}
+    for node in taken:
+        folded = build.placeholder(f"{node.name}_folded", info(node).shape)
+        copy_info(node, folded, role="input")
+        node.replace_all_uses_with(folded)
+        names[folded.name] = node
+    output = graph.output_node()
+    returned = output.args
+    output.args = (names,)
+    weights = copy_graph(graph)
+    output.args = returned
+    for part in (graph, weights):
+        part.eliminate_dead_code()
+    return weights
+
+
+def _of_weights(node: fx.Node) -> bool:
+    """Whether it depends on parameters alone."""
+    if node.op == "placeholder":
+        return info(node).role == "parameter"
+    return all(_of_weights(source) for source in node.all_input_nodes)

@@ -1,0 +1,111 @@
+"""From the lowered graph to the one that the fused back end emits: only what a kind of call wants, then the optimizations.
+
+    lowered graph, choices  ->  its copy, pruned to the wanted outputs  ->  each enabled pass of `passes.OPTIMIZATIONS`
+
+No optimization changes what is computed, up to rounding; each can be switched off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+from torch import fx
+
+from tintc.ir.builder import Builder, further_input, infer_shape
+from tintc.ir.builder import outputs as named_outputs
+from tintc.ir.choices import Choices
+from tintc.ir.dialect import argument, is_tint
+from tintc.ir.errors import UsageError
+from tintc.ir.node_meta import KEY, copy_info, info
+from tintc.ir.pass_manager import Context, run_passes
+from tintc.ir.program import Program
+from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.passes.optimize.dead_code import dead_code
+
+
+def optimize(program: Program, choices: Choices) -> fx.Graph:
+    """The graph of one kind of call. Its output is a dict of the wanted ones."""
+    graph = copy_graph(program.graph)
+    _keep(graph, choices)
+    context = Context(program.config, facts=program.facts, layout=program.layout, choices=choices)
+    return run_passes(
+        graph,
+        context,
+        [dead_code, *(step for step in OPTIMIZATIONS if step.name in choices.enabled)],
+    )
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy whose nodes have records of their own."""
+    copied = copy.deepcopy(graph)
+    for node in copied.nodes:
+        if KEY in node.meta:
+            node.meta[KEY] = copy.copy(node.meta[KEY])
+    return copied
+
+
+def _keep(graph: fx.Graph, choices: Choices) -> None:
+    """Returns the wanted outputs only; updated slot values become inputs where they are given."""
+    output = graph.output_node()
+    returned: dict[str, Any] = dict(named_outputs(graph))
+    if choices.from_updates:
+        build = Builder(graph)
+        for node in returned.pop("updates").values():
+            given = build.placeholder(f"{node.name}_given", info(node).shape)
+            copy_info(node, given, role="input")
+            node.replace_all_uses_with(given)
+    with graph.inserting_before(output):
+        output.args = ({name: _wanted(graph, name, returned, choices) for name in choices.outputs},)
+
+
+def _wanted(graph: fx.Graph, name: str, returned: dict[str, Any], choices: Choices) -> Any:
+    """The node, or nodes, of one output."""
+    if name == "updates":
+        return returned[name]
+    logits: fx.Node = returned[name.replace("losses", "logits")]
+    if name in ("losses", "initial_losses"):
+        labels = further_input(graph, "labels")
+        return Builder(graph).call(
+            "token_losses",
+            logits,
+            labels,
+            like=logits,
+            label=name,
+            phase="forward",
+            step=info(logits).step,
+        )
+    return _some_tokens(graph, logits) if choices.some_tokens else logits
+
+
+def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
+    """The same logits at the kept positions: the head, and what stands behind it, once more on these."""
+    if is_tint(logits, "linear_forward"):
+        x = argument(logits, "x")
+        kept = Builder(graph).call(
+            "kept_tokens",
+            x,
+            further_input(graph, "kept"),
+            like=logits,
+            phase="forward",
+            step=info(logits).step,
+        )
+    else:
+        x = argument(logits, "x")
+        kept = _some_tokens(graph, x)
+    copied = graph.node_copy(logits, lambda n: kept if n is x else n)
+    copy_info(logits, copied)
+    info(copied).shape = infer_shape(copied)
+    return copied
+
+
+def check_names(names: bool | Collection[str]) -> tuple[str, ...]:
+    """Names of the optimizations that are on, in their order: all, none or the given ones. Raises UsageError for an unknown one."""
+    wanted = OPTIMIZATION_NAMES if names is True else () if names is False else tuple(names)
+    unknown = [name for name in wanted if name not in OPTIMIZATION_NAMES]
+    if unknown:
+        raise UsageError(
+            f"there is no optimization {', '.join(map(str, unknown))}; they are {', '.join(OPTIMIZATION_NAMES)}"
+        )
+    return tuple(name for name in OPTIMIZATION_NAMES if name in wanted)

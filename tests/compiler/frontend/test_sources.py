@@ -1,0 +1,650 @@
+"""Sources: every kind loads, and every bad one is refused with the right error before anything is compiled.
+
+The hub is a small server on this machine that answers as the real one does.
+"""
+
+import hashlib
+import http.server
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub.constants
+import psutil
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tintc.compiler.frontend import sources
+from tintc.compiler.frontend.checkpoint import weight_names
+from tintc.compiler.frontend.model_checks import check_causal, check_finite
+from tintc.compiler.frontend.sources import BUNDLED, load_source, shape_names
+from tintc.ir.errors import (
+    MemoryLimitError,
+    SourceError,
+    TintcError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OPT: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+
+
+def tiny_opt_model() -> transformers.OPTForCausalLM:
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**OPT))
+
+
+def refusal(source: Any, error: type[TintcError] = SourceError, **options: Any) -> str:
+    """The message with which `source` is refused: exactly this error, on one line."""
+    with pytest.raises(TintcError) as caught:
+        load_source(source, **options)
+    assert caught.type is error
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def opt_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "opt"
+    tiny_opt_model().save_pretrained(directory)
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "river": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>"
+    ).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def directory(opt_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the saved model, to be damaged."""
+    return shutil.copytree(opt_directory, tmp_path / "model")
+
+
+@pytest.fixture
+def configure(directory: Path) -> Callable[..., Path]:
+    """Changes entries of the saved config.json."""
+
+    def change(**entries: Any) -> Path:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+        return directory
+
+    return change
+
+
+class TestDirectory:
+    def test_weights_tokenizer_and_description(self, opt_directory: Path) -> None:
+        source = load_source(str(opt_directory))
+        assert isinstance(source.model, transformers.OPTForCausalLM)
+        assert not source.model.training
+        assert source.model.config._attn_implementation == "sdpa"
+        assert {value.dtype for value in source.model.parameters()} == {torch.float32}
+        assert source.tokenizer is not None
+        assert source.tokenizer("a river")["input_ids"] == [1, 2]
+        description = source.description
+        assert (description.kind, description.name) == ("directory", opt_directory.name)
+        assert description.revision is None
+        assert description.seed is None
+        assert description.config is not None
+        assert description.config["ffn_dim"] == 32
+        assert str(opt_directory) not in json.dumps(description.config)
+
+    def test_digest_is_that_of_the_file(self, opt_directory: Path) -> None:
+        expected = hashlib.sha256((opt_directory / "model.safetensors").read_bytes()).hexdigest()
+        assert load_source(opt_directory).description.sha256 == expected
+
+    def test_without_tokenizer_files_there_is_no_tokenizer(self, directory: Path) -> None:
+        for path in directory.glob("tokenizer*"):
+            path.unlink()
+        assert load_source(directory).tokenizer is None
+
+    def test_dtype(self, opt_directory: Path) -> None:
+        assert (
+            load_source(opt_directory, dtype=torch.float64).model.lm_head.weight.dtype
+            == torch.float64
+        )
+        assert "int8" in refusal(opt_directory, UsageError, dtype=torch.int8)
+
+    def test_half_precision_weights_load_as_float32(self, tmp_path: Path) -> None:
+        tiny_opt_model().half().save_pretrained(tmp_path)
+        assert {value.dtype for value in load_source(tmp_path).model.parameters()} == {
+            torch.float32
+        }
+
+    def test_shards(self, tmp_path: Path) -> None:
+        model = tiny_opt_model()
+        model.save_pretrained(tmp_path, max_shard_size="10KB")
+        source = load_source(tmp_path)
+        assert source.description.sha256 is not None
+        torch.testing.assert_close(source.model.state_dict(), model.state_dict())
+        next(tmp_path.glob("model-00002-*")).unlink()
+        assert "lacks model-00002-of-" in refusal(tmp_path)
+
+    def test_home_is_expanded(self, opt_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(opt_directory.parent))
+        assert load_source("~/opt").description.kind == "directory"
+
+    def test_the_library_s_settings_stay(
+        self, opt_directory: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        logs = transformers.utils.logging
+        before = logs.get_verbosity(), logs.is_progress_bar_enabled()
+        load_source(opt_directory)
+        assert (logs.get_verbosity(), logs.is_progress_bar_enabled()) == before
+        assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "../nowhere"])
+    def test_path_that_does_not_exist(self, name: str) -> None:
+        assert (
+            refusal(name)
+            == f"{name} does not exist; expected a directory written by save_pretrained or a .gguf file"
+        )
+
+    def test_file(self, opt_directory: Path) -> None:
+        assert "is a file" in refusal(opt_directory / "config.json")
+
+    def test_no_config(self, directory: Path) -> None:
+        (directory / "config.json").unlink()
+        assert "no config.json" in refusal(directory)
+        (directory / "manifest.json").write_text("{}")
+        assert "compiled simulator" in refusal(directory)
+
+    @pytest.mark.parametrize("text", ["{ not json", "[]", "\x00"])
+    def test_unreadable_config(self, directory: Path, text: str) -> None:
+        (directory / "config.json").write_text(text)
+        assert "config.json that" in refusal(directory)
+
+    @pytest.mark.parametrize(
+        ("entries", "words"),
+        [
+            ({"hidden_size": "wide"}, "hidden_size"),
+            ({"num_attention_heads": 3}, "divisible"),
+            ({"num_hidden_layers": 3}, "lack model.decoder.layers.2"),
+            ({"ffn_dim": 48}, "has shape (32,), expected (48,)"),
+        ],
+    )
+    def test_config_that_does_not_fit(
+        self, configure: Callable[..., Path], entries: dict[str, Any], words: str
+    ) -> None:
+        assert words in refusal(configure(**entries))
+
+    def test_weights_left_over_are_named(
+        self, configure: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING, logger="tintc"):
+            load_source(configure(num_hidden_layers=1))
+        assert "model.decoder.layers.1" in caplog.text
+
+    def test_missing_weights(self, directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        assert "has no weights" in refusal(directory)
+
+    @pytest.mark.parametrize("keep", [0, 3, 200, -1])
+    def test_truncated_safetensors(self, directory: Path, keep: int) -> None:
+        path = directory / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:keep])
+        assert "model.safetensors is truncated or damaged" in refusal(directory)
+
+    def test_damaged_index(self, directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        (directory / "model.safetensors.index.json").write_text("{}")
+        assert "no weight_map" in refusal(directory)
+
+    def test_damaged_tokenizer(self, directory: Path) -> None:
+        (directory / "tokenizer.json").write_text("{")
+        assert "its tokenizer cannot be loaded" in refusal(directory)
+
+    def test_safetensors_come_before_pickles(self, tmp_path: Path) -> None:
+        assert weight_names(tmp_path, ["pytorch_model.bin", "model.safetensors"], "it") == [
+            "model.safetensors"
+        ]
+        assert weight_names(tmp_path, ["tf_model.h5"], "it") == []
+
+
+class TestPickledWeights:
+    def test_plain_tensors_load(self, directory: Path) -> None:
+        expected = load_source(directory).model.state_dict()
+        (directory / "model.safetensors").unlink()
+        torch.save(expected, directory / "pytorch_model.bin")
+        torch.testing.assert_close(load_source(directory).model.state_dict(), expected)
+
+    def test_code_in_a_pickle_does_not_run(self, directory: Path, tmp_path: Path) -> None:
+        class Touch:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return os.mkdir, (str(tmp_path / "ran"),)
+
+        (directory / "model.safetensors").unlink()
+        torch.save({"lm_head.weight": Touch()}, directory / "pytorch_model.bin")
+        message = refusal(directory)
+        assert "does not unpickle" in message
+        assert "weights_only" not in message
+        assert not (tmp_path / "ran").exists()
+
+
+class TestOtherModels:
+    @pytest.mark.parametrize(
+        "model",
+        [
+            pytest.param(
+                lambda: transformers.T5Model(
+                    transformers.T5Config(
+                        vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+                    )
+                ),
+                id="t5",
+            ),
+            pytest.param(
+                lambda: transformers.ViTModel(
+                    transformers.ViTConfig(
+                        hidden_size=16,
+                        num_hidden_layers=1,
+                        num_attention_heads=2,
+                        intermediate_size=32,
+                    )
+                ),
+                id="vit",
+            ),
+        ],
+    )
+    def test_not_a_causal_model(
+        self, tmp_path: Path, model: Callable[[], transformers.PreTrainedModel]
+    ) -> None:
+        model().save_pretrained(tmp_path)
+        assert "is no causal language model" in refusal(tmp_path, UnsupportedModelError)
+
+    def test_encoder_that_loads_as_causal_looks_ahead(self, tmp_path: Path) -> None:
+        config = transformers.BertConfig(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+        transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+        assert "looks ahead" in refusal(tmp_path, UnsupportedModelError)
+
+    def test_model_without_sdpa_uses_its_own_attention(self, tmp_path: Path) -> None:
+        config = transformers.GPTJConfig(
+            vocab_size=64,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            rotary_dim=4,
+            n_positions=32,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        transformers.GPTJForCausalLM(config).save_pretrained(tmp_path)
+        assert load_source(tmp_path).model.config._attn_implementation == "eager"
+
+    def test_unknown_model_type(self, configure: Callable[..., Path]) -> None:
+        assert "'zzz'" in refusal(configure(model_type="zzz"), UnsupportedModelError)
+
+    def test_quantized_weights(self, configure: Callable[..., Path]) -> None:
+        assert "quantized" in refusal(
+            configure(quantization_config={"quant_method": "gptq", "bits": 4}),
+            UnsupportedModelError,
+        )
+
+
+class TestCodeOfItsOwn:
+    @pytest.fixture
+    def directory_with_code(
+        self, configure: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Path:
+        monkeypatch.setattr(
+            transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules")
+        )
+        monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+        code = {
+            "AutoConfig": "its_code.OwnConfig",
+            "AutoModelForCausalLM": "its_code.OwnForCausalLM",
+        }
+        directory = configure(model_type="own", auto_map=code)
+        (directory / "its_code.py").write_text(
+            "from transformers import OPTConfig, OPTForCausalLM\n"
+            "class OwnConfig(OPTConfig):\n    model_type = 'own'\n"
+            "class OwnForCausalLM(OPTForCausalLM):\n    config_class = OwnConfig\n"
+        )
+        return directory
+
+    def test_refused_by_default(self, directory_with_code: Path, tmp_path: Path) -> None:
+        assert "--trust-remote-code" in refusal(directory_with_code)
+        assert not (tmp_path / "modules").exists()
+
+    def test_runs_when_trusted(self, directory_with_code: Path) -> None:
+        source = load_source(directory_with_code, trust_remote_code=True)
+        assert type(source.model).__name__ == "OwnForCausalLM"
+
+    def test_not_needed_where_transformers_knows_the_model(
+        self, configure: Callable[..., Path]
+    ) -> None:
+        directory = configure(
+            auto_map={"AutoConfig": "its_code.C", "AutoModelForCausalLM": "its_code.M"}
+        )
+        assert isinstance(load_source(directory).model, transformers.OPTForCausalLM)
+
+
+class TestShape:
+    @pytest.fixture
+    def small_shape(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(sources, "_shapes", lambda: {"small": {"model_type": "opt", **OPT}})
+        return "shape:small"
+
+    def test_seeded_weights(self, small_shape: str) -> None:
+        state = torch.get_rng_state()
+        first = load_source(small_shape, seed=1)
+        assert torch.equal(state, torch.get_rng_state())
+        assert not first.model.training
+        assert first.tokenizer is None
+        assert (first.description.kind, first.description.name, first.description.seed) == (
+            "shape",
+            small_shape,
+            1,
+        )
+        assert first.description.sha256 is None
+        torch.rand(3)
+        again, other = load_source(small_shape, seed=1), load_source(small_shape, seed=2)
+        torch.testing.assert_close(
+            again.model.state_dict(), first.model.state_dict(), rtol=0, atol=0
+        )
+        assert not torch.equal(again.model.lm_head.weight, other.model.lm_head.weight)
+
+    # Parameters as published (millions for OPT: Zhang et al. 2022, table 1, rounded there).
+    @pytest.mark.parametrize(
+        ("name", "count"),
+        [
+            ("opt-125m", 125_239_296),
+            ("opt-350m", 331_196_416),
+            ("opt-1.3b", 1_315_758_080),
+            ("opt-2.7b", 2_651_596_800),
+            ("opt-6.7b", 6_658_473_984),
+            ("opt-13b", 12_853_473_280),
+            ("opt-30b", 29_974_540_288),
+            ("opt-66b", 65_719_701_504),
+            ("opt-175b", 174_604_468_224),
+            ("distilgpt2", 81_912_576),
+            ("gpt2", 124_439_808),
+            ("gpt2-medium", 354_823_168),
+            ("gpt2-large", 774_030_080),
+            ("gpt2-xl", 1_557_611_200),
+        ],
+    )
+    def test_ladder(self, name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * count - 1)
+        )
+        message = refusal(f"shape:{name}", MemoryLimitError)
+        assert f"{count / 1e9:.2f} billion weights" in message
+        assert f"needs {4 * count / 1e9:.1f} GB" in message
+
+    def test_the_ladder_is_whole(self) -> None:
+        assert len(shape_names()) == 14
+
+    def test_smaller_dtype_needs_less(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=82e6 * 2.5))
+        assert "float32" in refusal("shape:distilgpt2", MemoryLimitError)
+        assert (
+            load_source("shape:distilgpt2", dtype=torch.bfloat16).model.lm_head.weight.dtype
+            == torch.bfloat16
+        )
+
+    def test_unknown_shape_lists_the_shapes(self) -> None:
+        message = refusal("shape:opt-1b")
+        assert all(name in message for name in shape_names())
+
+    def test_bad_seed(self) -> None:
+        assert "seed is -1" in refusal("shape:gpt2", UsageError, seed=-1)
+
+
+def test_memory_is_checked_before_a_directory_is_loaded(
+    opt_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    assert "of memory are free" in refusal(opt_directory, MemoryLimitError)
+
+
+class TestModule:
+    def test_used_as_it_is(self) -> None:
+        model = tiny_opt_model().train()
+        source = load_source(model)
+        assert source.model is model
+        assert model.training
+        assert source.tokenizer is None
+        assert source.description.kind == "module"
+        assert source.description.name == "OPTForCausalLM"
+        assert source.description.config is not None
+        assert source.description.config["hidden_size"] == 16
+
+    def test_plain_module_has_no_config(self) -> None:
+        assert load_source(torch.nn.Linear(2, 2)).description.config is None
+
+    def test_dtype_is_not_changed(self) -> None:
+        assert ".to(torch.float64)" in refusal(tiny_opt_model(), UsageError, dtype=torch.float64)
+        assert (
+            load_source(tiny_opt_model().double(), dtype=torch.float64).model.lm_head.weight.dtype
+            == torch.float64
+        )
+
+    def test_revision_makes_no_sense(self, opt_directory: Path) -> None:
+        for source in (tiny_opt_model(), opt_directory, "shape:gpt2", BUNDLED):
+            assert "does not come from the hub" in refusal(source, UsageError, revision="main")
+
+    @pytest.mark.parametrize("source", [3, None, b"opt", ""])
+    def test_neither_name_nor_module(self, source: Any) -> None:
+        assert "expected" in refusal(source, UsageError)
+
+
+class TestFinite:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    def test_any_dtype(self, value: float, dtype: torch.dtype) -> None:
+        model = torch.nn.Linear(3, 5, dtype=dtype)
+        check_finite(model, "it")
+        model.weight.data[4, 1] = value
+        with pytest.raises(SourceError, match="it has NaN or infinite weights in weight"):
+            check_finite(model, "it")
+
+    def test_checked_in_modules_and_directories(self, tmp_path: Path) -> None:
+        model = tiny_opt_model()
+        model.model.decoder.layers[1].fc1.bias.data[0] = float("nan")
+        assert "model.decoder.layers.1.fc1.bias" in refusal(model)
+        model.save_pretrained(tmp_path)
+        assert "model.decoder.layers.1.fc1.bias" in refusal(tmp_path)
+
+    def test_many_are_counted(self) -> None:
+        model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)))
+        for value in model.parameters():
+            value.data.fill_(float("nan"))
+        with pytest.raises(SourceError, match=r"0\.bias, 0\.weight, 1\.bias and 5 more"):
+            check_finite(model, "it")
+
+    def test_meta_and_empty_parameters_are_skipped(self) -> None:
+        check_finite(torch.nn.Linear(2, 2, device="meta"), "it")
+        check_finite(torch.nn.Embedding(0, 2), "it")
+        check_causal(torch.nn.Linear(2, 2, device="meta"), "it")
+
+
+class FakeHub:
+    """Serves `files` as models of a hub: owner/good, owner/gated, owner/private, owner/down."""
+
+    def __init__(self, files: Path) -> None:
+        self.files = files
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                status, headers, body = hub.answer(self.path.split("?")[0])
+                self.send_response(status)
+                for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        missing = lambda code: (404, {"X-Error-Code": code}, b"")  # noqa: E731
+        if "owner/down" in path:
+            return 503, {}, b""
+        if not any(f"owner/{name}" in path for name in ("good", "gated")):
+            return 401, {"X-Error-Code": "RepoNotFound"}, b""
+        if "no-such-revision" in path:
+            return missing("RevisionNotFound")
+        if path.startswith("/api/models/"):
+            files = [{"rfilename": file.name} for file in self.files.iterdir()] + [
+                {"rfilename": "onnx/model.onnx"}
+            ]
+            return (
+                200,
+                {"Content-Type": "application/json"},
+                json.dumps({"id": "x", "sha": COMMIT, "siblings": files}).encode(),
+            )
+        if "owner/gated" in path:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        file = self.files / path.rsplit("/", 1)[1]
+        if not file.is_file():
+            return missing("EntryNotFound")
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}"'}, file.read_bytes()
+
+
+class TestHub:
+    @pytest.fixture
+    def point_at(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        def point(url: str) -> None:
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+            template = url + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+        return point
+
+    @pytest.fixture
+    def hub(self, directory: Path, point_at: Callable[[str], None]) -> Iterator[FakeHub]:
+        hub = FakeHub(directory)
+        thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        point_at(hub.url)
+        yield hub
+        hub.server.shutdown()
+        thread.join()
+        hub.server.server_close()
+
+    @pytest.fixture
+    def no_network(self, point_at: Callable[[str], None]) -> None:
+        point_at("http://127.0.0.1:9")  # the discard port: nobody listens
+
+    def test_model_is_fetched_and_cached(
+        self, hub: FakeHub, tmp_path: Path, point_at: Callable[[str], None]
+    ) -> None:
+        (hub.files / "tf_model.h5").write_bytes(b"the weights of another library")
+        (hub.files / "pytorch_model.bin").write_bytes(b"the same weights once more")
+        cache = str(tmp_path / "cache")
+        source = load_source("owner/good", cache_dir=cache)
+        assert source.description.kind == "hub"
+        assert source.description.revision == COMMIT
+        assert source.description.sha256 == load_source(hub.files).description.sha256
+        assert source.tokenizer is not None
+        fetched = {
+            request.rsplit("/", 1)[1]
+            for request in hub.requests
+            if request.startswith("GET /owner")
+        }
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
+        assert not fetched & {"tf_model.h5", "pytorch_model.bin", "model.onnx"}
+
+        hub.requests.clear()
+        load_source("owner/good", cache_dir=cache)
+        assert not [request for request in hub.requests if request.startswith("GET /owner")], (
+            "fetched twice"
+        )
+
+        hub.requests.clear()
+        offline = load_source("owner/good", cache_dir=cache, offline=True)
+        assert offline.description == source.description
+        assert not hub.requests
+
+        point_at("http://127.0.0.1:9")
+        assert load_source("owner/good", cache_dir=cache).description == source.description
+
+    def test_weights_that_do_not_fit_are_not_fetched(
+        self, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+        refusal("owner/good", MemoryLimitError, cache_dir=str(tmp_path / "cache"))
+        assert not any("model.safetensors" in request for request in hub.requests)
+
+    @pytest.mark.parametrize(
+        ("name", "revision", "words"),
+        [
+            ("owner/private", None, "there is no model owner/private on the hub, or it is private"),
+            ("owner/gated", None, "owner/gated is gated"),
+            ("owner/good", "no-such-revision", "no revision 'no-such-revision'"),
+            ("owner/down", None, "503"),
+            ("owner/too/deep", None, "neither a directory nor a hub id"),
+            ("two words", None, "neither a directory nor a hub id"),
+        ],
+    )
+    def test_refusals(
+        self, hub: FakeHub, tmp_path: Path, name: str, revision: str | None, words: str
+    ) -> None:
+        assert words in refusal(name, revision=revision, cache_dir=str(tmp_path / "cache"))
+
+    def test_repository_without_config(self, hub: FakeHub, tmp_path: Path) -> None:
+        (hub.files / "config.json").unlink()
+        assert "no config.json" in refusal("owner/good", cache_dir=str(tmp_path / "cache"))
+
+    def test_repository_without_weights(self, hub: FakeHub, tmp_path: Path) -> None:
+        (hub.files / "model.safetensors").unlink()
+        assert "has no weights" in refusal("owner/good", cache_dir=str(tmp_path / "cache"))
+
+    @pytest.mark.usefixtures("no_network")
+    def test_no_network_says_what_to_fetch_and_does_not_hang(self, tmp_path: Path) -> None:
+        start = time.monotonic()
+        message = refusal("facebook/opt-125m", revision="v1", cache_dir=str(tmp_path / "cache"))
+        assert time.monotonic() - start < 5
+        assert "hf download facebook/opt-125m --revision v1" in message
+        assert "save_pretrained" in message
+
+    def test_offline_and_only_a_part_in_the_cache(self, hub: FakeHub, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        load_source("owner/good", cache_dir=str(cache))
+        next(cache.rglob("snapshots/*/model.safetensors")).unlink()
+        assert "hf download owner/good" in refusal("owner/good", cache_dir=str(cache), offline=True)
+
+
+def test_the_bundled_model() -> None:
+    source = load_source(BUNDLED)
+    assert source.description.kind == "bundled"
+    assert source.description.sha256 is not None
+    assert source.tokenizer is not None
+    assert {value.dtype for value in source.model.parameters()} == {torch.float32}
+    input_ids = source.tokenizer("The river rises in the hills.", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert source.model(input_ids=input_ids, labels=input_ids).loss < 8

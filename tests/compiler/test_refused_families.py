@@ -1,0 +1,105 @@
+"""Models that cannot be simulated are refused, and the operators that are to blame are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.families import BASE, COHERE, GROUPED, STABLELM, builder
+from tintc.compiler.driver import lower
+from tintc.compiler.frontend.capture import capture
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UnsupportedModelError
+
+EXPERTS = {
+    **GROUPED,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
+RECURRENT = {**BASE, "hidden_size": 12}
+
+REFUSED = {
+    "mixtral": (builder("mixtral", **EXPERTS), ("aten.topk", "aten.sort", "mlp.gate")),
+    "qwen2_moe": (builder("qwen2_moe", **EXPERTS), ("aten.topk", "mlp.gate")),
+    "gpt_oss": (builder("gpt_oss", **GROUPED), ("aten.cat", "self_attn")),
+    "mamba": (
+        builder("mamba", **RECURRENT, state_size=4),
+        ("aten.conv1d", "aten.softplus", "aten.exp", "mixer"),
+    ),
+    "rwkv": (builder("rwkv", **RECURRENT), ("aten.exp", "aten.maximum", "attention")),
+    "recurrent_gemma": (
+        builder("recurrent_gemma", **{**GROUPED, "num_hidden_layers": 3}),
+        ("aten.conv1d", "rg_lru"),
+    ),
+    "norms of single heads": (
+        builder("stablelm", **STABLELM, qk_layernorm=True),
+        ("aten.cat", "q_layernorm", "several activations"),
+    ),
+    "gains of single heads": (
+        builder("cohere", **COHERE, use_qk_norm=True),
+        ("aten.mul", "q_norm"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operators_are_named(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    build, expected = REFUSED[name]
+    model = build()
+    capfd.readouterr()
+    with pytest.raises(UnsupportedModelError) as refusal:
+        lower(capture(model), SimulatorConfig.paper())
+    assert all(part in str(refusal.value) for part in expected), str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr().out == ""
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer between an embedding and a head."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.tokens, self.layer, self.head = (
+            nn.Embedding(29, 8),
+            kind(8, 8, batch_first=True),
+            nn.Linear(8, 29),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(self.tokens(input_ids))[0]
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator"), [(nn.GRU, "aten.gru"), (nn.LSTM, "aten.lstm"), (nn.RNN, "aten.rnn_tanh")]
+)
+def test_recurrent_layers_are_named(
+    kind: type[nn.RNNBase], operator: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"{operator}.* x1 in layer"):
+        capture(Recurrent(kind).eval())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_data_dependent_positions_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    """Rotary frequencies that change with the length of the text; nothing of torch's own report reaches the user."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    model = builder("llama", **GROUPED, rope_parameters=rope)()
+    capfd.readouterr()
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"torch.export cannot trace LlamaForCausalLM: Could not guard on data-dependent",
+    ):
+        capture(model)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_meta_models_are_refused_alike() -> None:
+    with torch.device("meta"):
+        model = Recurrent(nn.GRU).eval()
+    with pytest.raises(UnsupportedModelError, match=r"aten\.gru"):
+        capture(model)

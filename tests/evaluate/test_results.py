@@ -1,0 +1,35 @@
+"""What docs/results holds is what the README shows, and the command stands beside it."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tintc.evaluate.tables import TABLES
+
+ROOT = Path(__file__).parents[2]
+REPORTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_result_is_shown_as_it_was_measured(path: Path) -> None:
+    report = load(path)
+    table = TABLES[report["experiment"]](report).markdown()
+    shown = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    assert table.strip() in shown
+    assert f"`{report['command']}`" in shown
+    assert str(Path.home()) not in path.read_text()
+    assert '"/' not in path.read_text() and not any(
+        Path(part).is_absolute() for part in shlex.split(report["command"])
+    )
+
+
+def test_both_models_and_all_experiments_are_there() -> None:
+    kinds = {(report["experiment"], report["model"]["name"]) for report in map(load, REPORTS)}
+    assert kinds >= {(kind, model) for kind in TABLES for model in ("tiny-opt", "smollm2-135m")}

@@ -1,0 +1,40 @@
+"""tintc.ir.ops.embedding: rows of a table, and the training segment's slices."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.shapes import Draw, batches, lengths, seeds, widths
+from tintc.ir.ops.embedding import embedding, segment, segment_mask
+
+
+@given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), seeds)
+def test_embedding_reads_rows(b: int, t: int, d: int, rows: int, offset: int, seed: int) -> None:
+    draw = Draw(seed)
+    table = draw(rows + offset, d)
+    index = torch.randint(rows, (b, t), generator=draw.generator)
+    found = embedding(table, index, offset)
+    assert found.shape == (b, t, d)
+    for n in range(b):
+        for i in range(t):
+            assert torch.equal(found[n, i], table[int(index[n, i]) + offset])
+    assert torch.equal(embedding(table[None], index, offset), found), (
+        "a table of one sequence, as models hold those of positions"
+    )
+
+
+@given(batches, st.integers(1, 7), widths, st.data())
+def test_segment_keeps_the_first_tokens(b: int, t: int, d: int, data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, t))
+    x = torch.arange(b * t * d).reshape(b, t, d)
+    mask = torch.arange(b * t * t).reshape(b, 1, t, t)
+    assert torch.equal(segment(x, length), torch.stack([row[:length] for row in x]))
+    assert torch.equal(segment(x[..., 0], length), torch.stack([row[:length] for row in x[..., 0]]))
+    cut = segment_mask(mask, length)
+    assert cut.shape == (b, 1, length, length)
+    assert all(
+        int(cut[n, 0, i, j]) == int(mask[n, 0, i, j])
+        for n in range(b)
+        for i in range(length)
+        for j in range(length)
+    )
