@@ -6,8 +6,8 @@
     report.json          what `tintc compile` prints
     tokenizer files      as transformers saves them, where the source had any
 
-Loading runs no code from it, unpickles nothing and checks every checksum. Writing is atomic: a temporary
-directory beside the target, then a rename.
+Loading runs no code from it, unpickles nothing and checks every checksum. Writing is atomic: a
+temporary directory beside the target, then a rename.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _LIBRARIES = ("torch", "transformers", "safetensors")
 
 
 def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
-    """Writes the artifact. Raises UsageError if `path` exists and not `force`, ArtifactError if it cannot be written;
-    in both cases what was there stays as it was."""
+    """Writes the artifact. Raises UsageError if `path` exists and not `force`, ArtifactError if it
+    cannot be written; in both cases what was there stays as it was."""
     path = path.expanduser()
     check_target(path, force=force)
     target = path.resolve()  # `.` has no parent to write beside
@@ -139,7 +139,8 @@ def load(
 ) -> Simulator:
     """Reads an artifact back. device, dtype: of the weights; default cpu and as stored.
 
-    Raises ArtifactError if the directory is no artifact, of another format version, truncated or altered.
+    Raises ArtifactError if the directory is no artifact, of another format version, truncated or
+    altered.
     """
     root = Path(path).expanduser()
     manifest = read_manifest(root)
@@ -191,17 +192,21 @@ def load(
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest, after checking the format version, its own checksum and that of every file. Raises ArtifactError."""
+    """The manifest, after checking the format version, its own checksum and that of every file.
+    Raises ArtifactError.
+    """
     file = root / _MANIFEST
     if not os.path.isfile(file):
         raise ArtifactError(
-            f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR writes one)"
+            f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR "
+            "writes one)"
         )
     manifest = _read_json(file)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: compile the model again"
+            f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: "
+            "compile the model again"
         )
     _check_digest(file, _manifest_digest(manifest), manifest.get(_OWN_DIGEST))
     expected = manifest.get("sha256")
@@ -221,7 +226,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
 def _check_digest(file: Path, found: str, expected: object) -> None:
     if found != expected:
         raise ArtifactError(
-            f"{file} is altered or truncated: its sha256 is {found}, the manifest says {expected or 'nothing of it'}"
+            f"{file} is altered or truncated: its sha256 is {found}, the manifest says "
+            f"{expected or 'nothing of it'}"
         )
 
 
@@ -232,7 +238,9 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 
 
 def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Why the graph is not a lowered one, or where graph, layout and weights do not fit each other."""
+    """Why the graph is not a lowered one, or where graph, layout and weights do not fit each
+    other.
+    """
     names = [record.name for record in program.stages["lowered"]]
     problems = [] if isinstance(program.facts.block_path, str) else ["its block_path is no text"]
     problems += (
@@ -324,7 +332,9 @@ def _write(simulator: Simulator, root: Path) -> None:
 
 
 def _forget_origin(file: Path) -> None:
-    """Drops what transformers notes about where a tokenizer was loaded from: two compilations give the same file."""
+    """Drops what transformers notes about where a tokenizer was loaded from: two compilations give
+    the same file.
+    """
     if file.is_file():
         kept = {
             name: value
@@ -335,7 +345,9 @@ def _forget_origin(file: Path) -> None:
 
 
 def _open_to_others(root: Path) -> None:
-    """Gives files and folders the permissions of any new file: temporary ones are closed to other users."""
+    """Gives files and folders the permissions of any new file: temporary ones are closed to other
+    users.
+    """
     mask = os.umask(0)
     os.umask(mask)
     for path in (root, *root.rglob("*")):
@@ -343,7 +355,9 @@ def _open_to_others(root: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Renames the finished directory; an artifact that is replaced is set aside first and comes back if that fails."""
+    """Renames the finished directory; an artifact that is replaced is set aside first and comes
+    back if that fails.
+    """
     if not path.exists():
         temporary.rename(path)
         return
@@ -375,7 +389,8 @@ def _read_weights(
 ) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt", device=str(device)) as handle:
-            # Copied out of the file: what is mapped there is not aligned, and other kernels round differently.
+            # Copied out of the file: what is mapped there is not aligned, and other kernels round
+            # differently.
             tensors = {name: _cast(name, handle.get_tensor(name), dtype) for name in handle.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read: {error}") from error

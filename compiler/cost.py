@@ -1,8 +1,10 @@
-"""FLOPs and peak memory of a program, from shapes alone: the emitted module is run on tensors without numbers.
+"""FLOPs and peak memory of a program, from shapes alone: the emitted module is run on tensors
+without numbers.
 
-FLOPs count a multiplication and an addition as two and matrix products only (linear layers, attention, the head): norms,
-activations and softmax are below 1 % of them, the transformer's split maps 1 to 3 %. Peak memory is what the tensors of one call hold
-at its worst moment; weights, what a kernel allocates inside and the Python process come on top. Only what the logits need counts.
+FLOPs count a multiplication and an addition as two and matrix products only (linear layers,
+attention, the head): norms, activations and softmax are below 1 % of them, the transformer's split
+maps 1 to 3 %. Peak memory is what the tensors of one call hold at its worst moment; weights, what a
+kernel allocates inside and the Python process come on top. Only what the logits need counts.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from tintc.runtime.specialize.optimize import check_names
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of one call. peak_bytes: the most that the call's own tensors hold at once; weights come on top."""
+    """flops: of one call. peak_bytes: the most that the call's own tensors hold at once; weights
+    come on top.
+    """
 
     flops: int
     peak_bytes: int
@@ -48,10 +52,11 @@ def estimate(
     tokens: int,
     segment: int,
 ) -> Cost:
-    """Cost of one call on a CPU without padding that returns the logits (not the initial ones), under torch.no_grad. segment: tokens that
-    training passes see. optimize: with the optimizations of the fused back end, all or those named, but for the choice of kernels:
-    oneDNN's cost the same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them and the memory of one, beside
-    the whole inputs and logits. Raises UsageError for an unknown name."""
+    """Cost of one call on a CPU without padding that returns the logits (not the initial ones),
+    under torch.no_grad. segment: tokens that training passes see. optimize: with the optimizations
+    of the fused back end, all or those named, but for the choice of kernels: oneDNN's cost the
+    same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them and the
+    memory of one, beside the whole inputs and logits. Raises UsageError for an unknown name."""
     names = [name for name in check_names(optimize) if name != onednn_products.name]
     with _without_numbers(backend) as device, torch.no_grad():
         shapes = {
@@ -132,8 +137,8 @@ def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Cal
 
 @contextlib.contextmanager
 def _without_numbers(backend: str) -> Iterator[str]:
-    """Fused programs run on fake CPU tensors, which choose the kernels of a CPU; the transformer writes out its attention and
-    runs on the meta device, which is faster."""
+    """Fused programs run on fake CPU tensors, which choose the kernels of a CPU; the transformer
+    writes out its attention and runs on the meta device, which is faster."""
     if backend == "fused":
         with FakeTensorMode():
             yield "cpu"
@@ -143,7 +148,9 @@ def _without_numbers(backend: str) -> Iterator[str]:
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """FLOPs of all operators under this mode, and bytes of the storages that they make, as long as they live."""
+    """FLOPs of all operators under this mode, and bytes of the storages that they make, as long as
+    they live.
+    """
 
     def __init__(self, outside: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -186,12 +193,15 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 class _Walk(fx.Interpreter):
-    """Runs an emitted module node by node, and each of its layers once for each shape: layers alike cost alike."""
+    """Runs an emitted module node by node, and each of its layers once for each shape: layers alike
+    cost alike.
+    """
 
     def __init__(self, module: fx.GraphModule, meter: _Meter) -> None:
         super().__init__(module)
         self.meter = meter
-        # layer and shapes -> FLOPs, bytes above those that lived before, shape of the result unless it is the first argument
+        # layer and shapes -> FLOPs, bytes above those that lived before, shape of the result unless
+        # it is the first argument
         self._costs: dict[Any, tuple[int, int, torch.Size | None]] = {}
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -218,7 +228,9 @@ class _Walk(fx.Interpreter):
 
 
 def _kind(value: Any) -> Any:
-    """What the cost of a layer depends on: the sizes of its arguments, not where in the stream or page they lie."""
+    """What the cost of a layer depends on: the sizes of its arguments, not where in the stream or
+    page they lie.
+    """
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, Range):

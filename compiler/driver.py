@@ -45,20 +45,26 @@ def compile(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Simulator:
-    """Compiles an auxiliary model into a simulator that runs its inner fine-tuning in one forward pass.
+    """Compiles an auxiliary model into a simulator that runs its inner fine-tuning in one forward
+    pass.
 
-    source: a hub id, a directory written by save_pretrained, a .gguf file, `tiny-opt`, `smollm2-135m`, `shape:NAME`, or an nn.Module.
-    config: what to compute; default SimulatorConfig.paper(). dtype: of the weights; default float32, or the module's own.
-    backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights in prefix tokens and structural
-    constants that can be counted (`Simulator.parameter_report`). share: which of those constants one copy serves for, `none`,
-    `layers` or `all`. Results are the same up to rounding, and the same to the bit however constants are shared.
-    optimize: False, or names out of `tintc.OPTIMIZATION_NAMES`: which optimizations of the fused back end are on (default all).
-    torch_compile: a mode of torch.compile for calls that nobody differentiates, `reduce-overhead` for CUDA graphs; by default plain torch
-    runs, since compiling takes longer than most uses and costs the oneDNN products of a CPU.
+    source: a hub id, a directory written by save_pretrained, a .gguf file, `tiny-opt`,
+    `smollm2-135m`, `shape:NAME`, or an nn.Module.
+    config: what to compute; default SimulatorConfig.paper(). dtype: of the weights; default
+    float32, or the module's own.
+    backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights
+    in prefix tokens and structural constants that can be counted (`Simulator.parameter_report`).
+    share: which of those constants one copy serves for, `none`, `layers` or `all`. Results are the
+    same up to rounding, and the same to the bit however constants are shared.
+    optimize: False, or names out of `tintc.OPTIMIZATION_NAMES`: which optimizations of the fused
+    back end are on (default all).
+    torch_compile: a mode of torch.compile for calls that nobody differentiates, `reduce-overhead`
+    for CUDA graphs; by default plain torch runs, since compiling takes longer than most uses and
+    costs the oneDNN products of a CPU.
     Other arguments say how to find the model. progress is called with the name of each stage.
 
-    Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if the compiled first
-    forward pass does not give the model's own logits.
+    Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if
+    the compiled first forward pass does not give the model's own logits.
     """
     config = config or SimulatorConfig.paper()
     check_backend(backend, share)
@@ -110,7 +116,9 @@ def compile(
 
 
 def direct_program(captured: Captured, config: SimulatorConfig) -> Program | None:
-    """Direct fine-tuning by exact gradients, for comparison; None where only the approximations of `config` can be simulated."""
+    """Direct fine-tuning by exact gradients, for comparison; None where only the approximations of
+    `config` can be simulated.
+    """
     try:
         return lower(captured.copy(), config.exact_counterpart())
     except UnsupportedModelError:

@@ -1,8 +1,9 @@
 """Checks a compiled simulator against torch.autograd on the same weights, in float64.
 
-The reference is the auxiliary model's own code (rebuilt from its transformers config), differentiated by
-torch.autograd and updated by plain SGD. A source without such a config is checked against the compiled first
-forward pass under autograd instead, which `compile` compared with the model itself.
+The reference is the auxiliary model's own code (rebuilt from its transformers config),
+differentiated by torch.autograd and updated by plain SGD. A source without such a config is checked
+against the compiled first forward pass under autograd instead, which `compile` compared with the
+model itself.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ _NOT_ARCHITECTURE = {
     ),
 }
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
-# Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary tables: random ones differ by 1e-6.
+# Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary
+# tables: random ones differ by 1e-6.
 ROUNDED_TOLERANCE = 1e-5
 
-# Largest allowed difference of initial logits to the captured model's, relative to the largest logit.
+# Largest allowed difference of initial logits to the captured model's, relative to the largest
+# logit.
 _FIRST_FORWARD = {
     torch.float64: 1e-6,
     torch.float32: 1e-3,
@@ -51,8 +54,10 @@ _FIRST_FORWARD = {
 class UpdateError:
     """Updates W_after - W_before of some parameters, taken as one vector, against the exact ones.
 
-    exact_norm, norm, difference_norm: Euclidean norms of exact update, found update and their difference. dot: exact . found.
-    worst: largest difference relative to the parameter's largest weight or the largest exact update of any, whichever is larger.
+    exact_norm, norm, difference_norm: Euclidean norms of exact update, found update and their
+    difference. dot: exact . found.
+    worst: largest difference relative to the parameter's largest weight or the largest exact update
+    of any, whichever is larger.
     """
 
     name: str
@@ -78,9 +83,10 @@ class UpdateError:
 
 @dataclass(frozen=True)
 class Verification:
-    """agrees: to `tolerance`, initial logits are the model's, and final logits are the model's under the weights that the simulator
-    found (updated_logits_error); and the updates together point where the exact ones do (a positive cosine; not asked of the other loss
-    gradients); with an exact config, final logits and all updates are autograd's too."""
+    """agrees: to `tolerance`, initial logits are the model's, and final logits are the model's
+    under the weights that the simulator found (updated_logits_error); and the updates together
+    point where the exact ones do (a positive cosine; not asked of the other loss gradients); with
+    an exact config, final logits and all updates are autograd's too."""
 
     reference: str
     exact: bool
@@ -131,13 +137,15 @@ def _total(name: str, parts: list[UpdateError]) -> UpdateError:
 
 
 def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verification:
-    """Runs one random sequence, half of it trained, through the simulator and through autograd. simulator: in float64.
+    """Runs one random sequence, half of it trained, through the simulator and through autograd.
+    simulator: in float64.
 
     Raises UsageError if `tokens` does not fit the model or the simulator is not in float64.
     """
     if simulator.dtype != torch.float64:
         raise UsageError(
-            f"the simulator is in {simulator.dtype}; expected torch.float64: call .double() or load with dtype=torch.float64"
+            f"the simulator is in {simulator.dtype}; expected torch.float64: call .double() or "
+            "load with dtype=torch.float64"
         )
     limit = simulator.program.facts.longest
     if tokens < 2 or (limit is not None and tokens > limit):
@@ -278,7 +286,8 @@ def _descend(
 def _compare(name: str, before: Tensor, exact: Tensor, found: Tensor, floor: Tensor) -> UpdateError:
     truth, update = (exact - before).flatten(), (found - before).flatten()
     difference = update - truth
-    # A new bias may be all zero, and the exact update of a key's bias is: the largest update of all is the floor.
+    # A new bias may be all zero, and the exact update of a key's bias is: the largest update of all
+    # is the floor.
     scale = torch.maximum(before.abs().max(), floor).clamp(min=1e-300)
     return UpdateError(
         name,
@@ -297,7 +306,8 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     """Compares the simulator's initial logits with the model's own on three short random sequences.
 
-    Raises NumericalError on disagreement: the passes misread the model, and nothing that it computes can be trusted.
+    Raises NumericalError on disagreement: the passes misread the model, and nothing that it
+    computes can be trusted.
     """
     facts = simulator.program.facts
     length = min(24, facts.longest or 24)  # neither the batch nor the length that capture traced
@@ -311,6 +321,7 @@ def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     limit = _FIRST_FORWARD[simulator.dtype]
     if not error <= limit:
         raise NumericalError(
-            f"the compiled forward pass differs from the model's by {error:.1e} of the largest logit (limit {limit:.0e}, "
+            f"the compiled forward pass differs from the model's by {error:.1e} of the largest "
+            f"logit (limit {limit:.0e}, "
             f"{simulator.dtype}); please report this model"
         )

@@ -1,11 +1,14 @@
-"""What does each approximation cost? The paper's first open question, measured in two ways for a grid of simulators:
+"""What does each approximation cost? The paper's first open question, measured in two ways for a
+grid of simulators:
 
-- update errors: how far one step's update is from the exact gradient, block by block (`update_errors.py`);
-- task performance: on sequences whose first half is trained on, the perplexity of the second half, at an inner learning rate that is chosen
-  for each variant on other sequences.
+- update errors: how far one step's update is from the exact gradient, block by block
+  (`update_errors.py`);
+- task performance: on sequences whose first half is trained on, the perplexity of the second half,
+  at an inner learning rate that is chosen for each variant on other sequences.
 
-A result is stored for each (variant, rate, sequence) and each (variant, sequence) as it comes. Nothing depends on how many sequences run at
-once but the last digits, since a product of other shapes adds in another order.
+A result is stored for each (variant, rate, sequence) and each (variant, sequence) as it comes.
+Nothing depends on how many sequences run at once but the last digits, since a product of other
+shapes adds in another order.
 
 Legend: C sequences to choose rates on, N sequences to evaluate, T tokens.
 """
@@ -51,10 +54,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """base: of it, the steps and layers of every variant. dtype: of all weights but those of variants that try another.
-    only: names or patterns of variants; `exact` always runs, as others are compared with it. inner_lr: of all; None chooses one for each.
-    error_sequences: evaluated sequences whose updates are compared with the exact gradient. batch: sequences of one call. model, data: what
-    the report says of them; each with a name.
+    """base: of it, the steps and layers of every variant. dtype: of all weights but those of
+    variants that try another.
+    only: names or patterns of variants; `exact` always runs, as others are compared with it.
+    inner_lr: of all; None chooses one for each.
+    error_sequences: evaluated sequences whose updates are compared with the exact gradient. batch:
+    sequences of one call. model, data: what the report says of them; each with a name.
     """
 
     base: SimulatorConfig = field(default_factory=SimulatorConfig)
@@ -77,13 +82,17 @@ def run(
 ) -> dict[str, Any]:
     """The table as JSON values, which may be NaN or infinite where a variant diverges.
 
-    A row has `cosine`, `relative_error` and `length` (`update_errors.py`) of all parameters, of each of `layers` and of each of `kinds`,
-    and `mean_cosine` and `min_cosine` over blocks; `perplexity_before` of the unmodified model in the same float format, `perplexity`, the
-    `change` between them in per cent, its standard error over the n sequences (`error`), its `share` of the change that `exact` gives,
-    `p_value` of no difference from `exact`, and `seconds` of a sequence (the median).
+    A row has `cosine`, `relative_error` and `length` (`update_errors.py`) of all parameters, of
+    each of `layers` and of each of `kinds`, and `mean_cosine` and `min_cosine` over blocks;
+    `perplexity_before` of the unmodified model in the same float format, `perplexity`, the `change`
+    between them in per cent, its standard error over the n sequences (`error`), its `share` of the
+    change that `exact` gives, `p_value` of no difference from `exact`, and `seconds` of a sequence
+    (the median).
 
-    auxiliary_factory: the same model with weights of a type; called when something is left to compute. float64 gives the exact gradients.
-    ids_choose: (C, T), ids_evaluate: (N, T) token ids; the first T // 2 tokens are trained on. store: has to name the model as shared.
+    auxiliary_factory: the same model with weights of a type; called when something is left to
+    compute. float64 gives the exact gradients.
+    ids_choose: (C, T), ids_evaluate: (N, T) token ids; the first T // 2 tokens are trained on.
+    store: has to name the model as shared.
     progress: what runs, units done, and units known of.
 
     Raises UsageError for an unknown variant, InputError for ids of another shape.
@@ -98,20 +107,25 @@ def _check(ids_choose: Tensor, ids_evaluate: Tensor, settings: Settings) -> None
     for name, ids in (("ids_choose", ids_choose), ("ids_evaluate", ids_evaluate)):
         if ids.ndim != 2 or ids.shape[1] < 4:
             raise InputError(
-                f"{name} has shape {tuple(ids.shape)}; expected (sequences, tokens) with at least 4 tokens"
+                f"{name} has shape {tuple(ids.shape)}; expected (sequences, tokens) with at least "
+                "4 tokens"
             )
     if not len(ids_evaluate) or (not len(ids_choose) and settings.inner_lr is None):
         raise InputError(
-            f"{len(ids_choose)} sequences to choose rates on and {len(ids_evaluate)} to evaluate; expected at least 1 of each"
+            f"{len(ids_choose)} sequences to choose rates on and {len(ids_evaluate)} to evaluate; "
+            "expected at least 1 of each"
         )
     if settings.error_sequences < 0 or settings.batch < 1:
         raise UsageError(
-            f"error_sequences is {settings.error_sequences} and batch {settings.batch}; expected at least 0 and at least 1"
+            f"error_sequences is {settings.error_sequences} and batch {settings.batch}; expected "
+            "at least 0 and at least 1"
         )
 
 
 class _Models:
-    """One auxiliary model at a time, and of it the simulators of one variant: every simulator holds stacked copies of weights."""
+    """One auxiliary model at a time, and of it the simulators of one variant: every simulator holds
+    stacked copies of weights.
+    """
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
@@ -137,7 +151,9 @@ class _Models:
 
 @dataclass
 class _Measured:
-    """errors: one a sequence. before, after: mean losses of the evaluated sequences in the order of the ids."""
+    """errors: one a sequence. before, after: mean losses of the evaluated sequences in the order of
+    the ids.
+    """
 
     errors: list[Errors]
     inner_lr: float
@@ -178,7 +194,9 @@ class _Ablation:
         ) * len(ids_evaluate)
 
     def report(self) -> dict[str, Any]:
-        """Measures type by type, so that each model is loaded once, and `exact` before all others, as their rates start from its."""
+        """Measures type by type, so that each model is loaded once, and `exact` before all others,
+        as their rates start from its.
+        """
         self._compute_exact_gradients()
         measured: dict[str, _Measured] = {}
         types = list(dict.fromkeys(variant.dtype for variant in self._variants))
@@ -251,7 +269,9 @@ class _Ablation:
         }
 
     def _compute_exact_gradients(self) -> None:
-        """Of the sequences that some variant's errors are missing for; then lets go of the float64 model."""
+        """Of the sequences that some variant's errors are missing for; then lets go of the float64
+        model.
+        """
         for ids_1T in self._error_ids.unsqueeze(1):
             if all(
                 self._store.get(self._errors_unit(variant, ids_1T)) is not None
@@ -281,7 +301,9 @@ class _Ablation:
     def _chosen_rate(
         self, variant: Variant, errors: list[Errors], exact: _Measured | None
     ) -> float:
-        """Of the lowest loss on the sequences to choose on; searched from `exact`'s, at which the first step has about the right length."""
+        """Of the lowest loss on the sequences to choose on; searched from `exact`'s, at which the
+        first step has about the right length.
+        """
 
         def loss(rate: float) -> float:
             self._total += len(self._choose)
@@ -302,7 +324,9 @@ class _Ablation:
     def _losses(
         self, config: SimulatorConfig | None, dtype: torch.dtype, ids_BT: Tensor, text: str
     ) -> list[dict[str, Any]]:
-        """Of each sequence {"loss": mean of its second half or None, "seconds"}. config: None for the unmodified model."""
+        """Of each sequence {"loss": mean of its second half or None, "seconds"}. config: None for
+        the unmodified model.
+        """
         shared = {
             "experiment": "ablate",
             "what": "loss",
@@ -363,7 +387,9 @@ def _sequence(ids_1T: Tensor) -> dict[str, Any]:
 
 
 def _same_step(inner_lr: float, length: float) -> float:
-    """The rate, out of those that `choose_rate` tries, at which updates that are `length` times as long make a step of the same length."""
+    """The rate, out of those that `choose_rate` tries, at which updates that are `length` times as
+    long make a step of the same length.
+    """
     if not (math.isfinite(length) and length > 0 and inner_lr > 0):
         return choice.START
     return choice.rate(round(2 * math.log2(inner_lr / length / choice.START)))
@@ -405,7 +431,9 @@ def _p_value(differences: list[float], others: list[float]) -> float:
 
 
 def _errors_of(errors: list[Errors]) -> dict[str, Any]:
-    """Cosine and relative error of all parameters, of each block and of each kind of parameter; the mean and lowest cosine over blocks."""
+    """Cosine and relative error of all parameters, of each block and of each kind of parameter; the
+    mean and lowest cosine over blocks.
+    """
     if not errors:
         return {
             **dict.fromkeys(("cosine", "relative_error", "length", "mean_cosine", "min_cosine")),

@@ -26,7 +26,9 @@ _PAPER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A simulator of the grid: its config, at the default inner learning rate, and the type of its weights."""
+    """A simulator of the grid: its config, at the default inner learning rate, and the type of its
+    weights.
+    """
 
     name: str
     config: SimulatorConfig
@@ -38,7 +40,8 @@ class Variant:
 
 
 def grid(base: SimulatorConfig, dtype: torch.dtype = torch.float32) -> list[Variant]:
-    """Every variant: each approximation alone, the paper's all together, the paper's with one of them otherwise, and other float formats.
+    """Every variant: each approximation alone, the paper's all together, the paper's with one of
+    them otherwise, and other float formats.
 
     base: of it, `steps` and `layers`.
     """
@@ -85,7 +88,8 @@ def select(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     for pattern in only:
         if not fnmatch.filter(names, pattern):
             raise UsageError(
-                f"no variant is called {pattern!r}; expected some of {', '.join(names)}, or a pattern such as 'norm-*'"
+                f"no variant is called {pattern!r}; expected some of {', '.join(names)}, or a "
+                "pattern such as 'norm-*'"
             )
     wanted = {EXACT, *(name for pattern in only for name in fnmatch.filter(names, pattern))}
     return [variant for variant in variants if not only or variant.name in wanted]

@@ -1,4 +1,6 @@
-"""The picture of an ablation: what each approximation does to the update, and what that costs in task performance."""
+"""The picture of an ablation: what each approximation does to the update, and what that costs in
+task performance.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ _MOST_TICKS = 12
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Writes a PNG with a line for each variant: a bar, its gain in perplexity with the standard error, and cells, the cosine of its update
-    with the exact gradient in each block. Raises UsageError without matplotlib."""
+    """Writes a PNG with a line for each variant: a bar, its gain in perplexity with the standard
+    error, and cells, the cosine of its update with the exact gradient in each block. Raises
+    UsageError without matplotlib."""
     if not available():
         raise UsageError(
             "a plot needs matplotlib, which is not installed; expected `pip install 'tintc[plot]'`"
@@ -42,12 +45,17 @@ def _title(report: dict[str, Any]) -> str:
     data, settings = report["data"], report["settings"]
     steps = f"{settings['steps']} step{'s' if settings['steps'] > 1 else ''}"
     blocks = "all blocks" if settings["layers"] is None else f"the top {settings['layers']} blocks"
-    about = f"n = {data['sequences']} sequences of {settings['length']} tokens, the first {settings['trained']} trained on, {steps}, {blocks}"
+    about = (
+        f"n = {data['sequences']} sequences of {settings['length']} tokens, the first "
+        f"{settings['trained']} trained on, {steps}, {blocks}"
+    )
     return f"What each approximation costs: {report['model']['name']}, {data['name']}\n{about}"
 
 
 def _bars(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    """Gains downwards; a change that is not finite has no bar, and one far off the others is cut."""
+    """Gains downwards; a change that is not finite has no bar, and one far off the others is
+    cut.
+    """
     gains = [-row["change"] if math.isfinite(row["change"] or 0) else math.nan for row in rows]
     axis.barh(
         range(len(rows)),

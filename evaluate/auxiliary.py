@@ -25,8 +25,8 @@ from tintc.runtime.simulator import Simulator
 class Auxiliary:
     """The model that is fine-tuned, and everything that fine-tunes it.
 
-    source: as for `tintc.compile`; or a module, with its tokenizer. options: of `load_source`. Raises what `tintc.compile` raises, and
-    SourceError for a source without a tokenizer.
+    source: as for `tintc.compile`; or a module, with its tokenizer. options: of `load_source`.
+    Raises what `tintc.compile` raises, and SourceError for a source without a tokenizer.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Auxiliary:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results of this model are stored under: where the weights came from, a digest of them, their type and device."""
+        """What results of this model are stored under: where the weights came from, a digest of
+        them, their type and device.
+        """
         tensors = self._captured.tensors.values()
         named = {
             name: self.description[name] for name in ("kind", "name", "revision", "sha256", "seed")
@@ -91,7 +93,9 @@ class Auxiliary:
         return self._simulators[config]
 
     def forget_simulators(self) -> None:
-        """Lets go of those that were lowered: each may hold copies of weights in the form that its program reads."""
+        """Lets go of those that were lowered: each may hold copies of weights in the form that its
+        program reads.
+        """
         self._simulators.clear()
 
     def unmodified(self) -> Unmodified:
@@ -102,7 +106,9 @@ class Auxiliary:
         return Simulated(self.simulator(config), config.inner_lr)
 
     def dynamic_evaluation(self, config: SimulatorConfig) -> DynamicEvaluation:
-        """torch.autograd for as many layers and steps, on the same parameters of norms, through everything that the config approximates."""
+        """torch.autograd for as many layers and steps, on the same parameters of norms, through
+        everything that the config approximates.
+        """
         exact = SimulatorConfig.exact(layers=config.layers, norm_update=config.norm_update)
         return DynamicEvaluation(self.simulator(exact), config.inner_lr, config.steps)
 

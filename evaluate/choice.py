@@ -17,10 +17,11 @@ def rate(half_octaves: int) -> float:
 def choose_rate(
     loss: Callable[[float], float], *, start: float = START, coarse: bool = True
 ) -> float:
-    """The rate of the lowest loss among START * 2^(k/2), by hill climbing from the one next to `start`: by factors of 2 (if coarse), then
-    of sqrt 2.
+    """The rate of the lowest loss among START * 2^(k/2), by hill climbing from the one next to
+    `start`: by factors of 2 (if coarse), then of sqrt 2.
 
-    loss: mean loss at a rate; what is not finite counts as infinitely bad. Every rate is asked for once. A tie goes to the smaller rate.
+    loss: mean loss at a rate; what is not finite counts as infinitely bad. Every rate is asked for
+    once. A tie goes to the smaller rate.
     """
     seen: dict[int, float] = {}
 

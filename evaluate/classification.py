@@ -1,10 +1,13 @@
-"""Text classification: the unmodified model, dynamic evaluation and a simulator, zero-shot and with demonstrations.
+"""Text classification: the unmodified model, dynamic evaluation and a simulator, zero-shot and with
+demonstrations.
 
-With demonstrations a learner trains on them once and answers every test item; zero-shot it trains on each item's own text. Labels are
-scored by log-likelihood, with or without calibration. Template, calibration, learning rate and budget are chosen on training data alone:
-the template by the unmodified model, for all; rate, budget and calibration by each simulator; rate and calibration by dynamic evaluation,
-which has the budget of the first simulator.
-Two controls show where a gain comes from: gradient ascent, and labels (zero-shot: tokens) that are shuffled before they are learnt.
+With demonstrations a learner trains on them once and answers every test item; zero-shot it trains
+on each item's own text. Labels are scored by log-likelihood, with or without calibration. Template,
+calibration, learning rate and budget are chosen on training data alone: the template by the
+unmodified model, for all; rate, budget and calibration by each simulator; rate and calibration by
+dynamic evaluation, which has the budget of the first simulator.
+Two controls show where a gain comes from: gradient ascent, and labels (zero-shot: tokens) that are
+shuffled before they are learnt.
 """
 
 from __future__ import annotations
@@ -56,10 +59,12 @@ def run(
     store: Store,
     progress: Progress = lambda text, done, total: None,
 ) -> dict[str, Any]:
-    """The whole experiment as a JSON object: results of each task and number of shots, and their averages over tasks.
+    """The whole experiment as a JSON object: results of each task and number of shots, and their
+    averages over tasks.
 
-    Units that the store holds are not computed again. progress: called before each unit with what it is, and how many of how many are
-    done. Raises InputError for data that do not fit, UsageError for settings that do not.
+    Units that the store holds are not computed again. progress: called before each unit with what
+    it is, and how many of how many are done. Raises InputError for data that do not fit, UsageError
+    for settings that do not.
     """
     bench = _Bench(auxiliary, settings, store, progress)
     results = []
@@ -108,7 +113,9 @@ class _Bench:
         return tried + rows * (len(settings.seeds) if shots else 1)
 
     def scores(self, what: str, parts: Sequence[Lesson], method: Method) -> tuple[Scores, float]:
-        """Scores of the items of all parts, and the seconds that they took when they were computed."""
+        """Scores of the items of all parts, and the seconds that they took when they were
+        computed.
+        """
         self.progress(what, min(self.done, self.total), self.total)
         learner = method.learner(self.auxiliary)
         texts, domains, seconds = [], [], 0.0
@@ -134,7 +141,9 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _Choice:
-    """Something to choose for a learner, and its accuracy and mean log-likelihood on the choosing items."""
+    """Something to choose for a learner, and its accuracy and mean log-likelihood on the choosing
+    items.
+    """
 
     method: Method
     calibrated: bool
@@ -142,14 +151,17 @@ class _Choice:
 
 
 class _Cell:
-    """One task with one number of demonstrations. capacity: tokens that demonstrations may have together, by form."""
+    """One task with one number of demonstrations. capacity: tokens that demonstrations may have
+    together, by form.
+    """
 
     def __init__(self, bench: _Bench, task: Task, data: Data, shots: int) -> None:
         self.bench, self.task, self.data, self.shots = bench, task, data, shots
         self.settings = bench.settings
         facts, tokens = bench.auxiliary.facts, self.settings.tokens
         longest = min(tokens, facts.longest or tokens)
-        # Positions restart with each separate demonstration, so that a table of positions does not limit how many there are.
+        # Positions restart with each separate demonstration, so that a table of positions does not
+        # limit how many there are.
         self.capacity: dict[Form, int] = {
             "sequence": longest,
             "separate": min(tokens, facts.max_tokens or tokens),
@@ -203,7 +215,9 @@ class _Cell:
         }
 
     def _controls(self, name: str, choice: _Choice) -> list[dict[str, Any]]:
-        """What the simulator's choice gives with the sign of the gradient flipped, and after a shuffled lesson."""
+        """What the simulator's choice gives with the sign of the gradient flipped, and after a
+        shuffled lesson.
+        """
         up = replace(choice.method, rate=-(choice.method.rate or 0.0))
         shuffled = "labels" if self.shots else "context"
         return [
@@ -219,7 +233,9 @@ class _Cell:
         return self.settings.seeds if self.shots else (_CHOICE,)  # nothing is drawn zero-shot
 
     def _choose_template(self) -> _Choice:
-        """The template and calibration of the unmodified model; every learner keeps the template."""
+        """The template and calibration of the unmodified model; every learner keeps the
+        template.
+        """
         tried = []
         for writer in self.writers:
             self.writer = writer
@@ -231,8 +247,9 @@ class _Cell:
     def _choose_method(
         self, kind: str, preset: str, budgets: Sequence[str], base: _Choice
     ) -> _Choice:
-        """Budget, rate and calibration; a tie goes to what was tried first: the earlier budget, then the smaller rate.
-        Zero-shot, calibration stays that of the unmodified model: items are too few to tell more than rates apart."""
+        """Budget, rate and calibration; a tie goes to what was tried first: the earlier budget,
+        then the smaller rate. Zero-shot, calibration stays that of the unmodified model: items are
+        too few to tell more than rates apart."""
         depth = self.bench.auxiliary.facts.blocks
         methods = [
             method(kind, preset, budget, rate, depth)
@@ -277,7 +294,9 @@ class _Cell:
         shuffled: bool = False,
         form: Form | None = None,
     ) -> dict[str, Any]:
-        """A row of the table: accuracies on the test items, and with what settings. right: of each item, averaged over seeds."""
+        """A row of the table: accuracies on the test items, and with what settings. right: of each
+        item, averaged over seeds.
+        """
         labels = [example.label for example in self.data.test]
         found: list[Floats] = []
         seconds = 0.0
@@ -310,7 +329,8 @@ class _Cell:
         fit = lessons.fitting(self.writer, drawn, form, self.capacity[form] - beside)
         if self.shots and not fit:
             raise InputError(
-                f"no demonstration of {self.task.name} fits in {self.capacity[form]} tokens beside a prompt of {beside}; "
+                f"no demonstration of {self.task.name} fits in {self.capacity[form]} tokens beside "
+                f"a prompt of {beside}; "
                 "expected a model of longer sequences, a larger limit of tokens, or shorter texts"
             )
         return in_random_order(drawn[:fit], seed)
@@ -338,7 +358,9 @@ class _Cell:
     def _few_shot(
         self, texts: Sequence[str], seed: int, method: Method, shuffled: bool, form: Form
     ) -> Lesson:
-        """Shuffled labels are learnt; prompts that follow demonstrations still follow the right ones."""
+        """Shuffled labels are learnt; prompts that follow demonstrations still follow the right
+        ones.
+        """
         examples = self._demonstrations(seed, form)
         loss = self.settings.loss
         true = lessons.demonstrations(self.writer, examples, form, loss)
@@ -374,7 +396,9 @@ def context_seed(context: Sequence[int]) -> str:
 
 
 def _compare(rows: list[dict[str, Any]]) -> None:
-    """Adds to each row the p-values of its difference from those that it is compared with; None for itself, or where there is none."""
+    """Adds to each row the p-values of its difference from those that it is compared with; None for
+    itself, or where there is none.
+    """
     for key, name in _COMPARED.items():
         base = next((row for row in rows if row["name"] == name), None)
         for row in rows:
@@ -384,7 +408,9 @@ def _compare(rows: list[dict[str, Any]]) -> None:
 
 
 def _averages(results: list[dict[str, Any]], shots: Sequence[int]) -> list[dict[str, Any]]:
-    """Of each row over all tasks: the mean accuracy, and the paired tests over the items of all tasks together."""
+    """Of each row over all tasks: the mean accuracy, and the paired tests over the items of all
+    tasks together.
+    """
     found = []
     for count in shots:
         cells = [result["rows"] for result in results if result["shots"] == count]

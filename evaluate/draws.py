@@ -1,4 +1,6 @@
-"""Which examples are demonstrations, which choose settings, and which are evaluated: seeded, balanced, disjoint."""
+"""Which examples are demonstrations, which choose settings, and which are evaluated: seeded,
+balanced, disjoint.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _POOL = 5000  # of a training set from the hub; of millions of reviews no more a
 
 @dataclass(frozen=True)
 class Data:
-    """One task's examples. pool: what demonstrations are drawn from. choosing: what settings are chosen on. test: what is reported.
+    """One task's examples. pool: what demonstrations are drawn from. choosing: what settings are
+    chosen on. test: what is reported.
 
     No text is in two of them.
     """
@@ -33,10 +36,11 @@ def divide(
     choose: int,
     limit: int | None,
 ) -> Data:
-    """Takes `limit` test items (None: all; at random, in their order) and `choose` balanced training items that settings are chosen on.
+    """Takes `limit` test items (None: all; at random, in their order) and `choose` balanced
+    training items that settings are chosen on.
 
-    A training text that any test item has, or that occurred before, is left out. The division is the same for all seeds. Raises InputError
-    where no demonstrations of every label remain.
+    A training text that any test item has, or that occurred before, is left out. The division is
+    the same for all seeds. Raises InputError where no demonstrations of every label remain.
     """
     kept = (
         range(len(test))
@@ -55,8 +59,10 @@ def divide(
     missing = sorted(set(range(labels)) - {example.label for example in rest})
     if missing or not choosing:
         raise InputError(
-            f"{len(shuffled)} training texts that are not among the test texts leave no demonstration of label "
-            f"{', '.join(map(str, missing))} beside {len(choosing)} to choose settings on; expected more training examples of every label"
+            f"{len(shuffled)} training texts that are not among the test texts leave no "
+            "demonstration of label "
+            f"{', '.join(map(str, missing))} beside {len(choosing)} to choose settings on; "
+            "expected more training examples of every label"
         )
     return Data(tuple(rest), tuple(choosing), evaluated, labels)
 
@@ -64,9 +70,11 @@ def divide(
 def balanced(
     examples: Sequence[Example], count: int, labels: int, seed: int | str
 ) -> list[Example]:
-    """Up to `count` examples, drawn so that every beginning of the list has all labels as often as possible.
+    """Up to `count` examples, drawn so that every beginning of the list has all labels as often as
+    possible.
 
-    Rounds of one example of each label, in a random order within the round; a label that runs out is passed over.
+    Rounds of one example of each label, in a random order within the round; a label that runs out
+    is passed over.
     """
     generator = random.Random(f"draw {seed}")
     by_label = [

@@ -1,4 +1,6 @@
-"""One way to make every picture: without a display, with the same fonts, written whole or not at all."""
+"""One way to make every picture: without a display, with the same fonts, written whole or not at
+all.
+"""
 
 from __future__ import annotations
 

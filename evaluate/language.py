@@ -1,8 +1,9 @@
 """`tintc eval lm`: how well the rest of a sequence is predicted after training on its first part.
 
-For each training fraction: the perplexity on the rest for the unmodified model, for true dynamic evaluation, for the simulator, and for two
-controls, the simulator with the gradient's sign flipped and the simulator trained on the same tokens in random order. Learning rates are
-chosen on other text. Paper: section 4.1. Legend: B sequences, T tokens.
+For each training fraction: the perplexity on the rest for the unmodified model, for true dynamic
+evaluation, for the simulator, and for two controls, the simulator with the gradient's sign flipped
+and the simulator trained on the same tokens in random order. Learning rates are chosen on other
+text. Paper: section 4.1. Legend: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """fractions: parts of a sequence that are trained on. length: tokens of a sequence; None for the model's own. limit: sequences of each
-    seed; None for all. choosing: sequences that rates are chosen on. inner_lr: given, nothing is chosen. batch: sequences of one call.
+    """fractions: parts of a sequence that are trained on. length: tokens of a sequence; None for
+    the model's own. limit: sequences of each seed; None for all. choosing: sequences that rates are
+    chosen on. inner_lr: given, nothing is chosen. batch: sequences of one call.
     presets, steps, layers: of the simulators; dynamic evaluation has the same budget."""
 
     fractions: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
@@ -95,7 +97,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Run:
-    """Who learns, by which name and config; `shuffled` trains on the tokens of the segment in random order."""
+    """Who learns, by which name and config; `shuffled` trains on the tokens of the segment in
+    random order.
+    """
 
     name: str
     config: SimulatorConfig | None = None
@@ -192,7 +196,9 @@ def plain_sequences(items: Sequence[Piece], trained: int) -> tuple[Sequences, Te
 
 
 def shuffled_sequences(items: Sequence[Piece], trained: int) -> tuple[Sequences, Tensor]:
-    """The same behind a copy of the first tokens in random order, which alone is trained on and which the sequence does not see."""
+    """The same behind a copy of the first tokens in random order, which alone is trained on and
+    which the sequence does not see.
+    """
     plain, labels_BT = plain_sequences(items, trained)
     orders = [
         torch.randperm(trained, generator=torch.Generator().manual_seed(item.seed))
@@ -218,12 +224,14 @@ def run(
     store: Store,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """The table as JSON values. choosing: text to choose rates on, by default the first quarter of the text, which is then left out.
+    """The table as JSON values. choosing: text to choose rates on, by default the first quarter of
+    the text, which is then left out.
 
-    A row has `perplexity` exp(mean loss of all untrained tokens), `change` in per cent of the unmodified model's, `error` its standard
-    error over sequences, `p_value` of no difference from the unmodified model, `share` of dynamic evaluation's gain, `seconds` of
-    a sequence (median).
-    Raises InputError for text that is too short, UsageError for settings that the model cannot have.
+    A row has `perplexity` exp(mean loss of all untrained tokens), `change` in per cent of the
+    unmodified model's, `error` its standard error over sequences, `p_value` of no difference from
+    the unmodified model, `share` of dynamic evaluation's gain, `seconds` of a sequence (median).
+    Raises InputError for text that is too short, UsageError for settings that the model cannot
+    have.
     """
     settings = _with_length(auxiliary, settings)
     evaluated, chosen_on = _split(auxiliary, text, choosing, settings)
@@ -297,7 +305,8 @@ def _with_length(auxiliary: Auxiliary, settings: Settings) -> Settings:
         trained = trained_tokens(length, fraction)
         if not 2 <= trained < length:
             raise UsageError(
-                f"a fraction of {fraction:g} trains on {trained} of {length} tokens; expected at least 2, and 1 left to predict"
+                f"a fraction of {fraction:g} trains on {trained} of {length} tokens; expected at "
+                "least 2, and 1 left to predict"
             )
     return dataclasses.replace(settings, length=length)
 
@@ -313,7 +322,8 @@ def _split(
     elif choosing is not None:
         if choosing.sha256 == text.sha256:
             raise InputError(
-                f"{choosing.name} is the evaluated text itself; expected other text to choose the learning rate on"
+                f"{choosing.name} is the evaluated text itself; expected other text to choose the "
+                "learning rate on"
             )
         choose_PT, rest_PT = (
             pieces(token_ids(auxiliary.tokenizer, choosing), settings.length, choosing.name),
@@ -324,7 +334,8 @@ def _split(
         choose_PT, rest_PT = all_PT[:first], all_PT[first:]
     if len(rest_PT) < len(settings.seeds):
         raise InputError(
-            f"{text.name} has {len(rest_PT)} sequences of {settings.length} tokens to evaluate; expected at least one for each of "
+            f"{text.name} has {len(rest_PT)} sequences of {settings.length} tokens to evaluate; "
+            "expected at least one for each of "
             f"{len(settings.seeds)} seeds: use a longer text, a smaller length or fewer seeds"
         )
     drawn = draw(len(rest_PT), settings.limit, settings.seeds)
@@ -339,7 +350,9 @@ def _choose(
     chosen_on: list[Piece],
     start: float | None,
 ) -> float:
-    """The rate of the lowest mean loss; from one fraction to the next the search starts where the last one ended."""
+    """The rate of the lowest mean loss; from one fraction to the next the search starts where the
+    last one ended.
+    """
     if experiment.settings.inner_lr is not None:
         return experiment.settings.inner_lr
 
@@ -390,7 +403,9 @@ def _row(
 
 
 def _add_shares(rows: list[dict[str, Any]]) -> None:
-    """Of each simulator row: its gain as a share of dynamic evaluation's, for the same fraction and parameters of norms."""
+    """Of each simulator row: its gain as a share of dynamic evaluation's, for the same fraction and
+    parameters of norms.
+    """
     for row in rows:
         against = [
             r

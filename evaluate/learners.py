@@ -1,7 +1,9 @@
-"""Who is compared: the unmodified model, true dynamic evaluation by torch.autograd, and a simulator.
+"""Who is compared: the unmodified model, true dynamic evaluation by torch.autograd, and a
+simulator.
 
-All of them run the same captured forward pass, which compilation checked against the model itself, with the same masks and positions; they
-differ in where the updated weights come from. Legend: B sequences, T tokens, K kept positions, V vocabulary.
+All of them run the same captured forward pass, which compilation checked against the model itself,
+with the same masks and positions; they differ in where the updated weights come from. Legend: B
+sequences, T tokens, K kept positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Sequences:
         )
 
     def targets(self) -> Tensor:
-        """(B, T) bool: tokens that are trained on as targets. Padding is no target as long as the masks say so."""
+        """(B, T) bool: tokens that are trained on as targets. Padding is no target as long as the
+        masks say so.
+        """
         targets = (
             self.train_mask.bool()
             if self.loss_mask is None
@@ -73,16 +77,22 @@ class Learner(ABC):
 
     @abstractmethod
     def logits(self, sequences: Sequences, keep_K: Tensor) -> Tensor:
-        """(B, K, V): of every sequence at the kept positions, under weights that were trained on that sequence alone."""
+        """(B, K, V): of every sequence at the kept positions, under weights that were trained on
+        that sequence alone.
+        """
 
     @abstractmethod
     def losses(self, sequences: Sequences, labels_BT: Tensor) -> Tensor:
-        """(B, T): at position t -log p(token t + 1) under the same weights; 0 where its label is -100."""
+        """(B, T): at position t -log p(token t + 1) under the same weights; 0 where its label is
+        -100.
+        """
 
     @abstractmethod
     @contextmanager
     def trained(self, sequence: Sequences) -> Iterator[Predict]:
-        """Trains on one sequence; yields what gives logits (1, K, V) of any other sequence under those weights."""
+        """Trains on one sequence; yields what gives logits (1, K, V) of any other sequence under
+        those weights.
+        """
 
 
 class Unmodified(Learner):
@@ -156,11 +166,13 @@ class Simulated(Learner):
 
 
 class DynamicEvaluation(Learner):
-    """torch.autograd and SGD on the sum of the cross-entropies of the targets, one sequence after the other:
+    """torch.autograd and SGD on the sum of the cross-entropies of the targets, one sequence after
+    the other:
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  k < steps
 
-    for every weight that the simulator's program lists as updated. Weights are changed in place and put back.
+    for every weight that the simulator's program lists as updated. Weights are changed in place and
+    put back.
     simulator: of exact gradients; only its forward pass before any update is used.
     """
 
@@ -240,7 +252,9 @@ def predict_initial(simulator: Simulator, x: Sequences, keep_K: Tensor) -> Tenso
 
 
 def losses_of(logits: Callable[[Tensor], Tensor], labels_BT: Tensor) -> Tensor:
-    """(B, T): cross-entropies from the logits of those positions alone that some sequence has a label for."""
+    """(B, T): cross-entropies from the logits of those positions alone that some sequence has a
+    label for.
+    """
     shifted_BT = F.pad(labels_BT[:, 1:], (0, 1), value=-100)
     keep_K = (shifted_BT != -100).any(0).nonzero()[:, 0]
     logits_BKV = logits(keep_K)

@@ -1,6 +1,8 @@
-"""What a learner is trained on and asked: demonstrations first and then questions, or each question by itself.
+"""What a learner is trained on and asked: demonstrations first and then questions, or each question
+by itself.
 
-A lesson is tokens only. Its digest is what results are stored under, so any change of data, template, or form makes another result.
+A lesson is tokens only. Its digest is what results are stored under, so any change of data,
+template, or form makes another result.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from tintc.evaluate.tasks import Example
 
 Form = Literal["sequence", "separate"]
 Loss = Literal["label", "context"]
-PACK = 1024  # tokens of prompts in one call, beside the demonstrations: fixed, so that no setting changes how sums are rounded
+# tokens of prompts in one call, beside the demonstrations: fixed, so that no setting changes how
+# sums are rounded
+PACK = 1024
 
 
 @dataclass(frozen=True)
 class Scores:
-    """log p(label | prompt) of each label for each item, and log p(label | domain string) under the same weights."""
+    """log p(label | prompt) of each label for each item, and log p(label | domain string) under the
+    same weights.
+    """
 
     given_text: list[list[float]]
     given_domain: list[list[float]]
@@ -47,7 +53,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is asked. contexts: one an item, each with the tokenizer's start where it begins a text. domain: likewise."""
+    """What is asked. contexts: one an item, each with the tokenizer's start where it begins a text.
+    domain: likewise.
+    """
 
     contexts: tuple[Tokens, ...]
     labels: tuple[Tokens, ...]
@@ -58,8 +66,9 @@ class Prompts:
 class FewShot:
     """Trains once, on demonstrations, and answers all prompts.
 
-    demonstrations: (tokens, indices of targets) of sequences that each see only themselves. prefix: demonstrations that every prompt
-    follows; empty where prompts see only themselves. room: tokens of the prompts that one call answers; always one prompt at least.
+    demonstrations: (tokens, indices of targets) of sequences that each see only themselves. prefix:
+    demonstrations that every prompt follows; empty where prompts see only themselves. room: tokens
+    of the prompts that one call answers; always one prompt at least.
     """
 
     demonstrations: tuple[tuple[Tokens, Tokens], ...]
@@ -68,7 +77,9 @@ class FewShot:
     room: int = PACK
 
     def answer(self, learner: Learner, batch: int) -> Scores:
-        """Scores of all items. batch changes nothing: prompts are packed into sequences of a fixed length."""
+        """Scores of all items. batch changes nothing: prompts are packed into sequences of a fixed
+        length.
+        """
         with learner.trained(self._training()) as predict:
             texts: list[list[float]] = []
             domain: list[float] = []
@@ -91,7 +102,9 @@ class FewShot:
         return as_sequences([tree])
 
     def _packs(self) -> Iterator[tuple[Tree, list[Question], bool]]:
-        """Trees of prompts after the prefix, their questions, and whether the first question is about the domain string."""
+        """Trees of prompts after the prefix, their questions, and whether the first question is
+        about the domain string.
+        """
         waiting = [self.prompts.domain, *self.prompts.contexts]
         labels = sum(len(label) - 1 for label in self.prompts.labels)
         first = True
@@ -112,8 +125,8 @@ class FewShot:
 class ZeroShot:
     """Trains on every prompt by itself, and answers that one.
 
-    lessons: what is trained on for each prompt: the prompt itself, or other tokens, which the prompt then does not see. fixed: how many of
-    their first tokens are no targets.
+    lessons: what is trained on for each prompt: the prompt itself, or other tokens, which the
+    prompt then does not see. fixed: how many of their first tokens are no targets.
     """
 
     lessons: tuple[Tokens, ...]
@@ -121,7 +134,9 @@ class ZeroShot:
     prompts: Prompts
 
     def answer(self, learner: Learner, batch: int) -> Scores:
-        """Scores of all items, `batch` at a time; prompts of about the same length go together, so that little is padding."""
+        """Scores of all items, `batch` at a time; prompts of about the same length go together, so
+        that little is padding.
+        """
         order = sorted(range(len(self.lessons)), key=lambda item: len(self.lessons[item]))
         found: dict[int, tuple[list[float], list[float]]] = {}
         for start in range(0, len(order), batch):
@@ -157,7 +172,9 @@ def digest(lesson: Lesson) -> str:
 
 
 def prompts(writer: Writer, texts: Sequence[str], *, after_prefix: bool = False) -> Prompts:
-    """The prompts of texts. after_prefix: they follow demonstrations, so that no text begins there."""
+    """The prompts of texts. after_prefix: they follow demonstrations, so that no text begins
+    there.
+    """
     start = () if after_prefix else writer.start
     return Prompts(
         tuple(start + writer.context(text) for text in texts), writer.labels, start + writer.domain
@@ -167,9 +184,11 @@ def prompts(writer: Writer, texts: Sequence[str], *, after_prefix: bool = False)
 def demonstrations(
     writer: Writer, examples: Sequence[Example], form: Form, loss: Loss
 ) -> tuple[tuple[Tokens, Tokens], ...]:
-    """What is trained on: (tokens, indices of targets) of one sequence of all examples, or of one sequence for each.
+    """What is trained on: (tokens, indices of targets) of one sequence of all examples, or of one
+    sequence for each.
 
-    Targets are label words, or whole examples; never the tokenizer's start, the very first token or a separator.
+    Targets are label words, or whole examples; never the tokenizer's start, the very first token or
+    a separator.
     """
     written = [writer.demonstration(example, whole=loss == "context") for example in examples]
     if form == "separate":

@@ -1,12 +1,16 @@
-"""EleutherAI's lm-evaluation-harness with inner training: any of its tasks, every context trained on before its continuation is scored.
+"""EleutherAI's lm-evaluation-harness with inner training: any of its tasks, every context trained
+on before its continuation is scored.
 
     python -m tintc.evaluate.lm_eval run --model tintc \\
-        --model_args source=tiny-opt,preset=paper,inner_lr=1e-4 --tasks lambada_openai --batch_size 8
+        --model_args source=tiny-opt,preset=paper,inner_lr=1e-4 \\
+        --tasks lambada_openai --batch_size 8
 
-The harness (0.4.13) finds no models of other packages: importing this module registers `tintc`, and run as above it is the harness's
-own command line with that model in it. From Python: `lm_eval.simple_evaluate(model=TintcLM("tiny-opt", inner_lr=1e-4), tasks=[...])`.
+The harness (0.4.13) finds no models of other packages: importing this module registers `tintc`, and
+run as above it is the harness's own command line with that model in it. From Python:
+`lm_eval.simple_evaluate(model=TintcLM("tiny-opt", inner_lr=1e-4), tasks=[...])`.
 
-What is scored are the harness's own token sequences, cut as its `hf` model cuts them, so with inner_lr=0 the numbers are those of `hf`.
+What is scored are the harness's own token sequences, cut as its `hf` model cuts them, so with
+inner_lr=0 the numbers are those of `hf`.
 Legend: B sequences, T tokens, V vocabulary, C tokens of a continuation.
 """
 
@@ -51,7 +55,8 @@ _COMPILE_OPTIONS = (
     "trust_remote_code",
     "seed",
 )
-# What generation reads, and what chooses from which tokens one is sampled: the likeliest is always among them.
+# What generation reads, and what chooses from which tokens one is sampled: the likeliest is always
+# among them.
 _GREEDY = (
     "until",
     "max_gen_toks",
@@ -72,13 +77,15 @@ Cut = tuple[
 class TintcLM(TemplateLM):  # type: ignore[misc]
     """A simulator as a model of the harness.
 
-    source: as for `tintc.compile`; or artifact: a directory that `tintc compile` wrote. fields: a preset (`paper`), any field of
-    SimulatorConfig and options of `tintc.compile`; of an artifact only inner_lr can be changed. At inner_lr 0 nothing is trained.
-    batch_size: sequences a call. max_length: tokens that the model reads at most; by default those of its config. rolling_context: tokens
-    that each chunk of `loglikelihood_rolling` is conditioned, and trained, on at least. device, dtype: of the weights, by name.
+    source: as for `tintc.compile`; or artifact: a directory that `tintc compile` wrote. fields: a
+    preset (`paper`), any field of SimulatorConfig and options of `tintc.compile`; of an artifact
+    only inner_lr can be changed. At inner_lr 0 nothing is trained.
+    batch_size: sequences a call. max_length: tokens that the model reads at most; by default those
+    of its config. rolling_context: tokens that each chunk of `loglikelihood_rolling` is
+    conditioned, and trained, on at least. device, dtype: of the weights, by name.
 
-    Raises UsageError for an argument that makes no sense, InputError for a model without tokenizer, and what `tintc.compile` and
-    `tintc.load` raise.
+    Raises UsageError for an argument that makes no sense, InputError for a model without tokenizer,
+    and what `tintc.compile` and `tintc.load` raise.
     """
 
     def __init__(
@@ -124,7 +131,9 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of a text without context: bos, or else eos. Raises InputError for a tokenizer that has neither."""
+        """What stands in front of a text without context: bos, or else eos. Raises InputError for a
+        tokenizer that has neither.
+        """
         start: int | None = (
             self.eot_token_id
             if self.tokenizer.bos_token_id is None
@@ -132,7 +141,8 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         )
         if start is None:
             raise InputError(
-                "this tokenizer has neither a bos nor an eos token to put in front of a text without context"
+                "this tokenizer has neither a bos nor an eos token to put in front of a text "
+                "without context"
             )
         return start
 
@@ -144,7 +154,9 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the tokenizer's own template writes it. Raises ValueError where it has none."""
+        """The conversation as the tokenizer's own template writes it. Raises ValueError where it
+        has none.
+        """
         more = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
@@ -154,7 +166,9 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text; by default with the special tokens that the tokenizer adds, unless the text starts with its bos already."""
+        """Tokens of a text; by default with the special tokens that the tokenizer adds, unless the
+        text starts with its bos already.
+        """
         if add_special_tokens is None and utils.has_bos_prefix(
             string, self.tokenizer.decode([self.prefix_token_id])
         ):
@@ -165,13 +179,16 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(sum over the continuation's tokens y_i of log softmax(z_i)[y_i], whether every y_i is argmax z_i) of each request, in order.
+        """(sum over the continuation's tokens y_i of log softmax(z_i)[y_i], whether every y_i is
+        argmax z_i) of each request, in order.
 
-        The context is the training segment: with c tokens of it left after cutting from the left, tokens 1 to c - 1 are the targets of
-        the inner steps, and z are the logits under the updated weights. A context of one token has no target: z are those of the
-        unmodified model. Requests that read and train on the same tokens (the last tokens of short choices) are run once.
+        The context is the training segment: with c tokens of it left after cutting from the left,
+        tokens 1 to c - 1 are the targets of the inner steps, and z are the logits under the updated
+        weights. A context of one token has no target: z are those of the unmodified model. Requests
+        that read and train on the same tokens (the last tokens of short choices) are run once.
 
-        Raises InputError for a continuation without tokens or longer than max_length, NumericalError for a sum that is not finite.
+        Raises InputError for a continuation without tokens or longer than max_length,
+        NumericalError for a sum that is not finite.
         """
         sharing: dict[Cut, list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
@@ -199,15 +216,19 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p(text) of each request: the sum over chunks of log p(chunk | tokens in front of it), under weights trained on these tokens.
+        """log p(text) of each request: the sum over chunks of log p(chunk | tokens in front of it),
+        under weights trained on these tokens.
 
-        Chunks are max_length - rolling_context + 1 tokens long. In front of the first is the prefix token alone: nothing is trained. Every
-        other is conditioned on the tokens before it, as many as max_length leaves room for, and these are the training segment: all but
-        the first of them are targets of the inner steps. Each chunk starts from the unmodified weights and is not trained on itself.
+        Chunks are max_length - rolling_context + 1 tokens long. In front of the first is the prefix
+        token alone: nothing is trained. Every other is conditioned on the tokens before it, as many
+        as max_length leaves room for, and these are the training segment: all but the first of them
+        are targets of the inner steps. Each chunk starts from the unmodified weights and is not
+        trained on itself.
 
-        With rolling_context 1 chunks and contexts are those of `hf`: only the last chunk of a text has more than one token in front of it,
-        and a text of up to max_length tokens trains nothing. rolling_context=256 of 512 trains on 256 tokens for all but the first 257;
-        compare with inner_lr=0 at the same rolling_context.
+        With rolling_context 1 chunks and contexts are those of `hf`: only the last chunk of a text
+        has more than one token in front of it, and a text of up to max_length tokens trains
+        nothing. rolling_context=256 of 512 trains on 256 tokens for all but the first 257; compare
+        with inner_lr=0 at the same rolling_context.
         """
         texts = [request.args[0] for request in requests]
         chunks = [
@@ -225,7 +246,8 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         if pairs and self.rolling_context == 1 and float(self.simulator.inner_lr.detach()) != 0:
             trained = sum(len(context) > 1 for _, context, _ in pairs)
             warnings.warn(
-                f"{trained} of {len(pairs)} chunks have a context to train on; set rolling_context for more",
+                f"{trained} of {len(pairs)} chunks have a context to train on; set rolling_context "
+                "for more",
                 stacklevel=2,
             )
         parts = iter(self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm))
@@ -235,11 +257,14 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The greedy continuation of each context, up to the first stop string, the end token or max_gen_toks (256) tokens.
+        """The greedy continuation of each context, up to the first stop string, the end token or
+        max_gen_toks (256) tokens.
 
-        The weights are trained once on the context, its last max_length - max_gen_toks tokens, and stay so while tokens are generated.
-        One context at a time: every sequence has weights of its own, so a batch would need as many copies and save nothing.
-        Raises UsageError for settings that ask for anything but the likeliest token (temperature 0), or that leave no room for a context.
+        The weights are trained once on the context, its last max_length - max_gen_toks tokens, and
+        stay so while tokens are generated. One context at a time: every sequence has weights of its
+        own, so a batch would need as many copies and save nothing. Raises UsageError for settings
+        that ask for anything but the likeliest token (temperature 0), or that leave no room for a
+        context.
         """
         texts, end = [], self.eot_token_id
         for context, settings in tqdm(
@@ -275,7 +300,9 @@ def simulator_of(
     dtype: str | None,
     fields: dict[str, Any],
 ) -> Simulator:
-    """Compiles the source or loads the artifact. Raises UsageError for arguments that fit neither."""
+    """Compiles the source or loads the artifact. Raises UsageError for arguments that fit
+    neither.
+    """
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         device = None  # the harness's command line says cuda:0 where the user said nothing
     number_type, place = dtype_of(dtype), device_of(device) or "cpu"
@@ -287,7 +314,8 @@ def simulator_of(
         return compile_model(source, config, dtype=number_type, **options).to(place)
     if unknown := sorted(set(fields) - {"inner_lr"}):
         raise UsageError(
-            f"{', '.join(unknown)} cannot be set with artifact, which was compiled already; only inner_lr can"
+            f"{', '.join(unknown)} cannot be set with artifact, which was compiled already; only "
+            "inner_lr can"
         )
     simulator = load(str(artifact), device=place, dtype=number_type)
     if fields:
@@ -296,11 +324,13 @@ def simulator_of(
 
 
 def cut(context: list[int], continuation: list[int], max_length: int) -> Cut:
-    """(tokens that are read, c): context and continuation without its last token, max_length tokens at most, cut from the left; the first
-    c >= 1 of them are what is left of the context. Raises InputError for a continuation without tokens, or longer than max_length."""
+    """(tokens that are read, c): context and continuation without its last token, max_length tokens
+    at most, cut from the left; the first c >= 1 of them are what is left of the context. Raises
+    InputError for a continuation without tokens, or longer than max_length."""
     if not 1 <= len(continuation) <= max_length:
         raise InputError(
-            f"a continuation has {len(continuation)} tokens; expected 1 to {max_length}, the model's max_length"
+            f"a continuation has {len(continuation)} tokens; expected 1 to {max_length}, the "
+            "model's max_length"
         )
     kept = (context + continuation)[-(max_length + 1) :]
     return tuple(kept[:-1]), len(kept) - len(continuation)
@@ -309,8 +339,8 @@ def cut(context: list[int], continuation: list[int], max_length: int) -> Cut:
 def windows(
     tokens: list[int], prefix: int, max_length: int, context: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """(tokens in front, chunk) of each chunk of a text; see `loglikelihood_rolling`. With context 1 those of the harness's
-    `get_rolling_token_windows` and `make_disjoint_window`."""
+    """(tokens in front, chunk) of each chunk of a text; see `loglikelihood_rolling`. With context 1
+    those of the harness's `get_rolling_token_windows` and `make_disjoint_window`."""
     size = max_length - context + 1
     for start in range(0, len(tokens), size):
         end = min(start + size, len(tokens))
@@ -319,9 +349,11 @@ def windows(
 
 @torch.inference_mode()
 def continuation_logits(simulator: Simulator, batch: Sequence[Cut]) -> list[Tensor]:
-    """Logits (C, V) at each sequence's last token of the context and all behind it, under the weights that its context gave.
+    """Logits (C, V) at each sequence's last token of the context and all behind it, under the
+    weights that its context gave.
 
-    Sequences are padded on the right, where the causal mask hides what is padding. At learning rate 0 nothing is trained.
+    Sequences are padded on the right, where the causal mask hides what is padding. At learning rate
+    0 nothing is trained.
     """
     longest, first = (
         max(len(tokens) for tokens, _ in batch),
@@ -342,19 +374,24 @@ def continuation_logits(simulator: Simulator, batch: Sequence[Cut]) -> list[Tens
 
 
 def score(logits_CV: Tensor, continuation: list[int]) -> tuple[float, bool]:
-    """(log-probability, whether it is the greedy one) of a continuation. Raises NumericalError unless the first is finite."""
+    """(log-probability, whether it is the greedy one) of a continuation. Raises NumericalError
+    unless the first is finite.
+    """
     targets_C = torch.tensor(continuation, device=logits_CV.device)
     total = -float(F.cross_entropy(wide(logits_CV), targets_C, reduction="sum"))
     if not math.isfinite(total):
         raise NumericalError(
-            f"a log-likelihood is {total}: the updated weights are too large; pass a smaller inner_lr"
+            f"a log-likelihood is {total}: the updated weights are too large; pass a smaller "
+            "inner_lr"
         )
     return total, bool((logits_CV.argmax(-1) == targets_C).all())
 
 
 @torch.inference_mode()
 def greedy(simulator: Simulator, context: list[int], count: int) -> Iterator[int]:
-    """The likeliest next token, `count` times, under the weights that the context gave; its first token is never a target."""
+    """The likeliest next token, `count` times, under the weights that the context gave; its first
+    token is never a target.
+    """
     ids = torch.tensor([context])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*have no training target")
@@ -366,7 +403,9 @@ def greedy(simulator: Simulator, context: list[int], count: int) -> Iterator[int
 
 
 def generation_settings(settings: dict[str, Any], max_length: int) -> tuple[int, list[str]]:
-    """(tokens to generate, stop strings). Raises UsageError for settings of a task that greedy generation cannot honour."""
+    """(tokens to generate, stop strings). Raises UsageError for settings of a task that greedy
+    generation cannot honour.
+    """
     read = dict(utils.normalize_gen_kwargs(settings, 256))
     known = _GREEDY[:2] if read["do_sample"] else _GREEDY
     refused = {
@@ -377,7 +416,8 @@ def generation_settings(settings: dict[str, Any], max_length: int) -> tuple[int,
     if refused:
         asked = ", ".join(f"{name}={value!r}" for name, value in refused.items())
         raise UsageError(
-            f"generation with {asked}; only greedy generation is there: pass --gen_kwargs do_sample=False,temperature=0"
+            f"generation with {asked}; only greedy generation is there: pass --gen_kwargs "
+            "do_sample=False,temperature=0"
         )
     count = _count(
         "max_gen_toks", read["max_gen_toks"], max_length - 1
@@ -386,7 +426,9 @@ def generation_settings(settings: dict[str, Any], max_length: int) -> tuple[int,
 
 
 def _count(name: str, value: object, most: int | None = None) -> int:
-    """A whole number of at least 1, and at most `most`; the command line may have left it as text."""
+    """A whole number of at least 1, and at most `most`; the command line may have left it as
+    text.
+    """
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if (
         isinstance(number, bool)
@@ -395,13 +437,16 @@ def _count(name: str, value: object, most: int | None = None) -> int:
         or number > (most or number)
     ):
         raise UsageError(
-            f"{name} is {value!r}; expected a whole number, {f'1 to {most}' if most else 'at least 1'}"
+            f"{name} is {value!r}; expected a whole number, "
+            f"{f'1 to {most}' if most else 'at least 1'}"
         )
     return number
 
 
 def main() -> None:
-    """The harness's command line, which now knows the model `tintc`; errors of tintc are one line on stderr and its exit codes."""
+    """The harness's command line, which now knows the model `tintc`; errors of tintc are one line
+    on stderr and its exit codes.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     try:

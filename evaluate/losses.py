@@ -14,7 +14,8 @@ from torch import Tensor
 from tintc.evaluate.statistics import mean
 from tintc.evaluate.store import Store
 
-_DIGITS = 9  # of a stored loss: more than float32 has, less than would show a different order of sums in float64
+# of a stored loss: more than float32 has, less than would show a different order of sums in float64
+_DIGITS = 9
 
 
 def measured(
@@ -40,7 +41,9 @@ def measured(
 
 
 def results(losses_BT: Tensor, targets: int, seconds: float) -> list[dict[str, Any]]:
-    """What is stored of a batch of sequences with so many targets each, which took so many seconds together."""
+    """What is stored of a batch of sequences with so many targets each, which took so many seconds
+    together.
+    """
     means = (losses_BT.double().sum(1) / targets).tolist()
     each = round(seconds / len(means), 4)
     return [
@@ -60,8 +63,8 @@ def perplexity(loss: float) -> float:
 
 
 def change(differences: Sequence[float]) -> dict[str, float]:
-    """Of the perplexity, in per cent, from the differences of mean losses, and its standard error: that of the mean difference
-    times the ratio of the perplexities, as d exp(x) = exp(x) dx."""
+    """Of the perplexity, in per cent, from the differences of mean losses, and its standard error:
+    that of the mean difference times the ratio of the perplexities, as d exp(x) = exp(x) dx."""
     found = mean(differences)
     ratio = perplexity(found.value)
     return {"change": 100 * (ratio - 1), "error": 100 * ratio * found.error}

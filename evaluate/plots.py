@@ -35,7 +35,9 @@ def draw(report: dict[str, Any], path: Path) -> bool:
 
 
 def lm_plot(report: dict[str, Any], path: Path) -> None:
-    """Change of the perplexity against the trained part, with standard errors; one panel a preset."""
+    """Change of the perplexity against the trained part, with standard errors; one panel a
+    preset.
+    """
     presets = report["settings"]["presets"]
     with figure(path, columns=len(presets), width=4.6, height=3.6) as axes:
         for axis, preset in zip(axes, presets, strict=True):
@@ -84,7 +86,9 @@ def _lm_panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def classify_plot(report: dict[str, Any], path: Path) -> None:
-    """Accuracy of every task and of their average, with standard errors over demonstrations; one panel a number of demonstrations."""
+    """Accuracy of every task and of their average, with standard errors over demonstrations; one
+    panel a number of demonstrations.
+    """
     shots = report["settings"]["shots"]
     with figure(path, rows=len(shots), width=7.5, height=2.8, sharex=True) as axes:
         for axis, count in zip(axes, shots, strict=True):
@@ -93,7 +97,8 @@ def classify_plot(report: dict[str, Any], path: Path) -> None:
                 axis, results, [row for row in report["averages"] if row["shots"] == count]
             )
             axis.set_title(
-                f"{report['model']['name']}, {'zero-shot' if count == 0 else f'{count} demonstrations'}",
+                f"{report['model']['name']}, "
+                f"{'zero-shot' if count == 0 else f'{count} demonstrations'}",
                 fontsize=9,
             )
             axis.set_ylabel("accuracy, %")

@@ -1,7 +1,7 @@
 """Prompts as trees of tokens, so that one call of a model serves many of them.
 
-A branch of a tree sees itself and the branches it grows from, and its positions go on from theirs; so a tree gives each prompt in it
-exactly what the prompt alone would give:
+A branch of a tree sees itself and the branches it grows from, and its positions go on from theirs;
+so a tree gives each prompt in it exactly what the prompt alone would give:
 
     demonstrations ---- prompt 1 ---- all but the last token of a label        (labels of one token need no branch)
                   \\--- prompt 2 ----
@@ -24,13 +24,16 @@ from tintc.evaluate.tasks import Example, Task, Template
 from tintc.ir.precision import wide
 
 Tokens = tuple[int, ...]
-# Of each label the positions whose logits are read and the token that is looked up there: log p(label) is the sum over them.
+# Of each label the positions whose logits are read and the token that is looked up there: log
+# p(label) is the sum over them.
 Question = tuple[tuple[tuple[int, int], ...], ...]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """tokens after those of the branch `parent` of the same tree. targets: indices of the tokens that are trained on."""
+    """tokens after those of the branch `parent` of the same tree. targets: indices of the tokens
+    that are trained on.
+    """
 
     tokens: Tokens
     parent: int | None = None
@@ -47,14 +50,16 @@ class Tree:
         return sum(len(branch.tokens) for branch in self.branches)
 
     def add(self, tokens: Tokens, parent: int | None = None, targets: Tokens = ()) -> int:
-        """Appends a branch and returns its number. A first token that stands after anything but its parent's last is no target:
-        a model predicts it from the token before it in the sequence."""
+        """Appends a branch and returns its number. A first token that stands after anything but its
+        parent's last is no target: a model predicts it from the token before it in the sequence."""
         follows = parent is not None and parent == len(self.branches) - 1
         self.branches.append(Branch(tokens, parent, tuple(i for i in targets if i > 0 or follows)))
         return len(self.branches) - 1
 
     def ask(self, branch: int, labels: Sequence[Tokens]) -> Question:
-        """Where to read the log-likelihood of each label after a branch; grows branches for labels of several tokens."""
+        """Where to read the log-likelihood of each label after a branch; grows branches for labels
+        of several tokens.
+        """
         last = self.start(branch) + len(self.branches[branch].tokens) - 1
         found = []
         for label in labels:
@@ -76,7 +81,9 @@ class Tree:
 
 
 def as_sequences(trees: Sequence[Tree]) -> Sequences:
-    """One sequence a tree, padded at the right. Trees that are one branch each need no mask of (B, T, T)."""
+    """One sequence a tree, padded at the right. Trees that are one branch each need no mask of (B,
+    T, T).
+    """
     if len(trees) == 1 and len(trees[0].branches) == 1:
         ids, train, *_ = _tensors(trees[0], len(trees[0]))
         return Sequences(ids[None], train[None])
@@ -88,9 +95,11 @@ def as_sequences(trees: Sequence[Tree]) -> Sequences:
 
 
 def _tensors(tree: Tree, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(T) ids, (T) 1 on targets, (T) positions and (T, T) bool who may look at whom; zeros after the tree's end.
+    """(T) ids, (T) 1 on targets, (T) positions and (T, T) bool who may look at whom; zeros after
+    the tree's end.
 
-    The training mask marks targets alone: a position carries loss iff its target is marked, so nothing else depends on it.
+    The training mask marks targets alone: a position carries loss iff its target is marked, so
+    nothing else depends on it.
     """
     ids, train, positions = (torch.zeros(length, dtype=torch.int64) for _ in range(3))
     allowed = torch.zeros(length, length, dtype=torch.bool)
@@ -118,7 +127,9 @@ def places(questions: Sequence[Question]) -> Tensor:
 def label_scores(
     logits_BKV: Tensor, keep_K: Tensor, questions: Sequence[Sequence[Question]]
 ) -> list[list[list[float]]]:
-    """log p(label) for every label of every question of every sequence, in nats, from the logits at the kept positions."""
+    """log p(label) for every label of every question of every sequence, in nats, from the logits at
+    the kept positions.
+    """
     logits_BKV = wide(logits_BKV)
     norms_BK = logits_BKV.logsumexp(-1)
     column = {int(place): index for index, place in enumerate(keep_K)}
@@ -142,8 +153,9 @@ def label_scores(
 class Writer:
     """Writes examples of a task in tokens by a template.
 
-    start: what the tokenizer puts before every text (a BOS token, or nothing). labels: the tokens of each label's word, and of the space
-    before it. longest: tokens of the longest context; longer texts lose their end.
+    start: what the tokenizer puts before every text (a BOS token, or nothing). labels: the tokens
+    of each label's word, and of the space before it. longest: tokens of the longest context; longer
+    texts lose their end.
     """
 
     def __init__(self, tokenizer: Any, task: Task, template: Template, longest: int) -> None:
@@ -154,7 +166,9 @@ class Writer:
         self.domain = self._tokens(template.domain)
 
     def context(self, text: str) -> Tokens:
-        """The prompt without a label, without `start`, at most `longest` tokens: the text is cut at its end."""
+        """The prompt without a label, without `start`, at most `longest` tokens: the text is cut at
+        its end.
+        """
         tokens = self._tokens(self.template.context(text))
         while len(tokens) > self.longest and text:
             text = text[: min(len(text) - 1, len(text) * self.longest // len(tokens))].rstrip()
@@ -162,7 +176,9 @@ class Writer:
         return tokens
 
     def demonstration(self, example: Example, *, whole: bool) -> tuple[Tokens, Tokens]:
-        """Tokens of an example with its label, and the indices of its targets: the label alone, or the whole."""
+        """Tokens of an example with its label, and the indices of its targets: the label alone, or
+        the whole.
+        """
         context, label = self.context(example.text), self.labels[example.label]
         return context + label, tuple(
             range(0 if whole else len(context), len(context) + len(label))
@@ -172,7 +188,9 @@ class Writer:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _following(self, before: str, text: str) -> Tokens:
-        """Tokens of a text in the place where it stands: some tokenizers put a space before any text that comes first."""
+        """Tokens of a text in the place where it stands: some tokenizers put a space before any
+        text that comes first.
+        """
         first, both = self._tokens(before), self._tokens(before + text)
         return (
             both[len(first) :]

@@ -1,6 +1,7 @@
 """What a run leaves behind.
 
-A directory of results holds units.jsonl (one line a unit, as they come), report.json, report.md and plot.png.
+A directory of results holds units.jsonl (one line a unit, as they come), report.json, report.md and
+plot.png.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def prepare_directory(path: Path) -> Path:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """report.json, report.md and, where matplotlib is installed, plot.png; each replaces its file when it is whole."""
+    """report.json, report.md and, where matplotlib is installed, plot.png; each replaces its file
+    when it is whole.
+    """
     from tintc.evaluate import plots
 
     table = TABLES[report["experiment"]](report)

@@ -14,9 +14,10 @@ from tintc.evaluate.tasks import find_task, load_tasks
 from tintc.ir.config import PRESETS, SimulatorConfig
 from tintc.ir.errors import UsageError
 
-# Inner learning rates that are tried with all 12 layers, by what is trained on; l of 12 layers take (12 / l)^2 as much. Gradients are sums
-# over targets, so few targets take a larger rate. Found on choosing items with SmolLM2-135M: on 32 label words all layers took 1e-5 to
-# 1e-4, and the top quarter 1e-3, for every task that was tried: the gradient is large in the lower layers.
+# Inner learning rates that are tried with all 12 layers, by what is trained on; l of 12 layers take
+# (12 / l)^2 as much. Gradients are sums over targets, so few targets take a larger rate. Found on
+# choosing items with SmolLM2-135M: on 32 label words all layers took 1e-5 to 1e-4, and the top
+# quarter 1e-3, for every task that was tried: the gradient is large in the lower layers.
 RATES: dict[str, tuple[float, ...]] = {
     "label": (1e-5, 6e-5, 2e-4),
     "context": (3e-6, 2e-5, 1e-4),
@@ -30,15 +31,19 @@ _DEPTH = 12  # of the model that budgets are written for
 class Settings:
     """Raises UsageError for what makes no sense.
 
-    tasks: names or aliases. shots: numbers of demonstrations; 0 trains on each item's own context. seeds: of the demonstrations.
-    loss: on the label words of demonstrations, or on all their tokens. form: demonstrations as one sequence, which prompts follow, or
-    separate; then every demonstration and every prompt sees only itself. rates: that are tried with every budget; None for RATES, by how
-    many layers a budget has. inner_lr: one rate for all, so that none is chosen. budgets: layers x steps of a model of 12 layers;
-    zero-shot, where every item is trained on by itself, only the first. in_context: also a row of the unmodified model that reads the
-    demonstrations, where prompts otherwise do not. presets: of the simulators; dynamic evaluation trains the norm parameters that the first
-    of them trains. limit: test items of a task; None for all. choose: training items that templates, calibration, rates and budgets are
-    chosen on; zero-shot at most 16 of them for the learners. batch: sequences that are trained at once; changes nothing but time and
-    memory. tokens: of the longest sequence. data_dir: of `<task>/{train,test}.jsonl`; None for the hub.
+    tasks: names or aliases. shots: numbers of demonstrations; 0 trains on each item's own context.
+    seeds: of the demonstrations.
+    loss: on the label words of demonstrations, or on all their tokens. form: demonstrations as one
+    sequence, which prompts follow, or separate; then every demonstration and every prompt sees only
+    itself. rates: that are tried with every budget; None for RATES, by how many layers a budget
+    has. inner_lr: one rate for all, so that none is chosen. budgets: layers x steps of a model of
+    12 layers; zero-shot, where every item is trained on by itself, only the first. in_context: also
+    a row of the unmodified model that reads the demonstrations, where prompts otherwise do not.
+    presets: of the simulators; dynamic evaluation trains the norm parameters that the first of them
+    trains. limit: test items of a task; None for all. choose: training items that templates,
+    calibration, rates and budgets are chosen on; zero-shot at most 16 of them for the learners.
+    batch: sequences that are trained at once; changes nothing but time and memory. tokens: of the
+    longest sequence. data_dir: of `<task>/{train,test}.jsonl`; None for the hub.
     """
 
     tasks: tuple[str, ...] = field(default_factory=lambda: tuple(load_tasks()))
@@ -62,7 +67,8 @@ class Settings:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(
-                    f"{name} are {', '.join(map(str, values)) or 'none'}; expected at least one, each once"
+                    f"{name} are {', '.join(map(str, values)) or 'none'}; expected at least one, "
+                    "each once"
                 )
         names = [find_task(name).name for name in self.tasks]
         if len(set(names)) != len(names):
@@ -113,7 +119,9 @@ class Settings:
         return self.budgets if shots else self.budgets[:1]
 
     def reads_in_context(self, shots: int) -> bool:
-        """Whether there is a row of the unmodified model that reads the demonstrations; in one sequence `unmodified` does so anyway."""
+        """Whether there is a row of the unmodified model that reads the demonstrations; in one
+        sequence `unmodified` does so anyway.
+        """
         return self.in_context and shots > 0 and self.form == "separate"
 
 
@@ -124,14 +132,17 @@ def parse_budget(text: str) -> tuple[int, int]:
         layers.isdecimal() and steps.isdecimal() and 1 <= int(layers) <= _DEPTH and int(steps) >= 1
     ):
         raise UsageError(
-            f"a budget is {text!r}; expected layers x steps, as 12x1, 6x2 or 3x4, with 1 to {_DEPTH} layers (scaled to the model)"
+            f"a budget is {text!r}; expected layers x steps, as 12x1, 6x2 or 3x4, with 1 to "
+            f"{_DEPTH} layers (scaled to the model)"
         )
     return int(layers), int(steps)
 
 
 @dataclass(frozen=True)
 class Method:
-    """Who learns, and how: `unmodified`, `dynamic evaluation` or `simulator`. layers: of this model; rate: negative to ascend."""
+    """Who learns, and how: `unmodified`, `dynamic evaluation` or `simulator`. layers: of this
+    model; rate: negative to ascend.
+    """
 
     kind: str
     preset: str | None = None

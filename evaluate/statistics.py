@@ -14,8 +14,8 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Mean:
-    """value: the mean of n numbers. error: its standard error, s / sqrt(n) with s the sample standard deviation; NaN for n = 1
-    or values that are not finite."""
+    """value: the mean of n numbers. error: its standard error, s / sqrt(n) with s the sample
+    standard deviation; NaN for n = 1 or values that are not finite."""
 
     value: float
     error: float
@@ -35,8 +35,9 @@ def mean(values: Sequence[float]) -> Mean:
 def paired_p_value(after: Sequence[float], before: Sequence[float], *, seed: int = 0) -> float:
     """Two-sided p-value of no difference between two measurements of the same items.
 
-    A permutation test of the mean difference: the sign of each item's difference is flipped, exactly where there are at most 9999 ways,
-    else 9999 times at random with a fixed seed (scipy.stats.permutation_test, "samples"). 1 where every difference is 0.
+    A permutation test of the mean difference: the sign of each item's difference is flipped,
+    exactly where there are at most 9999 ways, else 9999 times at random with a fixed seed
+    (scipy.stats.permutation_test, "samples"). 1 where every difference is 0.
     """
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     if not differences.any():

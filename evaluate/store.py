@@ -1,7 +1,8 @@
 """Results as they come: one JSON line a unit, so that an interrupted run goes on where it stopped.
 
-A line is {"key": ..., "unit": {...}, "result": {...}}. The key is the sha256 of the unit and of what all units of the store share (model,
-version), and nothing else: not of the batch size, of the order of work or of how many units there are.
+A line is {"key": ..., "unit": {...}, "result": {...}}. The key is the sha256 of the unit and of
+what all units of the store share (model, version), and nothing else: not of the batch size, of the
+order of work or of how many units there are.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tintc.version import __version__
 class Store:
     """Results by unit, in memory and, with a path, in a file that they are appended to.
 
-    shared: what the result of every unit depends on. A last line that was cut off by an interruption is dropped. Raises InputError for a
-    file that is something else.
+    shared: what the result of every unit depends on. A last line that was cut off by an
+    interruption is dropped. Raises InputError for a file that is something else.
     """
 
     def __init__(self, path: Path | None, shared: dict[str, Any]) -> None:
@@ -68,7 +69,8 @@ class Store:
                 self._results[entry["key"]] = entry["result"]
             except (ValueError, KeyError, TypeError):
                 raise InputError(
-                    f"{path}, line {number}, is no result of an earlier run; choose another output or remove the file"
+                    f"{path}, line {number}, is no result of an earlier run; choose another output "
+                    "or remove the file"
                 ) from None
         if torn:
             with path.open("r+b") as file:

@@ -14,7 +14,9 @@ _NOT_FINITE = "not finite"
 
 @dataclass(frozen=True)
 class Table:
-    """header: of each column. rows: of texts. numeric: from which column on texts are numbers, which stand to the right. notes: below."""
+    """header: of each column. rows: of texts. numeric: from which column on texts are numbers,
+    which stand to the right. notes: below.
+    """
 
     title: str
     header: tuple[str, ...]
@@ -75,9 +77,11 @@ def lm_table(report: dict[str, Any]) -> Table:
         ),
         rows,
         (
-            f"n = {data['sequences']} sequences of {settings['length']} tokens (seeds {', '.join(map(str, settings['seeds']))}); "
+            f"n = {data['sequences']} sequences of {settings['length']} tokens (seeds "
+            f"{', '.join(map(str, settings['seeds']))}); "
             f"{budget(settings)}. {chosen}",
-            "Change: of the perplexity against the unmodified model, ± standard error over sequences; "
+            "Change: of the perplexity against the unmodified model, ± standard error over "
+            "sequences; "
             "p: paired permutation test against the unmodified model.",
         ),
         numeric=2,
@@ -110,7 +114,8 @@ def classify_table(report: dict[str, Any]) -> Table:
         {count for result in results if result["shots"] for count in result["demonstrations"]}
     )
     fit = (
-        f"; {' to '.join(str(count) for count in dict.fromkeys((used[0], used[-1])))} demonstrations fitted"
+        f"; {' to '.join(str(count) for count in dict.fromkeys((used[0], used[-1])))} "
+        "demonstrations fitted"
         if used
         else ""
     )
@@ -119,9 +124,12 @@ def classify_table(report: dict[str, Any]) -> Table:
         ("shots", "learner", *(titles[task] for task in tasks), "average", "p"),
         rows,
         (
-            f"n = {' to '.join(str(count) for count in dict.fromkeys((items[0], items[-1])))} test items of each task; "
-            f"± standard error over demonstrations drawn with seeds {', '.join(map(str, settings['seeds']))}{fit}.",
-            f"Demonstrations: {settings['form']}, loss on {settings['loss']}; zero-shot: each item's own context is trained on. "
+            f"n = {' to '.join(str(count) for count in dict.fromkeys((items[0], items[-1])))} test "
+            "items of each task; "
+            "± standard error over demonstrations drawn with seeds "
+            f"{', '.join(map(str, settings['seeds']))}{fit}.",
+            f"Demonstrations: {settings['form']}, loss on {settings['loss']}; zero-shot: each "
+            "item's own context is trained on. "
             "Rate, budget, template and calibration were chosen on training data.",
             "p: paired permutation test over the items of all tasks against the unmodified model.",
         ),
@@ -167,10 +175,12 @@ def ablate_table(report: dict[str, Any]) -> Table:
         ),
         rows,
         (
-            f"n = {data['sequences']} sequences of {settings['length']} tokens, the first {settings['trained']} trained on; "
+            f"n = {data['sequences']} sequences of {settings['length']} tokens, the first "
+            f"{settings['trained']} trained on; "
             f"{budget(settings)}; rates {chosen}.",
             "Cosine and relative error: of one step's update with the exact gradient in float64, "
-            f"on {settings['error_sequences']} sequences. Change: of the perplexity against the unmodified model in the same float format, "
+            f"on {settings['error_sequences']} sequences. Change: of the perplexity against the "
+            "unmodified model in the same float format, "
             "± standard error; p: paired, against exact.",
         ),
     )
@@ -193,7 +203,10 @@ def _learner(row: dict[str, Any], presets: bool) -> str:
 def budget(settings: dict[str, Any]) -> str:
     """Steps and layers in words."""
     steps, layers = settings["steps"], settings["layers"]
-    return f"{steps} step{'s' if steps > 1 else ''}, {'all blocks' if layers is None else f'the top {layers} blocks'}"
+    return (
+        f"{steps} step{'s' if steps > 1 else ''}, "
+        f"{'all blocks' if layers is None else f'the top {layers} blocks'}"
+    )
 
 
 def rate(value: float | None) -> str:

@@ -1,4 +1,6 @@
-"""Classification tasks: their label words and templates (`data/tasks.toml`), and their examples, from a directory or from the hub."""
+"""Classification tasks: their label words and templates (`data/tasks.toml`), and their examples,
+from a directory or from the hub.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _PLACE = "{text}"
 
 @dataclass(frozen=True)
 class Template:
-    """How an example is written: `text` with its text in place of {text}, `answer`, a space and the word of its label.
+    """How an example is written: `text` with its text in place of {text}, `answer`, a space and the
+    word of its label.
 
     domain: what stands in place of text and answer where the labels are asked for without a text.
     """
@@ -35,7 +38,9 @@ class Template:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a dataset lies on the hub. values: of the label column, in the order of the task's labels."""
+    """Where a dataset lies on the hub. values: of the label column, in the order of the task's
+    labels.
+    """
 
     path: str
     train: str
@@ -47,7 +52,9 @@ class Hub:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task. aliases: other names that it is known by. labels: names of the classes, in the order of their numbers."""
+    """A classification task. aliases: other names that it is known by. labels: names of the
+    classes, in the order of their numbers.
+    """
 
     name: str
     title: str
@@ -82,11 +89,13 @@ def find_task(name: str) -> Task:
 
 
 def read_split(task: Task, split: Split, data_dir: Path | None = None) -> list[Example]:
-    """The examples of a split, from `data_dir/<name or alias>/<split>.jsonl`, or without a directory from the hub.
+    """The examples of a split, from `data_dir/<name or alias>/<split>.jsonl`, or without a
+    directory from the hub.
 
-    Each line is {"text": ..., "label": ...}; `task.json` beside it may hold {"label_names": [...]}: as many as the task has labels, and
-    where they are the same words in another order, labels are renumbered. Raises InputError, naming file and line, for anything else,
-    SourceError where the hub gives nothing.
+    Each line is {"text": ..., "label": ...}; `task.json` beside it may hold {"label_names": [...]}:
+    as many as the task has labels, and where they are the same words in another order, labels are
+    renumbered. Raises InputError, naming file and line, for anything else, SourceError where the
+    hub gives nothing.
     """
     return _from_hub(task, split) if data_dir is None else _from_directory(task, split, data_dir)
 
@@ -120,7 +129,8 @@ def _from_directory(task: Task, split: Split, data_dir: Path) -> list[Example]:
     folder = next((data_dir / name for name in names if (data_dir / name).is_dir()), None)
     if folder is None:
         raise InputError(
-            f"{data_dir} has no data of the task {task.name}; expected a directory called {' or '.join(names)} there"
+            f"{data_dir} has no data of the task {task.name}; expected a directory called "
+            f"{' or '.join(names)} there"
         )
     numbers = _numbers(task, folder / "task.json")
     path = folder / f"{split}.jsonl"
@@ -152,7 +162,8 @@ def _numbers(task: Task, path: Path) -> list[int]:
         or len(names) != count
     ):
         raise InputError(
-            f"{path} has label_names {names!r}; expected {count} names, those of {', '.join(task.labels)}"
+            f"{path} has label_names {names!r}; expected {count} names, those of "
+            f"{', '.join(task.labels)}"
         )
     own, theirs = [name.lower() for name in task.labels], [name.lower() for name in names]
     return (
@@ -205,7 +216,8 @@ def _from_hub(task: Task, split: Split) -> list[Example]:
     ) as error:  # of the network, the hub, the disk or the data: every library below has its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(
-            f"the dataset {hub.path} ({name}) cannot be loaded: {reason}; expected a network, or --data-dir with files"
+            f"the dataset {hub.path} ({name}) cannot be loaded: {reason}; expected a network, or "
+            "--data-dir with files"
         ) from None
     columns = [list(rows[column]) for column in hub.text]
     texts = (" ".join(part.strip() for part in parts) for parts in zip(*columns, strict=True))
@@ -217,6 +229,7 @@ def _from_hub(task: Task, split: Split) -> list[Example]:
     found = [Example(text, label) for text, label in pairs if text and label is not None]
     if not found:
         raise SourceError(
-            f"the dataset {hub.path} ({name}) holds no label of {', '.join(map(str, hub.values))}; expected the task {task.name}"
+            f"the dataset {hub.path} ({name}) holds no label of {', '.join(map(str, hub.values))}; "
+            f"expected the task {task.name}"
         )
     return found

@@ -1,4 +1,6 @@
-"""Text for language modelling: a file or a hub data set, as tokens, cut into sequences that do not overlap."""
+"""Text for language modelling: a file or a hub data set, as tokens, cut into sequences that do not
+overlap.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from tintc.ir.errors import InputError
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a named data set lies: arguments of `datasets.load_dataset`, and which split is evaluated and which one is chosen on.
+    """Where a named data set lies: arguments of `datasets.load_dataset`, and which split is
+    evaluated and which one is chosen on.
     documents: so many are read at most; None for all."""
 
     path: str
@@ -49,9 +52,11 @@ class Text:
 
 
 def read_text(data: str, *, choose: bool = False, cache_dir: str | None = None) -> Text:
-    """A UTF-8 text file, a JSONL file of {"text": ...}, or a name out of HUB_TEXTS (choose: its split for choosing).
+    """A UTF-8 text file, a JSONL file of {"text": ...}, or a name out of HUB_TEXTS (choose: its
+    split for choosing).
 
-    Documents of a JSONL file or of a hub split are joined by an empty line. Raises InputError for what cannot be read or holds no text.
+    Documents of a JSONL file or of a hub split are joined by an empty line. Raises InputError for
+    what cannot be read or holds no text.
     """
     if data in HUB_TEXTS:
         hub = HUB_TEXTS[data]
@@ -60,7 +65,8 @@ def read_text(data: str, *, choose: bool = False, cache_dir: str | None = None) 
     path = Path(data)
     if not path.is_file():
         raise InputError(
-            f"there is no file {data}; expected a text file, a JSONL file, or one of {', '.join(HUB_TEXTS)}"
+            f"there is no file {data}; expected a text file, a JSONL file, or one of "
+            f"{', '.join(HUB_TEXTS)}"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,7 +81,9 @@ def read_text(data: str, *, choose: bool = False, cache_dir: str | None = None) 
 
 
 def json_lines(text: str, name: str, read: Callable[[Any], Any]) -> list[Any]:
-    """What `read` makes of each object. Raises InputError with the line's number if it raises KeyError, TypeError or ValueError."""
+    """What `read` makes of each object. Raises InputError with the line's number if it raises
+    KeyError, TypeError or ValueError.
+    """
     found = []
     for number, line in enumerate(
         text.split("\n"), 1
@@ -117,7 +125,8 @@ def _hub_text(data: str, hub: HubText, split: str, cache_dir: str | None) -> str
     except Exception as error:  # datasets raises whatever its file systems raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{data} could not be fetched from the hub ({reason}); with no network, give a local file: --data FILE"
+            f"{data} could not be fetched from the hub ({reason}); with no network, give a local "
+            "file: --data FILE"
         ) from None
 
 
@@ -130,7 +139,9 @@ def token_ids(tokenizer: Any, text: Text) -> Tensor:
 
 
 def pieces(ids_N: Tensor, length: int, name: str) -> Tensor:
-    """(P, length): the text cut up; a shorter rest at its end is left out. Raises InputError for a text that is shorter than one."""
+    """(P, length): the text cut up; a shorter rest at its end is left out. Raises InputError for a
+    text that is shorter than one.
+    """
     count = len(ids_N) // length
     if count == 0:
         raise InputError(
@@ -147,7 +158,8 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 
 def draw(count: int, limit: int | None, seeds: tuple[int, ...]) -> dict[int, int]:
-    """Index of a piece -> the seed that drew it: each seed draws `limit` at random out of those that no earlier seed drew.
+    """Index of a piece -> the seed that drew it: each seed draws `limit` at random out of those
+    that no earlier seed drew.
 
     None, or more than there are, shares all pieces out.
     """

@@ -1,7 +1,9 @@
-"""How far the update of a simulator is from the exact gradient, block by block and by kind of parameter.
+"""How far the update of a simulator is from the exact gradient, block by block and by kind of
+parameter.
 
-With g the exact gradient of one sequence's loss (a sum over targets, float64) and u = (W - W') / eta what one step of a simulator takes
-away for a unit of its rate, over all numbers of a group of parameters, a parameter that is not updated counting as u = 0:
+With g the exact gradient of one sequence's loss (a sum over targets, float64) and u = (W - W') /
+eta what one step of a simulator takes away for a unit of its rate, over all numbers of a group of
+parameters, a parameter that is not updated counting as u = 0:
 
     cosine = <u, g> / (|u| |g|);   relative error = |u - g| / |g|;   length = |u| / |g|
 
@@ -26,7 +28,8 @@ from tintc.runtime.simulator import Simulator
 KINDS = ("query_key", "value_output", "feed_forward", "norm")
 OUTSIDE = "final norm"  # what learns and is in no block
 
-# log2 of the largest exact update. Far above the weights, so that rounding W' to their type leaves the digits of u; float16 ends at 2^16.
+# log2 of the largest exact update. Far above the weights, so that rounding W' to their type leaves
+# the digits of u; float16 ends at 2^16.
 _LARGEST = {torch.float16: 6}
 _LARGEST_OTHERWISE = 20
 
@@ -70,7 +73,9 @@ def total(sums: Iterable[Sums]) -> Sums:
 
 @dataclass(frozen=True)
 class Errors:
-    """Sums of one sequence. layers: by the number of a block, counted from the lowest of the model, and OUTSIDE. kinds: by KINDS."""
+    """Sums of one sequence. layers: by the number of a block, counted from the lowest of the model,
+    and OUTSIDE. kinds: by KINDS.
+    """
 
     layers: dict[str, Sums] = field(default_factory=dict)
     kinds: dict[str, Sums] = field(default_factory=dict)
@@ -91,7 +96,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class ExactGradient:
-    """g of every trained slot on one sequence. In float32: rounded by 6e-8, far below any error that is measured, at half the memory."""
+    """g of every trained slot on one sequence. In float32: rounded by 6e-8, far below any error
+    that is measured, at half the memory.
+    """
 
     slots: dict[str, Tensor]
     layers: dict[str, str]
@@ -104,7 +111,9 @@ class ExactGradient:
 
 
 def exact_gradient(simulator: Simulator, ids_1T: Tensor, trained: int) -> ExactGradient:
-    """The gradient of the loss on the first `trained` tokens. simulator: exact, in float64, of one step."""
+    """The gradient of the loss on the first `trained` tokens. simulator: exact, in float64, of one
+    step.
+    """
     assert (
         simulator.config.is_exact
         and simulator.config.steps == 1
@@ -122,7 +131,9 @@ def exact_gradient(simulator: Simulator, ids_1T: Tensor, trained: int) -> ExactG
 def update_errors(
     simulator: Simulator, exact: ExactGradient, ids_1T: Tensor, trained: int
 ) -> Errors:
-    """Of a simulator's one step on the same tokens. It holds one variant's updates and works slot by slot."""
+    """Of a simulator's one step on the same tokens. It holds one variant's updates and works slot
+    by slot.
+    """
     assert simulator.config.steps == 1
     rate = 2.0 ** (
         _LARGEST.get(simulator.dtype, _LARGEST_OTHERWISE) - exact.exponent
@@ -140,8 +151,9 @@ def update_errors(
 def slot_kinds(graph: fx.Graph) -> dict[str, str]:
     """Slot -> one of KINDS, from where the layer that reads it stands.
 
-    query_key, value_output: linear layers that an attention reads, and those that read an attention, through whatever has no weights
-    (rotary embedding, gates, scales) and norms of queries and keys. norm: gains and shifts. feed_forward: all other linear layers.
+    query_key, value_output: linear layers that an attention reads, and those that read an
+    attention, through whatever has no weights (rotary embedding, gates, scales) and norms of
+    queries and keys. norm: gains and shifts. feed_forward: all other linear layers.
     """
     linear = {node: "feed_forward" for node in graph.nodes if is_tint(node, "linear_forward")}
     for attention in [node for node in graph.nodes if is_tint(node, "attention_forward")]:
@@ -175,7 +187,9 @@ def _first_linear(start: fx.Node) -> Iterator[fx.Node]:
 
 
 def _reads_attention(start: fx.Node) -> bool:
-    """Whether a value is an attention's, without a layer with weights or a sum of residuals between."""
+    """Whether a value is an attention's, without a layer with weights or a sum of residuals
+    between.
+    """
     stack = [start]
     while stack:
         node = stack.pop()
@@ -192,7 +206,9 @@ def _reads_attention(start: fx.Node) -> bool:
 def _updates(
     simulator: Simulator, ids_1T: Tensor, trained: int, rate: float
 ) -> Iterator[tuple[str, Tensor]]:
-    """(slot, (W - W') / rate in float64) of one step on the first `trained` tokens; each updated slot is let go of after its use."""
+    """(slot, (W - W') / rate in float64) of one step on the first `trained` tokens; each updated
+    slot is let go of after its use.
+    """
     ids = ids_1T[:, :trained]
     simulator.inner_lr.data.fill_(rate)
     tensors, slots = simulator.prefix.tensors(), simulator.program.layout.prefix

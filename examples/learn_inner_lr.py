@@ -1,4 +1,5 @@
-"""Train the inner learning rate through the simulator: the outer loss reaches it across the simulated step.
+"""Train the inner learning rate through the simulator: the outer loss reaches it across the
+simulated step.
 
     python examples/learn_inner_lr.py examples/paragraph.txt
 
@@ -25,7 +26,8 @@ labels = ids.masked_fill(train_mask.bool(), -100)
 for step in range(10):
     loss = simulator(ids, train_mask, labels=labels).loss
     print(
-        f"outer step {step}: inner_lr {float(simulator.inner_lr.detach()):.2e}, perplexity {math.exp(float(loss.detach())):.3f}"
+        f"outer step {step}: inner_lr {float(simulator.inner_lr.detach()):.2e}, perplexity "
+        f"{math.exp(float(loss.detach())):.3f}"
     )
     (gradient,) = torch.autograd.grad(loss, simulator.inner_lr)
     with (

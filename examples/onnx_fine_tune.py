@@ -1,4 +1,5 @@
-"""Fine-tunes a model inside onnxruntime and prints the perplexity before and after. Neither torch nor transformers is needed.
+"""Fine-tunes a model inside onnxruntime and prints the perplexity before and after. Neither torch
+nor transformers is needed.
 
 tintc compile tiny-opt -o tiny && tintc export tiny --onnx tiny.onnx
 python examples/onnx_fine_tune.py tiny.onnx examples/paragraph.txt

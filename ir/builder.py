@@ -21,7 +21,9 @@ def operands(node: fx.Node) -> tuple[Any, ...]:
 
 
 def infer_shape(node: fx.Node) -> Any:
-    """Shape of a `tint` call or of an item of one, by its operator's rule; a tuple of shapes for several results."""
+    """Shape of a `tint` call or of an item of one, by its operator's rule; a tuple of shapes for
+    several results.
+    """
     if node.target is operator.getitem:
         source, index = operands(node)
         return infer_shape(source)[index]
@@ -31,9 +33,11 @@ def infer_shape(node: fx.Node) -> Any:
 
 
 def short_label(path: str) -> str:
-    """A node name from a module path: from the first numbered part's container on, else its last two parts.
+    """A node name from a module path: from the first numbered part's container on, else its last
+    two parts.
 
-    `model.decoder.layers.0.fc1` -> `layers_0_fc1`; `model.decoder.final_layer_norm` -> `decoder_final_layer_norm`.
+    `model.decoder.layers.0.fc1` -> `layers_0_fc1`; `model.decoder.final_layer_norm` ->
+    `decoder_final_layer_norm`.
     """
     parts = path.split(".") if path else ["model"]
     numbered = [i for i, part in enumerate(parts) if part.isdigit() and i > 0]
@@ -42,7 +46,9 @@ def short_label(path: str) -> str:
 
 
 class Builder:
-    """Appends nodes at the graph's insertion point; `like` names the node whose module and source line they inherit."""
+    """Appends nodes at the graph's insertion point; `like` names the node whose module and source
+    line they inherit.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -55,12 +61,15 @@ class Builder:
         label: str | None = None,
         **changes: Any,
     ) -> fx.Node:
-        """A call of `tint::name`; `changes` are fields of its NodeInfo. A label that is an input's name gets a suffix."""
+        """A call of `tint::name`; `changes` are fields of its NodeInfo. A label that is an input's
+        name gets a suffix.
+        """
         if label is not None and is_reserved(label):
             label = f"{label}_call"
         node = self.graph.create_node("call_function", target(name), args, name=label)
         origin = info(like) if like is not None else NodeInfo()
-        # A caller may give the shape where the argument came from torch.export and has no rule of its own.
+        # A caller may give the shape where the argument came from torch.export and has no rule of
+        # its own.
         shape = changes.pop("shape", None)
         node.meta[KEY] = NodeInfo(
             module=origin.module, source=origin.source, dtype=OPERATORS[name].dtype
@@ -79,7 +88,9 @@ class Builder:
         return item
 
     def input(self, name: str) -> fx.Node:
-        """The placeholder of one of INPUTS; put behind the existing ones if the graph has none yet."""
+        """The placeholder of one of INPUTS; put behind the existing ones if the graph has none
+        yet.
+        """
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name == name:
                 found: fx.Node = node

@@ -22,8 +22,9 @@ class CallSizes(TypedDict):
 def call_sizes(
     facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, train_fraction: float = 0.5
 ) -> CallSizes:
-    """batch, tokens and segment of a call that trains on the first part of each sequence; by default of 256 tokens, or all that the
-    model has. The segment is one shorter than what is trained: its last token is a target only.
+    """batch, tokens and segment of a call that trains on the first part of each sequence; by
+    default of 256 tokens, or all that the model has. The segment is one shorter than what is
+    trained: its last token is a target only.
 
     Raises UsageError for a length that the model cannot have.
     """
@@ -33,7 +34,8 @@ def call_sizes(
         raise UsageError(f"batch is {batch}; expected at least 1")
     if length < 2 or (limit is not None and length > limit):
         raise UsageError(
-            f"tokens is {length}; expected 2 to {limit or 'any number'}: a token to train on and one to predict"
+            f"tokens is {length}; expected 2 to {limit or 'any number'}: a token to train on and "
+            "one to predict"
         )
     if not 0 < train_fraction <= 1:
         raise UsageError(f"train_fraction is {train_fraction}; expected more than 0 and at most 1")

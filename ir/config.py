@@ -27,13 +27,15 @@ PRESETS = ("paper", "exact")
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorConfig:
-    """What one simulator computes (names and formulas: TINT.md section 2) and how large its parts are.
+    """What one simulator computes (names and formulas: TINT.md section 2) and how large its parts
+    are.
 
     steps: inner gradient steps, at least 1. `initial_logits` are those of zero steps.
     layers: trained blocks, counted from the top; None trains all.
     inner_lr: learning rate of one step. Gradients are sums over training positions, so it does not
         depend on the length of the training segment. A negative one ascends.
-    loss_gradient: `softmax` (p - 1_y), `mean_embedding` (1/V - 1_y) or `quadratic` (z - 1_y) at the logits.
+    loss_gradient: `softmax` (p - 1_y), `mean_embedding` (1/V - 1_y) or `quadratic` (z - 1_y) at the
+    logits.
     norm_gradient: `first_order` N (f(x + g/N) - f(x)) or `exact`.
     norm_update: `bias` leaves gamma alone, `all` trains it too.
     activation_gradient: `first_order` N (a(x + dy/N) - a(x)) or `exact`.
@@ -79,12 +81,15 @@ class SimulatorConfig:
             object.__setattr__(self, name, float(value))
         if self.finite_difference_scale <= 0:
             raise UsageError(
-                f"finite_difference_scale is {self.finite_difference_scale}; expected a number above 0 (the paper uses 1000)"
+                f"finite_difference_scale is {self.finite_difference_scale}; expected a number "
+                "above 0 (the paper uses 1000)"
             )
 
     @classmethod
     def paper(cls, **overrides: Any) -> SimulatorConfig:
-        """The approximations of the paper: first-order norms and activations, value-only attention, biases of norms only."""
+        """The approximations of the paper: first-order norms and activations, value-only attention,
+        biases of norms only.
+        """
         return cls.from_dict(overrides)
 
     @classmethod
@@ -100,14 +105,18 @@ class SimulatorConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> SimulatorConfig:
-        """The preset called `name`, with any field overridden. Raises UsageError for an unknown name."""
+        """The preset called `name`, with any field overridden. Raises UsageError for an unknown
+        name.
+        """
         if name not in PRESETS:
             raise UsageError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
         return cls.exact(**overrides) if name == "exact" else cls.paper(**overrides)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SimulatorConfig:
-        """Builds a config from its fields. Raises UsageError for an unknown field or a bad value."""
+        """Builds a config from its fields. Raises UsageError for an unknown field or a bad
+        value.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:

@@ -1,4 +1,6 @@
-"""Properties that passes require and ensure. Each returns the problems it found; an empty list means that it holds."""
+"""Properties that passes require and ensure. Each returns the problems it found; an empty list
+means that it holds.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ def no_dead_code(graph: fx.Graph, context: Any) -> Problems:
 
 
 def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
-    """Every slot read by the graph has tiles in whole heads, they cover it once, and no two tiles of a page share a number."""
+    """Every slot read by the graph has tiles in whole heads, they cover it once, and no two tiles
+    of a page share a number.
+    """
     layout = context.layout
     if layout is None:
         return ["no layout"]
@@ -130,7 +134,8 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
         return [f"a page has {layout.sim_heads} heads"]
     if layout.sim_hidden % layout.sim_heads or layout.prefix_tokens > layout.head_width:
         problems.append(
-            f"{layout.prefix_tokens} tokens do not fit a head of {layout.sim_hidden} / {layout.sim_heads} coordinates"
+            f"{layout.prefix_tokens} tokens do not fit a head of {layout.sim_hidden} / "
+            f"{layout.sim_heads} coordinates"
         )
     taken: dict[int, list[tuple[str, Range, Range]]] = {}
     for slot in layout.prefix.values():
@@ -157,7 +162,9 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
 
 
 def _uncovered(slot: PrefixSlot) -> Problems:
-    """Why the tiles do not hold every number of the slot once: as many numbers, all inside, no two alike."""
+    """Why the tiles do not hold every number of the slot once: as many numbers, all inside, no two
+    alike.
+    """
     whole = Range(0, slot.shape[0]), Range(0, slot.shape[1] if len(slot.shape) == 2 else 1)
     covered = sum(tile.rows.size * tile.columns.size for tile in slot.tiles)
     problems = (
@@ -177,7 +184,9 @@ def _uncovered(slot: PrefixSlot) -> Problems:
 
 
 def is_activation(node: fx.Node) -> bool:
-    """Whether the node makes numbers of its own for each input token: no view, no weight, no input."""
+    """Whether the node makes numbers of its own for each input token: no view, no weight, no
+    input.
+    """
     shape = info(node).shape
     of_tokens = len(shape) == 3 and shape[1] in ("T", "S") and info(node).dtype == "float"
     return (
@@ -189,7 +198,8 @@ def is_activation(node: fx.Node) -> bool:
 
 
 def activation_lives(graph: fx.Graph) -> dict[fx.Node, Range]:
-    """(order of the node that makes it, order of its last reader) of every activation; a view's readers are its readers.
+    """(order of the node that makes it, order of its last reader) of every activation; a view's
+    readers are its readers.
 
     What the graph returns is read where it is made.
     """
@@ -218,7 +228,9 @@ def is_kept(node: fx.Node) -> bool:
 
 
 def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
-    """Every activation has a slot of its size until its last reader, and no two that live at the same time share a coordinate."""
+    """Every activation has a slot of its size until its last reader, and no two that live at the
+    same time share a coordinate.
+    """
     if context.layout is None:
         return ["no layout"]
     slots, lives, names = (

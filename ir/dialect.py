@@ -1,9 +1,10 @@
 """The `tint` dialect: every operator that a lowered graph may hold.
 
 Operators are registered with torch.library and implemented by the plain torch code of
-`runtime/primitives`, so a lowered graph is an ordinary fx graph: it prints, runs, takes fake tensors and
-can be differentiated from outside. Each has a shape rule, from which passes know all shapes without running
-anything. The two back ends, `runtime/backends/fused.py` and `runtime/backends/transformer/emit.py`, only replace operators; their meaning is fixed here.
+`runtime/primitives`, so a lowered graph is an ordinary fx graph: it prints, runs, takes fake
+tensors and can be differentiated from outside. Each has a shape rule, from which passes know all
+shapes without running anything. The two back ends, `runtime/backends/fused.py` and
+`runtime/backends/transformer/emit.py`, only replace operators; their meaning is fixed here.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from tintc.ir.ops import (
 
 @dataclass(frozen=True)
 class Operator:
-    """name; schema after the name; implementation; shape rule (arguments with tensors replaced by shapes -> shape, or
-    one shape per output); meaning in one line; dtype kind of the result. whole: its implementation loops, so that it is not traced into
-    what is emitted but called; such operators serve optimizations of calls that no gradient is asked of."""
+    """name; schema after the name; implementation; shape rule (arguments with tensors replaced by
+    shapes -> shape, or one shape per output); meaning in one line; dtype kind of the result. whole:
+    its implementation loops, so that it is not traced into what is emitted but called; such
+    operators serve optimizations of calls that no gradient is asked of."""
 
     name: str
     schema: str
@@ -260,7 +262,8 @@ _OPERATORS = (
     ),
     Operator(
         "norm_backward",
-        "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, int heads, float offset, str gradient, float scale) -> Tensor",
+        "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, int heads, float offset, str "
+        "gradient, float scale) -> Tensor",
         norm.norm_backward, _same, "dx of a norm, first-order or exact",
     ),
     Operator(
@@ -277,17 +280,20 @@ _OPERATORS = (
     ),
     Operator(
         "attention_forward",
-        "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
+        "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, float "
+        "scale, float softcap) -> Tensor",
         attention.attention_forward, _attention_shape, "softmax(scale q k^T + bias + mask) v",
     ),
     Operator(
         "attention_backward_value",
-        "(Tensor do, Tensor q, Tensor k, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap) -> Tensor",
+        "(Tensor do, Tensor q, Tensor k, Tensor? mask, Tensor? bias, int heads, int kv_heads, "
+        "float scale, float softcap) -> Tensor",
         attention.attention_backward_value, _attention_value_shape, "dv with the probabilities held constant",
     ),
     Operator(
         "attention_backward_full",
-        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, float scale, float softcap)"
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int "
+        "kv_heads, float scale, float softcap)"
         " -> (Tensor, Tensor, Tensor)",
         attention.attention_backward_full, _attention_full_shape, "dq, dk, dv through the scores",
     ),
@@ -297,24 +303,28 @@ _OPERATORS = (
     ),
     Operator(
         "flash_backward",
-        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor sums, int heads, int kv_heads, float scale)"
+        "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor sums, int heads, int kv_heads, "
+        "float scale)"
         " -> (Tensor, Tensor, Tensor)",
         attention.flash_backward, _attention_full_shape, "attention_backward_full, by torch's fused kernel",
     ),
     Operator(
         "head_gradient",
-        "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] behind, float[] factors, bool onednn)"
+        "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] "
+        "behind, float[] factors, bool onednn)"
         " -> Tensor",
         head.head_gradient, _same, "gradient of the summed loss at the head's input, in chunks", whole=True,
     ),
     Operator(
         "head_logits",
-        "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, bool onednn) -> Tensor",
+        "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, bool "
+        "onednn) -> Tensor",
         head.head_logits, _head_logits_shape, "logits from the head's input, in chunks, into a given tensor", whole=True,
     ),
     Operator(
         "head_losses",
-        "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, str[] behind, float[] factors, bool onednn) -> Tensor",
+        "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, str[] behind, float[] factors, "
+        "bool onednn) -> Tensor",
         head.head_losses, _head_losses_shape, "token_losses from the head's input, in chunks", whole=True,
     ),
     Operator(
@@ -336,7 +346,8 @@ OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _OPERA
 _LIBRARY: Any = torch.library.Library("tint", "DEF")  # type: ignore[no-untyped-call]
 for _operator in _OPERATORS:
     _LIBRARY.define(_operator.name + _operator.schema)
-    # Composite: torch sees through the operator, so fake tensors, autograd and export need nothing more.
+    # Composite: torch sees through the operator, so fake tensors, autograd and export need nothing
+    # more.
     _LIBRARY.impl(_operator.name, _operator.implementation, "CompositeImplicitAutograd")
 
 

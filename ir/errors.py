@@ -11,7 +11,9 @@ class TintcError(ValueError):
 
 
 class UsageError(TintcError):
-    """A call or a configuration that makes no sense: a value out of range, an output that exists. Exit code 2."""
+    """A call or a configuration that makes no sense: a value out of range, an output that exists.
+    Exit code 2.
+    """
 
     exit_code = 2
 
@@ -43,8 +45,12 @@ class NumericalError(TintcError):
 
 
 class ArtifactError(TintcError):
-    """An artifact that is truncated, altered, of another format version, or cannot be written. Exit code 1."""
+    """An artifact that is truncated, altered, of another format version, or cannot be written. Exit
+    code 1.
+    """
 
 
 class CompilerBug(AssertionError):
-    """A pass broke its own contract: never the user's fault. Please report it with the model's config."""
+    """A pass broke its own contract: never the user's fault. Please report it with the model's
+    config.
+    """

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class ModelFacts:
     """What passes learn about the auxiliary model.
 
-    max_positions: rows of the shortest table of positions. max_tokens: the longest sequence for which the graph and its masks were seen to
-    hold, whatever the positions are. Both None: no limit. blocks: residual blocks; trained_blocks: how many learn. block_path: where the
-    numbered blocks are, as in `model.layers`.
+    max_positions: rows of the shortest table of positions. max_tokens: the longest sequence for
+    which the graph and its masks were seen to hold, whatever the positions are. Both None: no
+    limit. blocks: residual blocks; trained_blocks: how many learn. block_path: where the numbered
+    blocks are, as in `model.layers`.
     """
 
     vocab_size: int = 0

@@ -1,4 +1,6 @@
-"""The inputs of every lowered graph, by name: shape and kind. No parameter's placeholder may take one of these names."""
+"""The inputs of every lowered graph, by name: shape and kind. No parameter's placeholder may take
+one of these names.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
     "segment": ((), "int"),
 }
 
-# Of optimized graphs only: labels are those of the next token, kept are positions whose logits are wanted, the others take logits in.
+# Of optimized graphs only: labels are those of the next token, kept are positions whose logits are
+# wanted, the others take logits in.
 FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
     "labels": (("B", "T"), "int"),
     "kept": (("K",), "int"),
@@ -30,7 +33,9 @@ _TABLE, _WIDE_TABLE = "tintc.table_", "tintc.wide_table_"
 
 
 def table_name(index: int, *, wide: bool = False) -> str:
-    """Name, among a simulator's weights, of a table of positions that the passes computed: no part of the auxiliary state dict."""
+    """Name, among a simulator's weights, of a table of positions that the passes computed: no part
+    of the auxiliary state dict.
+    """
     return f"{_WIDE_TABLE if wide else _TABLE}{index}"
 
 
@@ -40,12 +45,16 @@ def is_table(name: str) -> bool:
 
 
 def is_wide_table(name: str) -> bool:
-    """Whether it is a table whose numbers grow with the position, so that it stays in float32 in a half-precision simulator."""
+    """Whether it is a table whose numbers grow with the position, so that it stays in float32 in a
+    half-precision simulator.
+    """
     return name.startswith(_WIDE_TABLE)
 
 
 def is_reserved(label: str) -> bool:
-    """Whether a placeholder of that name would be taken for an input, the position code or a page of prefix tokens."""
+    """Whether a placeholder of that name would be taken for an input, the position code or a page
+    of prefix tokens.
+    """
     return (
         label in INPUTS
         or label in FURTHER_INPUTS

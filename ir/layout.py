@@ -1,9 +1,10 @@
 """Where things lie in the simulator's tokens: named ranges, never bare offsets.
 
-The simulator's sequence is K prefix tokens followed by the input tokens (TINT.md section 3). A *page* is what one
-TinT module reads: K prefix tokens of D_sim coordinates. A weight matrix that is too large for one page is cut into
-tiles, one a page. Every activation of an input token lies in coordinates that `assign_memory_slots` shares out
-by liveness, so an input token is as wide as what lives at once needs (`memory_width`), usually far wider than D_sim.
+The simulator's sequence is K prefix tokens followed by the input tokens (TINT.md section 3). A
+*page* is what one TinT module reads: K prefix tokens of D_sim coordinates. A weight matrix that is
+too large for one page is cut into tiles, one a page. Every activation of an input token lies in
+coordinates that `assign_memory_slots` shares out by liveness, so an input token is as wide as what
+lives at once needs (`memory_width`), usually far wider than D_sim.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Range:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows start <= r mod period < stop of a parameter. Consecutive ones have all rows of the parameter as their period; those of q, k or
-    v in a product that alternates between them head by head have the rows of a head. Raises ValueError for what is no range."""
+    """Rows start <= r mod period < stop of a parameter. Consecutive ones have all rows of the
+    parameter as their period; those of q, k or v in a product that alternates between them head by
+    head have the rows of a head. Raises ValueError for what is no range."""
 
     start: int
     stop: int
@@ -67,9 +69,10 @@ class Rows:
 class Tile:
     """Rows x columns of one slot in one page, dealt out to its prefix tokens like cards.
 
-    Of n = tokens.size tokens, token j holds rows j, j + n, j + 2n, ... side by side, each in `row_width` coordinates
-    (its columns, then padding up to whole heads), from `coordinates.start`. The s-th rows of all tokens are n
-    consecutive rows of the matrix, so what a head of linear attention finds over j needs no reordering.
+    Of n = tokens.size tokens, token j holds rows j, j + n, j + 2n, ... side by side, each in
+    `row_width` coordinates (its columns, then padding up to whole heads), from `coordinates.start`.
+    The s-th rows of all tokens are n consecutive rows of the matrix, so what a head of linear
+    attention finds over j needs no reordering.
     """
 
     page: int
@@ -89,8 +92,8 @@ class Tile:
 class PrefixSlot:
     """One auxiliary weight, or some rows of it, in prefix tokens.
 
-    parameter, rows, transpose: where its value comes from in the auxiliary state dict (rows counted after
-    transposing). shape: (O, I) or (D,). trainable: whether descent updates it.
+    parameter, rows, transpose: where its value comes from in the auxiliary state dict (rows counted
+    after transposing). shape: (O, I) or (D,). trainable: whether descent updates it.
     """
 
     name: str
@@ -109,7 +112,8 @@ class PrefixSlot:
 
 @dataclass(frozen=True)
 class MemorySlot:
-    """Coordinates of one activation: taken from the node that makes it, `name`, until the node `last` has read it.
+    """Coordinates of one activation: taken from the node that makes it, `name`, until the node
+    `last` has read it.
     kept: a backward or descent node reads this forward activation."""
 
     name: str
@@ -120,7 +124,9 @@ class MemorySlot:
 
 @dataclass(frozen=True)
 class Layout:
-    """K, D_sim, H_sim, all slots, and the number of pages. Every tile that holds a matrix is whole heads wide."""
+    """K, D_sim, H_sim, all slots, and the number of pages. Every tile that holds a matrix is whole
+    heads wide.
+    """
 
     prefix_tokens: int
     sim_hidden: int
@@ -131,7 +137,9 @@ class Layout:
 
     @property
     def head_width(self) -> int:
-        """Coordinates of one of the H_sim heads, d = D_sim / H_sim; at least K, so that a one-hot of K fits."""
+        """Coordinates of one of the H_sim heads, d = D_sim / H_sim; at least K, so that a one-hot
+        of K fits.
+        """
         return self.sim_hidden // self.sim_heads
 
     @property

@@ -1,7 +1,9 @@
-"""Runs passes in order, checks their contracts, logs what each changed, and stops after any of them.
+"""Runs passes in order, checks their contracts, logs what each changed, and stops after any of
+them.
 
-A pass is `graph, context -> graph`, in a file of its own under `passes/`, declared with `graph_pass`. Its
-contract names properties (see `contracts.py`): those in `requires` must hold before, those in `ensures` after.
+A pass is `graph, context -> graph`, in a file of its own under `passes/`, declared with
+`graph_pass`. Its contract names properties (see `contracts.py`): those in `requires` must hold
+before, those in `ensures` after.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ _LOG = logging.getLogger("tintc.passes")
 
 @dataclass
 class Context:
-    """What all passes share. tensors: the auxiliary state dict; of parameters only shapes are read. constants: values of placeholders
-    outside the state dict, which masks and positions are computed from. tables: position tables that passes computed, by the names of
-    `inputs.table_name`. layout: set by the slot passes. choices: what one emitted program may count on; of optimizations only."""
+    """What all passes share. tensors: the auxiliary state dict; of parameters only shapes are read.
+    constants: values of placeholders outside the state dict, which masks and positions are computed
+    from. tables: position tables that passes computed, by the names of `inputs.table_name`. layout:
+    set by the slot passes. choices: what one emitted program may count on; of optimizations
+    only."""
 
     config: SimulatorConfig
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -78,9 +82,11 @@ def run_passes(
 ) -> fx.Graph:
     """Applies the passes in order to the graph, in place, and returns it.
 
-    stop_after: name of the last pass to run. verify_each: also check `well_formed` and `shapes_agree` after each
-    pass (default: when TINTC_VERIFY=1); the contract of the pass itself is always checked.
-    on_pass: called with each pass's name and result. Raises CompilerBug when a contract does not hold.
+    stop_after: name of the last pass to run. verify_each: also check `well_formed` and
+    `shapes_agree` after each pass (default: when TINTC_VERIFY=1); the contract of the pass itself
+    is always checked.
+    on_pass: called with each pass's name and result. Raises CompilerBug when a contract does not
+    hold.
     """
     if verify_each is None:
         verify_each = os.environ.get("TINTC_VERIFY") == "1"

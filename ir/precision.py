@@ -1,4 +1,6 @@
-"""Half-precision rule: differences, norms and softmax of float16 and bfloat16 tensors run in float32."""
+"""Half-precision rule: differences, norms and softmax of float16 and bfloat16 tensors run in
+float32.
+"""
 
 import torch
 from torch import Tensor

@@ -14,10 +14,13 @@ from tintc.ir.records import NodeRecord
 
 @dataclass
 class Program:
-    """graph: the lowered graph. stages: printable records of it and of the earlier stages (captured, canonical).
-    direct_flops: of fine-tuning the auxiliary model directly, by exact gradients, in a call of `cost.call_sizes`; 0 if not known.
+    """graph: the lowered graph. stages: printable records of it and of the earlier stages
+    (captured, canonical).
+    direct_flops: of fine-tuning the auxiliary model directly, by exact gradients, in a call of
+    `cost.call_sizes`; 0 if not known.
     aliases: further state-dict names of tied parameters -> the name that holds the value.
-    tables: values of the position tables that the passes computed (rotary, ALiBi, sinusoidal); of a loaded program, with its weights."""
+    tables: values of the position tables that the passes computed (rotary, ALiBi, sinusoidal); of a
+    loaded program, with its weights."""
 
     graph: fx.Graph
     config: SimulatorConfig

@@ -1,7 +1,8 @@
 """Graphs as plain data: what `graph.json` holds, what `tintc inspect` prints, and the way back.
 
-A record keeps the operator's name, arguments, shape, origin and role of one node. Only lowered graphs are read
-back, and only operators of the `tint` dialect (and the choice of one of several results) are accepted.
+A record keeps the operator's name, arguments, shape, origin and role of one node. Only lowered
+graphs are read back, and only operators of the `tint` dialect (and the choice of one of several
+results) are accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _INFO_FIELDS = ("dtype", "module", "source", "parameter", "slot", "trainable", "
 
 @dataclass
 class NodeRecord:
-    """One node. args: JSON values, with {"node": name} for a node and {"repr": text} for what JSON has no form for (dtypes, infinities)."""
+    """One node. args: JSON values, with {"node": name} for a node and {"repr": text} for what JSON
+    has no form for (dtypes, infinities).
+    """
 
     name: str
     kind: Kind
@@ -144,7 +147,9 @@ def _shape(node: fx.Node, symbols: dict[str, str]) -> list[Any]:
 
 
 def from_records(records: list[dict[str, Any]]) -> fx.Graph:
-    """The lowered graph of some records. Raises ArtifactError for an operator that is not in the dialect or a malformed record."""
+    """The lowered graph of some records. Raises ArtifactError for an operator that is not in the
+    dialect or a malformed record.
+    """
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     try:
@@ -178,7 +183,8 @@ def _build(graph: fx.Graph, record: dict[str, Any], nodes: dict[str, fx.Node]) -
     short = name.removeprefix("tint.")
     if not name.startswith("tint.") or short not in OPERATORS:
         raise ArtifactError(
-            f"graph.json holds the operator {name}, which is not in the tint dialect; the file was not written by tintc"
+            f"graph.json holds the operator {name}, which is not in the tint dialect; the file was "
+            "not written by tintc"
         )
     return graph.create_node("call_function", target(short), args, name=record["name"])
 

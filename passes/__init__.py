@@ -1,8 +1,9 @@
 """The passes, one a file, and the order in which they run.
 
-Beside them stand what they ask about a captured value: what it is at given sizes (`evaluation`), which coordinates of which activation
-it is (`coordinates`, `heads`), what happens to scores before their softmax (`scores`), small questions (`patterns`); and where they keep
-what positions give (`tables`).
+Beside them stand what they ask about a captured value: what it is at given sizes (`evaluation`),
+which coordinates of which activation it is (`coordinates`, `heads`), what happens to scores before
+their softmax (`scores`), small questions (`patterns`); and where they keep what positions give
+(`tables`).
 """
 
 from tintc.ir.pass_manager import Pass
@@ -53,7 +54,8 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     verify,  # here it is lowered
 )
 
-# What the fused back end does to a lowered graph before it emits it. Each can be switched off: they change numbers by rounding only.
+# What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
+# change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
     causal_attention,
     flash_attention,

@@ -17,8 +17,10 @@ from tintc.ir.node_meta import info
 
 @dataclass(frozen=True)
 class Inputs:
-    """tensors: by name, as `passes.lower_forward.INPUTS` lists them. segment: tokens that training passes need.
-    untrained: sequences in which no position carries loss. causal: there is no attention mask but the causal one."""
+    """tensors: by name, as `passes.lower_forward.INPUTS` lists them. segment: tokens that training
+    passes need.
+    untrained: sequences in which no position carries loss. causal: there is no attention mask but
+    the causal one."""
 
     tensors: dict[str, Tensor]
     segment: int
@@ -36,10 +38,11 @@ def prepare(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Inputs:
-    """Checks and completes the inputs of TINT.md section 1. Raises InputError, one clear line, for any that does not fit.
+    """Checks and completes the inputs of TINT.md section 1. Raises InputError, one clear line, for
+    any that does not fit.
 
-    Without a train_mask nothing is trained. Position t carries loss iff token t+1 is in the training segment (and in
-    loss_mask) and neither token is padding.
+    Without a train_mask nothing is trained. Position t carries loss iff token t+1 is in the
+    training segment (and in loss_mask) and neither token is padding.
     """
     ids_BT = _integers("input_ids", input_ids, None).to(device)
     shape = (ids_BT.shape[0], ids_BT.shape[1])
@@ -72,7 +75,8 @@ def prepare(
     allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)
     if facts.max_tokens is not None and shape[1] > facts.max_tokens:
         raise InputError(
-            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to which its masks were looked at: cut it"
+            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to "
+            "which its masks were looked at: cut it"
         )
     if positions is None:
         _check_length(shape[1], facts)
@@ -128,7 +132,9 @@ def check_tensor(name: str, value: object) -> None:
 def check_updates(
     updates: dict[str, Tensor], nodes: dict[str, fx.Node], batch: int, dtype: torch.dtype
 ) -> None:
-    """Raises InputError unless the values are those of a program's updated slots, one for each sequence."""
+    """Raises InputError unless the values are those of a program's updated slots, one for each
+    sequence.
+    """
     if set(updates) != set(nodes):
         wrong = sorted(set(updates) ^ set(nodes))[:3]
         raise InputError(
@@ -139,25 +145,30 @@ def check_updates(
         if tuple(updates[slot].shape) != expected or updates[slot].dtype != dtype:
             got = f"{tuple(updates[slot].shape)}, {updates[slot].dtype}"
             raise InputError(
-                f"the update of {slot} is {got}; expected {expected}, {dtype}: one a sequence of input_ids"
+                f"the update of {slot} is {got}; expected {expected}, {dtype}: one a sequence of "
+                "input_ids"
             )
 
 
 def _check_length(tokens: int, facts: ModelFacts) -> None:
-    """Raises InputError for a sequence without position_ids that is longer than the model's tables of positions."""
+    """Raises InputError for a sequence without position_ids that is longer than the model's tables
+    of positions.
+    """
     if facts.max_positions is not None and tokens > facts.max_positions:
         raise InputError(
-            f"the sequence has {tokens} tokens; this model has {facts.max_positions} positions: cut it, or pass position_ids that restart"
+            f"the sequence has {tokens} tokens; this model has {facts.max_positions} positions: "
+            "cut it, or pass position_ids that restart"
         )
 
 
 def _allowed(
     attention: Tensor | None, tokens: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """((B or 1, 1, T, T) mask of who may look at whom, (B, T) mask of tokens that are no padding or None).
+    """((B or 1, 1, T, T) mask of who may look at whom, (B, T) mask of tokens that are no padding or
+    None).
 
-    A row that may look at nothing (padding) looks at itself instead: its result reaches no other row. Under a
-    (B, T, T) mask, padding is what no position may look at.
+    A row that may look at nothing (padding) looks at itself instead: its result reaches no other
+    row. Under a (B, T, T) mask, padding is what no position may look at.
     """
     causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
     if attention is None:
@@ -173,7 +184,9 @@ def _allowed(
 
 
 def _positions(valid_BT: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Positions counted over tokens that are no padding, so that padding on either side changes nothing."""
+    """Positions counted over tokens that are no padding, so that padding on either side changes
+    nothing.
+    """
     if valid_BT is None:
         return torch.arange(shape[1], device=device).expand(shape)
     return (valid_BT.long().cumsum(-1) - 1).clamp(min=0)
@@ -186,7 +199,9 @@ def _check_values(
     carries_BT: Tensor,
     masks: dict[str, Tensor | None],
 ) -> tuple[int, int]:
-    """(training segment's length, sequences without a target), after checking what only values show."""
+    """(training segment's length, sequences without a target), after checking what only values
+    show.
+    """
     names = [name for name, mask in masks.items() if mask is not None and mask.dtype != torch.bool]
     binary = [
         ((mask != 0) & (mask != 1)).any().to(ids_BT.device)
@@ -203,11 +218,13 @@ def _check_values(
     ).tolist()
     if low < 0 or high >= facts.vocab_size:
         raise InputError(
-            f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to {facts.vocab_size - 1}"
+            f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to "
+            f"{facts.vocab_size - 1}"
         )
     if first < 0 or (facts.max_positions is not None and last >= facts.max_positions):
         raise InputError(
-            f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to {(facts.max_positions or 0) - 1}"
+            f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to "
+            f"{(facts.max_positions or 0) - 1}"
         )
     for name, bad in zip(names, wrong, strict=True):
         if bad:

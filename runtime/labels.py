@@ -12,7 +12,9 @@ from tintc.runtime.inputs import check_tensor
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at least float32."""
+    """Mean cross-entropy of token t + 1 at position t over the labels that are not -100, in at
+    least float32.
+    """
     return F.cross_entropy(
         wide(logits_BTV[:, :-1]).flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100
     )
@@ -24,11 +26,14 @@ def mean_loss(losses_BT: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
-    """The labels as int64. Raises InputError for labels that do not fit the tokens, or hold none."""
+    """The labels as int64. Raises InputError for labels that do not fit the tokens, or hold
+    none.
+    """
     check_tensor("labels", labels)
     if labels.shape != input_ids.shape or labels.dtype.is_floating_point:
         raise InputError(
-            f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of shape {tuple(input_ids.shape)}"
+            f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of "
+            f"shape {tuple(input_ids.shape)}"
         )
     if torch.compiler.is_compiling():
         return labels.long()
@@ -47,19 +52,23 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
 def kept_positions(
     logits_to_keep: int | Tensor, tokens: int, device: torch.device
 ) -> Tensor | None:
-    """Positions whose logits are wanted, (K,); None for all. Raises InputError for what names no positions."""
+    """Positions whose logits are wanted, (K,); None for all. Raises InputError for what names no
+    positions.
+    """
     if isinstance(logits_to_keep, Tensor):
         shape, dtype = tuple(logits_to_keep.shape), logits_to_keep.dtype
         if len(shape) != 1 or shape[0] == 0 or dtype.is_floating_point or dtype == torch.bool:
             raise InputError(
-                f"logits_to_keep has shape {shape}, {dtype}; expected positions (K,), whole numbers, at least one"
+                f"logits_to_keep has shape {shape}, {dtype}; expected positions (K,), whole "
+                "numbers, at least one"
             )
         positions = logits_to_keep.long()
         if not torch.compiler.is_compiling() and bool(
             ((positions < 0) | (positions >= tokens)).any()
         ):
             raise InputError(
-                f"logits_to_keep holds {positions.tolist()[:8]}; the sequence has positions 0 to {tokens - 1}"
+                f"logits_to_keep holds {positions.tolist()[:8]}; the sequence has positions 0 to "
+                f"{tokens - 1}"
             )
         return positions.to(device)
     if (
@@ -68,6 +77,7 @@ def kept_positions(
         or not 0 <= logits_to_keep <= tokens
     ):
         raise InputError(
-            f"logits_to_keep is {logits_to_keep!r}; expected 0 for all, the last 1 to {tokens}, or a tensor of positions"
+            f"logits_to_keep is {logits_to_keep!r}; expected 0 for all, the last 1 to {tokens}, or "
+            "a tensor of positions"
         )
     return torch.arange(tokens - logits_to_keep, tokens, device=device) if logits_to_keep else None

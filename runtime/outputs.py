@@ -10,8 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SimulatorOutput:
-    """logits: (B, T, V) under each sequence's updated weights. initial_logits: (B, T, V) before any update, if asked for.
-    loss, initial_loss: mean next-token cross-entropy over the labels that are not -100, if labels were given."""
+    """logits: (B, T, V) under each sequence's updated weights. initial_logits: (B, T, V) before any
+    update, if asked for.
+    loss, initial_loss: mean next-token cross-entropy over the labels that are not -100, if labels
+    were given."""
 
     logits: Tensor
     initial_logits: Tensor | None = None
@@ -21,8 +23,9 @@ class SimulatorOutput:
 
 @dataclass(frozen=True)
 class SimulatorLosses:
-    """losses: (B, T), at position t that of token t + 1, -log p(label); 0 where the label is -100 and at the last position, in at least
-    float32. initial_losses: the same before any update, if asked for. loss: the mean over the labels that are not -100."""
+    """losses: (B, T), at position t that of token t + 1, -log p(label); 0 where the label is -100
+    and at the last position, in at least float32. initial_losses: the same before any update, if
+    asked for. loss: the mean over the labels that are not -100."""
 
     losses: Tensor
     loss: Tensor

@@ -12,17 +12,21 @@ from tintc.ir.layout import PrefixSlot
 
 
 def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
-    """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place; the inverse of `linear.prefix`."""
+    """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place;
+    the inverse of `linear.prefix`.
+    """
     rows = parameter.t() if slot.transpose else parameter
     own = torch.unflatten(rows, 0, (-1, slot.rows.period))[:, slot.rows.start : slot.rows.stop]
     own.copy_(torch.unflatten(value, 0, own.shape[:2]))
 
 
 class PrefixEmbeddings(nn.Module):
-    """A tree of modules that holds every entry of an auxiliary state dict, and the program's tables, once.
+    """A tree of modules that holds every entry of an auxiliary state dict, and the program's
+    tables, once.
 
-    Its state dict has the auxiliary names (and `tintc.table_N`), so `simulator.prefix.model.layers` looks like the model it simulates.
-    Floating-point entries are parameters that an outer loss can train; others, and tables of positions, are buffers.
+    Its state dict has the auxiliary names (and `tintc.table_N`), so `simulator.prefix.model.layers`
+    looks like the model it simulates. Floating-point entries are parameters that an outer loss can
+    train; others, and tables of positions, are buffers.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

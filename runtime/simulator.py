@@ -37,19 +37,24 @@ from tintc.runtime.specialize.programs import Programs
 
 
 class Simulator(nn.Module):
-    """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one forward pass.
+    """Fine-tunes an auxiliary model on part of each sequence and predicts with the result, in one
+    forward pass.
 
-    backend: `fused` or `transformer`. prefix: the auxiliary weights, as they are (`PrefixEmbeddings`) or in pages of prefix tokens
-    (`PrefixPages`). structure: the transformer's structural constants, parameters that need no gradient. share: who has one copy of them.
-    optimize: whether the fused back end optimizes, or names of the optimizations that are on. torch_compile: mode of torch.compile, or None
-    for plain torch. inner_lr: the inner learning rate.
+    backend: `fused` or `transformer`. prefix: the auxiliary weights, as they are
+    (`PrefixEmbeddings`) or in pages of prefix tokens (`PrefixPages`). structure: the transformer's
+    structural constants, parameters that need no gradient. share: who has one copy of them.
+    optimize: whether the fused back end optimizes, or names of the optimizations that are on.
+    torch_compile: mode of torch.compile, or None for plain torch. inner_lr: the inner learning
+    rate.
     Weights and rate are parameters:
-    an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is trained from
-    outside: without it torch records the call for a backward pass through all steps, which costs memory.
+    an outer loss on the logits reaches them. Wrap calls in torch.inference_mode() when nothing is
+    trained from
+    outside: without it torch records the call for a backward pass through all steps, which costs
+    memory.
 
-    In float16 and bfloat16 the weights, products and updates are of that type (norm differences, softmax and
-    losses run in float32); updates far below a weight's own precision are rounded away. The inner learning rate
-    is float64 throughout.
+    In float16 and bfloat16 the weights, products and updates are of that type (norm differences,
+    softmax and losses run in float32); updates far below a weight's own precision are rounded away.
+    The inner learning rate is float64 throughout.
     """
 
     def __init__(
@@ -90,7 +95,9 @@ class Simulator(nn.Module):
 
     @property
     def optimizations(self) -> tuple[str, ...]:
-        """Names of the optimizations of the fused back end that are on; set it to switch them. They change results by rounding only."""
+        """Names of the optimizations of the fused back end that are on; set it to switch them. They
+        change results by rounding only.
+        """
         return self._programs.enabled if self.structure is None else ()
 
     @optimizations.setter
@@ -100,7 +107,9 @@ class Simulator(nn.Module):
     def optimize(
         self, names: bool | Collection[str] = True, torch_compile: str | None = None
     ) -> None:
-        """Switches optimizations and torch.compile, as `tintc.compile` does. Raises UsageError for an unknown name or mode."""
+        """Switches optimizations and torch.compile, as `tintc.compile` does. Raises UsageError for
+        an unknown name or mode.
+        """
         self._programs = Programs(self.program, self.structure, names, torch_compile)
 
     @property
@@ -118,7 +127,8 @@ class Simulator(nn.Module):
         return next(self.prefix.parameters()).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulator:
-        # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and three in bfloat16.
+        # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and
+        # three in bfloat16.
         exact = self.inner_lr.detach().clone()
         wide = {
             name: table.clone()
@@ -145,17 +155,21 @@ class Simulator(nn.Module):
     ) -> SimulatorOutput:
         """Logits of every sequence under the weights that its own training segment gave.
 
-        input_ids: (B, T). train_mask: (B, T) of 0 and 1; position t carries loss iff train_mask[t + 1] is 1; its target
-        is token t + 1. loss_mask: (B, T), narrows the targets. attention_mask: (B, T) with 0 on padding, or (B, T, T);
-        always combined with the causal mask. position_ids: (B, T); by default counted over tokens that are no padding.
-        labels: (B, T) for the reported losses (mean, shifted by one, -100 ignored). return_initial: also compute
-        logits before any update on all tokens; the training pass then runs on all tokens instead of the segment.
+        input_ids: (B, T). train_mask: (B, T) of 0 and 1; position t carries loss iff train_mask[t +
+        1] is 1; its target is token t + 1. loss_mask: (B, T), narrows the targets. attention_mask:
+        (B, T) with 0 on padding, or (B, T, T); always combined with the causal mask. position_ids:
+        (B, T); by default counted over tokens that are no padding.
+        labels: (B, T) for the reported losses (mean, shifted by one, -100 ignored). return_initial:
+        also compute logits before any update on all tokens; the training pass then runs on all
+        tokens instead of the segment.
 
-        logits_to_keep: logits of the last so many positions only, or of the positions in a tensor (K,); 0 for all. The others are then not
-        computed; losses stay those of all labels. Who needs no logits at all calls `losses`.
+        logits_to_keep: logits of the last so many positions only, or of the positions in a tensor
+        (K,); 0 for all. The others are then not computed; losses stay those of all labels. Who
+        needs no logits at all calls `losses`.
 
-        The loss whose gradient is followed is a sum over training positions, never a mean. A sequence without a target
-        keeps its weights. Raises InputError for inputs that do not fit. Source: TINT.md sections 1 and 2.
+        The loss whose gradient is followed is a sum over training positions, never a mean. A
+        sequence without a target keeps its weights. Raises InputError for inputs that do not fit.
+        Source: TINT.md sections 1 and 2.
         """
         check_tensor("train_mask", train_mask)
         inputs = self._prepare(
@@ -196,9 +210,11 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
         return_initial: bool = False,
     ) -> SimulatorLosses:
-        """The losses of every token under the updated weights; under torch.inference_mode() without ever holding all logits.
+        """The losses of every token under the updated weights; under torch.inference_mode() without
+        ever holding all logits.
 
-        Arguments as in `forward`; labels as there. A memory of (B, T, V) numbers, which is often the largest, is never needed.
+        Arguments as in `forward`; labels as there. A memory of (B, T, V) numbers, which is often
+        the largest, is never needed.
         """
         check_tensor("train_mask", train_mask)
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
@@ -222,9 +238,11 @@ class Simulator(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The auxiliary model's whole state dict after the inner steps on sequence `index`; loads back into the model.
+        """The auxiliary model's whole state dict after the inner steps on sequence `index`; loads
+        back into the model.
 
-        Arguments as in `forward`. Tied names share one tensor. Raises InputError if there is no such sequence.
+        Arguments as in `forward`. Tied names share one tensor. Raises InputError if there is no
+        such sequence.
         """
         check_tensor("input_ids", input_ids)
         batch = len(input_ids) if input_ids.ndim else 0
@@ -237,7 +255,8 @@ class Simulator(nn.Module):
         ):
             if isinstance(mask, Tensor) and (mask.ndim == 0 or len(mask) != batch):
                 raise InputError(
-                    f"{name} has shape {tuple(mask.shape)}; expected {batch} sequences, those of input_ids"
+                    f"{name} has shape {tuple(mask.shape)}; expected {batch} sequences, those of "
+                    "input_ids"
                 )
         row = slice(index % batch, index % batch + 1)
         parts = [
@@ -264,7 +283,9 @@ class Simulator(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B, D)."""
+        """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B,
+        D).
+        """
         check_tensor("train_mask", train_mask)
         inputs = self._prepare(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         return dict(self._run(("updates",), inputs, segment=inputs.segment)["updates"])
@@ -277,7 +298,9 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
     ) -> Tensor:
-        """Logits (B, T, V), or those kept, of any sequences under the slot values that `updates` returned; nothing is trained."""
+        """Logits (B, T, V), or those kept, of any sequences under the slot values that `updates`
+        returned; nothing is trained.
+        """
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         check_updates(updates, outputs(self.program.graph)["updates"], len(input_ids), self.dtype)
         kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
@@ -293,7 +316,9 @@ class Simulator(nn.Module):
         position_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
     ) -> Tensor:
-        """Logits (B, T, V), or those kept, of the unmodified model. logits_to_keep: as in `forward`."""
+        """Logits (B, T, V), or those kept, of the unmodified model. logits_to_keep: as in
+        `forward`.
+        """
         inputs = self._prepare(input_ids, None, None, attention_mask, position_ids)
         kept = kept_positions(logits_to_keep, input_ids.shape[1], self.device)
         out: Tensor = self._run(("initial_logits",), inputs, segment=input_ids.shape[1], kept=kept)[
@@ -308,10 +333,12 @@ class Simulator(nn.Module):
         from_updates: bool = False,
         differentiable: bool = True,
     ) -> fx.GraphModule:
-        """The program behind a call, for this simulator's dtype: plain torch, or a call of each module; `.code` reads as Python.
+        """The program behind a call, for this simulator's dtype: plain torch, or a call of each
+        module; `.code` reads as Python.
 
-        differentiable: of a call with gradients on; else of one under torch.inference_mode(), without masks, of the shapes that costs are
-        told for: which optimizations it has depends on them.
+        differentiable: of a call with gradients on; else of one under torch.inference_mode(),
+        without masks, of the shapes that costs are told for: which optimizations it has depends on
+        them.
         """
         return self._programs.get(
             self._programs.usual(
@@ -322,10 +349,13 @@ class Simulator(nn.Module):
     def optimized(
         self, outputs: tuple[str, ...] = ("logits",), *, differentiable: bool = False
     ) -> fx.Graph:
-        """The graph of `tint` operators that such a program is emitted from. Raises UsageError for the transformer back end."""
+        """The graph of `tint` operators that such a program is emitted from. Raises UsageError for
+        the transformer back end.
+        """
         if self.structure is not None:
             raise UsageError(
-                "the transformer back end runs the lowered graph as it is; expected the fused back end"
+                "the transformer back end runs the lowered graph as it is; expected the fused back "
+                "end"
             )
         return optimized_graph(
             self.program, self._programs.usual(outputs, self._weight, differentiable=differentiable)
@@ -353,7 +383,8 @@ class Simulator(nn.Module):
         if train_mask is not None and inputs.untrained and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{inputs.untrained} of {len(input_ids)} sequences have no training target: their logits are the unmodified model's "
+                f"{inputs.untrained} of {len(input_ids)} sequences have no training target: their "
+                "logits are the unmodified model's "
                 "(said once)",
                 stacklevel=stacklevel,
             )
@@ -417,7 +448,9 @@ class Simulator(nn.Module):
         given: dict[str, Tensor] | None,
         kept: Tensor | None,
     ) -> dict[str, Any]:
-        """The paper's construction has a head for all tokens; what was asked for is taken from its logits."""
+        """The paper's construction has a head for all tokens; what was asked for is taken from its
+        logits.
+        """
         plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))
         module, arguments = self.bound(plain, tensors, segment, given)
         result: dict[str, Any] = module(*arguments)
@@ -439,7 +472,8 @@ class Simulator(nn.Module):
         *,
         causal: bool = False,
     ) -> tuple[fx.GraphModule, list[Any]]:
-        """The emitted program and what one call passes to it: weights, inputs (by the names of INPUTS) and given slot values.
+        """The emitted program and what one call passes to it: weights, inputs (by the names of
+        INPUTS) and given slot values.
         causal: the attention mask among the inputs is the causal one."""
         facts = {
             "from_updates": given is not None,
@@ -467,7 +501,9 @@ class Simulator(nn.Module):
 
     @property
     def _differentiable(self) -> bool:
-        """Whether someone may ask for gradients through a call now: grad mode is on and a parameter asks for it, or torch exports."""
+        """Whether someone may ask for gradients through a call now: grad mode is on and a parameter
+        asks for it, or torch exports.
+        """
         return torch.compiler.is_compiling() or (
             torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         )

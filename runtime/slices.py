@@ -1,7 +1,8 @@
-"""A batch in slices: sequences do not know of each other, so their activations need not all live at once.
+"""A batch in slices: sequences do not know of each other, so their activations need not all live at
+once.
 
-A slice is as many sequences as keep the products busy; more of them only need more memory. Memory then grows with the
-batch by what is returned alone.
+A slice is as many sequences as keep the products busy; more of them only need more memory. Memory
+then grows with the batch by what is returned alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 NAME = "batch_slices"
-# Tokens that a product needs to run at full speed: measured on two cores, where 256 rows are nearly as fast as 2048.
+# Tokens that a product needs to run at full speed: measured on two cores, where 256 rows are nearly
+# as fast as 2048.
 TOKENS = {"cpu": 256, "cuda": 32768}
 
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -32,8 +34,9 @@ def run_in_slices(
     size: int,
     into: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """`run` on one slice of the tensors after another, its results put together. A tensor without a row for each sequence, such as the
-    causal mask, goes to every slice. into: outputs, by name, that `run` writes into rows of one of the tensors, if it can."""
+    """`run` on one slice of the tensors after another, its results put together. A tensor without a
+    row for each sequence, such as the causal mask, goes to every slice. into: outputs, by name,
+    that `run` writes into rows of one of the tensors, if it can."""
     whole: dict[str, Any] = dict(into or {})
     for start in range(0, batch, size):
         rows = slice(start, min(start + size, batch))

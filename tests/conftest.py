@@ -1,4 +1,6 @@
-"""Settings of every test: contracts verified after each pass, one torch thread a worker, a fixed seed."""
+"""Settings of every test: contracts verified after each pass, one torch thread a worker, a fixed
+seed.
+"""
 
 import os
 
@@ -15,7 +17,8 @@ from tests.support.tolerances import MEASURED
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-# Time depends on the machine and on what else runs there, so no test has a deadline. Derandomized: a run is repeatable.
+# Time depends on the machine and on what else runs there, so no test has a deadline. Derandomized:
+# a run is repeatable.
 settings.register_profile(
     "tintc", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -38,7 +41,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Brings the tests of one family together: xdist hands out neighbours, and each worker captures a model for itself."""
+    """Brings the tests of one family together: xdist hands out neighbours, and each worker captures
+    a model for itself.
+    """
     places = [index for index, item in enumerate(items) if item.path.name == "test_families.py"]
     moved = [items[index] for index in places]
     names = [

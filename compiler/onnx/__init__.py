@@ -1,4 +1,5 @@
-"""Exports a simulator to ONNX: fine-tuning inside any runtime that has ONNX's standard operators, and nothing else.
+"""Exports a simulator to ONNX: fine-tuning inside any runtime that has ONNX's standard operators,
+and nothing else.
 
 model = build(...)   nodes from the simulator's own code, weights, metadata     graph, operators, shapes, inputs, stream, trace, model
 write(model, ...)    one file, or weights beside it; atomic                     files
@@ -25,8 +26,9 @@ DEFAULT_OPSET = 20
 
 @dataclass(frozen=True)
 class Exported:
-    """path: of the model. data: of its external weights, or None. nodes: how many operators. weight_bytes: of weights. file_bytes: of
-    both files. check: None where it was not asked for. seconds: all of it."""
+    """path: of the model. data: of its external weights, or None. nodes: how many operators.
+    weight_bytes: of weights. file_bytes: of both files. check: None where it was not asked for.
+    seconds: all of it."""
 
     path: Path
     data: Path | None
@@ -62,15 +64,18 @@ def export_onnx(
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Writes one model with dynamic batch and length, its weights inside it, above 2 GB or with external_data in `path` + ".data".
+    """Writes one model with dynamic batch and length, its weights inside it, above 2 GB or with
+    external_data in `path` + ".data".
 
-    Its inputs are input_ids, train_mask, inner_lr (a scalar) and those asked for of loss_mask, attention_mask (B, T), pair_mask (the
-    attention_mask of (B, T, T)) and position_ids; with losses among the outputs also labels (B, T), -100 ignored. outputs: some of logits,
-    initial_logits (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position). optimize: fold
-    constants by onnxscript. check: compare with this simulator before anything is left at `path`.
+    Its inputs are input_ids, train_mask, inner_lr (a scalar) and those asked for of loss_mask,
+    attention_mask (B, T), pair_mask (the attention_mask of (B, T, T)) and position_ids; with losses
+    among the outputs also labels (B, T), -100 ignored. outputs: some of logits, initial_logits
+    (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position).
+    optimize: fold constants by onnxscript. check: compare with this simulator before anything is
+    left at `path`.
 
-    Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a standard operator is missing, NumericalError
-    if the check fails.
+    Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a
+    standard operator is missing, NumericalError if the check fails.
     """
     start, path = time.monotonic(), Path(path).expanduser()
     check_target(path, force=force)

@@ -1,4 +1,5 @@
-"""Whether an exported model computes what its simulator computes: onnx's checker, then onnxruntime beside torch.
+"""Whether an exported model computes what its simulator computes: onnx's checker, then onnxruntime
+beside torch.
 
 Legend: B sequences, T tokens.
 """
@@ -19,17 +20,24 @@ from tintc.ir.errors import NumericalError
 from tintc.runtime.labels import check_labels
 from tintc.runtime.simulator import Simulator
 
-# Largest difference that is allowed, times the largest number where that is above 1. float16: against the same weights in float32.
-# float32: rounding of gradients at a large rate shows in the logits of both; 2e-4 was seen with random weights at the default rate.
+# Largest difference that is allowed, times the largest number where that is above 1. float16:
+# against the same weights in float32.
+# float32: rounding of gradients at a large rate shows in the logits of both; 2e-4 was seen with
+# random weights at the default rate.
 # float64: onnxruntime keeps scales of products and the epsilon of norms as float32.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4, torch.float16: 2e-2}
 SHAPES = ((1, 2), (2, 19), (3, 64))  # of random inputs, cut to what the simulator takes
-TEXT = "The river rises in the hills above the town. In spring the river carries ice, and the people of the town watch the river."
+TEXT = (
+    "The river rises in the hills above the town. In spring the river carries ice, and the people "
+    "of the town watch the river."
+)
 
 
 @dataclass
 class Difference:
-    """Of one output, over all inputs. error: the largest absolute difference. largest: the largest number. limit: of error, for it."""
+    """Of one output, over all inputs. error: the largest absolute difference. largest: the largest
+    number. limit: of error, for it.
+    """
 
     error: float = 0.0
     largest: float = 0.0
@@ -62,7 +70,9 @@ class Check:
 def compare(
     simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> Check:
-    """Runs both on random inputs of several shapes and on a text. Raises NumericalError if onnx's checker refuses the model."""
+    """Runs both on random inputs of several shapes and on a text. Raises NumericalError if onnx's
+    checker refuses the model.
+    """
     import onnxruntime
 
     try:
@@ -131,7 +141,9 @@ def _prompts(simulator: Simulator) -> list[tuple[str, Tensor]]:
 
 
 def _given(ids: Tensor, inputs: tuple[str, ...], labels: bool) -> dict[str, Tensor]:
-    """Half of the tokens trained, the last sequence less; the second sequence padded on the left where there is a mask for it."""
+    """Half of the tokens trained, the last sequence less; the second sequence padded on the left
+    where there is a mask for it.
+    """
     batch, tokens = ids.shape
     columns = torch.arange(tokens)
     ends = torch.full((batch, 1), max(2, tokens // 2))

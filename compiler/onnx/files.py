@@ -1,4 +1,6 @@
-"""Where a model goes: one file, or one and its weights beside it; both appear when both are whole."""
+"""Where a model goes: one file, or one and its weights beside it; both appear when both are
+whole.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def check_target(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A path of the same name in a directory of its own; what is written there goes to `path` if nothing is raised."""
+    """A path of the same name in a directory of its own; what is written there goes to `path` if
+    nothing is raised.
+    """
     folder = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

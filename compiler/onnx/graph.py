@@ -1,8 +1,10 @@
-"""The ONNX graph under construction, and `Value`: what torch code computes on while it is written down as ONNX.
+"""The ONNX graph under construction, and `Value`: what torch code computes on while it is written
+down as ONNX.
 
-A Value answers torch's functions, methods and operators (`__torch_function__`) by adding nodes to its graph, so the very code that
-a simulator runs writes the export. It knows its dtype and its dimensions: numbers, or names of those that differ from call to call. A
-value that depends on constants alone carries its number and adds no node before somebody needs it as an input.
+A Value answers torch's functions, methods and operators (`__torch_function__`) by adding nodes to
+its graph, so the very code that a simulator runs writes the export. It knows its dtype and its
+dimensions: numbers, or names of those that differ from call to call. A value that depends on
+constants alone carries its number and adds no node before somebody needs it as an input.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ _NAMELESS = "graph"
 
 
 class Graph:
-    """Nodes and weights so far. Equal nodes are added once; so are equal constants, and views of one tensor.
+    """Nodes and weights so far. Equal nodes are added once; so are equal constants, and views of
+    one tensor.
 
-    operators: name of a torch function -> what adds its nodes. weights: by the names that they have in the file.
+    operators: name of a torch function -> what adds its nodes. weights: by the names that they have
+    in the file.
     """
 
     def __init__(self, opset: int, operators: dict[str, Callable[..., Any]]) -> None:
@@ -64,7 +68,9 @@ class Graph:
         return Value(self, name, tuple(dims), dtype)
 
     def weight(self, name: str, tensor: Tensor) -> Value:
-        """A weight of the model, kept as it is; the same view of a tensor is kept once, under the name that it got first."""
+        """A weight of the model, kept as it is; the same view of a tensor is kept once, under the
+        name that it got first.
+        """
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key not in self._constants:
             self._constants[key] = self._unused(name)
@@ -135,7 +141,8 @@ class Graph:
 
     def refuse(self, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{self._scope} needs {what}, which has no form in the standard operators of ONNX that tintc writes; nothing was exported"
+            f"{self._scope} needs {what}, which has no form in the standard operators of ONNX that "
+            "tintc writes; nothing was exported"
         )
 
     def _name_of(self, value: Value | None) -> str:
@@ -202,7 +209,9 @@ class Value:
 
 
 def call(name: str, args: Any, kwargs: Any, function: Any) -> Any:
-    """What a torch function gives: a number if all arguments are, else the value of nodes that are added."""
+    """What a torch function gives: a number if all arguments are, else the value of nodes that are
+    added.
+    """
     found: list[Any] = []
     _leaves([*args, *kwargs.values()], found)
     values = [leaf for leaf in found if isinstance(leaf, Value)]

@@ -1,7 +1,8 @@
-"""The model's inputs, and what `runtime/inputs.py` makes of a user's tensors, as ONNX nodes; values are not checked.
+"""The model's inputs, and what `runtime/inputs.py` makes of a user's tensors, as ONNX nodes; values
+are not checked.
 
-Legend: B sequences, T tokens. The training segment's length is computed from the masks inside the graph, so that training passes see
-only the tokens that the loss depends on, whatever the call.
+Legend: B sequences, T tokens. The training segment's length is computed from the masks inside the
+graph, so that training passes see only the tokens that the loss depends on, whatever the call.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ _INT = torch.int64
 
 
 def check_inputs(names: Collection[str]) -> tuple[str, ...]:
-    """Optional inputs in their order. Raises UsageError for an unknown one, or for both kinds of attention mask."""
+    """Optional inputs in their order. Raises UsageError for an unknown one, or for both kinds of
+    attention mask.
+    """
     unknown = [name for name in names if name not in OPTIONAL]
     if unknown:
         raise UsageError(
-            f"there is no input {', '.join(map(str, unknown))}; expected some of {', '.join(OPTIONAL)}"
+            f"there is no input {', '.join(map(str, unknown))}; expected some of "
+            f"{', '.join(OPTIONAL)}"
         )
     if {"attention_mask", "pair_mask"} <= set(names):
         raise UsageError(
-            "attention_mask and pair_mask are two shapes of one input, (B, T) and (B, T, T); expected one of them"
+            "attention_mask and pair_mask are two shapes of one input, (B, T) and (B, T, T); "
+            "expected one of them"
         )
     return tuple(name for name in OPTIONAL if name in names)
 
@@ -36,7 +41,8 @@ def check_inputs(names: Collection[str]) -> tuple[str, ...]:
 def add_inputs(
     graph: Graph, names: Collection[str], dtype: torch.dtype, *, labels: bool, whole: bool
 ) -> dict[str, Value | None]:
-    """The inputs of a lowered graph by name, as `passes.lower_forward.INPUTS` lists them, and `labels` of the next token.
+    """The inputs of a lowered graph by name, as `passes.lower_forward.INPUTS` lists them, and
+    `labels` of the next token.
 
     names: optional inputs. whole: training passes see all tokens; `segment` is then None.
     """
@@ -100,7 +106,9 @@ def _next(graph: Graph, mask: Value) -> Value:
 
 
 def _allowed(graph: Graph, attention: Value | None, columns: Value) -> tuple[Value, Value | None]:
-    """As `runtime.inputs._allowed`: ((B or 1, 1, T, T) who may look at whom, (B, T) tokens that are no padding or None)."""
+    """As `runtime.inputs._allowed`: ((B or 1, 1, T, T) who may look at whom, (B, T) tokens that are
+    no padding or None).
+    """
     rows = unsqueeze(graph, columns, -1)
     causal = ops.ge(graph, rows, columns)
     if attention is None:

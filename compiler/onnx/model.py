@@ -1,8 +1,9 @@
 """The ONNX model of a simulator: nodes, weights and metadata, in memory.
 
-Metadata (`metadata_props`): `tintc.version`, `tintc.config` (JSON), `tintc.source` (JSON: name, kind, revision, sha256), `tintc.backend`,
-`tintc.inner_lr` (the compiled rate), `tintc.max_tokens` and `tintc.eos_token_id` where there are any, and `tokenizer.json`: the tokenizer
-as the tokenizers library reads it, so that the model is one file.
+Metadata (`metadata_props`): `tintc.version`, `tintc.config` (JSON), `tintc.source` (JSON: name,
+kind, revision, sha256), `tintc.backend`, `tintc.inner_lr` (the compiled rate), `tintc.max_tokens`
+and `tintc.eos_token_id` where there are any, and `tokenizer.json`: the tokenizer as the tokenizers
+library reads it, so that the model is one file.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class Model:
 def build(
     simulator: Simulator, inputs: Collection[str], outputs: Collection[str], opset: int
 ) -> Model:
-    """Writes the simulator's program in standard operators. Raises UsageError for inputs, outputs, a dtype or an opset that cannot be
-    exported, UnsupportedModelError for an operator that has no standard form."""
+    """Writes the simulator's program in standard operators. Raises UsageError for inputs, outputs,
+    a dtype or an opset that cannot be exported, UnsupportedModelError for an operator that has no
+    standard form."""
     names, wanted = check_inputs(inputs), check_outputs(outputs)
     if simulator.dtype not in _DTYPES:
         raise UsageError(
-            f"the simulator's dtype is {simulator.dtype}; ONNX runtimes compute in float32, float64 or float16: choose one"
+            f"the simulator's dtype is {simulator.dtype}; ONNX runtimes compute in float32, "
+            "float64 or float16: choose one"
         )
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; expected one of {OPSETS.start} to {OPSETS.stop - 1}")
@@ -95,7 +98,9 @@ def check_outputs(names: Collection[str]) -> tuple[str, ...]:
 
 
 def check_standard(proto: onnx.ModelProto) -> None:
-    """Raises UnsupportedModelError unless every operator is one of ONNX's own, and none of them holds a graph of its own (If, Loop)."""
+    """Raises UnsupportedModelError unless every operator is one of ONNX's own, and none of them
+    holds a graph of its own (If, Loop).
+    """
     strange = {node.op_type for node in proto.graph.node if node.domain not in ("", "ai.onnx")}
     strange |= {
         node.op_type
@@ -105,7 +110,8 @@ def check_standard(proto: onnx.ModelProto) -> None:
     strange |= {function.name for function in proto.functions}
     if strange:
         raise UnsupportedModelError(
-            f"the export would need {', '.join(sorted(strange))}; expected standard operators; nothing was written"
+            f"the export would need {', '.join(sorted(strange))}; expected standard operators; "
+            "nothing was written"
         )
 
 
@@ -129,7 +135,9 @@ def metadata(simulator: Simulator) -> dict[str, str]:
 
 
 def tokenizer_json(tokenizer: Any) -> str | None:
-    """A tokenizer as the tokenizers library reads it, without cuts and padding; None where there is none of that library behind it."""
+    """A tokenizer as the tokenizers library reads it, without cuts and padding; None where there is
+    none of that library behind it.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

@@ -1,7 +1,9 @@
-"""What torch functions are in ONNX: the standard operators that one opset has, and nothing of any runtime's own.
+"""What torch functions are in ONNX: the standard operators that one opset has, and nothing of any
+runtime's own.
 
-Each takes the graph and the arguments that torch got. Numbers follow torch: types are promoted as torch promotes them; float16 is
-multiplied by the learning rate, and goes through softmax, in float32.
+Each takes the graph and the arguments that torch got. Numbers follow torch: types are promoted as
+torch promotes them; float16 is multiplied by the learning rate, and goes through softmax, in
+float32.
 """
 
 from __future__ import annotations
@@ -225,8 +227,9 @@ for _torch, _onnx in {
 
 @operator("erf")
 def erf(graph: Graph, x: Value) -> Value:
-    """Of float64, which runtimes have no kernel for: sign(x) (1 - t exp(p(t) - x^2)) with t = 2 / (2 + |x|), whose p is a Chebyshev series
-    to the last bits. Source: Press et al., Numerical Recipes, section 6.2.2."""
+    """Of float64, which runtimes have no kernel for: sign(x) (1 - t exp(p(t) - x^2)) with t = 2 /
+    (2 + |x|), whose p is a Chebyshev series to the last bits. Source: Press et al., Numerical
+    Recipes, section 6.2.2."""
     if x.dtype != torch.float64:
         return graph.add("Erf", [x], x.dims, x.dtype)
     size = graph.add("Abs", [x], x.dims, x.dtype)
@@ -356,7 +359,9 @@ def linear(graph: Graph, x: Value, weight: Any, bias: Any = None) -> Value:
 
 
 def _gemm(graph: Graph, x: Value, weight: Value, bias: Value | None, transposed: int) -> Value:
-    """A product with a weight that all sequences share, over all their tokens at once: runtimes pack such weights once."""
+    """A product with a weight that all sequences share, over all their tokens at once: runtimes
+    pack such weights once.
+    """
     rows, (size, other) = product(x.dims[:-1]), weight.dims if transposed else weight.dims[::-1]
     flat = graph.add("Reshape", [x, graph.ints(-1, int(other))], (rows, other), x.dtype)
     y = graph.add(

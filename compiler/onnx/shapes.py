@@ -1,4 +1,6 @@
-"""Operators of the export that move numbers: slices, shapes, joins, look-ups. See `operators.py`; legend in `graph.py`."""
+"""Operators of the export that move numbers: slices, shapes, joins, look-ups. See `operators.py`;
+legend in `graph.py`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
 
 
 def reshape(graph: Graph, x: Value, dims: Sequence[Dim]) -> Value:
-    """The same numbers in other dimensions: the first named one that stays in its place is copied, one more is what remains."""
+    """The same numbers in other dimensions: the first named one that stays in its place is copied,
+    one more is what remains.
+    """
     if tuple(dims) == x.dims:
         return x
     target: list[Dim] = [
@@ -190,7 +194,9 @@ def flip(graph: Graph, x: Value, *dims: int) -> Value:
 
 @operator("__getitem__")
 def getitem(graph: Graph, x: Value, index: Any) -> Value:
-    """Slices by numbers or to a length that the graph computes, one row, rows by a tensor of whole numbers."""
+    """Slices by numbers or to a length that the graph computes, one row, rows by a tensor of whole
+    numbers.
+    """
     if isinstance(index, Value):
         return gather(graph, x, index)
     items = list(index) if isinstance(index, tuple) else [index]

@@ -1,6 +1,8 @@
-"""What the transformer back end writes in place, for ONNX, which has no writes: the residual stream and the pages of prefix tokens.
+"""What the transformer back end writes in place, for ONNX, which has no writes: the residual stream
+and the pages of prefix tokens.
 
-Both remember which value lies where. A read that asks for what one write left is that value; others cut and join values.
+Both remember which value lies where. A read that asks for what one write left is that value; others
+cut and join values.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ class _Piece(NamedTuple):
 
 
 class Stream:
-    """(B, T, coordinates), zeros at first. A range that was written for the training segment alone is zero behind it: nothing reads what
-    an earlier range left there, by the layout of memory slots."""
+    """(B, T, coordinates), zeros at first. A range that was written for the training segment alone
+    is zero behind it: nothing reads what an earlier range left there, by the layout of memory
+    slots."""
 
     requires_grad = False
 
@@ -92,7 +95,9 @@ class Stream:
 
 
 class Page:
-    """A page of prefix tokens: (K, D_sim), and what descents put in its places, one a sequence. names: of each place's weights."""
+    """A page of prefix tokens: (K, D_sim), and what descents put in its places, one a sequence.
+    names: of each place's weights.
+    """
 
     requires_grad = False
 

@@ -38,8 +38,8 @@ OPTIMIZATIONS = (
 def trace(
     simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
 ) -> dict[str, Value]:
-    """Adds the nodes of a program that computes the outputs; they come back by name. Raises UnsupportedModelError for what has no form
-    in ONNX's standard operators."""
+    """Adds the nodes of a program that computes the outputs; they come back by name. Raises
+    UnsupportedModelError for what has no form in ONNX's standard operators."""
     if simulator.structure is None:
         return _fused(simulator, graph, inputs, outputs)
     plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))

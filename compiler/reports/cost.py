@@ -1,4 +1,6 @@
-"""What `tintc cost` prints: parameters, FLOPs and peak memory of a simulator that is never built, from a model's config."""
+"""What `tintc cost` prints: parameters, FLOPs and peak memory of a simulator that is never built,
+from a model's config.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,19 @@ def cost_report(
     progress: Callable[[str], None] = lambda stage: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Parameters, FLOPs and bytes of one call on `batch` sequences of `tokens`, the first `train_fraction` of each trained.
+    """Parameters, FLOPs and bytes of one call on `batch` sequences of `tokens`, the first
+    `train_fraction` of each trained.
 
-    Everything is computed on shapes alone (meta device): `parameters` is what `Simulator.parameter_report` would count, FLOPs count
-    matrix products, a multiplication and an addition as two. `direct_flops` are those of fine-tuning the auxiliary model itself by
-    exact gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes: weights and the
-    most that the tensors of a call hold at once. options: of `load_without_weights`.
+    Everything is computed on shapes alone (meta device): `parameters` is what
+    `Simulator.parameter_report` would count, FLOPs count matrix products, a multiplication and an
+    addition as two. `direct_flops` are those of fine-tuning the auxiliary model itself by exact
+    gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes:
+    weights and the most that the tensors of a call hold at once. options: of
+    `load_without_weights`.
 
-    Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages, memory_width: coordinates of an input token),
-    batch, tokens, trained_tokens, parameters, flops, direct_flops (0 where exact gradients cannot be simulated), weight_bytes, peak_bytes.
+    Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages,
+    memory_width: coordinates of an input token), batch, tokens, trained_tokens, parameters, flops,
+    direct_flops (0 where exact gradients cannot be simulated), weight_bytes, peak_bytes.
 
     Raises SourceError, UnsupportedModelError and UsageError.
     """

@@ -15,14 +15,18 @@ from tintc.runtime.simulator import Simulator
 
 
 def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str, Any]:
-    """What every parameter is for, as JSON values. `total` is sum(p.numel() for p in simulator.parameters()).
+    """What every parameter is for, as JSON values. `total` is sum(p.numel() for p in
+    simulator.parameters()).
 
     share: the way of sharing to count for; default the simulator's own, which is what it holds.
-    parts: {name, count, formula} of prefix numbers (auxiliary weights as prefix embeddings, padding included), tables (token and
-    position embeddings, the head), structural constants, the position code and the inner learning rate; their counts add up.
-    structure: one row for each kind of module: phase, operator, module, formula, sizes, numbers (of one copy), uses, copies, count.
-    by_phase: the same, summed. shares: the total under each way of sharing. auxiliary: parameters of the auxiliary model. passes: how
-    often forward, backward and descent run. backend, share: what was counted.
+    parts: {name, count, formula} of prefix numbers (auxiliary weights as prefix embeddings, padding
+    included), tables (token and position embeddings, the head), structural constants, the position
+    code and the inner learning rate; their counts add up.
+    structure: one row for each kind of module: phase, operator, module, formula, sizes, numbers (of
+    one copy), uses, copies, count.
+    by_phase: the same, summed. shares: the total under each way of sharing. auxiliary: parameters
+    of the auxiliary model. passes: how often forward, backward and descent run. backend, share:
+    what was counted.
 
     Raises UsageError for an unknown share, or one that the back end does not have.
     """
@@ -98,7 +102,9 @@ def _count(module: nn.Module) -> int:
 
 
 def _rows(structure: Structure, share: str) -> list[dict[str, Any]]:
-    """Uses that have the same kind and size of module, in order of their first one. copies: different modules among them."""
+    """Uses that have the same kind and size of module, in order of their first one. copies:
+    different modules among them.
+    """
     alike: dict[Any, list[Use]] = defaultdict(list)
     for use in structure.uses:
         alike[use.phase, use.operator, use.module, use.formula, tuple(use.sizes.items())].append(

@@ -16,7 +16,9 @@ from tintc.runtime.simulator import Simulator
 
 
 def report(simulator: Simulator) -> dict[str, Any]:
-    """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of `tokens`, half of it trained."""
+    """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of
+    `tokens`, half of it trained.
+    """
     program, layout = simulator.program, simulator.program.layout
     dtype, parameters = simulator.dtype, parameter_report(simulator)
     sizes = call_sizes(program.facts)
@@ -70,8 +72,9 @@ def report(simulator: Simulator) -> dict[str, Any]:
 
 
 def depth(graph: fx.Graph) -> int:
-    """`tint` operators on the longest path from input to logits; reads of prefix slots and slices do not count. (The transformer
-    back end runs its modules in a row, so there depth is their number.)"""
+    """`tint` operators on the longest path from input to logits; reads of prefix slots and slices
+    do not count. (The transformer back end runs its modules in a row, so there depth is their
+    number.)"""
     longest: dict[fx.Node, int] = {}
     for node in graph.nodes:
         below = max((longest[source] for source in node.all_input_nodes), default=0)

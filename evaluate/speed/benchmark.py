@@ -1,4 +1,5 @@
-"""A simulator against the fine-tuning loop that one would write by hand: the loop, the clock, and what they are compared by.
+"""A simulator against the fine-tuning loop that one would write by hand: the loop, the clock, and
+what they are compared by.
 
 Legend: B sequences, T tokens, V vocabulary.
 """
@@ -23,7 +24,8 @@ from tintc.ir.builder import outputs
 from tintc.ir.precision import HALF
 from tintc.runtime.simulator import Simulator
 
-# Largest difference of logits, relative to the largest logit, at which two ways to compute the same count as equal.
+# Largest difference of logits, relative to the largest logit, at which two ways to compute the same
+# count as equal.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 MATMUL_SIZE = {
@@ -35,7 +37,9 @@ _MATMULS = 5
 
 @dataclass(frozen=True)
 class Workload:
-    """ids_BT: token ids. trained: so many tokens at the start of each sequence are trained on, the last of them as a target only."""
+    """ids_BT: token ids. trained: so many tokens at the start of each sequence are trained on, the
+    last of them as a target only.
+    """
 
     ids_BT: Tensor
     trained: int
@@ -73,9 +77,11 @@ class HandWrittenLoop:
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  L = sum over the training segment's targets;  logits = f(x; W_steps)
 
-    for the parameters `names`, through `torch.func.functional_call`; the model's own weights stay. It keeps nothing longer than it
-    needs: no graph outside of training, no gradient after its use, no cache, no padding, and of the segment only the tokens
-    that the loss depends on (the last one is a target). The loss of half-precision logits is computed in float32.
+    for the parameters `names`, through `torch.func.functional_call`; the model's own weights stay.
+    It keeps nothing longer than it
+    needs: no graph outside of training, no gradient after its use, no cache, no padding, and of the
+    segment only the tokens that the loss depends on (the last one is a target). The loss of
+    half-precision logits is computed in float32.
 
     model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
     """
@@ -94,7 +100,9 @@ class HandWrittenLoop:
         return [self._one(ids_T[None], work.trained) for ids_T in work.ids_BT]
 
     def updated(self, ids_1T: Tensor, trained: int) -> dict[str, Tensor]:
-        """The trained parameters after the last step on one sequence, by their names in the model."""
+        """The trained parameters after the last step on one sequence, by their names in the
+        model.
+        """
         return {
             name.removeprefix("auxiliary."): weight.detach()
             for name, weight in self._train(ids_1T[:, :trained]).items()
@@ -164,7 +172,9 @@ def simulate(simulator: Simulator, work: Workload) -> Tensor:
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """Largest difference of two lists of logits over the largest expected one; NaN if there is a NaN in either."""
+    """Largest difference of two lists of logits over the largest expected one; NaN if there is a
+    NaN in either.
+    """
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
     difference = torch.stack([(a - b).abs().max() for a, b in pairs]).max()
     return float(
@@ -185,7 +195,9 @@ class Turns:
         return [b / a for a, b in zip(self.base, self.other, strict=True)]
 
     def to_dict(self, base: str, other: str) -> dict[str, Any]:
-        """Medians, ratios and every time, as JSON values. The ratio is the median of the pairs' own, not that of the medians."""
+        """Medians, ratios and every time, as JSON values. The ratio is the median of the pairs'
+        own, not that of the medians.
+        """
         return {
             f"{base}_seconds": statistics.median(self.base),
             f"{other}_seconds": statistics.median(self.other),
@@ -208,7 +220,9 @@ def in_turn(
     device: str,
     on_pair: Callable[[int], None] = lambda pair: None,
 ) -> Turns:
-    """Times A B A B ... after a call of each that does not count: what else the machine does slows both."""
+    """Times A B A B ... after a call of each that does not count: what else the machine does slows
+    both.
+    """
     base(), other()
     turns = Turns([], [])
     for pair in range(pairs):
@@ -230,9 +244,11 @@ def timed(function: Function, device: str) -> float:
 
 
 def matmul_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """FLOP a second of the fastest of some large square products, by what computes them: what this device reaches in this process at most.
+    """FLOP a second of the fastest of some large square products, by what computes them: what this
+    device reaches in this process at most.
 
-    `torch.mm`, and `oneDNN` where torch has its kernels for the type: on some processors they beat the BLAS behind torch.mm.
+    `torch.mm`, and `oneDNN` where torch has its kernels for the type: on some processors they beat
+    the BLAS behind torch.mm.
     """
     size = matmul_size(device)
     a = torch.randn(size, size, device=device).to(dtype)

@@ -1,9 +1,10 @@
-"""Peak memory of one call, in a process of its own that loads the model itself and makes that call once.
+"""Peak memory of one call, in a process of its own that loads the model itself and makes that call
+once.
 
     python -m tintc.evaluate.speed.memory < settings.json
 
-On CPU the peak is Linux's VmHWM: `ru_maxrss` of a new process begins with what its parent held. Elsewhere it is `ru_maxrss`.
-On CUDA it is what torch's allocator counts.
+On CPU the peak is Linux's VmHWM: `ru_maxrss` of a new process begins with what its parent held.
+Elsewhere it is `ru_maxrss`. On CUDA it is what torch's allocator counts.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ SIDES = ("simulator", "loop")
 def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
     """Bytes in a fresh process that runs the `simulator` or the `loop`:
 
-    before_bytes: held right before the call. call_peak_bytes: the most during the call, None where the system cannot tell.
+    before_bytes: held right before the call. call_peak_bytes: the most during the call, None where
+    the system cannot tell.
     peak_bytes: the most that the process ever held, loading (and compiling) included.
 
-    settings: JSON values, see `_prepare`. Raises what the process raised, or MemoryLimitError if it was killed.
+    settings: JSON values, see `_prepare`. Raises what the process raised, or MemoryLimitError if it
+    was killed.
     """
     import tintc
 
@@ -48,7 +51,8 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
     )
     if done.returncode < 0:
         raise MemoryLimitError(
-            f"the process that measures the memory of the {side} was ended by signal {-done.returncode}: pass --no-memory"
+            f"the process that measures the memory of the {side} was ended by signal "
+            f"{-done.returncode}: pass --no-memory"
         )
     lines = done.stdout.splitlines()
     if not lines:
@@ -66,7 +70,10 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
 
 def how_measured(device: str) -> str:
     """What the figures of `measure` are."""
-    each = "a fresh process for each, which loads the compiled simulator or the model, warms nothing up and makes one call"
+    each = (
+        "a fresh process for each, which loads the compiled simulator or the model, warms nothing "
+        "up and makes one call"
+    )
     if torch.device(device).type == "cuda":
         return f"{each}; bytes that torch's CUDA allocator handed out"
     return (
@@ -92,9 +99,10 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
-    """The call of one side. Settings: side, artifact (the simulator's), source and options of `load_source` (the loop's), dtype, steps,
-    inner_lr; optimize and torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the
-    workload; device; threads. Each side imports what it needs alone."""
+    """The call of one side. Settings: side, artifact (the simulator's), source and options of
+    `load_source` (the loop's), dtype, steps, inner_lr; optimize and torch_compile of `compile`;
+    names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the workload;
+    device; threads. Each side imports what it needs alone."""
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
@@ -158,7 +166,9 @@ def _most() -> int:
 
 
 def main() -> None:
-    """Reads the settings from standard input; the last line on standard output is the result or the error, as JSON."""
+    """Reads the settings from standard input; the last line on standard output is the result or the
+    error, as JSON.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         result: dict[str, Any] = run(json.load(sys.stdin))

@@ -1,4 +1,6 @@
-"""What `tintc bench` prints: a simulator's time and memory beside those of a hand-written autograd loop, and whether both agree."""
+"""What `tintc bench` prints: a simulator's time and memory beside those of a hand-written autograd
+loop, and whether both agree.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. tokens: of each sequence; default 256, or what the model has. pairs: simulator and loop in turn, so often. without:
-    optimizations that are off. torch_compile: a mode of torch.compile. each: also time every optimization by itself. memory: also measure
-    the peak of each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed: of the tokens and of a
-    shape's weights."""
+    """What is measured. tokens: of each sequence; default 256, or what the model has. pairs:
+    simulator and loop in turn, so often. without: optimizations that are off. torch_compile: a mode
+    of torch.compile. each: also time every optimization by itself. memory: also measure the peak of
+    each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed:
+    of the tokens and of a shape's weights."""
 
     backend: str = "fused"
     share: str = "none"
@@ -74,7 +77,8 @@ class Settings:
         unknown = [name for name in self.without if name not in OPTIMIZATION_NAMES]
         if unknown:
             raise UsageError(
-                f"there is no optimization {', '.join(unknown)}; they are {', '.join(OPTIMIZATION_NAMES)}"
+                f"there is no optimization {', '.join(unknown)}; they are "
+                f"{', '.join(OPTIMIZATION_NAMES)}"
             )
         if self.backend == "transformer" and (self.each or self.without):
             raise UsageError(
@@ -85,21 +89,25 @@ class Settings:
         self.sizes(ModelFacts())
 
     def sizes(self, facts: ModelFacts) -> dict[str, int]:
-        """batch, tokens and trained tokens of a call. Raises UsageError for a length that the model cannot have."""
+        """batch, tokens and trained tokens of a call. Raises UsageError for a length that the model
+        cannot have.
+        """
         sizes = call_sizes(
             facts, batch=self.batch, tokens=self.tokens, train_fraction=self.train_fraction
         )
         trained = trained_tokens(sizes["tokens"], self.train_fraction)
         if trained < 2:
             raise UsageError(
-                f"{trained} of {sizes['tokens']} tokens is trained; expected at least 2: pass more tokens or a larger train-fraction"
+                f"{trained} of {sizes['tokens']} tokens is trained; expected at least 2: pass more "
+                "tokens or a larger train-fraction"
             )
         return {"batch": sizes["batch"], "tokens": sizes["tokens"], "trained": trained}
 
 
 def stages(settings: Settings) -> int:
     """Calls of `progress`."""
-    # load, compile, check, warm-up, each pair, matrix products; two processes; and for --each a warm-up and the pairs of every row
+    # load, compile, check, warm-up, each pair, matrix products; two processes; and for --each a
+    # warm-up and the pairs of every row
     rows = len(settings.optimizations) + 1 if settings.each else 0
     return 5 + settings.pairs + (2 if settings.memory else 0) + rows * (settings.pairs + 1)
 
@@ -111,13 +119,16 @@ def bench_report(
     *,
     progress: Progress = lambda stage: None,
 ) -> dict[str, Any]:
-    """Seconds, bytes and differences of one simulator and of the loop that `runtime.benchmark.HandWrittenLoop` describes, as JSON values.
+    """Seconds, bytes and differences of one simulator and of the loop that
+    `runtime.benchmark.HandWrittenLoop` describes, as JSON values.
 
-    Both run on the same random tokens, in turn, the simulator under torch.inference_mode; `ratio` is the median of simulator / loop,
-    pair by pair. flops: of one call of the simulator, as `tintc cost` counts them with all optimizations, or with none if all are off.
+    Both run on the same random tokens, in turn, the simulator under torch.inference_mode; `ratio`
+    is the median of simulator / loop, pair by pair. flops: of one call of the simulator, as
+    `tintc cost` counts them with all optimizations, or with none if all are off.
 
-    Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError; and NumericalError where optimizations change the result, or
-    where a simulator without approximation does not agree with the loop.
+    Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError; and NumericalError
+    where optimizations change the result, or where a simulator without approximation does not agree
+    with the loop.
     """
     settings.check()
     progress("load")
@@ -193,11 +204,13 @@ def _facts(
 
 
 def check(simulator: Simulator, loop: HandWrittenLoop, work: Workload) -> list[dict[str, Any]]:
-    """Differences of logits, relative to the largest: the simulator to itself without optimizations, and to the loop.
+    """Differences of logits, relative to the largest: the simulator to itself without
+    optimizations, and to the loop.
 
-    tolerance: None for an approximating config, whose difference to the loop is the approximation's and no error.
-    Raises NumericalError if another exceeds its tolerance: `runtime.benchmark.TOLERANCE`, but in float64 that of `tintc verify` where
-    the model's own code rounds to float32.
+    tolerance: None for an approximating config, whose difference to the loop is the approximation's
+    and no error. Raises NumericalError if another exceeds its tolerance:
+    `runtime.benchmark.TOLERANCE`, but in float64 that of `tintc verify` where the model's own code
+    rounds to float32.
     """
     found, limit = simulate(simulator, work), benchmark.TOLERANCE[simulator.dtype]
     plain = _compared(
@@ -239,7 +252,8 @@ def _compared(
         )
         hint = "; pass a smaller --inner-lr" if math.isnan(difference) else hint
         raise NumericalError(
-            f"the simulator differs from {reference} by {difference:.1e} of the largest logit (limit {tolerance:.0e}, "
+            f"the simulator differs from {reference} by {difference:.1e} of the largest logit "
+            f"(limit {tolerance:.0e}, "
             f"{_name(found.dtype)}){hint}"
         )
     return {
@@ -259,7 +273,9 @@ def _memory(
     names: Sequence[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Peak bytes of both sides. ratio: simulator / loop of the whole processes; call_ratio: of the calls alone."""
+    """Peak bytes of both sides. ratio: simulator / loop of the whole processes; call_ratio: of the
+    calls alone.
+    """
     asked = {
         "source": source,
         "options": {**settings.options, "seed": settings.seed},
@@ -320,7 +336,9 @@ def _throughput(
 def _each(
     simulator: Simulator, work: Workload, settings: Settings, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One row for each optimization that is on, alone switched off, and one without any: timed in turn with the whole simulator."""
+    """One row for each optimization that is on, alone switched off, and one without any: timed in
+    turn with the whole simulator.
+    """
     on = simulator.optimizations
     rows = []
     for name in (*on, NOTHING):

@@ -99,9 +99,10 @@ def activation_forward(x: Tensor, kind: str) -> Tensor:
 def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: float) -> Tensor:
     """dx of an activation.
 
-    `first_order`: N (a(x + dy/N) - a(x)), N = scale. In float64 as it stands; below, a smooth a uses
-    a'(x) dy + a''(x) dy^2 / (2N), whose error is of third order in dy/N. ReLU's difference is piecewise
-    linear and needs no subtraction of close numbers; that of its square is ReLU's times the sum of both values.
+    `first_order`: N (a(x + dy/N) - a(x)), N = scale. In float64 as it stands; below, a smooth a
+    uses a'(x) dy + a''(x) dy^2 / (2N), whose error is of third order in dy/N. ReLU's difference is
+    piecewise linear and needs no subtraction of close numbers; that of its square is ReLU's times
+    the sum of both values.
     `exact`: a'(x) dy.
     """
     u, v = wide(x), wide(dy)

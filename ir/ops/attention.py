@@ -1,11 +1,13 @@
 """Causal self-attention per head: A = softmax(c tanh(scale * q k^T / c) + bias + mask), o = A v.
 
-Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is boolean,
-(B or 1, 1, T, T), True where a query may look, and lets every query see at least one key; None is the causal mask.
+Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is
+boolean, (B or 1, 1, T, T), True where a query may look, and lets every query see at least one key;
+None is the causal mask.
 bias: (B, T, H), what each head adds to
-the scores of a key (ALiBi: slope times the key's position, since softmax sees only differences), or None. c, the soft-cap, is 0 for none.
-A is recomputed in the backward pass. Grouped-query attention sums dk and dv over the query heads of a
-group. Source: TINT.md section 2, "Self-attention"; paper section 2.5; ALiBi, arXiv 2108.12409.
+the scores of a key (ALiBi: slope times the key's position, since softmax sees only differences), or
+None. c, the soft-cap, is 0 for none. A is recomputed in the backward pass. Grouped-query attention
+sums dk and dv over the query heads of a group. Source: TINT.md section 2, "Self-attention"; paper
+section 2.5; ALiBi, arXiv 2108.12409.
 """
 
 from typing import Any
@@ -78,8 +80,8 @@ def attention_backward_full(
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A), times 1 - tanh^2 under a soft-cap,
-    dq = scale * dS k, dk = scale * dS^T q, dv = A^T do."""
+    """(dq, dk, dv) through the scores: with dA = do v^T and dS = A * (dA - sum_j dA * A), times 1 -
+    tanh^2 under a soft-cap, dq = scale * dS k, dk = scale * dS^T q, dv = A^T do."""
     q_BHTE, do_BHTE = _split(q, heads), _split(do, heads)
     k_BHTE = _repeat(_split(k, kv_heads), heads, kv_heads)
     v_BHTE = _repeat(_split(v, kv_heads), heads, kv_heads)
@@ -100,7 +102,9 @@ def attention_backward_full(
 def flash_forward(
     q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(o, logarithm of each row's sum of exponentials, (B, H, T)), under the causal mask, by torch's kernel for CPUs."""
+    """(o, logarithm of each row's sum of exponentials, (B, H, T)), under the causal mask, by
+    torch's kernel for CPUs.
+    """
     o_BHTE, sums_BHT = _FLASH(*_flash_operands(q, k, v, heads, kv_heads), 0.0, True, scale=scale)
     return _merge(o_BHTE), sums_BHT
 
@@ -116,7 +120,9 @@ def flash_backward(
     kv_heads: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) from what `flash_forward` returned, as `attention_backward_full` under the causal mask."""
+    """(dq, dk, dv) from what `flash_forward` returned, as `attention_backward_full` under the
+    causal mask.
+    """
     operands = _flash_operands(q, k, v, heads, kv_heads)
     dq_BHTE, dk_BHTE, dv_BHTE = _FLASH_BACKWARD(
         _split(do, heads), *operands, _split(o, heads), sums_BHT, 0.0, True, scale=scale
@@ -163,8 +169,8 @@ def _probabilities(
 
 
 def _over_keys(bias_BTH: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T, H) -> (B, H, 1, T); for half precision (B, H, T, T) in float32, less the query's own bias: far positions have large biases,
-    whose differences their types would lose."""
+    """(B, T, H) -> (B, H, 1, T); for half precision (B, H, T, T) in float32, less the query's own
+    bias: far positions have large biases, whose differences their types would lose."""
     bias_BHT = bias_BTH.transpose(1, 2)
     if dtype in HALF:
         return bias_BHT.float().unsqueeze(-2) - bias_BHT.float().unsqueeze(-1)

@@ -12,10 +12,14 @@ def residual(x: Tensor, y: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, y: Tensor) -> Tensor:
-    """x * y: what a gated unit does behind its activation. Backward: dx = dy * y, and the other way round, the same operator."""
+    """x * y: what a gated unit does behind its activation. Backward: dx = dy * y, and the other way
+    round, the same operator.
+    """
     return x * y
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
-    """factor * x: multipliers of embeddings, residual branches and logits. Backward: the same operator."""
+    """factor * x: multipliers of embeddings, residual branches and logits. Backward: the same
+    operator.
+    """
     return x * factor

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
-    """Row index + offset of a table, (V, D) or (1, V, D), as (B, T, D). Some models' positions start at row 2."""
+    """Row index + offset of a table, (V, D) or (1, V, D), as (B, T, D). Some models' positions
+    start at row 2.
+    """
     return F.embedding(
         index_BT + offset if offset else index_BT, table if table.ndim == 2 else table.squeeze(0)
     )

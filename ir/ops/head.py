@@ -1,7 +1,8 @@
 """The vocabulary head in chunks of tokens, so that the logits of all positions never exist at once.
 
-Shapes: h (B, T, D) hidden states, E (V, D) the head's weight, b (V,) its bias or None, targets and mask (B, T). `behind` names what stands
-between the head and the loss, in order: `scale` or a kind of activation (a soft-cap of the logits), with its factor.
+Shapes: h (B, T, D) hidden states, E (V, D) the head's weight, b (V,) its bias or None, targets and
+mask (B, T). `behind` names what stands between the head and the loss, in order: `scale` or a kind
+of activation (a soft-cap of the logits), with its factor.
 Source: TINT.md section 2, "Loss".
 """
 
@@ -25,8 +26,9 @@ def head_gradient(
     h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_BT: Tensor, mask_BT: Tensor,
     kind: str, behind: list[str], factors: list[float], onednn: bool,
 ) -> Tensor:  # fmt: skip
-    """The loss's gradient at h, (B, T, D), summed over positions: m_t E^T (p_t - 1_y), with p_t the softmax of the logits or, for
-    `quadratic`, the logits; what stands behind the head follows the chain rule."""
+    """The loss's gradient at h, (B, T, D), summed over positions: m_t E^T (p_t - 1_y), with p_t the
+    softmax of the logits or, for `quadratic`, the logits; what stands behind the head follows the
+    chain rule."""
     h, targets = h_BTD.flatten(0, 1), targets_BT.flatten()
     dh = torch.empty_like(h)
     for part in _chunks(h, weight_VD):
@@ -87,7 +89,9 @@ def head_losses(
 
 
 def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V), labels (...)."""
+    """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V),
+    labels (...).
+    """
     losses = F.cross_entropy(
         wide(z_V).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"
     )
@@ -109,7 +113,9 @@ def _logits(
     factors: list[float],
     onednn: bool,
 ) -> list[Tensor]:
-    """The head's products and what each operator behind it makes of them; all but the last are for the way back."""
+    """The head's products and what each operator behind it makes of them; all but the last are for
+    the way back.
+    """
     values = [_product(h, weight_VD, bias_V, False, onednn)]
     for name, factor in zip(behind, factors, strict=True):
         values.append(

@@ -11,9 +11,11 @@ from torch import Tensor
 
 
 def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: bool) -> Tensor:
-    """Reads a prefix slot: rows start..stop-1 of every `period` rows of a parameter, after transposing it if it is stored as (I, O).
+    """Reads a prefix slot: rows start..stop-1 of every `period` rows of a parameter, after
+    transposing it if it is stored as (I, O).
 
-    Consecutive rows have the whole parameter as their period; q, k and v that alternate head by head have that of a head.
+    Consecutive rows have the whole parameter as their period; q, k and v that alternate head by
+    head have that of a head.
     """
     rows = parameter.t() if transpose else parameter
     if (start, stop) == (0, period):
@@ -24,7 +26,9 @@ def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: boo
 
 
 def stack_rows(parts: list[Tensor]) -> Tensor:
-    """The weights, or biases, of several layers that read the same activation, one below the other."""
+    """The weights, or biases, of several layers that read the same activation, one below the
+    other.
+    """
     return torch.cat(parts)
 
 
@@ -52,19 +56,25 @@ def linear_backward(dy_BTO: Tensor, weight: Tensor) -> Tensor:
 def linear_residual(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor, transpose: bool
 ) -> Tensor:
-    """W x_t + b + addend_t, or W^T x_t + addend_t with transpose: a product and the residual sum behind it."""
+    """W x_t + b + addend_t, or W^T x_t + addend_t with transpose: a product and the residual sum
+    behind it.
+    """
     return (
         linear_backward(x_BTI, weight) if transpose else linear_forward(x_BTI, weight, bias)
     ) + addend_BTO
 
 
 def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
-    """W <- W - eta * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not a mean."""
+    """W <- W - eta * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not
+    a mean.
+    """
     return torch.baddbmm(weight, (dy_BTO * -inner_lr).mT, x_BTI)
 
 
 def bias_descent(bias: Tensor, dy_BTO: Tensor, inner_lr: Tensor) -> Tensor:
-    """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta, summed over pieces that share it."""
+    """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta,
+    summed over pieces that share it.
+    """
     size = bias.shape[-1]
     if size != dy_BTO.shape[-1]:
         dy_BTO = torch.unflatten(dy_BTO, -1, (-1, size)).sum(-2)

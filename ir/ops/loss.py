@@ -1,4 +1,5 @@
-"""Gradient of the next-token loss, summed over training positions. Source: TINT.md section 2, "Loss"; paper section 2.6.
+"""Gradient of the next-token loss, summed over training positions. Source: TINT.md section 2,
+"Loss"; paper section 2.6.
 
 Shapes: z (B, T, V) logits, targets (B, T) int64, mask (B, T) with 1 where a position carries loss.
 """
@@ -10,10 +11,11 @@ from tintc.ir.precision import narrow_like, wide
 
 
 def loss_gradient(z_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, kind: str) -> Tensor:
-    """Gradient at the logits, (B, T, V): m_t (softmax(z_t) - 1_y), or m_t (z_t - 1_y) for `quadratic`.
+    """Gradient at the logits, (B, T, V): m_t (softmax(z_t) - 1_y), or m_t (z_t - 1_y) for
+    `quadratic`.
 
-    The head's backward then makes it a gradient at h: E^T of it, which is the table of TINT.md; a bias,
-    a scale or a cap of the logits follows by the chain rule.
+    The head's backward then makes it a gradient at h: E^T of it, which is the table of TINT.md; a
+    bias, a scale or a cap of the logits follows by the chain rule.
     """
     p_BTV = torch.softmax(wide(z_BTV), -1) if kind == "softmax" else wide(z_BTV)
     y_BT1 = targets_BT.unsqueeze(-1)

@@ -3,8 +3,9 @@
     W' x_t   = W x_t    - eta sum_s dy_s (x_s . x_t)        forward
     W'^T dy_t = W^T dy_t - eta sum_s x_s  (dy_s . dy_t)      backward
 
-Both are linear attention over the training tokens: keys x_s and values dy_s, or the other way round. Shapes: B sequences, T tokens,
-S training tokens (of all steps so far, side by side), I inputs, O outputs.
+Both are linear attention over the training tokens: keys x_s and values dy_s, or the other way
+round. Shapes: B sequences, T tokens, S training tokens (of all steps so far, side by side), I
+inputs, O outputs.
 Source: TINT.md section 2, "Linear"; Irie et al., arXiv 2202.05798.
 """
 
@@ -20,7 +21,9 @@ def low_rank(
     inner_lr: Tensor,
     with_bias: bool,
 ) -> Tensor:
-    """y_t - eta sum_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets, which is the descent of the bias."""
+    """y_t - eta sum_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets, which
+    is the descent of the bias.
+    """
     return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, inner_lr, with_bias), values_BSO)
 
 

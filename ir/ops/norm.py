@@ -1,8 +1,10 @@
 """Norms: y = (gamma + offset) * f(x) + beta over pieces of the last dimension.
 
-`layer`: f(x) = (x - mean) / sqrt(eps + var). `rms`: f(x) = x / sqrt(eps + mean(x^2)). `scale`: f(x) = x, a learned scale.
-Shapes: x, dy (B, T, H*D): H pieces, normalised one by one with the same gamma and beta (norms of q and k have a piece a head, others one);
-gamma and beta (D,) shared or (B, D) after a descent, or None. offset: 1 where the model stores gamma - 1, else 0.
+`layer`: f(x) = (x - mean) / sqrt(eps + var). `rms`: f(x) = x / sqrt(eps + mean(x^2)). `scale`: f(x)
+= x, a learned scale.
+Shapes: x, dy (B, T, H*D): H pieces, normalised one by one with the same gamma and beta (norms of q
+and k have a piece a head, others one); gamma and beta (D,) shared or (B, D) after a descent, or
+None. offset: 1 where the model stores gamma - 1, else 0.
 Source: TINT.md section 2, "Layer norm"; paper section 2.4.
 """
 
@@ -49,10 +51,11 @@ def norm_backward(
 ) -> Tensor:
     """dx of a norm, with g = (gamma + offset) * dy.
 
-    `first_order`: N (f(x + g/N) - f(x)), N = scale, in a form without cancellation. With c = x - mean(x),
-    e = d - mean(d), d = g/N and s = sqrt(eps + var): s'^2 - s^2 = mean(2ce + ee), and
+    `first_order`: N (f(x + g/N) - f(x)), N = scale, in a form without cancellation. With c = x -
+    mean(x), e = d - mean(d), d = g/N and s = sqrt(eps + var): s'^2 - s^2 = mean(2ce + ee), and
     f(x + d) - f(x) = e/s' + c (1/s' - 1/s) with 1/s' - 1/s = (s^2 - s'^2) / (s s' (s + s')).
-    `exact`: (g - mean(g) - f mean(g f)) / s; an RMS norm has no mean(g). A learned scale is linear: g is both.
+    `exact`: (g - mean(g) - f mean(g f)) / s; an RMS norm has no mean(g). A learned scale is linear:
+    g is both.
     """
     c, g = _pieces(wide(x), heads), _pieces(wide(dy), heads)
     if gamma is not None:
@@ -74,7 +77,9 @@ def norm_backward(
 def norm_descent(
     gamma: Tensor, dy: Tensor, x: Tensor, eps: float, kind: str, heads: int, inner_lr: Tensor
 ) -> Tensor:
-    """gamma <- gamma - eta * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that share it add up."""
+    """gamma <- gamma - eta * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that
+    share it add up.
+    """
     change = _pieces(dy, heads) * _normalized(x, eps, kind, heads)
     if heads > 1:
         change = change.sum(-2)

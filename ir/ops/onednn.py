@@ -1,8 +1,8 @@
 """Products by oneDNN's kernels instead of the BLAS behind torch.matmul, in float32 on a CPU.
 
-On processors for which that BLAS (MKL) has no kernels of its own, AMD's among them, oneDNN is up to twice as fast; elsewhere they are about
-equal. The same sums in another order. These kernels have no derivative: for calls that nobody differentiates. Shapes as in
-`linear` and `low_rank`.
+On processors for which that BLAS (MKL) has no kernels of its own, AMD's among them, oneDNN is up to
+twice as fast; elsewhere they are about equal. The same sums in another order. These kernels have no
+derivative: for calls that nobody differentiates. Shapes as in `linear` and `low_rank`.
 """
 
 import torch
@@ -18,7 +18,9 @@ def available() -> bool:
 def onednn_product(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor | None, transpose: bool
 ) -> Tensor:
-    """W x_t + b + addend_t, (B, T, O), or W^T x_t + addend_t with transpose. The weight is (O, I) or (B, O, I), the bias (O,) or (B, O)."""
+    """W x_t + b + addend_t, (B, T, O), or W^T x_t + addend_t with transpose. The weight is (O, I)
+    or (B, O, I), the bias (O,) or (B, O).
+    """
     matrix = weight.mT if transpose else weight
     if matrix.ndim == 3:
         y_BTO = torch.stack(

@@ -1,7 +1,8 @@
 """Rotary positions and sliding windows.
 
-Shapes: x (B, T, H*E) with H heads; cos and sin (B, T, R), rows of position tables with R <= E. Only the first R coordinates of a head
-turn. Source: TINT.md section 2, "Self-attention"; RoFormer, arXiv 2104.09864.
+Shapes: x (B, T, H*E) with H heads; cos and sin (B, T, R), rows of position tables with R <= E. Only
+the first R coordinates of a head turn. Source: TINT.md section 2, "Self-attention"; RoFormer, arXiv
+2104.09864.
 """
 
 import torch
@@ -15,8 +16,9 @@ def rotary(
 ) -> Tensor:
     """y_e = cos_e x_e + sin_e x_p(e) in every head, and y_e = x_e behind the first R coordinates.
 
-    The partner p(e) is R/2 away (`half`) or next door (`interleaved`: 0 with 1, 2 with 3, ...). The tables carry the signs, so that
-    sin_p(e) = -sin_e makes it a rotation. transpose: the backward pass, dx_e = cos_e dy_e + sin_p(e) dy_p(e).
+    The partner p(e) is R/2 away (`half`) or next door (`interleaved`: 0 with 1, 2 with 3, ...). The
+    tables carry the signs, so that sin_p(e) = -sin_e makes it a rotation. transpose: the backward
+    pass, dx_e = cos_e dy_e + sin_p(e) dy_p(e).
     """
     turned = cos_BTR.shape[-1]
     x_BTHE = torch.unflatten(x_BTD, -1, (heads, -1))
@@ -39,7 +41,9 @@ def partner(x: Tensor, size: int, pairing: str) -> Tensor:
 
 
 def window_mask(mask_BxTT: Tensor, window: int) -> Tensor:
-    """The mask, narrowed to the last `window` tokens, a query's own included. One that then may look at nothing looks at itself."""
+    """The mask, narrowed to the last `window` tokens, a query's own included. One that then may
+    look at nothing looks at itself.
+    """
     near_BxTT = mask_BxTT.triu(1 - window)
     itself_BxTT = torch.ones_like(mask_BxTT).triu().tril()
     return near_BxTT | (itself_BxTT & ~near_BxTT.any(-1, keepdim=True))

@@ -1,9 +1,11 @@
-"""Where the numbers of a value come from: views, splits, transposes and rotations, followed back to the activation they start from.
+"""Where the numbers of a value come from: views, splits, transposes and rotations, followed back to
+the activation they start from.
 
     y = sum over terms of  coefficient * product of table entries * root[same sequence, same token, coordinate]
 
-Layout operators are run, not matched: on the numbers of the root's coordinates instead of its values. So a product that holds q, k and v
-side by side, head by head or group by group, and a rotation spelled with slices, `neg` and `cat` or with complex numbers, end in one form.
+Layout operators are run, not matched: on the numbers of the root's coordinates instead of its
+values. So a product that holds q, k and v side by side, head by head or group by group, and a
+rotation spelled with slices, `neg` and `cat` or with complex numbers, end in one form.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Term:
-    """Tensors of the value's shape. index: of the root's number, flattened over sequences and tokens; -1 for none.
+    """Tensors of the value's shape. index: of the root's number, flattened over sequences and
+    tokens; -1 for none.
     factors: (node of a table, index of its number, flattened; -1 for 1)."""
 
     coefficient: Tensor
@@ -62,7 +65,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Trace:
-    """root: the (B, T, D) activation. terms: see above; of a complex value the last axis holds real and imaginary part."""
+    """root: the (B, T, D) activation. terms: see above; of a complex value the last axis holds real
+    and imaginary part.
+    """
 
     root: fx.Node
     terms: list[Term]
@@ -122,7 +127,8 @@ class _Tracer:
     def _root(self, node: fx.Node) -> Trace:
         if not is_of_tokens(node) or is_positional(node):
             raise Untraceable(
-                f"it reads {node.target}; expected views, transposes and rotations of one (batch, tokens, width) activation"
+                f"it reads {node.target}; expected views, transposes and rotations of one (batch, "
+                "tokens, width) activation"
             )
         width = sizes(node)[-1]
         index = torch.arange(BATCH * LENGTH * width).view(BATCH, LENGTH, width)
@@ -249,7 +255,9 @@ def _join(traces: list[Trace], join: Callable[[list[Tensor]], Tensor]) -> Trace:
 
 
 def is_fixed(node: fx.Node) -> bool:
-    """Whether a layout operator does the same at every length: what picks does so by plain numbers and constants, or is a slice of all."""
+    """Whether a layout operator does the same at every length: what picks does so by plain numbers
+    and constants, or is a slice of all.
+    """
     if not calls(
         node,
         aten.index,

@@ -1,6 +1,7 @@
 """Values of what depends on the inputs' sizes alone: masks, positions, rotary tables, constants.
 
-Such arithmetic is evaluated, not matched: whatever gives the causal mask is the causal mask, however a model writes it.
+Such arithmetic is evaluated, not matched: whatever gives the causal mask is the causal mask,
+however a model writes it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _LIKE = (
 _SIZE_ONLY = (aten.sym_size, *_LIKE)  # these read the sizes of a value alone
 
 
-LONGEST = 4096  # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
+# what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
+LONGEST = 4096
 SHORT = 7  # and again at this one: what differs there depends on the length and is refused
 
 
@@ -44,7 +46,9 @@ def is_weight(node: Any) -> bool:
 
 
 def is_positional(node: fx.Node, *, weights: bool = False) -> bool:
-    """Whether the node's value depends on how many tokens come in only: not on which, and, unless `weights`, on no weight."""
+    """Whether the node's value depends on how many tokens come in only: not on which, and, unless
+    `weights`, on no weight.
+    """
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
@@ -69,7 +73,9 @@ def reads_weights(node: fx.Node) -> bool:
 
 
 class Evaluation:
-    """Values at one batch and length, on the CPU, each computed once. Raises what torch raises for a node that is not positional."""
+    """Values at one batch and length, on the CPU, each computed once. Raises what torch raises for
+    a node that is not positional.
+    """
 
     def __init__(self, batch: int, length: int, context: Context) -> None:
         self.batch, self.length, self._context = batch, length, context
@@ -117,7 +123,9 @@ class Evaluation:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _shape(self, source: Any) -> list[int]:
-        """The sizes of a value: numbers, or expressions in the batch and the length, as torch.export or the passes left them."""
+        """The sizes of a value: numbers, or expressions in the batch and the length, as
+        torch.export or the passes left them.
+        """
         tokens = input_node(source.graph, "input_ids").meta["val"]
         known = {
             str(tokens.shape[0]): self.batch,
@@ -148,7 +156,9 @@ class Evaluation:
 
 
 def constant(value: Any, context: Context) -> float | None:
-    """A number: a plain one, or a tensor of one element that is the same at all sizes tried. None for anything else."""
+    """A number: a plain one, or a tensor of one element that is the same at all sizes tried. None
+    for anything else.
+    """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, fx.Node) or not is_positional(value):
@@ -175,7 +185,8 @@ def _to_cpu(argument: Any) -> Any:
 
 
 def evaluable(nodes: list[fx.Node], length: int, context: Context) -> Evaluation:
-    """Values at the greatest length, up to the given one, at which all nodes have one: a buffer that they read may have fewer rows.
+    """Values at the greatest length, up to the given one, at which all nodes have one: a buffer
+    that they read may have fewer rows.
 
     Raises what torch raises where there is no such length.
     """

@@ -1,4 +1,5 @@
-"""Heads of an attention's operand: which coordinates of which activation they are, and how positions turn them.
+"""Heads of an attention's operand: which coordinates of which activation they are, and how
+positions turn them.
 
 a query, key or value, in any layout  ->  Heads: root, rows, heads x width, factor, rotation
 """
@@ -21,8 +22,9 @@ from tintc.passes.analysis.patterns import sizes
 
 @dataclass(frozen=True)
 class Entry:
-    """coefficient * product of table entries, one for each of some coordinates of a head: factors are (node, for each axis of its value the
-    coordinate of each entry, or None for the axis that counts tokens)."""
+    """coefficient * product of table entries, one for each of some coordinates of a head: factors
+    are (node, for each axis of its value the coordinate of each entry, or None for the axis that
+    counts tokens)."""
 
     coefficient: Tensor
     factors: tuple[tuple[fx.Node, tuple[Tensor | None, ...]], ...]
@@ -30,7 +32,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The first `size` coordinates turn; cos and sin are sums of entries, 0 where an entry has coefficient 0."""
+    """The first `size` coordinates turn; cos and sin are sums of entries, 0 where an entry has
+    coefficient 0.
+    """
 
     pairing: str
     size: int
@@ -38,7 +42,9 @@ class Rotation:
     sin: tuple[Entry, ...]
 
     def tables(self, length: int, context: Context) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions 0 .. length - 1, or of as many as the model's own tables have, each (positions, size)."""
+        """cos and sin of positions 0 .. length - 1, or of as many as the model's own tables have,
+        each (positions, size).
+        """
         nodes = [node for entry in (*self.cos, *self.sin) for node, _ in entry.factors]
         values = evaluable(nodes, length, context)
         cos, sin = _table(self.cos, values), _table(self.sin, values)
@@ -57,7 +63,9 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Heads:
-    """factor * rotated(root[rows]), seen as `groups` heads of `width` coordinates; queries read head h of groups h // (heads / groups)."""
+    """factor * rotated(root[rows]), seen as `groups` heads of `width` coordinates; queries read
+    head h of groups h // (heads / groups).
+    """
 
     root: fx.Node
     rows: Rows
@@ -69,7 +77,8 @@ class Heads:
 
 
 def read_heads(node: fx.Node, context: Context, *, axes: str = "htw") -> Heads:
-    """The heads of an operand. axes: the order of heads, tokens and width behind the batch, which may be merged with the heads.
+    """The heads of an operand. axes: the order of heads, tokens and width behind the batch, which
+    may be merged with the heads.
 
     Raises Untraceable, with the reason, if the operand is anything else.
     """
@@ -119,7 +128,9 @@ def _by_head(term: Term, axes: str) -> Term:
 
 
 def _own_token(term: Term, width: int) -> tuple[Tensor, Tensor]:
-    """(coefficient, coordinate of the root or -1), each (heads, width), after checking that no element leaves its sequence and token."""
+    """(coefficient, coordinate of the root or -1), each (heads, width), after checking that no
+    element leaves its sequence and token.
+    """
     index = torch.where(term.coefficient != 0, term.index, -1)
     batch, token = (
         torch.arange(BATCH)[:, None, None, None],
@@ -163,7 +174,9 @@ def rows_of(used: Tensor, width: int) -> Rows:
 
 
 def _partner(own: list[tuple[Tensor, Tensor]], is_main: list[Tensor]) -> Tensor | None:
-    """(heads, width): the second coordinate that each place reads, or -1; None if there is none at all."""
+    """(heads, width): the second coordinate that each place reads, or -1; None if there is none at
+    all.
+    """
     others = torch.stack(
         [torch.where(mine, -1, index) for (_, index), mine in zip(own, is_main, strict=True)]
     )
@@ -181,7 +194,8 @@ def _pairing(main: Tensor, partner: Tensor) -> tuple[int, str]:
     )  # where in the head the partner stands
     if not bool((partner[:, :size] >= 0).all() & (partner[:, size:] < 0).all()) or size % 2:
         raise Untraceable(
-            "its heads are in another order, or other coordinates than the first of each are rotated"
+            "its heads are in another order, or other coordinates than the first of each are "
+            "rotated"
         )
     if bool((places == (torch.arange(size) + size // 2) % size).all()):
         return size, "half"
@@ -209,7 +223,9 @@ def _inside(index: Tensor, mine: Tensor, places: range) -> bool:
 
 
 def _entry(term: Term, mask: Tensor, size: int, factor: float) -> Entry:
-    """A term's part in a table, for the first `size` places of a head, after checking that all heads agree."""
+    """A term's part in a table, for the first `size` places of a head, after checking that all
+    heads agree.
+    """
     coefficient = torch.where(mask, term.coefficient[0, :, 0], 0.0)[:, :size] / factor
     used = coefficient != 0
     factors = []
@@ -224,7 +240,9 @@ def _entry(term: Term, mask: Tensor, size: int, factor: float) -> Entry:
 
 
 def _axes(node: fx.Node, index: Tensor, used: Tensor) -> tuple[Tensor | None, ...]:
-    """For each axis of the table's value the coordinate of each place, None for the axis along which token t reads entry t."""
+    """For each axis of the table's value the coordinate of each place, None for the axis along
+    which token t reads entry t.
+    """
     value = node.meta["val"]
     tokens = input_node(node.graph, "input_ids").meta["val"]
     known = {str(tokens.shape[0]): BATCH, str(tokens.shape[1]): LENGTH}
@@ -248,7 +266,9 @@ def _axes(node: fx.Node, index: Tensor, used: Tensor) -> tuple[Tensor | None, ..
 
 
 def _real(value: Tensor) -> Tensor:
-    """A table as its factors count it: with an axis more for real and imaginary part if it is complex."""
+    """A table as its factors count it: with an axis more for real and imaginary part if it is
+    complex.
+    """
     return torch.view_as_real(value) if value.is_complex() else value
 
 
@@ -268,7 +288,9 @@ def _table(entries: tuple[Entry, ...], values: Evaluation) -> Tensor:
 
 
 def read_columns(node: fx.Node, context: Context) -> tuple[fx.Node, Rows]:
-    """(activation, its coordinates) of a (batch, tokens, width) part of it. Raises Untraceable if the node is anything else."""
+    """(activation, its coordinates) of a (batch, tokens, width) part of it. Raises Untraceable if
+    the node is anything else.
+    """
     found = trace(node, context)
     if any(term.index.shape[:2] != (BATCH, LENGTH) or term.index.ndim != 3 for term in found.terms):
         raise Untraceable("it is not laid out as batch, tokens, width")

@@ -1,4 +1,6 @@
-"""Small questions that passes ask about aten graphs. Sizes come from the fake values that torch.export left."""
+"""Small questions that passes ask about aten graphs. Sizes come from the fake values that
+torch.export left.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ LAYOUT = (  # what only rearranges numbers
 
 
 def calls(node: Any, *targets: Any) -> bool:
-    """Whether `node` is a call of one of these operators; an overload packet stands for all its overloads."""
+    """Whether `node` is a call of one of these operators; an overload packet stands for all its
+    overloads.
+    """
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
     packet = getattr(node.target, "overloadpacket", None)
@@ -77,12 +81,16 @@ def last_size(node: fx.Node) -> int | None:
 
 
 def same_sizes(a: fx.Node, b: fx.Node) -> bool:
-    """Whether both values have equal sizes, symbolic ones compared as expressions (no guard is added)."""
+    """Whether both values have equal sizes, symbolic ones compared as expressions (no guard is
+    added).
+    """
     return [str(s) for s in sizes(a)] == [str(s) for s in sizes(b)]
 
 
 def is_of_tokens(node: fx.Node) -> bool:
-    """Whether the value is (B, T, width): batch and tokens as the input has them, and a plain number."""
+    """Whether the value is (B, T, width): batch and tokens as the input has them, and a plain
+    number.
+    """
     shape = [str(size) for size in sizes(node)]
     leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
     return (
@@ -101,7 +109,9 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 
 def binary(node: Any, *targets: Any) -> Iterator[tuple[Any, Any]]:
-    """Both orders of the two arguments of a commutative call of one of the targets; of none with further options."""
+    """Both orders of the two arguments of a commutative call of one of the targets; of none with
+    further options.
+    """
     if calls(node, *targets) and len(node.args) == 2 and not node.kwargs:
         yield node.args[0], node.args[1]
         yield node.args[1], node.args[0]

@@ -2,7 +2,8 @@
 
     softmax(where(mask, cap * tanh(scale * q k^T / cap) + bias, -inf))  ->  Scores: q, k, scale, softcap, offsets, hidden
 
-and from offsets and masks to a window and a bias of each key. Both are evaluated, at the longest sequence and at a short one, not matched.
+and from offsets and masks to a window and a bias of each key. Both are evaluated, at the longest
+sequence and at a short one, not matched.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ _ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 @dataclass
 class Scores:
-    """q, k: operands of the product; k's tokens come last where keys_last. offsets: (node, factor) that are added to the scores.
-    hidden: (condition, value of it that hides, score that it puts there). merged: batch and heads are one axis of the product."""
+    """q, k: operands of the product; k's tokens come last where keys_last. offsets: (node, factor)
+    that are added to the scores.
+    hidden: (condition, value of it that hides, score that it puts there). merged: batch and heads
+    are one axis of the product."""
 
     q: Any
     k: Any
@@ -50,8 +53,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Looks:
-    """Who may look at whom. window: to how many tokens back, its own included; 0 for all. bias: (positions, heads), what each head adds to
-    the scores of a key at a position, or None."""
+    """Who may look at whom. window: to how many tokens back, its own included; 0 for all. bias:
+    (positions, heads), what each head adds to the scores of a key at a position, or None."""
 
     window: int
     bias: Tensor | None
@@ -154,7 +157,8 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
     for node in pieces:
         if not is_positional(node):
             raise Untraceable(
-                f"its mask or bias depends on {'a weight' if reads_weights(node) else 'the token ids'}"
+                "its mask or bias depends on "
+                f"{'a weight' if reads_weights(node) else 'the token ids'}"
             )
     if not scores.offsets and not scores.hidden:
         if not scores.is_causal:
@@ -177,7 +181,9 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
 
 
 def _same_looks(long: Looks, short: Looks, length: int) -> bool:
-    """Whether a short sequence has the window and the biases that the long one has at its first tokens."""
+    """Whether a short sequence has the window and the biases that the long one has at its first
+    tokens.
+    """
     window = long.window if long.window < length else 0
     nothing = torch.zeros(length, 1, dtype=torch.float64)
     first, other = (
@@ -251,7 +257,8 @@ def _kept(planes: Tensor) -> Tensor:
 
 
 def _of_keys(plane: Tensor, visible: Tensor) -> Tensor:
-    """(T,): what one head's offsets, (1 or T, T), add to the score of each key, up to what they add to a whole row.
+    """(T,): what one head's offsets, (1 or T, T), add to the score of each key, up to what they add
+    to a whole row.
 
     Each number may be off by the rounding of float32, in which models compute their biases.
     """

@@ -14,7 +14,8 @@ from tintc.passes.analysis.coordinates import Untraceable
 
 
 def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
-    """The coordinates `rows` of an activation: itself, or a layer with these rows of its weight and bias.
+    """The coordinates `rows` of an activation: itself, or a layer with these rows of its weight and
+    bias.
 
     Raises Untraceable where there is no layer to take them from.
     """
@@ -54,7 +55,9 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
 
 
 def _within(whole: Rows, part: Rows, size: Any) -> Rows:
-    """The rows of a parameter that are the rows `part` of a layer which reads its rows `whole`, `size` in number."""
+    """The rows of a parameter that are the rows `part` of a layer which reads its rows `whole`,
+    `size` in number.
+    """
     if (whole.start, whole.stop) == (0, whole.period):
         return part
     if part.period != size or whole.stop - whole.start != size:
@@ -65,9 +68,11 @@ def _within(whole: Rows, part: Rows, size: Any) -> Rows:
 def read_slot(
     build: Builder, reader: fx.Node, parameter: fx.Node, rows: Rows, transpose: bool
 ) -> fx.Node:
-    """A `tint.prefix` read of some rows of a parameter; the slot is called after the parameter and the rows.
+    """A `tint.prefix` read of some rows of a parameter; the slot is called after the parameter and
+    the rows.
 
-    A slot that several layers share is read once, where the first of them, `reader` or another, needs it.
+    A slot that several layers share is read once, where the first of them, `reader` or another,
+    needs it.
     """
     name = info(parameter).parameter or ""
     total = info(parameter).shape[1 if transpose else 0]

@@ -1,4 +1,5 @@
-"""Tables of positions that passes compute: an embedding that nobody trains, read at `position_ids` like a model's own.
+"""Tables of positions that passes compute: an embedding that nobody trains, read at `position_ids`
+like a model's own.
 
 value (positions, width)  ->  tint.embedding(table, position_ids, 0)
 """
@@ -25,7 +26,8 @@ def read_table(
     *,
     wide: bool = False,
 ) -> fx.Node:
-    """(B, T, width): the rows of the table at the positions of the tokens. Equal tables are one, and read once.
+    """(B, T, width): the rows of the table at the positions of the tokens. Equal tables are one,
+    and read once.
 
     wide: at least in float32, whatever the type of the weights is.
     """

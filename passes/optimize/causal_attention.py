@@ -2,8 +2,8 @@
 
     attention_forward(q, k, v, mask)  ->  attention_forward(q, k, v, None)
 
-and likewise backward. The kernels then skip what lies above the diagonal and read no mask. A layer with a bias (ALiBi) or a window keeps
-its mask, which it combines with them.
+and likewise backward. The kernels then skip what lies above the diagonal and read no mask. A layer
+with a bias (ALiBi) or a window keeps its mask, which it combines with them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Takes the vocabulary head in chunks of tokens where only its loss is wanted, so that a (B, T, V) tensor never exists for it.
+"""Takes the vocabulary head in chunks of tokens where only its loss is wanted, so that a (B, T, V)
+tensor never exists for it.
 
     z = linear_forward(h, E, b), scaled or capped; loss_gradient(z, ...), back to h  ->  head_gradient(h, E, b, ...)
     z = linear_forward(h, E, b), scaled or capped; token_losses(z, labels)           ->  head_losses(h, E, b, labels, ...)
     z = linear_forward(h, E, b), scaled or capped; an output                         ->  head_logits(h, E, b, ..., into)
 
-The last only where the caller gives the tensor that logits are written into, which saves them from existing twice. Safe because every
-position's logits are its own. The gradient is left alone where the logits themselves are wanted too, and where somebody may ask for
-gradients of the call.
+The last only where the caller gives the tensor that logits are written into, which saves them from
+existing twice. Safe because every position's logits are its own. The gradient is left alone where
+the logits themselves are wanted too, and where somebody may ask for gradients of the call.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _write_outputs(graph: fx.Graph) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """linear: the head's product; behind: scales and activations between it and the loss, in order."""
+    """linear: the head's product; behind: scales and activations between it and the loss, in
+    order.
+    """
 
     linear: fx.Node
     behind: list[fx.Node]
@@ -75,7 +78,9 @@ class _Head:
 
 
 def _head(logits: fx.Node) -> _Head | None:
-    """The head that these logits come from; None for anything else, and for a head whose weight learns."""
+    """The head that these logits come from; None for anything else, and for a head whose weight
+    learns.
+    """
     behind: list[fx.Node] = []
     node = logits
     while is_tint(node, "scale", "activation_forward"):
@@ -88,7 +93,9 @@ def _head(logits: fx.Node) -> _Head | None:
 
 
 def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
-    """Replaces the linear_backward at the end of the way back, if everything on it serves this alone."""
+    """Replaces the linear_backward at the end of the way back, if everything on it serves this
+    alone.
+    """
     way = [loss]
     for forward in reversed(head.behind):
         backward = _only_user(way[-1])

@@ -1,11 +1,14 @@
-"""Goes back through the scores by torch's fused kernel, which never holds a (T, T) matrix and skips what lies above the diagonal.
+"""Goes back through the scores by torch's fused kernel, which never holds a (T, T) matrix and skips
+what lies above the diagonal.
 
     attention_forward(q, k, v, None), attention_backward_full(do, q, k, v, None)
       ->  o, l = flash_forward(q, k, v); dq, dk, dv = flash_backward(do, q, k, v, o, l)
 
-l is the logarithm of each row's sum of exponentials. For calls on a CPU that nobody differentiates (the kernel has no derivative), under
-the causal mask alone, with heads of v as wide as those of q and k (the kernel takes no others). Value-only attention recomputes its
-probabilities, which was measured to be as fast as keeping them and faster than this kernel, which cannot leave out dq and dk.
+l is the logarithm of each row's sum of exponentials. For calls on a CPU that nobody differentiates
+(the kernel has no derivative), under the causal mask alone, with heads of v as wide as those of q
+and k (the kernel takes no others). Value-only attention recomputes its probabilities, which was
+measured to be as fast as keeping them and faster than this kernel, which cannot leave out dq and
+dk.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
     linear_forward(x, linear_descent(W, dy_s, x_s, lr), b)  ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, lr)
     linear_backward(dy, linear_descent(W, dy_s, x_s, lr))   ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, lr)
 
-The product with W is shared by all sequences, the rest is linear attention over the training tokens (`ir/ops/low_rank.py`).
-After k steps a slot has k pairs of factors; they are concatenated. A bias that descended with the same gradients is one more coordinate
-of the scores. Safe because it is the same sum in another order. Only slots in `choices.low_rank`, which `runtime/specialize/cost_model.py` picks.
+The product with W is shared by all sequences, the rest is linear attention over the training tokens
+(`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated. A bias
+that descended with the same gradients is one more coordinate of the scores. Safe because it is the
+same sum in another order. Only slots in `choices.low_rank`, which
+`runtime/specialize/cost_model.py` picks.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ def _rewrite(node: fx.Node, factors: _Factors) -> None:
 
 
 def _bias(bias: fx.Node | None, chain: list[fx.Node]) -> tuple[fx.Node | None, bool]:
-    """(what the shared product adds, whether the bias's own descent is that of the weight's factors)."""
+    """(what the shared product adds, whether the bias's own descent is that of the weight's
+    factors).
+    """
     if bias is None or not is_tint(bias, "bias_descent"):
         return bias, False
     own = descents(bias)

@@ -3,9 +3,11 @@
     linear_forward(x, W1, b1), linear_forward(x, W2, b2)
       ->  y = linear_forward(x, stack_rows(W1, W2), stack_rows(b1, b2)); columns(y, 0, n1), columns(y, n1, n1 + n2)
 
-The stacked weights depend on parameters only, so they are made once, when the weights are first used (`runtime/specialize/folding.py`). Safe because
-every output is the same sum. For CUDA, where a launch and a small product cost as much as a large one; on a CPU it was measured to gain
-nothing and the stacked weights are a copy. Not where someone may ask for gradients: the copy would be made in every call.
+The stacked weights depend on parameters only, so they are made once, when the weights are first
+used (`runtime/specialize/folding.py`). Safe because every output is the same sum. For CUDA, where a
+launch and a small product cost as much as a large one; on a CPU it was measured to gain nothing and
+the stacked weights are a copy. Not where someone may ask for gradients: the copy would be made in
+every call.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def _merge(build: Builder, group: _Group, stacked: dict[tuple[fx.Node, ...], fx.
 
 
 def _stacked(build: Builder, parts: _Group, stacked: dict[tuple[fx.Node, ...], fx.Node]) -> fx.Node:
-    """Made once for all steps, and named by its parts: programs of other calls share what it is folded to by this name."""
+    """Made once for all steps, and named by its parts: programs of other calls share what it is
+    folded to by this name.
+    """
     key = tuple(parts)
     if key not in stacked:
         stacked[key] = build.call(

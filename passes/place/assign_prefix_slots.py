@@ -1,10 +1,12 @@
-"""Gives every weight that a `tint.prefix` reads its place in prefix tokens, by the geometry of `prefix_geometry`.
+"""Gives every weight that a `tint.prefix` reads its place in prefix tokens, by the geometry of
+`prefix_geometry`.
 
     tint.prefix(W)   ->   the same node; context.layout.prefix[slot] says where W lies
 
-A tile of a linear layer is S * K rows of P heads of columns: token j has S of the rows, each padded to whole
-heads, and one more head with the biases of these rows (docs/TINT.md sections 3 and 6; Tile says which rows). A norm's gain and shift
-lie in one token; a token holds as many vectors as fit, a page as many tokens as it has. Nothing has to divide.
+A tile of a linear layer is S * K rows of P heads of columns: token j has S of the rows, each padded
+to whole heads, and one more head with the biases of these rows (docs/TINT.md sections 3 and 6; Tile
+says which rows). A norm's gain and shift lie in one token; a token holds as many vectors as fit, a
+page as many tokens as it has. Nothing has to divide.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _READERS = ("linear_forward", "linear_backward", "linear_descent")
 
 @graph_pass(requires=("tint_only",), ensures=("prefix_slots_disjoint",))
 def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Raises UsageError for a K, D_sim or H_sim that cannot work, with the nearest that can."""
+    """See the module's first lines. Raises UsageError for a K, D_sim or H_sim that cannot work,
+    with the nearest that can.
+    """
     matrices, vectors = _collect(graph)
     uses = Counter(
         info(argument(node, "weight")).slot for node in graph.nodes if is_tint(node, *_READERS)
@@ -54,7 +58,9 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
-    """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer has)."""
+    """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
+    has).
+    """
     norms = [node for node in graph.nodes if is_tint(node, "norm_forward")]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
     vectors = list(
@@ -97,7 +103,9 @@ class _Place:
         )  # where the next vector goes: no page is open yet
 
     def matrix(self, weight: fx.Node, bias: fx.Node | None) -> None:
-        """A page for each tile of the matrix; the biases of its rows stand once, in the first page that has the rows."""
+        """A page for each tile of the matrix; the biases of its rows stand once, in the first page
+        that has the rows.
+        """
         k, d = self.geometry.tokens, self.geometry.width
         rows, columns = _sizes(weight)
         groups, pieces = tiling(rows, columns, self.geometry)

@@ -1,15 +1,17 @@
-"""Solves for K, D_sim and H_sim: the shape of all prefix tokens, and how matrices are cut into tiles.
+"""Solves for K, D_sim and H_sim: the shape of all prefix tokens, and how matrices are cut into
+tiles.
 
-With d = D_sim / H_sim coordinates a head, a tile of S rows a token and P heads a row fits if S * P + 1 <= H_sim (one head
-holds the biases) and K <= d (a one-hot of the K prefix tokens is the value of a head). Solved are the sizes with the fewest
-parameters, counted exactly up to gates and vectors, which no choice changes much:
+With d = D_sim / H_sim coordinates a head, a tile of S rows a token and P heads a row fits if S * P
++ 1 <= H_sim (one head holds the biases) and K <= d (a one-hot of the K prefix tokens is the value
+of a head). Solved are the sizes with the fewest parameters, counted exactly up to gates and
+vectors, which no choice changes much:
 
     pages * K * D_sim  +  sum over modules of S P d (S + P + 2)  +  2 d (K + 1)
 
-Searched are K = d (or the longest matrix's rows, if fewer), up to 24 heads a row and the numbers of heads in _ROW_HEADS, and
-counted is a simulator that shares nothing. The second term is the four maps of one linear attention over a tile
-(runtime/backends/transformer/modules/linear.py), once for every forward, backward and descent operator that reads the matrix; the third is the
-position code.
+Searched are K = d (or the longest matrix's rows, if fewer), up to 24 heads a row and the numbers of
+heads in _ROW_HEADS, and counted is a simulator that shares nothing. The second term is the four
+maps of one linear attention over a tile (runtime/backends/transformer/modules/linear.py), once for
+every forward, backward and descent operator that reads the matrix; the third is the position code.
 """
 
 from __future__ import annotations
@@ -83,15 +85,17 @@ class Weights:
 
 
 def attention_numbers(groups: int, pieces: int, width: int) -> int:
-    """Parameters of one linear attention over a tile: maps P -> SP, 1 -> SP, SP -> S (or their mirror
-    images), and one that moves nothing."""
+    """Parameters of one linear attention over a tile: maps P -> SP, 1 -> SP, SP -> S (or their
+    mirror images), and one that moves nothing."""
     heads = groups * pieces
     return heads * width * (groups + pieces + 2)
 
 
 @lru_cache(maxsize=1 << 16)
 def tiling(rows: int, columns: int, geometry: Geometry) -> tuple[int, int]:
-    """(S, P): most rows a token and heads a row of a matrix's tiles, with the fewest pages, then the smallest maps."""
+    """(S, P): most rows a token and heads a row of a matrix's tiles, with the fewest pages, then
+    the smallest maps.
+    """
     k, heads, width = geometry
     best: tuple[int, int, int, int] | None = None
     for pieces in range(1, min(math.ceil(columns / width), heads - 1) + 1):
@@ -104,7 +108,9 @@ def tiling(rows: int, columns: int, geometry: Geometry) -> tuple[int, int]:
 
 
 def solve(weights: Weights, config: SimulatorConfig) -> Geometry:
-    """The geometry with the fewest parameters among those that the config allows. Raises UsageError if there is none."""
+    """The geometry with the fewest parameters among those that the config allows. Raises UsageError
+    if there is none.
+    """
     _check(weights, config)
     shapes = Counter(weights.matrices)
     candidates = {
@@ -145,7 +151,9 @@ def _candidates(weights: Weights, config: SimulatorConfig) -> list[Geometry]:
 
 
 def _check(weights: Weights, config: SimulatorConfig) -> None:
-    """Raises UsageError, naming the nearest size that works, if no geometry has the sizes that the config sets."""
+    """Raises UsageError, naming the nearest size that works, if no geometry has the sizes that the
+    config sets.
+    """
     sizes = {name: getattr(config, name) for name in ("prefix_tokens", "sim_hidden", "sim_heads")}
     widest = max(weights.vectors, default=1)
     problem = _problem(sizes, widest)
@@ -163,7 +171,8 @@ def _check(weights: Weights, config: SimulatorConfig) -> None:
             )
     alone = _nearest({**dict.fromkeys(sizes), field: sizes[field]}, field, widest)
     raise UsageError(
-        f"{field} is {sizes[field]}; {why}. Leave the other sizes to tintc: then the nearest that works is {alone}"
+        f"{field} is {sizes[field]}; {why}. Leave the other sizes to tintc: then the nearest that "
+        f"works is {alone}"
     )
 
 
@@ -178,7 +187,8 @@ def _problem(sizes: dict[str, int | None], widest: int) -> tuple[str, str] | Non
     if hidden < least:
         return (
             "sim_hidden",
-            f"expected at least {least}: a prefix token holds a norm's gain or shift of {widest} numbers",
+            f"expected at least {least}: a prefix token holds a norm's gain or shift of {widest} "
+            "numbers",
         )
     if heads is not None and hidden % heads:
         return (
@@ -187,7 +197,10 @@ def _problem(sizes: dict[str, int | None], widest: int) -> tuple[str, str] | Non
         )
     widest_head = hidden // (heads or _divisors(hidden)[1])
     if k is not None and k > widest_head:
-        why = "the coordinates of a head (sim_hidden / sim_heads): a head holds a one-hot of the prefix tokens"
+        why = (
+            "the coordinates of a head (sim_hidden / sim_heads): a head holds a one-hot of the "
+            "prefix tokens"
+        )
         return "prefix_tokens", f"expected at most {widest_head}, {why}"
     return None
 

@@ -9,8 +9,8 @@
     matmul(x, t(W)); add(linear(x, W), b)                                          ->  linear(x, W); linear(x, W, b)
     y = f(x); z = f(x)                                                             ->  y, twice
 
-A view that merges batch and tokens goes only if every operator until the view that restores them works
-token by token. Safe in eval mode, which capture sets.
+A view that merges batch and tokens goes only if every operator until the view that restores them
+works token by token. Safe in eval mode, which capture sets.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
 
 
 def _functionalize(graph: fx.Graph) -> None:
-    """In-place operators become functional. One whose write would show in another name of the same memory is left, and
-    refused later."""
+    """In-place operators become functional. One whose write would show in another name of the same
+    memory is left, and refused later."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)]:
         packet = node.target.overloadpacket.__name__
@@ -212,7 +212,9 @@ def _is_no_op(node: fx.Node) -> bool:
 
 
 def _merge_repeated(graph: fx.Graph) -> None:
-    """Equal calls of equal arguments are one: layers repeat the arithmetic of masks, and norms that of means."""
+    """Equal calls of equal arguments are one: layers repeat the arithmetic of masks, and norms that
+    of means.
+    """
     first: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.is_impure() or info(node).refused:
@@ -245,7 +247,9 @@ def _merges_tokens(node: fx.Node) -> bool:
 
 
 def _unmerge(view: fx.Node) -> None:
-    """Removes the view and those that restore it, if all between works token by token on merged values and parameters."""
+    """Removes the view and those that restore it, if all between works token by token on merged
+    values and parameters.
+    """
     merged, restoring = [view], []
     for node in merged:  # grows while it is walked
         for user in node.users:

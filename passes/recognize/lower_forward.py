@@ -24,11 +24,14 @@ from tintc.ir.pass_manager import Context, graph_pass
     ensures=("named_outputs", "phases_in_order"),
 )
 def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns than there are tokens."""
+    """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns
+    than there are tokens.
+    """
     width, vocabulary = info(logits_node(graph)).shape[-1], context.facts.vocab_size
     if isinstance(width, int) and width < vocabulary:
         raise UnsupportedModelError(
-            f"the model returns {width} numbers a position; expected logits over its {vocabulary} tokens"
+            f"the model returns {width} numbers a position; expected logits over its {vocabulary} "
+            "tokens"
         )
     build = Builder(graph)
     for name in INPUTS:

@@ -3,8 +3,8 @@
     an elementwise expression of one activation x that is c x                       ->  tint.scale(x, c)
     ... or one of relu, gelu (exact, tanh, quick), silu, tanh, sigmoid              ->  tint.activation_forward(x, kind)
 
-Expressions are evaluated on a grid of numbers, not matched, and compared with the known functions. The outermost expression that is
-one of them wins: a written-out GELU contains a tanh of its own.
+Expressions are evaluated on a grid of numbers, not matched, and compared with the known functions.
+The outermost expression that is one of them wins: a written-out GELU contains a tanh of its own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ _TOLERANCE = 1e-6  # models write the constants of a GELU with 7 to 10 digits
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
 def recognize_activation(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Repeated, since c tanh(x / c) is an activation only once x / c is a multiple."""
+    """See the module's first lines. Repeated, since c tanh(x / c) is an activation only once x / c
+    is a multiple.
+    """
     changed = True
     while changed:
         changed = False
@@ -101,7 +103,9 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context) -> bool:
 
 
 def _match(node: fx.Node, context: Context) -> tuple[fx.Node, float | str] | None:
-    """(x, what the node is of it): the smallest expression that is an activation, or else the smallest that is a multiple."""
+    """(x, what the node is of it): the smallest expression that is an activation, or else the
+    smallest that is a multiple.
+    """
     inside, multiple = [node], None
     while True:
         leaves = {n for n in _inputs(inside, context) if n not in inside}
@@ -154,7 +158,9 @@ def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | 
 
 
 def _grid(inside: list[fx.Node], context: Context) -> Tensor:
-    """Where to compare: the usual range of activations, and around whatever number the expression compares or scales with."""
+    """Where to compare: the usual range of activations, and around whatever number the expression
+    compares or scales with.
+    """
     constants = [
         c
         for n in inside

@@ -17,7 +17,9 @@ from tintc.passes.analysis.patterns import aten, calls
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed",))
 def recognize_arithmetic(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. In topological order, so that a sum of products is recognised too."""
+    """See the module's first lines. In topological order, so that a sum of products is recognised
+    too.
+    """
     build = Builder(graph)
     for node in list(graph.nodes):
         name = (
@@ -32,7 +34,8 @@ def recognize_arithmetic(graph: fx.Graph, context: Context) -> fx.Graph:
         x, y = node.args
         activations = [isinstance(a, fx.Node) and tint_name(a) is not None for a in (x, y)]
         if not all(activations) or info(x).shape != info(y).shape:
-            # What is left of the arithmetic of masks and positions goes with the operators that read it.
+            # What is left of the arithmetic of masks and positions goes with the operators that
+            # read it.
             verb = "add" if name == "residual" else "multiply"
             info(node).refused = info(node).refused or (
                 f"it does not {verb} two activations of equal shape" if any(activations) else ""

@@ -3,9 +3,10 @@
     softmax(mask(cap(scale * rotated(q) rotated(k)^T + bias))) v -> merge heads   (or scaled_dot_product_attention)
       ->  tint.attention_forward(tint.rotary(q, cos, sin), tint.rotary(k, cos, sin), v, mask, bias, H, G, scale, softcap)
 
-Operands are followed back to the layers that made them (`passes/analysis/heads.py`), scores from the softmax to their product
-(`passes/analysis/scores.py`). Masks are evaluated: the simulator owns them, so the graph gets an `attention_mask` input, narrowed by
-tint.window_mask for a sliding window. Rotary tables and biases of keys become tables of positions.
+Operands are followed back to the layers that made them (`passes/analysis/heads.py`), scores from
+the softmax to their product (`passes/analysis/scores.py`). Masks are evaluated: the simulator owns
+them, so the graph gets an `attention_mask` input, narrowed by tint.window_mask for a sliding
+window. Rotary tables and biases of keys become tables of positions.
 """
 
 from __future__ import annotations
@@ -68,11 +69,13 @@ def _replace(
     k = read_heads(scores.k, context, axes="hwt" if scores.keys_last else "htw")
     if v.factor != 1 or v.rotation is not None:
         raise Untraceable(
-            f"its values are {'rotated' if v.rotation else f'scaled by {v.factor:g}'}; expected them as a layer made them"
+            f"its values are {'rotated' if v.rotation else f'scaled by {v.factor:g}'}; expected "
+            "them as a layer made them"
         )
     if q.groups != q.heads or v.groups != k.groups or q.heads % k.groups:
         raise Untraceable(
-            f"it has {q.groups} different queries in {q.heads} heads, {k.groups} keys and {v.groups} values; expected a query for each "
+            f"it has {q.groups} different queries in {q.heads} heads, {k.groups} keys and "
+            f"{v.groups} values; expected a query for each "
             "head, and as many keys as values, which divide the heads"
         )
     merged = _merged(product, q.heads * v.width, context)
@@ -147,7 +150,9 @@ def _written_out(softmax: fx.Node, context: Context) -> tuple[Scores, Any, fx.No
 
 
 def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
-    """The (B, T, H * E) value with the heads' results side by side, found by laying out the numbers of its coordinates."""
+    """The (B, T, H * E) value with the heads' results side by side, found by laying out the numbers
+    of its coordinates.
+    """
     values = Evaluation(BATCH, LENGTH, context)
     wanted = torch.arange(BATCH * LENGTH * width).view(BATCH, LENGTH, width)
     by_head = torch.unflatten(wanted, -1, (-1, int(sizes(product)[-1]))).transpose(1, 2)

@@ -5,8 +5,8 @@
     x + table[c : c + T]                                      ->  x + tint.embedding(table, position_ids, c)
     x + arithmetic of the sizes (T, D)                        ->  x + tint.embedding(table of its values, position_ids, 0)
 
-The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The simulator
-owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.
+The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The
+simulator owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.
 """
 
 from __future__ import annotations
@@ -76,9 +76,14 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
-    """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else why not."""
+    """c where the index is 0 1 2 ... + c in every sequence as long as the table's rows allow; else
+    why not.
+    """
     if not is_positional(index):
-        return "its index is neither the token ids nor consecutive positions: it computes with the ids or depends on a weight"
+        return (
+            "its index is neither the token ids nor consecutive positions: it computes with the "
+            "ids or depends on a weight"
+        )
     offsets: list[int] = []
     for batch in (2, 1):
         most = min(rows, context.facts.longest or rows)

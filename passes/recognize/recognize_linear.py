@@ -5,7 +5,8 @@
     some columns of linear(x, W, b)        ->  tint.linear_forward of these rows of W and b alone
     linear(h, E) -> multiples -> output    ->  tint.linear_forward(h, E): the head reads its table, not a prefix slot
 
-q, k and v from one product become three layers, gate and up-projection two: their updates differ, and value-only attention needs one.
+q, k and v from one product become three layers, gate and up-projection two: their updates differ,
+and value-only attention needs one.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def _replace(
 
 
 def _take_columns(graph: fx.Graph, context: Context) -> None:
-    """Parts of a product that are (batch, tokens, width) themselves; attention takes those that are heads."""
+    """Parts of a product that are (batch, tokens, width) themselves; attention takes those that are
+    heads.
+    """
     build = Builder(graph)
     for node in [
         n

@@ -99,7 +99,9 @@ def _one_operator(node: fx.Node, context: Context) -> _Norm | str | None:
 
 
 def _written_out(node: fx.Node, context: Context) -> _Norm | None:
-    """From x * rsqrt(variance + eps), x / sqrt(...) or x * (...)^-1/2 on, through a gain and a shift."""
+    """From x * rsqrt(variance + eps), x / sqrt(...) or x * (...)^-1/2 on, through a gain and a
+    shift.
+    """
     for centered, inverse in (
         *binary(node, aten.mul),
         *([operands(node)] if calls(node, aten.div) and len(node.args) == 2 else []),
@@ -221,7 +223,9 @@ def _learned_scale(node: fx.Node, context: Context) -> _Norm | None:
 
 
 def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
-    """Puts the norm behind the activation that x is a view of, and the result back into x's layout."""
+    """Puts the norm behind the activation that x is a view of, and the result back into x's
+    layout.
+    """
     build, node = Builder(graph), norm.result
     flat = len(sizes(node)) == 3
     by_token = not flat and str(sizes(node)[1]) == str(
@@ -256,7 +260,9 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
 def _as_heads(
     graph: fx.Graph, node: fx.Node, flat: fx.Node, heads: Heads, by_token: bool
 ) -> fx.Node:
-    """The (B, T, H * E) result as x was laid out: (B, T, H, E), or (B, H, T, E) where not by_token."""
+    """The (B, T, H * E) result as x was laid out: (B, T, H, E), or (B, H, T, E) where not
+    by_token.
+    """
     tokens = input_node(graph, "input_ids")
     lengths = []
     for axis in (0, 1):

@@ -17,14 +17,18 @@ from tintc.ir.pass_manager import Context, graph_pass
 from tintc.passes.analysis.patterns import LAYOUT, aten, calls
 
 _SUPPORTED = (
-    "supported: embeddings of tokens and positions, linear layers, layer and RMS norms, relu, gelu, silu, tanh, sigmoid, squared relu, "
-    "learned and constant scales, causal attention with rotary positions, ALiBi, windows or soft-caps, sums and products of two activations"
+    "supported: embeddings of tokens and positions, linear layers, layer and RMS norms, relu, "
+    "gelu, silu, tanh, sigmoid, squared relu, "
+    "learned and constant scales, causal attention with rotary positions, ALiBi, windows or "
+    "soft-caps, sums and products of two activations"
 )
 
 
 @graph_pass(requires=("well_formed",), ensures=("tint_only", "one_logits_output"))
 def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
-    """Raises UnsupportedModelError listing operator, count, module path, source line and reason of all that was not recognised."""
+    """Raises UnsupportedModelError listing operator, count, module path, source line and reason of
+    all that was not recognised.
+    """
     left = [n for n in graph.nodes if n.op == "call_function" and tint_name(n) is None]
     if not left:
         return graph
@@ -33,8 +37,8 @@ def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
         name = "getitem" if node.target is operator.getitem else str(node.target)
         groups[name, info(node).source, info(node).refused].append(node)
     lines = [
-        f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} ({source or 'no source line'})"
-        + (f": {reason}" if reason else "")
+        f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} "
+        f"({source or 'no source line'})" + (f": {reason}" if reason else "")
         for (name, source, reason), nodes in groups.items()
     ]
     raise UnsupportedModelError(
@@ -43,8 +47,9 @@ def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _findings(left: list[fx.Node]) -> list[fx.Node]:
-    """The operators to name: those that compute with activations or weights. Masks and positions that an unrecognised attention
-    still reads, views around it, and sums with something unrecognised are consequences."""
+    """The operators to name: those that compute with activations or weights. Masks and positions
+    that an unrecognised attention still reads, views around it, and sums with something
+    unrecognised are consequences."""
     computing: set[fx.Node] = set()
     for node in left:  # in topological order
         inputs = node.all_input_nodes

@@ -2,8 +2,8 @@
 
     ... -> logits  ->  ... -> logits -> loss_gradient -> linear_backward -> norm_backward -> ...
 
-Only values that depend on a trained slot get a gradient. Rules and approximations: TINT.md section 2. The
-gradient of each forward node is recorded on it for `build_descent`.
+Only values that depend on a trained slot get a gradient. Rules and approximations: TINT.md section
+2. The gradient of each forward node is recorded on it for `build_descent`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class _Rules:
 
     def activation_forward(self, node: fx.Node, dy: fx.Node) -> Gradients:
         x = argument(node, "x")
-        # A soft-cap of the logits belongs to the loss, whose gradient follows the chain rule (docs/TINT.md section 2).
+        # A soft-cap of the logits belongs to the loss, whose gradient follows the chain rule
+        # (docs/TINT.md section 2).
         gradient = "exact" if node in self.behind_head else self.config.activation_gradient
         how = (argument(node, "kind"), gradient, self.config.finite_difference_scale)
         return [(x, self.call("activation_backward", node, dy, x, *how))]

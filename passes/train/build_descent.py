@@ -3,8 +3,8 @@
     y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, inner_lr); b' = bias_descent(b, dy, inner_lr)
     y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, ...); gamma' = norm_descent(gamma, dy, x, ...)
 
-A descent returns a new value of its slot. All use the weights from before the step. The graph's output
-`updates` maps each slot to its newest value.
+A descent returns a new value of its slot. All use the weights from before the step. The graph's
+output `updates` maps each slot to its newest value.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def build_descent(graph: fx.Graph, context: Context) -> fx.Graph:
 def _updates(
     node: fx.Node, dy: Any, inner_lr: fx.Node
 ) -> list[tuple[str, fx.Node, tuple[Any, ...]]]:
-    """(descent operator, prefix read, arguments after the slot) of each trained slot of a forward node."""
+    """(descent operator, prefix read, arguments after the slot) of each trained slot of a forward
+    node.
+    """
     if is_tint(node, "linear_forward"):
         found = [
             ("linear_descent", argument(node, "weight"), (dy, argument(node, "x"), inner_lr)),

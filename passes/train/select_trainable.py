@@ -2,10 +2,11 @@
 
     tint.prefix(W of a top-n block)   ->  the same node, trainable
 
-Blocks are the children of the outermost numbered container (`layers.0`, `layers.1`, ...) that holds every
-attention (in a model without attention: every linear layer but the head). Trained: all linear weights and
-biases in the top `config.layers` blocks, the shifts of norms there and of the norm that reads the last block's
-output; gains of norms when `norm_update` is `all`. TINT.md section 2, "Which layers learn".
+Blocks are the children of the outermost numbered container (`layers.0`, `layers.1`, ...) that holds
+every attention (in a model without attention: every linear layer but the head). Trained: all linear
+weights and biases in the top `config.layers` blocks, the shifts of norms there and of the norm that
+reads the last block's output; gains of norms when `norm_update` is `all`. TINT.md section 2, "Which
+layers learn".
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from tintc.ir.pass_manager import Context, graph_pass
 
 @graph_pass(requires=("tint_only",), ensures=("some_trainable",))
 def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Raises UsageError when `layers` exceeds the blocks, UnsupportedModelError
-    when the model has no stack of blocks or trains a weight that it also uses otherwise."""
+    """See the module's first lines. Raises UsageError when `layers` exceeds the blocks,
+    UnsupportedModelError when the model has no stack of blocks or trains a weight that it also uses
+    otherwise."""
     container, blocks = _find_blocks(graph)
     layers = context.config.layers or len(blocks)
     if layers > len(blocks):
         raise UsageError(
-            f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in {container}"
+            f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in "
+            f"{container}"
         )
     context.facts.blocks, context.facts.trained_blocks, context.facts.block_path = (
         len(blocks),
@@ -48,7 +51,8 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     _refuse_ambiguous(graph)
     if not any(info(node).trainable for node in graph.nodes):
         raise UnsupportedModelError(
-            f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no norm"
+            f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no "
+            "norm"
         )
     return graph
 
@@ -108,13 +112,17 @@ def _refuse_between(graph: fx.Graph, blocks: set[str]) -> None:
             and not _belongs(node, blocks)
         ):
             raise UnsupportedModelError(
-                f"{info(node).module or node.name} ({info(node).source or 'no source line'}) stands between blocks but in none; "
-                "expected every layer with weights between the first and the last block to be part of a block"
+                f"{info(node).module or node.name} ({info(node).source or 'no source line'}) "
+                "stands between blocks but in none; "
+                "expected every layer with weights between the first and the last block to be part "
+                "of a block"
             )
 
 
 def _reads_block(norm: fx.Node, block: str) -> bool:
-    """Whether the norm stands behind the block and reads its output, through sums and activations outside of blocks if need be."""
+    """Whether the norm stands behind the block and reads its output, through sums and activations
+    outside of blocks if need be.
+    """
     if _inside(info(norm).module, {block}):
         return False
     stack = [argument(norm, "x")]
@@ -131,7 +139,9 @@ def _reads_block(norm: fx.Node, block: str) -> bool:
 
 
 def _refuse_ambiguous(graph: fx.Graph) -> None:
-    """A trained slot holds the only copy of its rows: an embedding, a head or other slots may not read them too."""
+    """A trained slot holds the only copy of its rows: an embedding, a head or other slots may not
+    read them too.
+    """
     for slot in [node for node in graph.nodes if info(node).trainable]:
         parameter = argument(slot, "parameter")
         for user in parameter.users:
@@ -139,8 +149,10 @@ def _refuse_ambiguous(graph: fx.Graph) -> None:
                 continue
             where = info(user).source or "no source line"
             raise UnsupportedModelError(
-                f"{info(parameter).parameter} is trained in {info(slot).slot} and read by {user.name} ({where}) "
-                "in another way, so its update would reach one of the two only; expected a trained weight to have one use"
+                f"{info(parameter).parameter} is trained in {info(slot).slot} and read by "
+                f"{user.name} ({where}) "
+                "in another way, so its update would reach one of the two only; expected a trained "
+                "weight to have one use"
             )
 
 

@@ -2,10 +2,11 @@
 
     forward(x_BTD) of a training step  ->  forward(segment(x_BTD, n)): tokens 0 .. n-1
 
-n is a run-time input: one more than the last position that carries loss in any sequence of the batch. Safe
-because the model is causal: no kept position reads a later one, and later positions carry no loss. What the
-last forward pass shares with the training passes (the embeddings, frozen blocks) stays whole and is computed
-once. A caller who wants `initial_logits` of all tokens passes n = T.
+n is a run-time input: one more than the last position that carries loss in any sequence of the
+batch. Safe because the model is causal: no kept position reads a later one, and later positions
+carry no loss. What the last forward pass shares with the training passes (the embeddings, frozen
+blocks) stays whole and is computed once. A caller who wants `initial_logits` of all tokens passes n
+= T.
 """
 
 from __future__ import annotations

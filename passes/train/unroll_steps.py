@@ -2,7 +2,8 @@
 
     forward, backward, descent  ->  (forward, backward, descent) x steps, forward
 
-Each copy reads the slot values that the copy before it wrote; what depends on no updated slot is shared by all.
+Each copy reads the slot values that the copy before it wrote; what depends on no updated slot is
+shared by all.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _reinfer(graph: fx.Graph) -> fx.Graph:
-    """Copies may read per-sequence weights where the original read shared ones, so shapes are computed anew."""
+    """Copies may read per-sequence weights where the original read shared ones, so shapes are
+    computed anew.
+    """
     for node in graph.nodes:
         if node.op == "call_function":
             info(node).shape = infer_shape(node)

@@ -1,8 +1,9 @@
 """The fused back end: lowers `tint` operators to plain torch calls.
 
-Each operator's implementation in `runtime/primitives` is traced once into a new torch.fx graph, with the
-ranks and dtypes that the graph records, so the result is straight-line torch code without a branch:
-`program.code` is what runs. An operator that loops over chunks or sequences is one call in it.
+Each operator's implementation in `runtime/primitives` is traced once into a new torch.fx graph,
+with the ranks and dtypes that the graph records, so the result is straight-line torch code without
+a branch: `program.code` is what runs. An operator that loops over chunks or sequences is one call
+in it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ OUTPUTS = ("logits", "initial_logits", "updates")
 
 
 class _TypedProxy(fx.Proxy):
-    """A traced value whose rank, last size and dtype are known, so that primitives can choose by them while traced."""
+    """A traced value whose rank, last size and dtype are known, so that primitives can choose by
+    them while traced.
+    """
 
     def __init__(
         self, node: fx.Node, tracer: fx.proxy.TracerBase, shape: Shape, dtype: torch.dtype
@@ -30,7 +33,9 @@ class _TypedProxy(fx.Proxy):
 
 
 def emit(graph: fx.Graph, dtype: torch.dtype) -> fx.GraphModule:
-    """A module that computes the graph's outputs, as a dict, from its placeholders, passed by name."""
+    """A module that computes the graph's outputs, as a dict, from its placeholders, passed by
+    name.
+    """
     emitted = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(emitted)
     values: dict[fx.Node, Any] = {}

@@ -1,8 +1,9 @@
 """Low-rank or materialized: which updates stay factors, from shapes alone.
 
-A materialized update of an O x I weight costs its descents, 2 S I O operations a step, and for every step an own copy of the weight in and
-out of memory; the products then cost what shared ones cost. Factors cost 2 R S k (I + O) operations for each product of R tokens after k
-steps, on top of the shared product. So factors win for few training tokens and large weights.
+A materialized update of an O x I weight costs its descents, 2 S I O operations a step, and for
+every step an own copy of the weight in and out of memory; the products then cost what shared ones
+cost. Factors cost 2 R S k (I + O) operations for each product of R tokens after k steps, on top of
+the shared product. So factors win for few training tokens and large weights.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from torch import fx
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 
-# Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on two CPU cores, 400 TFLOP/s by 3 TB/s
-# on an H100. A slot's choice is only sensitive to it where both forms cost about the same.
+# Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
+# two CPU cores, 400 TFLOP/s by 3 TB/s on an H100. A slot's choice is only sensitive to it where
+# both forms cost about the same.
 OPERATIONS_PER_BYTE = {"cpu": 27, "cuda": 130}
 
 
 @dataclass(frozen=True)
 class SlotUse:
-    """rows, columns of a slot's weight; descents: how many; reads: (whole sequence or segment, descents before) of each product."""
+    """rows, columns of a slot's weight; descents: how many; reads: (whole sequence or segment,
+    descents before) of each product.
+    """
 
     rows: int
     columns: int
@@ -30,7 +34,9 @@ class SlotUse:
     reads: tuple[tuple[bool, int], ...]
 
     def factors_win(self, tokens: int, segment: int, element_bytes: int, device: str) -> bool:
-        """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which training passes see `segment`."""
+        """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which
+        training passes see `segment`.
+        """
         low_rank = sum(
             2 * (tokens if whole else segment) * segment * k * (self.rows + self.columns)
             for whole, k in self.reads

@@ -1,4 +1,5 @@
-"""Takes what depends on weights alone out of a program, so that it is computed once and not in every call.
+"""Takes what depends on weights alone out of a program, so that it is computed once and not in
+every call.
 
 y = f(x, stack_rows(W1, W2))  ->  a graph of its own: {"w": stack_rows(W1, W2)};  y = f(x, w), with w a further input
 """
@@ -16,8 +17,8 @@ FOLDED = ("stack_rows",)  # operators that copy; views of a weight cost nothing
 
 
 def fold_weights(graph: fx.Graph) -> fx.Graph | None:
-    """Rewrites the graph in place and returns the graph of what was taken out, or None if there is nothing. The names of its outputs are
-    those of the further inputs."""
+    """Rewrites the graph in place and returns the graph of what was taken out, or None if there is
+    nothing. The names of its outputs are those of the further inputs."""
     taken = [node for node in graph.nodes if is_tint(node, *FOLDED) and _of_weights(node)]
     if not taken:
         return None

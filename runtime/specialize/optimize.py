@@ -1,4 +1,5 @@
-"""From the lowered graph to the one that the fused back end emits: only what a kind of call wants, then the optimizations.
+"""From the lowered graph to the one that the fused back end emits: only what a kind of call wants,
+then the optimizations.
 
     lowered graph, choices  ->  its copy, pruned to the wanted outputs  ->  each enabled pass of `passes.OPTIMIZATIONS`
 
@@ -80,7 +81,9 @@ def _wanted(graph: fx.Graph, name: str, returned: dict[str, Any], choices: Choic
 
 
 def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
-    """The same logits at the kept positions: the head, and what stands behind it, once more on these."""
+    """The same logits at the kept positions: the head, and what stands behind it, once more on
+    these.
+    """
     if is_tint(logits, "linear_forward"):
         x = argument(logits, "x")
         kept = Builder(graph).call(
@@ -101,11 +104,14 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
 
 
 def check_names(names: bool | Collection[str]) -> tuple[str, ...]:
-    """Names of the optimizations that are on, in their order: all, none or the given ones. Raises UsageError for an unknown one."""
+    """Names of the optimizations that are on, in their order: all, none or the given ones. Raises
+    UsageError for an unknown one.
+    """
     wanted = OPTIMIZATION_NAMES if names is True else () if names is False else tuple(names)
     unknown = [name for name in wanted if name not in OPTIMIZATION_NAMES]
     if unknown:
         raise UsageError(
-            f"there is no optimization {', '.join(map(str, unknown))}; they are {', '.join(OPTIMIZATION_NAMES)}"
+            f"there is no optimization {', '.join(map(str, unknown))}; they are "
+            f"{', '.join(OPTIMIZATION_NAMES)}"
         )
     return tuple(name for name in OPTIMIZATION_NAMES if name in wanted)

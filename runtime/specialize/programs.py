@@ -1,4 +1,6 @@
-"""Programs that a simulator has emitted so far, one for each kind of call, and how a kind is chosen."""
+"""Programs that a simulator has emitted so far, one for each kind of call, and how a kind is
+chosen.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ MODES = (
 
 @dataclass(frozen=True)
 class Emitted:
-    """A program, and for each of its arguments the name of the auxiliary parameter or, if it is none, of the input, or of the slot whose
-    value is given. folded: makes what its weights have to be turned into, once."""
+    """A program, and for each of its arguments the name of the auxiliary parameter or, if it is
+    none, of the input, or of the slot whose value is given. folded: makes what its weights have to
+    be turned into, once."""
 
     module: fx.GraphModule
     arguments: list[tuple[bool, str]]
@@ -40,8 +43,9 @@ class Emitted:
 
 
 class Programs:
-    """Emits a program at the first call of its kind and keeps it. enabled: names of the optimizations that are on. torch_compile: mode of
-    torch.compile for programs that nobody differentiates; its compiler takes no oneDNN products, so they are off with it."""
+    """Emits a program at the first call of its kind and keeps it. enabled: names of the
+    optimizations that are on. torch_compile: mode of torch.compile for programs that nobody
+    differentiates; its compiler takes no oneDNN products, so they are off with it."""
 
     def __init__(
         self,
@@ -56,7 +60,8 @@ class Programs:
         if torch_compile is not None:
             if torch_compile not in MODES or structure is not None:
                 raise UsageError(
-                    f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the fused back end"
+                    f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the "
+                    "fused back end"
                 )
             self.enabled = tuple(name for name in self.enabled if name != "onednn_products")
         self._compiled: dict[fx.GraphModule, Callable[..., dict[str, Any]]] = {}
@@ -74,7 +79,9 @@ class Programs:
         segment: int,
         **facts: Any,
     ) -> Choices:
-        """The kind of a call. weights: any one of them. facts: `from_updates`, `differentiable` and `causal` of Choices."""
+        """The kind of a call. weights: any one of them. facts: `from_updates`, `differentiable` and
+        `causal` of Choices.
+        """
         if self.structure is not None:
             return Choices(
                 wanted, from_updates=facts.get("from_updates", False), dtype=weights.dtype
@@ -175,7 +182,9 @@ class Programs:
 
     @torch.no_grad()
     def folded(self, emitted: Emitted, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a program's weights are turned into: made at first use, and again when a weight has changed."""
+        """What a program's weights are turned into: made at first use, and again when a weight has
+        changed.
+        """
         if emitted.folded is None:
             return {}
         used = [weights[name] for _, name in emitted.folded.arguments]

@@ -1,4 +1,6 @@
-"""tintc bench: its document and its tables, what it checks, the processes that measure memory, and what it refuses."""
+"""tintc bench: its document and its tables, what it checks, the processes that measure memory, and
+what it refuses.
+"""
 
 import json
 import subprocess
@@ -220,8 +222,8 @@ class TestChecks:
         monkeypatch.setattr(bench_report, "simulate", wrong)
         message = bench("--preset", "exact", "--json").refused(5)
         assert (
-            "the simulator differs from the loop by 1.0e-03 of the largest logit (limit 1e-04, float32)"
-            in message
+            "the simulator differs from the loop by 1.0e-03 of the largest logit (limit 1e-04, "
+            "float32)" in message
         )
 
     def test_optimizations_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:

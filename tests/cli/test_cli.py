@@ -262,8 +262,8 @@ class TestInspect:
         done = tintc("inspect", artifact(), "--slots")
         layout = simulator.program.layout
         assert (
-            f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}"
-            in done.out
+            f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "
+            f"{layout.sim_hidden}" in done.out
         )
         for slot in (*layout.prefix, *layout.memory):
             assert re.search(rf"^{re.escape(slot)}  ", done.out, re.M), slot

@@ -1,4 +1,6 @@
-"""Whatever goes wrong: one clear line on standard error, nothing on standard output, the right exit code."""
+"""Whatever goes wrong: one clear line on standard error, nothing on standard output, the right exit
+code.
+"""
 
 import errno
 import json
@@ -202,7 +204,9 @@ class TestModels:
     def test_unsupported_operators_are_all_listed(
         self, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """OPT with activations that tintc does not know, where the model itself lies is a detail of transformers."""
+        """OPT with activations that tintc does not know, where the model itself lies is a detail of
+        transformers.
+        """
         from tintc.compiler import driver
         from tintc.compiler.frontend import sources
 
@@ -422,7 +426,9 @@ class TestRun:
 class TestVerify:
     @pytest.fixture
     def wrong(self, tmp_path: Path) -> Path:
-        """An exact artifact whose backward pass has another scale of attention than its forward pass; all else fits."""
+        """An exact artifact whose backward pass has another scale of attention than its forward
+        pass; all else fits.
+        """
         folder = copy_of(artifact("exact"), tmp_path / "sim")
 
         def rescale(graph: Any) -> None:
@@ -438,7 +444,8 @@ class TestVerify:
         assert done.code == 5
         assert "DISAGREES with autograd" in done.out
         assert done.err.startswith(
-            f"error: {wrong} disagrees with autograd through OPTForCausalLM: initial logits differ by"
+            f"error: {wrong} disagrees with autograd through OPTForCausalLM: initial logits differ "
+            "by"
         )
         assert done.err.count("\n") == 1
 

@@ -1,4 +1,6 @@
-"""tintc cost: what it predicts against what a compiled simulator has; every kind of source; what it refuses."""
+"""tintc cost: what it predicts against what a compiled simulator has; every kind of source; what it
+refuses.
+"""
 
 import json
 import shutil
@@ -50,7 +52,9 @@ def test_predicts_what_a_compiled_simulator_has(backend: str, share: str) -> Non
 
 
 def test_direct_fine_tuning_is_exact() -> None:
-    """`exact` on the fused back end is direct fine-tuning; `paper` leaves out the gradient through the scores."""
+    """`exact` on the fused back end is direct fine-tuning; `paper` leaves out the gradient through
+    the scores.
+    """
     exact, paper = (
         cost_report("tiny-opt", SimulatorConfig.preset(preset), tokens=64)
         for preset in ("exact", "paper")
@@ -138,7 +142,9 @@ class TestCommand:
         assert "simulator" in tintc("cost", "tiny-opt", "tiny-opt").out.splitlines()[0]
 
     def test_without_anything_to_compare_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where only the approximations of a config can be simulated, the rest is counted all the same."""
+        """Where only the approximations of a config can be simulated, the rest is counted all the
+        same.
+        """
 
         def refuse(*_: object) -> None:
             raise UnsupportedModelError("a gain is read in another way")

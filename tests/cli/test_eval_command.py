@@ -1,4 +1,6 @@
-"""`tintc eval` as a user meets it: tables, files, resumption, and one clear line for what cannot be."""
+"""`tintc eval` as a user meets it: tables, files, resumption, and one clear line for what cannot
+be.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""`tintc export`, `tintc run MODEL.onnx` and the example that has neither torch nor transformers."""
+"""`tintc export`, `tintc run MODEL.onnx` and the example that has neither torch nor
+transformers.
+"""
 
 import functools
 import json

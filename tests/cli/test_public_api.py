@@ -72,7 +72,10 @@ def test_the_documented_snippet(tmp_path: Path) -> None:
     sim = tintc.compile("tiny-opt", config)
     assert isinstance(sim, tintc.Simulator)
     assert isinstance(sim, torch.nn.Module)
-    text = "The storm reached the coast in the morning and moved inland. By the evening the storm had left the coast."
+    text = (
+        "The storm reached the coast in the morning and moved inland. By the evening the storm had "
+        "left the coast."
+    )
     input_ids = sim.tokenizer(text, return_tensors="pt")["input_ids"]
     train_mask = (torch.arange(input_ids.shape[1]) < input_ids.shape[1] // 2).long()[None]
     labels = input_ids.masked_fill(train_mask.bool(), -100)

@@ -1,4 +1,6 @@
-"""Artifacts: what comes back is what was saved, nothing altered is read, nothing half-written stays."""
+"""Artifacts: what comes back is what was saved, nothing altered is read, nothing half-written
+stays.
+"""
 
 import errno
 import json
@@ -239,7 +241,9 @@ class TestDamage:
         self.assert_refused(saved, "tokenizer/vocab.json")
 
     def assert_refused(self, saved: Path, name: str) -> None:
-        """The file and the checksum are named, except where the manifest itself can no longer be read."""
+        """The file and the checksum are named, except where the manifest itself can no longer be
+        read.
+        """
         with pytest.raises(ArtifactError) as caught:
             tintc.load(saved)
         message = str(caught.value)
@@ -350,7 +354,9 @@ FORGED_LAYOUTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
 
 
 class TestForged:
-    """Checksums match, so only the contents can give a forgery away. It must be refused, and execute nothing."""
+    """Checksums match, so only the contents can give a forgery away. It must be refused, and
+    execute nothing.
+    """
 
     @pytest.mark.parametrize("name", FORGED_GRAPHS)
     def test_graph(

@@ -22,11 +22,13 @@ from tintc.runtime import slices
 from tintc.runtime.backends.transformer.structure import BACKENDS
 from tintc.runtime.simulator import Simulator
 
-# torch counts no products of oneDNN and not those of its fused attention on a CPU, which are turned off where it counts.
+# torch counts no products of oneDNN and not those of its fused attention on a CPU, which are turned
+# off where it counts.
 COUNTED = tuple(
     name for name in OPTIMIZATION_NAMES if name not in ("onednn_products", "flash_attention")
 )
-PEAK = 0.03  # of the measured peak, on models whose masks and positions are not small beside their activations
+# of the measured peak, on models whose masks and positions are not small beside their activations
+PEAK = 0.03
 
 CONFIGS = {
     "paper": SimulatorConfig.paper(),
@@ -36,7 +38,8 @@ CONFIGS = {
     "mean embedding": SimulatorConfig.paper(loss_gradient="mean_embedding"),
     "quadratic, top block": SimulatorConfig.paper(loss_gradient="quadratic", layers=1),
 }
-# (batch, tokens, trained tokens, dtype, sizes): what is largest differs: attention, feed-forward layers, logits.
+# (batch, tokens, trained tokens, dtype, sizes): what is largest differs: attention, feed-forward
+# layers, logits.
 SHAPES: dict[str, tuple[int, int, int, torch.dtype, dict[str, int]]] = {
     "long": (
         1,
@@ -99,7 +102,8 @@ CASES = [("opt", config) for config in CONFIGS] + [
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_estimates(family: str, config: str, shape: str, backend: str) -> None:
     simulator, sizes, ids, train_mask = prepared(family, CONFIGS[config], shape, backend)
-    # torch does not count its fused attention on a CPU; the plain one is counted as the products that it is.
+    # torch does not count its fused attention on a CPU; the plain one is counted as the products
+    # that it is.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:
@@ -125,7 +129,9 @@ def test_estimates_without_optimizations(config: str) -> None:
 
 
 def test_the_fused_way_back() -> None:
-    """torch's kernel makes the same five products as the attention that is written out, and holds less."""
+    """torch's kernel makes the same five products as the attention that is written out, and holds
+    less.
+    """
     simulator, sizes, ids, train_mask = prepared("opt", CONFIGS["exact"], "long", "fused")
     plain = cost_of(simulator, **sizes)
     simulator.optimizations = (*COUNTED, "flash_attention")
@@ -186,7 +192,9 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cost_grows_as_it_should(backend: str) -> None:
-    """Steps and trained tokens cost; tokens cost more than linearly by attention; batches are nearly linear in FLOPs."""
+    """Steps and trained tokens cost; tokens cost more than linearly by attention; batches are
+    nearly linear in FLOPs.
+    """
 
     def cost(config: SimulatorConfig, dtype: torch.dtype = torch.float32, **changes: int) -> Cost:
         program = simulate(opt(layers=3), config).program

@@ -1,4 +1,6 @@
-"""The driver: from any source to a simulator that was checked against the model, which stays as it was."""
+"""The driver: from any source to a simulator that was checked against the model, which stays as it
+was.
+"""
 
 import copy
 import logging

@@ -150,7 +150,9 @@ def test_three_dimensional_padding_equals_two_dimensional(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_updated_state_dict_loads_back(family: str) -> None:
-    """The model with the updated state dict gives the simulator's logits, on the sequence and on any other."""
+    """The model with the updated state dict gives the simulator's logits, on the sequence and on
+    any other.
+    """
     model = FAMILIES[family]()
     simulator = simulate(model, SimulatorConfig.exact(inner_lr=0.01, steps=2))
     ids, train_mask = tokens(3, 11, 29), ragged_train_mask(3, 11)
@@ -177,7 +179,8 @@ def test_frozen_weights_do_not_change(family: str) -> None:
     blocks = {"opt": "model.decoder.layers.{}.", "gpt2": "transformer.h.{}."}[family]
     norm = {"opt": "model.decoder.final_layer_norm.", "gpt2": "transformer.ln_f."}[family]
     may = (blocks.format(1), blocks.format(2), norm)
-    # A bias of the keys adds the same to every score of a query, so it has no gradient; rounding may leave a trace of one.
+    # A bias of the keys adds the same to every score of a query, so it has no gradient; rounding
+    # may leave a trace of one.
     always = {name for name in state if name.startswith(may) and not name.endswith("k_proj.bias")}
     assert always <= changed
     assert all(name.startswith(may) for name in changed)

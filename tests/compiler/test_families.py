@@ -1,6 +1,8 @@
-"""Every decoder family, in float64: its simulator's logits are the model's, and its updates are those of autograd and SGD.
+"""Every decoder family, in float64: its simulator's logits are the model's, and its updates are
+those of autograd and SGD.
 
-Each model is compared as it is, within what its casts to float32 cost, and without those casts (`wide`), far more tightly.
+Each model is compared as it is, within what its casts to float32 cost, and without those casts
+(`wide`), far more tightly.
 """
 
 from __future__ import annotations
@@ -119,7 +121,9 @@ def test_initial_logits(name: str) -> None:
 
 
 def test_initial_logits_of_rounded_alibi() -> None:
-    """Where the model's own ALiBi is rounded to bfloat16, the simulator has it rounded or not: within that rounding, and no further."""
+    """Where the model's own ALiBi is rounded to bfloat16, the simulator has it rounded or not:
+    within that rounding, and no further.
+    """
     (name,) = ROUNDED_ALIBI
     assert logits_error(name, False) < ROUNDED_ALIBI_LOGITS
     assert logits_error(name, True) < SIMULATOR[torch.float64]
@@ -141,7 +145,9 @@ def test_paper(name: str, wide: bool) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_paper_in_the_top_block(name: str) -> None:
-    """With a small scale the differences are far from the derivatives; padding stands on the left."""
+    """With a small scale the differences are far from the derivatives; padding stands on the
+    left.
+    """
     config = SimulatorConfig.paper(
         layers=1, finite_difference_scale=10.0, norm_update="all", **RATE
     )
@@ -158,7 +164,9 @@ def test_value_attention(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.masks])
 def test_masks(name: str) -> None:
-    """Demonstrations that see only themselves, at positions that restart where the family has positions of a caller's choice."""
+    """Demonstrations that see only themselves, at positions that restart where the family has
+    positions of a caller's choice.
+    """
     scenario = "demonstrations" if FAMILIES[name].position_ids else "blocks"
     assert_trains_like_autograd(name, EXACT[1], scenario, True)
 

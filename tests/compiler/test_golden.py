@@ -1,4 +1,6 @@
-"""The golden files hold logits that the paper's own code computed in float64 (TINT.md section 5)."""
+"""The golden files hold logits that the paper's own code computed in float64 (TINT.md section
+5).
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""ALiBi in half precision over a thousand tokens: far positions have large biases, and only their differences count."""
+"""ALiBi in half precision over a thousand tokens: far positions have large biases, and only their
+differences count.
+"""
 
 from __future__ import annotations
 

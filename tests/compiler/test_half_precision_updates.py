@@ -1,10 +1,13 @@
-"""Half precision follows the float64 updates: their direction, and what they do to the logits, with all optimizations on.
+"""Half precision follows the float64 updates: their direction, and what they do to the logits, with
+all optimizations on.
 
-Which forms make that so (`ir/precision.py`, `norm.py`, `activation.py`): norms, activations' derivatives, softmax and
-losses are float32 islands, widened on entry and rounded once on leaving. Inside, `paper`'s finite differences are not subtracted: a norm's
-is the exact formula of f(x + d) - f(x) without cancellation, ReLU's is piecewise linear, and a smooth activation's is
-a'(x) d + a''(x) d^2 / 2. `exact` has closed forms. Products, sums of residuals and the updates themselves are of the half type, so an
-update that is far below a weight's own precision is rounded away: the rates below keep clear of that, and the direction is what is tested.
+Which forms make that so (`ir/precision.py`, `norm.py`, `activation.py`): norms, activations'
+derivatives, softmax and losses are float32 islands, widened on entry and rounded once on leaving.
+Inside, `paper`'s finite differences are not subtracted: a norm's is the exact formula of f(x + d) -
+f(x) without cancellation, ReLU's is piecewise linear, and a smooth activation's is a'(x) d + a''(x)
+d^2 / 2. `exact` has closed forms. Products, sums of residuals and the updates themselves are of the
+half type, so an update that is far below a weight's own precision is rounded away: the rates below
+keep clear of that, and the direction is what is tested.
 """
 
 from __future__ import annotations
@@ -76,7 +79,9 @@ def change_of_logits(simulator: Simulator, **inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize("preset", ["paper", "exact"])
 @pytest.mark.parametrize("name", NAMES)
 def test_direction_of_the_update(name: str, preset: str, dtype: torch.dtype) -> None:
-    """Materialized updates of float32 islands (see above) point where the float64 ones do, and are as long."""
+    """Materialized updates of float32 islands (see above) point where the float64 ones do, and are
+    as long.
+    """
     low, high = (change_of_weights(simulator, **INPUTS) for simulator in both(name, preset, dtype))
     assert cosine(low, high) >= LIMITS[dtype]
     assert abs(float(low.norm() / high.norm()) - 1) < 0.02
@@ -104,8 +109,9 @@ def bundled(preset: str) -> Simulator:
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("preset", ["paper", "exact"])
 def test_a_trained_model(preset: str, dtype: torch.dtype) -> None:
-    """The bundled model, whose gradients have real sizes. One step is linear in its rate, so a rate of 1 changes no direction but lifts
-    the update above the weights' own rounding. torch.autograd on the model itself in bfloat16 has a cosine of 0.994."""
+    """The bundled model, whose gradients have real sizes. One step is linear in its rate, so a rate
+    of 1 changes no direction but lifts the update above the weights' own rounding. torch.autograd
+    on the model itself in bfloat16 has a cosine of 0.994."""
     low = copy.deepcopy(bundled(preset)).to(dtype)
     ids = tokens(1, 96, low.program.facts.vocab_size)
     inputs = {"input_ids": ids, "train_mask": (torch.arange(96) < 48).long()[None]}

@@ -1,4 +1,6 @@
-"""Decoders as people write them by hand: each odd one is computed like autograd does, or refused; never computed wrong."""
+"""Decoders as people write them by hand: each odd one is computed like autograd does, or refused;
+never computed wrong.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +151,9 @@ def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
     ],
 )
 def test_both_back_ends_agree(oddity: str, preset: str) -> None:
-    """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it is."""
+    """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it
+    is.
+    """
     model, config = decoder(oddity), tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2)
     fused, transformer = (
         tintc.compile(model, config, backend=backend) for backend in ("fused", "transformer")
@@ -346,7 +350,9 @@ def test_odd_blocks_learn_as_autograd_has_it(name: str, preset: str) -> None:
 
 
 def test_positions_of_a_callers_choice_do_not_lengthen_a_window() -> None:
-    """A window of 4096 is none as far as masks are looked at; a longer sequence would show it, wherever its positions restart."""
+    """A window of 4096 is none as far as masks are looked at; a longer sequence would show it,
+    wherever its positions restart.
+    """
     config = transformers.MistralConfig(
         vocab_size=17,
         hidden_size=8,

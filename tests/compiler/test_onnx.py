@@ -1,4 +1,6 @@
-"""Exported models compute what their simulators compute, in onnxruntime, from standard operators alone."""
+"""Exported models compute what their simulators compute, in onnxruntime, from standard operators
+alone.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -142,7 +144,9 @@ def test_inputs(name: str, backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore:.*no training target")
 def test_rate_segment_and_batch_of_a_call(backend: str, tmp_path: Path) -> None:
-    """The learning rate is an input; so is, through the mask, how much is trained: nothing, one target or everything, of two tokens too."""
+    """The learning rate is an input; so is, through the mask, how much is trained: nothing, one
+    target or everything, of two tokens too.
+    """
     sim = simulator("opt", backend)
     _, session = exported(sim, tmp_path, check=False)
     ids = tokens(1, 9, VOCAB)
@@ -196,7 +200,9 @@ def test_outputs(backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["opt", "mpt"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types(dtype: torch.dtype, name: str, backend: str, tmp_path: Path) -> None:
-    """GELU of float64 is spelled out, since onnxruntime has no kernel for erf; float16 is compared with float32."""
+    """GELU of float64 is spelled out, since onnxruntime has no kernel for erf; float16 is compared
+    with float32.
+    """
     sim = simulator(name, backend, dtype=dtype)
     done, session = exported(sim, tmp_path)
     assert done.check is not None
@@ -220,7 +226,9 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_file(backend: str, optimize: bool, tmp_path: Path) -> None:
-    """Standard operators, names that tell where a node comes from, metadata, dynamic sizes, each weight once."""
+    """Standard operators, names that tell where a node comes from, metadata, dynamic sizes, each
+    weight once.
+    """
     sim = simulator("opt", backend)
     done, _ = exported(sim, tmp_path, optimize=optimize)
     model = onnx.load(done.path)

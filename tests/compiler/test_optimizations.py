@@ -1,4 +1,6 @@
-"""Optimizations of the fused back end change nothing but rounding: whole simulators with all, some and none of them."""
+"""Optimizations of the fused back end change nothing but rounding: whole simulators with all, some
+and none of them.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,17 @@ MODELS: dict[str, Builder] = {
 }
 PRESETS = ("paper", "exact")
 LENGTH, VOCAB = 11, 29
-# (scenario, batch): one sequence, several, and several that are padded; each has a training segment of its own length.
+# (scenario, batch): one sequence, several, and several that are padded; each has a training segment
+# of its own length.
 CALLS = (("ragged", 1), ("ragged", 5), ("padded_left", 5))
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of two or three short sequences and chunks of a few tokens' logits, so that toys have several of both."""
+    """Slices of two or three short sequences and chunks of a few tokens' logits, so that toys have
+    several of both.
+    """
     monkeypatch.setitem(slices.TOKENS, "cpu", 3 * LENGTH)
     monkeypatch.setitem(head.CHUNK_NUMBERS, "cpu", 3 * VOCAB)
 
@@ -55,8 +60,8 @@ def simulator_of(
 def called(
     simulator: Simulator, names: bool | Collection[str], initial: bool = False, **inputs: Tensor
 ) -> dict[str, Tensor]:
-    """What a call under inference mode returns with these optimizations. initial: also what one returns that gives logits before the
-    update, whose training pass sees all tokens."""
+    """What a call under inference mode returns with these optimizations. initial: also what one
+    returns that gives logits before the update, whose training pass sees all tokens."""
     simulator.optimizations = names  # type: ignore[assignment]  # the setter takes more than the getter gives
     with torch.inference_mode():
         labelled = simulator(**inputs, labels=inputs["input_ids"])
@@ -211,7 +216,8 @@ def code_of(simulator: Simulator, wanted: tuple[str, ...] = ("logits",), **input
     return module.code
 
 
-# What stands in the program of OPT, exact, three steps, in float32, only when an optimization is on.
+# What stands in the program of OPT, exact, three steps, in float32, only when an optimization is
+# on.
 SIGNS: dict[str, Callable[[str], bool]] = {
     "causal_attention": lambda code: "is_causal = True" in code,
     "flash_attention": lambda code: "flash_attention_for_cpu_backward" in code,
@@ -256,7 +262,9 @@ def test_slices_are_switched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["opt", "llama"])
 def test_outer_gradients(name: str, preset: str) -> None:
-    """A call that is differentiated takes only optimizations that have derivatives, and gives the same gradients."""
+    """A call that is differentiated takes only optimizations that have derivatives, and gives the
+    same gradients.
+    """
     simulator = copy.deepcopy(simulator_of(name, preset, 2))
     parameters = dict(simulator.named_parameters())
     found = {}
@@ -280,7 +288,9 @@ def test_outer_gradients(name: str, preset: str) -> None:
 
 
 def test_updates_are_materialized() -> None:
-    """Whoever asks for updated weights gets them, and predicting with them is the same as the call."""
+    """Whoever asks for updated weights gets them, and predicting with them is the same as the
+    call.
+    """
     simulator = simulator_of("llama", "exact", 3)
     found: dict[bool, dict[str, Tensor]] = {}
     for names in (True, False):

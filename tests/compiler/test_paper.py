@@ -1,4 +1,6 @@
-"""The approximations, each against autograd with naive finite differences in float64; and what padding and float32 may cost."""
+"""The approximations, each against autograd with naive finite differences in float64; and what
+padding and float32 may cost.
+"""
 
 import copy
 import importlib.resources
@@ -145,7 +147,8 @@ def update_cosines(
     return cosines
 
 
-# With 1, storing the update in float32 weights costs no digits, and the gradient itself is compared; 1e-4 is the default.
+# With 1, storing the update in float32 weights costs no digits, and the gradient itself is
+# compared; 1e-4 is the default.
 inner_lrs = pytest.mark.parametrize("inner_lr", [1.0, 1e-4])
 
 

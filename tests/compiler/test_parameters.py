@@ -152,8 +152,8 @@ def test_fused_back_end(family: str) -> None:
 
 
 def test_solved_sizes_have_the_fewest_parameters() -> None:
-    """Of many K, D_sim and H_sim that a user could set, none gives a smaller simulator (gates and vectors aside). Built with shared
-    constants, which is quicker, and counted without."""
+    """Of many K, D_sim and H_sim that a user could set, none gives a smaller simulator (gates and
+    vectors aside). Built with shared constants, which is quicker, and counted without."""
     solved = transformer("opt", SimulatorConfig.paper())
     layout, best = solved.program.layout, parameter_report(solved)["total"]
     for heads in (2, 3, 5, 8, layout.sim_heads):

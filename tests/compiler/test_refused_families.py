@@ -86,7 +86,9 @@ def test_recurrent_layers_are_named(
 
 
 def test_data_dependent_positions_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    """Rotary frequencies that change with the length of the text; nothing of torch's own report reaches the user."""
+    """Rotary frequencies that change with the length of the text; nothing of torch's own report
+    reaches the user.
+    """
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     model = builder("llama", **GROUPED, rope_parameters=rope)()
     capfd.readouterr()

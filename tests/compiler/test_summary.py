@@ -43,7 +43,9 @@ def test_model(case: tuple[Any, Simulator]) -> None:
 
 
 def test_prefix_slots(case: tuple[Any, Simulator]) -> None:
-    """One slot for each weight and bias outside the embeddings, three for a product that holds q, k and v."""
+    """One slot for each weight and bias outside the embeddings, three for a product that holds q, k
+    and v.
+    """
     model, simulator = case
     facts, layout = report(simulator), simulator.program.layout
     slots: dict[str, int] = {}
@@ -75,7 +77,8 @@ def test_updated_slots(case: tuple[Any, Simulator]) -> None:
     assert facts["updated_slots"] == len(updates)
     assert facts["updated_parameters"] == sum(value[0].numel() for value in updates.values())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    # A key's bias may come out unchanged, for its exact gradient is zero, and a fused q, k, v holds three slots.
+    # A key's bias may come out unchanged, for its exact gradient is zero, and a fused q, k, v holds
+    # three slots.
     assert facts["updated_slots"] >= len(changed) > 0
     assert facts["trainable_slots"] >= facts["updated_slots"]
 

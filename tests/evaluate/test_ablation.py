@@ -1,4 +1,6 @@
-"""Update errors and task performance of a grid of approximations, against Hugging Face models, torch.autograd and plain SGD."""
+"""Update errors and task performance of a grid of approximations, against Hugging Face models,
+torch.autograd and plain SGD.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def model() -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes half a second in a process as large as this one, and there is nothing to let go of: see `Patient`."""
+    """It takes half a second in a process as large as this one, and there is nothing to let go of:
+    see `Patient`.
+    """
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
@@ -109,7 +113,9 @@ def variants() -> dict[str, Variant]:
 
 
 def changes(config: SimulatorConfig, ids_T: Tensor) -> dict[str, Tensor]:
-    """Parameter -> what a step at rate 1 takes away, of the parameters of the blocks and the final norm; zero for what is left alone."""
+    """Parameter -> what a step at rate 1 takes away, of the parameters of the blocks and the final
+    norm; zero for what is left alone.
+    """
     at_one = SimulatorConfig.from_dict({**config.to_dict(), "inner_lr": 1.0})
     state = reference(model(), at_one, ids_T[None], TRAINED[None]).states[0]
     names = [
@@ -121,7 +127,9 @@ def changes(config: SimulatorConfig, ids_T: Tensor) -> dict[str, Tensor]:
 
 
 def expected_errors(config: SimulatorConfig, *parts: str) -> list[float]:
-    """[cosine, relative error, length] of the parameters with one of `parts` in their names: means over the sequences of errors."""
+    """[cosine, relative error, length] of the parameters with one of `parts` in their names: means
+    over the sequences of errors.
+    """
     found = []
     for ids_T in EVALUATE[:2]:
         u, g = (
@@ -162,8 +170,9 @@ def test_exact_has_the_exact_gradient() -> None:
     ],
 )
 def test_errors_are_those_of_autograd(name: str) -> None:
-    """Value attention is autograd with constant probabilities; the others likewise (tests/oracle/reference.py). Of all parameters, and of each
-    block. Exact gradients are kept in float32."""
+    """Value attention is autograd with constant probabilities; the others likewise
+    (tests/oracle/reference.py). Of all parameters, and of each block. Exact gradients are kept in
+    float32."""
     row, config = in_float64()[name], variants()[name].config
     assert errors(row) == pytest.approx(expected_errors(config, ""), rel=2e-6)
     for block in ("0", "1"):
@@ -197,7 +206,9 @@ def test_what_is_not_updated_counts_as_zero() -> None:
 
 @pytest.mark.parametrize("kind", ["norm", "activation"])
 def test_first_order_errors_shrink_with_the_scale(kind: str) -> None:
-    """By a factor of 10 with N, until they are below what float32 keeps of the gradient they are compared with."""
+    """By a factor of 10 with N, until they are below what float32 keeps of the gradient they are
+    compared with.
+    """
     found = [in_float64()[f"{kind}-n{scale}"]["relative_error"] for scale in SCALES]
     assert all(later < earlier / 5 for earlier, later in itertools.pairwise(found))
 
@@ -307,7 +318,9 @@ def test_a_given_rate_is_not_chosen() -> None:
 
 
 def test_chosen_rates_are_the_best_tried() -> None:
-    """Each variant has its own, half an octave from which the loss on the sequences to choose on is no lower."""
+    """Each variant has its own, half an octave from which the loss on the sequences to choose on is
+    no lower.
+    """
     chosen = rows(ablate("loss-quadratic", inner_lr=None))["loss-quadratic"]["inner_lr"]
     store = Store(None, {})
 
@@ -342,7 +355,9 @@ def test_what_diverges_has_no_finite_change(tmp_path: Path) -> None:
 
 
 def test_top_layers_and_steps() -> None:
-    """Errors are of one step whatever the performance is of; blocks below the trained ones have none."""
+    """Errors are of one step whatever the performance is of; blocks below the trained ones have
+    none.
+    """
     found = ablate("paper", base=SimulatorConfig(layers=1, steps=2), dtype=torch.float64)
     assert list(rows(found)["paper"]["layers"]) == ["1", OUTSIDE]
     config = SimulatorConfig.exact(layers=1, steps=2, inner_lr=0.01)

@@ -1,4 +1,6 @@
-"""The hand-written loop against an optimizer on a copy of the model; what is compared by, and how it is timed."""
+"""The hand-written loop against an optimizer on a copy of the model; what is compared by, and how
+it is timed.
+"""
 
 import copy
 from typing import Any
@@ -33,7 +35,9 @@ RATE = 0.03
 def case(
     name: str, config: SimulatorConfig, dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, Simulator, HandWrittenLoop, Workload]:
-    """A model, a simulator of it, the loop that trains the same parameters of a copy, and three sequences."""
+    """A model, a simulator of it, the loop that trains the same parameters of a copy, and three
+    sequences.
+    """
     model = MODELS[name](dtype=dtype)
     simulator = simulate(model, config)
     names = benchmark.updated_parameters(simulator)
@@ -47,7 +51,9 @@ def case(
 def by_optimizer(
     model: nn.Module, names: list[str], ids_T: Tensor, trained: int, steps: int
 ) -> tuple[Tensor, nn.Module]:
-    """Logits (T, V) and the model after torch.optim.SGD on the whole sequence's logits, of which the segment's carry loss."""
+    """Logits (T, V) and the model after torch.optim.SGD on the whole sequence's logits, of which
+    the segment's carry loss.
+    """
     changed = copy.deepcopy(model)
     optimizer = torch.optim.SGD([changed.get_parameter(name) for name in names], lr=RATE)
     for _ in range(steps):

@@ -1,4 +1,6 @@
-"""The rate is the best of its grid, every rate is asked for once, and what has no finite loss is never chosen."""
+"""The rate is the best of its grid, every rate is asked for once, and what has no finite loss is
+never chosen.
+"""
 
 import math
 

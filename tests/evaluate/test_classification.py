@@ -160,7 +160,9 @@ def test_progress_counts_to_the_end(root: Path, form: Any) -> None:
 @pytest.mark.parametrize("form", ["sequence", "separate"])
 @pytest.mark.parametrize("loss", ["label", "context"])
 def test_random_labels_give_no_significant_gain(tmp_path: Path, form: Any, loss: Any) -> None:
-    """What is chosen is chosen on training data, so a choice among many settings finds nothing on the test items."""
+    """What is chosen is chosen on training data, so a choice among many settings finds nothing on
+    the test items.
+    """
     root = write_task(tmp_path, train=60, test=80, seed=3)
     chosen = settings(
         root, form=form, loss=loss, shots=(4,), limit=80, choose=16, rates=(1e-4, 1e-3, 1e-2)

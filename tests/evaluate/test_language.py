@@ -1,4 +1,6 @@
-"""The language-modelling experiment: its numbers against a loop written out, its protocol, its resumption, and a case without any gain."""
+"""The language-modelling experiment: its numbers against a loop written out, its protocol, its
+resumption, and a case without any gain.
+"""
 
 import copy
 import math
@@ -190,7 +192,9 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(tmp_path: Path) -> None
 
 def test_where_nothing_can_be_learned_the_gain_is_not_significant() -> None:
     model = opt(dtype=torch.float32)
-    with torch.no_grad():  # every token has the same probability, and random tokens are not predicted better by any other guess
+    # every token has the same probability, and random tokens are not predicted better by any other
+    # guess
+    with torch.no_grad():
         model.model.decoder.embed_tokens.weight[:] *= 1e-3
     text, other = letters(3, 80 * LENGTH), letters(4, 20 * LENGTH)
     settings = Settings(fractions=(0.5,), length=LENGTH, limit=20, choosing=16, seeds=(1, 2, 3))

@@ -1,4 +1,6 @@
-"""Learners against the Hugging Face model with torch.autograd and SGD (tests/oracle/reference.py), and what they leave behind."""
+"""Learners against the Hugging Face model with torch.autograd and SGD (tests/oracle/reference.py),
+and what they leave behind.
+"""
 
 from functools import lru_cache
 from pathlib import Path

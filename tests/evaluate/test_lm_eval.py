@@ -1,4 +1,6 @@
-"""The harness's model `tintc`: every number against the Hugging Face model with autograd and SGD, or against the harness's own `hf`."""
+"""The harness's model `tintc`: every number against the Hugging Face model with autograd and SGD,
+or against the harness's own `hf`.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def tokens_of(text: str) -> list[int]:
 
 
 def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """What the harness scores: the tokens of the whole text behind those of the context, whose last spaces count with the continuation."""
+    """What the harness scores: the tokens of the whole text behind those of the context, whose last
+    spaces count with the continuation.
+    """
     whole, front = tokens_of(context + continuation), tokens_of(context.rstrip())
     return front, whole[len(front) :]
 
@@ -97,7 +101,9 @@ def split(context: str, continuation: str) -> tuple[list[int], list[int]]:
 def logits_by_autograd(
     context: list[int], continuation: list[int], config: SimulatorConfig | None = CONFIG
 ) -> torch.Tensor:
-    """Autograd and SGD on the context, then the logits (C, V) that predict the continuation; without a config the model as it is."""
+    """Autograd and SGD on the context, then the logits (C, V) that predict the continuation;
+    without a config the model as it is.
+    """
     ids = torch.tensor([[*context, *continuation][:-1]])
     train = (torch.arange(ids.shape[1]) < len(context)).long()[None]
     result = reference(huggingface()[0], config or CONFIG, ids, train)
@@ -243,7 +249,9 @@ def test_rolling_trains_on_what_is_in_front_of_each_chunk(model: TintcLM, contex
 
 
 def greedy_by_huggingface(model: TintcLM, ids: list[int], count: int) -> list[int]:
-    """Greedy generation of the Hugging Face model with the state dict that training on the ids gives."""
+    """Greedy generation of the Hugging Face model with the state dict that training on the ids
+    gives.
+    """
     fresh = transformers.OPTForCausalLM.from_pretrained(
         source_directory(), dtype=torch.float64
     ).eval()

@@ -1,4 +1,6 @@
-"""Tasks and their data: reading what is good, refusing what is not, and dividing it without overlap."""
+"""Tasks and their data: reading what is good, refusing what is not, and dividing it without
+overlap.
+"""
 
 import json
 from collections import Counter

@@ -122,7 +122,9 @@ def narrowed_memory(at: Stage) -> None:
 
 
 def result_over_argument(at: Stage) -> None:
-    """The lives of an operator's result and of what it reads last touch at one node, which is too close."""
+    """The lives of an operator's result and of what it reads last touch at one node, which is too
+    close.
+    """
     assert at.context.layout is not None
     memory = dict(at.context.layout.memory)
     name = "blocks_1_act_gelu_backward"

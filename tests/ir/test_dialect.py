@@ -1,4 +1,6 @@
-"""Every operator's shape rule equals the shape of its result, and its results carry gradients from outside."""
+"""Every operator's shape rule equals the shape of its result, and its results carry gradients from
+outside.
+"""
 
 from typing import Any
 
@@ -24,7 +26,9 @@ from tintc.passes import OPTIMIZATIONS
 
 
 def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
-    """Arguments for a call: B sequences, T tokens, D inputs, O outputs; own: each sequence has its own weights."""
+    """Arguments for a call: B sequences, T tokens, D inputs, O outputs; own: each sequence has its
+    own weights.
+    """
     h, g, e = 4, 2, 3
     x, dx, dy, lr = (
         draw(b, t, d),
@@ -210,7 +214,9 @@ def test_operators_take_fake_tensors(name: str) -> None:
     ],
 )
 def test_gradients_from_outside_pass_through(name: str) -> None:
-    """The simulator's inner backward pass is differentiable itself: second derivatives, checked by gradcheck."""
+    """The simulator's inner backward pass is differentiable itself: second derivatives, checked by
+    gradcheck.
+    """
     leaves, spec = tree_flatten(arguments(name, 2, 4, 3, 4, True, Draw(0)))
     floats = [
         a.detach().requires_grad_()

@@ -1,4 +1,6 @@
-"""Slots of random models: a simulation of the prefix tokens shows that every number has a place of its own."""
+"""Slots of random models: a simulation of the prefix tokens shows that every number has a place of
+its own.
+"""
 
 import json
 import math
@@ -65,7 +67,9 @@ def solve(hidden: int, linears: Shapes, norms: int, **fields: Any) -> Layout:
 
 
 def write_and_read(layout: Layout) -> None:
-    """Writes every slot's numbers, each of its own value, into empty prefix tokens, and reads all of them back."""
+    """Writes every slot's numbers, each of its own value, into empty prefix tokens, and reads all
+    of them back.
+    """
     tokens = torch.zeros(layout.pages, layout.prefix_tokens, layout.sim_hidden, dtype=torch.int64)
     count = 1
     values = {}
@@ -85,7 +89,9 @@ def write_and_read(layout: Layout) -> None:
 
 
 def places(slot: PrefixSlot) -> list[tuple[tuple[int, int, int], int, int]]:
-    """((page, token, coordinate), row, column) of each number: rows dealt out to the tile's tokens like cards."""
+    """((page, token, coordinate), row, column) of each number: rows dealt out to the tile's tokens
+    like cards.
+    """
     found = []
     for tile in slot.tiles:
         for i in range(tile.rows.size):
@@ -120,7 +126,9 @@ def test_every_number_has_a_place_of_its_own(hidden: int, linears: Shapes, norms
 
 
 def check_shape(layout: Layout, widest_vector: int) -> None:
-    """What the modules rely on: whole heads, a head left for biases, and a one-hot of the prefix tokens in every head."""
+    """What the modules rely on: whole heads, a head left for biases, and a one-hot of the prefix
+    tokens in every head.
+    """
     d = layout.head_width
     assert layout.sim_hidden == layout.sim_heads * d
     assert layout.sim_heads >= 2
@@ -160,7 +168,9 @@ def check_shape(layout: Layout, widest_vector: int) -> None:
 def test_given_sizes_are_kept(
     hidden: int, linears: Shapes, norms: int, heads: int, data: st.DataObject
 ) -> None:
-    """Any two heads or more, any D_sim that holds a vector, any K up to a head's width: larger matrices take more pages."""
+    """Any two heads or more, any D_sim that holds a vector, any K up to a head's width: larger
+    matrices take more pages.
+    """
     width = data.draw(st.integers(math.ceil(hidden / heads), math.ceil(hidden / heads) + 12))
     tokens = data.draw(st.integers(1, width))
     layout = solve(
@@ -206,7 +216,9 @@ def test_following_the_advice_leads_to_sizes_that_work(
 
 
 def test_a_linear_layer_is_dealt_out_to_tokens() -> None:
-    """K = 4, 10 rows of 6: S = 3 rows a token in a head each, then a head with the biases of these rows."""
+    """K = 4, 10 rows of 6: S = 3 rows a token in a head each, then a head with the biases of these
+    rows.
+    """
     layout = solve(6, [(10, 6, True)], 0, prefix_tokens=4, sim_hidden=24, sim_heads=4)
     (weight,), (bias,) = layout.prefix["w0"].tiles, layout.prefix["b0"].tiles
     assert (weight.groups, weight.row_width, weight.tokens, weight.coordinates) == (
@@ -235,7 +247,9 @@ def test_a_linear_layer_is_dealt_out_to_tokens() -> None:
 
 
 def test_columns_are_padded_to_whole_heads() -> None:
-    """Heads of 4 coordinates: a row of 6 takes two of them, and a matrix of 15 columns two tiles of two heads."""
+    """Heads of 4 coordinates: a row of 6 takes two of them, and a matrix of 15 columns two tiles of
+    two heads.
+    """
     layout = solve(
         4, [(2, 6, False), (2, 15, False)], 0, prefix_tokens=2, sim_hidden=12, sim_heads=3
     )
@@ -246,7 +260,9 @@ def test_columns_are_padded_to_whole_heads() -> None:
 
 
 def test_vectors_fill_a_token_then_the_next_then_a_new_page() -> None:
-    """Two of 5 in a token of 12, two tokens a page: six norms need three pages behind the matrix's."""
+    """Two of 5 in a token of 12, two tokens a page: six norms need three pages behind the
+    matrix's.
+    """
     layout = solve(5, [(2, 6, False)], 6, prefix_tokens=2, sim_hidden=12, sim_heads=2)
     found = [layout.prefix[f"{name}{i}"].tiles[0] for i in range(6) for name in ("gamma", "beta")]
     first = found[0].page
@@ -356,7 +372,9 @@ ranges = st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(0, 6)).map(
 
 @given(ranges, ranges)
 def test_rows_that_share_one_overlap(a: Rows, b: Rows) -> None:
-    """Rows of different periods may be taken to overlap though they do not; never the other way round."""
+    """Rows of different periods may be taken to overlap though they do not; never the other way
+    round.
+    """
     both = math.lcm(a.period, b.period)
     shared = {r for r in range(both) if a.start <= r % a.period < a.stop} & {
         r for r in range(both) if b.start <= r % b.period < b.stop

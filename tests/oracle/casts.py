@@ -1,7 +1,9 @@
-"""`no_casts`: Hugging Face code without its casts to float32, so that a float64 model computes in float64 throughout.
+"""`no_casts`: Hugging Face code without its casts to float32, so that a float64 model computes in
+float64 throughout.
 
-Norms, rotary tables and softmax of that code cast to float32 whatever the model's dtype is, Falcon's ALiBi even to bfloat16.
-Against a float64 model this is noise that hides errors of its size.
+Norms, rotary tables and softmax of that code cast to float32 whatever the model's dtype is,
+Falcon's ALiBi even to bfloat16. Against a float64 model this is noise that hides errors of its
+size.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _active = contextvars.ContextVar("no_casts", default=False)
 
 
 class _Wide(TorchFunctionMode):
-    """Every cast to a narrower float becomes one to float64, and every new tensor of a narrower float is float64."""
+    """Every cast to a narrower float becomes one to float64, and every new tensor of a narrower
+    float is float64.
+    """
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -38,7 +42,9 @@ def _wide(value: Any) -> Any:
 
 @contextlib.contextmanager
 def no_casts(on: bool = True) -> Iterator[None]:
-    """Holds while a model runs and while torch.export traces it with strict=False; does nothing unless `on`."""
+    """Holds while a model runs and while torch.export traces it with strict=False; does nothing
+    unless `on`.
+    """
     if not on:
         yield
         return

@@ -1,4 +1,6 @@
-"""Runs a simulator and the reference on the same inputs and compares everything that both return."""
+"""Runs a simulator and the reference on the same inputs and compares everything that both
+return.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def assert_equals_reference(
     min_update: float = 1e-3,
     **inputs: Any,
 ) -> None:
-    """Final logits, initial logits and every sequence's state dict agree at all tokens that are no padding.
+    """Final logits, initial logits and every sequence's state dict agree at all tokens that are no
+    padding.
 
-    min_update: the inner steps must change the logits by this much, else the comparison would say little.
+    min_update: the inner steps must change the logits by this much, else the comparison would say
+    little.
     """
     dtype = next(model.parameters()).dtype
     expected = reference(copy.deepcopy(model).double(), config, **inputs)
@@ -42,14 +46,19 @@ def assert_agrees(
     of: str = "",
     **inputs: Any,
 ) -> None:
-    """The same for a simulator and a reference that are at hand; `of` says in the summary what was compared."""
+    """The same for a simulator and a reference that are at hand; `of` says in the summary what was
+    compared.
+    """
     config, dtype = simulator.program.config, simulator.dtype
     with torch.inference_mode():
         alone = simulator(**inputs).logits
         both = simulator(**inputs, return_initial=True)
     real = real_tokens(inputs)
     assert alone.dtype == dtype
-    kind = f"{of}{'exact' if config.is_exact else 'approximate'}: logits against autograd, {str(dtype).removeprefix('torch.')}"
+    kind = (
+        f"{of}{'exact' if config.is_exact else 'approximate'}: logits against autograd, "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
     for found in (alone, both.logits):
         assert measured(kind, error(found[real], expected.logits[real])) < limit
     assert both.initial_logits is not None

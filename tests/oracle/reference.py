@@ -1,7 +1,9 @@
-"""An independent reference: the Hugging Face model, torch.autograd and plain SGD, one sequence at a time.
+"""An independent reference: the Hugging Face model, torch.autograd and plain SGD, one sequence at a
+time.
 
-It shares no code with tintc. Approximations are autograd.Functions put in place of the model's own norms,
-activations and attention: naive finite differences, and probabilities that are held constant.
+It shares no code with tintc. Approximations are autograd.Functions put in place of the model's own
+norms, activations and attention: naive finite differences, and probabilities that are held
+constant.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from tests.support.norms import centred, epsilon, gain_is_added_to_one, is_norm,
 
 @dataclass
 class Reference:
-    """logits and initial_logits: (B, T, V), zero at padding. states: each sequence's whole state dict after the steps."""
+    """logits and initial_logits: (B, T, V), zero at padding. states: each sequence's whole state
+    dict after the steps.
+    """
 
     logits: Tensor
     initial_logits: Tensor
@@ -41,7 +45,8 @@ def reference(
 ) -> Reference:
     """What a simulator of `model` must return. `config` is read by field name only.
 
-    A (B, T) attention mask must be a block of ones: the tokens outside it are cut off, and the sequence runs alone.
+    A (B, T) attention mask must be a block of ones: the tokens outside it are cut off, and the
+    sequence runs alone.
     """
     changed = approximated(model, config)
     found, initial, states = [], [], []
@@ -82,7 +87,9 @@ def _one(
     looks: Tensor | None,
     positions: Tensor,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(final logits, initial logits, state dict) of one sequence; looks is (T, T), True where a query may look."""
+    """(final logits, initial logits, state dict) of one sequence; looks is (T, T), True where a
+    query may look.
+    """
     length = len(ids)
     allowed = torch.ones(length, length, dtype=torch.bool).tril()
     if looks is not None:
@@ -113,9 +120,11 @@ def _one(
 def call(
     model: nn.Module, values: dict[str, Tensor], ids: Tensor, allowed: Tensor, positions: Tensor
 ) -> Tensor:
-    """Logits of a model called plainly, as on any sequence; or with masks and positions where the inputs ask for others.
+    """Logits of a model called plainly, as on any sequence; or with masks and positions where the
+    inputs ask for others.
 
-    allowed is (1, 1, T, T), True where a query may look. A plain module, and a family that takes neither, is only called plainly.
+    allowed is (1, 1, T, T), True where a query may look. A plain module, and a family that takes
+    neither, is only called plainly.
     """
     huggingface = hasattr(model, "config")
     options: dict[str, Any] = {"use_cache": False} if huggingface else {}
@@ -136,7 +145,9 @@ def call(
 
 
 def _own_mask(config: Any, allowed: Tensor) -> Any:
-    """The mask as a family takes it: boolean or added to the scores; cut to the sliding window, which a given mask replaces."""
+    """The mask as a family takes it: boolean or added to the scores; cut to the sliding window,
+    which a given mask replaces.
+    """
     far = (
         torch.ones(allowed.shape[-2:], dtype=torch.bool).tril(-config.sliding_window)
         if getattr(config, "sliding_window", None)
@@ -166,7 +177,9 @@ def surrogate_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
 
 
 def trained_names(model: nn.Module, config: Any) -> list[str]:
-    """Parameters that descent changes: all in the top blocks and the final norm, gains and learned scales only with norm_update `all`."""
+    """Parameters that descent changes: all in the top blocks and the final norm, gains and learned
+    scales only with norm_update `all`.
+    """
     lists = [
         (name, module)
         for name, module in model.named_modules()
@@ -192,7 +205,9 @@ FINAL_NORMS = ("final_layer_norm", "final_layernorm", "ln_f", "norm_f", "norm")
 
 
 def _multiplies(modules: dict[str, nn.Module], name: str) -> bool:
-    """Whether a parameter is a norm's gain or a learned scale, and neither in a linear layer nor a shift."""
+    """Whether a parameter is a norm's gain or a learned scale, and neither in a linear layer nor a
+    shift.
+    """
     path, _, own = name.rpartition(".")
     owner = modules[path]
     if isinstance(owner, DifferenceNorm) or is_norm(owner):
@@ -233,7 +248,9 @@ class _Difference(torch.autograd.Function):
 
 
 class DifferenceNorm(nn.Module):
-    """gain f(x) + shift; the gain and the shift are ordinary autograd, f has the difference as its backward."""
+    """gain f(x) + shift; the gain and the shift are ordinary autograd, f has the difference as its
+    backward.
+    """
 
     def __init__(self, norm: nn.Module, scale: float) -> None:
         super().__init__()
@@ -298,5 +315,7 @@ def _constant_attention(
 
 
 def constant_probabilities(on: bool) -> contextlib.AbstractContextManager[Any]:
-    """In it, attention probabilities are constants: in torch's attention and in any that is written out."""
+    """In it, attention probabilities are constants: in torch's attention and in any that is written
+    out.
+    """
     return _Constant() if on else contextlib.nullcontext()

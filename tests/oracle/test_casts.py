@@ -1,4 +1,6 @@
-"""`no_casts` takes Hugging Face code's narrow floats out of models as they run and as they are captured."""
+"""`no_casts` takes Hugging Face code's narrow floats out of models as they run and as they are
+captured.
+"""
 
 import pytest
 import torch

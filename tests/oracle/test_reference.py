@@ -1,4 +1,6 @@
-"""The reference against code that knows less than it: the untouched model with autograd and SGD, and limits of its approximations."""
+"""The reference against code that knows less than it: the untouched model with autograd and SGD,
+and limits of its approximations.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +182,9 @@ def test_value_attention_leaves_queries_and_keys_alone(name: str) -> None:
     + ["mistral-eager", "qwen2-windows"],
 )
 def test_demonstrations_equal_each_alone(name: str) -> None:
-    """Block-diagonal masks, sliding windows and positions that restart, against the plain model on each demonstration."""
+    """Block-diagonal masks, sliding windows and positions that restart, against the plain model on
+    each demonstration.
+    """
     model, family = BUILDERS[name](), FAMILIES[name.split("-")[0]]
     inputs = SCENARIOS["demonstrations" if family.position_ids else "blocks"](1, 20, VOCAB, seed=1)
     block = inputs["attention_mask"][0].long().argmax(-1)

@@ -35,7 +35,9 @@ def source_of(node: fx.Node) -> fx.Node:
 
 
 def made(at: Stage) -> set[str]:
-    """Everything that a forward or backward operator computes, by walking the graph: a tuple counts by its items."""
+    """Everything that a forward or backward operator computes, by walking the graph: a tuple counts
+    by its items.
+    """
     calls = [
         node
         for node in at.graph.nodes
@@ -79,7 +81,9 @@ def test_whatever_the_backward_pass_reads_is_kept(preset: str, steps: int) -> No
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("preset", ["paper", "exact"])
 def test_no_coordinate_is_taken_while_it_is_needed(preset: str, layers: int) -> None:
-    """Played through: at each node, what it reads must still be what was written, and its result lies elsewhere."""
+    """Played through: at each node, what it reads must still be what was written, and its result
+    lies elsewhere.
+    """
     at = stage("assign_memory_slots", config(preset, steps=3, layers=layers))
     memory = layout(at).memory
     owner: dict[int, str] = {}
@@ -134,7 +138,9 @@ def test_frozen_blocks_keep_nothing() -> None:
 
 
 def test_what_is_not_kept_is_soon_free() -> None:
-    """The width of the stream grows with what is kept, not with the depth of the blocks that only run forward."""
+    """The width of the stream grows with what is kept, not with the depth of the blocks that only
+    run forward.
+    """
     widths = [
         layout(stage("assign_memory_slots", config(layers=1), layers=layers)).memory_width
         for layers in (2, 4)

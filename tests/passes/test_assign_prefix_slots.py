@@ -68,12 +68,16 @@ def test_golden(update_golden: bool) -> None:
     found = stage("assign_prefix_slots", layers=1).context.layout
     assert found is not None
     lines = [
-        f"K {found.prefix_tokens} D_sim {found.sim_hidden} H_sim {found.sim_heads} pages {found.pages}"
+        f"K {found.prefix_tokens} D_sim {found.sim_hidden} H_sim {found.sim_heads} pages "
+        f"{found.pages}"
     ]
     for slot in found.prefix.values():
         kind = "trained" if slot.trainable else "frozen"
         lines.append(f"{slot.name} {slot.shape} {kind}")
         for t in slot.tiles:
-            place = f"tokens {t.tokens} coordinates {t.coordinates}, {t.groups} a token, {t.row_width} wide"
+            place = (
+                f"tokens {t.tokens} coordinates {t.coordinates}, {t.groups} a token, {t.row_width} "
+                "wide"
+            )
             lines.append(f"  page {t.page} rows {t.rows} columns {t.columns} in {place}")
     assert_golden("assign_prefix_slots", "\n".join(lines) + "\n", update_golden)

@@ -13,7 +13,9 @@ def backward(at: Stage) -> list[str]:
 
 
 def test_stops_at_the_lowest_trained_slot() -> None:
-    """Nothing flows into the embeddings or into blocks below the trained ones, not even into the lowest norm's input."""
+    """Nothing flows into the embeddings or into blocks below the trained ones, not even into the
+    lowest norm's input.
+    """
     found = backward(stage("build_backward", SimulatorConfig.exact(layers=1)))
     assert "blocks_1_attention_backward" in found
     assert "blocks_1_norm_1_gradient_1" in found  # the sum over q, k and v
@@ -63,7 +65,9 @@ def test_leaves_the_forward_pass_alone() -> None:
 
 
 def test_recorded_gradients_are_those_of_autograd() -> None:
-    """Every forward value's recorded gradient equals autograd's gradient of the summed loss at that value."""
+    """Every forward value's recorded gradient equals autograd's gradient of the summed loss at that
+    value.
+    """
     at, given = stage("build_backward"), inputs()
     values: dict[str, torch.Tensor] = {}
     for node in at.graph.nodes:

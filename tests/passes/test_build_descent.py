@@ -89,7 +89,9 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_updates_of_a_shared_slot_add_up(steps: int) -> None:
-    """All use the weights from before the step; the shared layer gets the sum of both gradients, as autograd gives it."""
+    """All use the weights from before the step; the shared layer gets the sum of both gradients, as
+    autograd gives it.
+    """
     model, ids, inner_lr = randomized(Shared()).double(), tokens(2, 8, 19), 0.01
     simulator = simulate(model, SimulatorConfig.exact(inner_lr=inner_lr, steps=steps))
     for b in range(2):

@@ -89,7 +89,9 @@ def test_leaves_a_call_that_is_differentiated() -> None:
 
 
 def test_leaves_logits_that_are_wanted_too() -> None:
-    """The first step's are, where logits before the update are asked for; losses of the same logits read them, too."""
+    """The first step's are, where logits before the update are asked for; losses of the same logits
+    read them, too.
+    """
     found = assert_same_results(
         chunk_head, pruned(exact(steps=2), outputs=("logits", "initial_logits"))
     )
@@ -118,7 +120,9 @@ def test_leaves_a_head_that_learns() -> None:
 
 
 def test_leaves_a_first_order_difference_of_the_cap() -> None:
-    """The way back through the head is exact in every preset; another form would not be what head_gradient computes."""
+    """The way back through the head is exact in every preset; another form would not be what
+    head_gradient computes.
+    """
     at = capped(paper())
     caps = [
         n

@@ -1,4 +1,6 @@
-"""Layout operators are followed by running them on coordinates: any composition of them leads back to the numbers it moved."""
+"""Layout operators are followed by running them on coordinates: any composition of them leads back
+to the numbers it moved.
+"""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""What depends on the sizes alone is known without being matched; what depends on tokens or weights never is."""
+"""What depends on the sizes alone is known without being matched; what depends on tokens or weights
+never is.
+"""
 
 import pytest
 import torch

@@ -40,7 +40,9 @@ def learns_its_bias(product: fx.Node) -> bool:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_no_weight_descends(config: SimulatorConfig) -> None:
-    """Each product with an updated weight becomes one with the shared weight and one with factors."""
+    """Each product with an updated weight becomes one with the shared weight and one with
+    factors.
+    """
     at = pruned(config)
     found = optimized(low_rank_updates, at)
     assert len(calls(found, "low_rank")) == len(products_of_updates(at)) > 0

@@ -1,4 +1,6 @@
-"""Who may look at whom: every spelling of the causal mask, windows, ALiBi and soft-caps; all else is refused with its reason."""
+"""Who may look at whom: every spelling of the causal mask, windows, ALiBi and soft-caps; all else
+is refused with its reason.
+"""
 
 from collections.abc import Callable
 
@@ -272,7 +274,9 @@ def test_further_spellings(name: str) -> None:
 
 
 def test_alibi_that_is_rounded_to_float32() -> None:
-    """As every model in float32 computes it: slopes that are no powers of two round differently at each distance."""
+    """As every model in float32 computes it: slopes that are no powers of two round differently at
+    each distance.
+    """
     steep = torch.tensor([0.3, 0.7])[:, None, None]
     model = masked(lambda x: torch.where(causal(x), -steep * back(x), NEGATIVE).double())
     found, given = stage("refuse_unsupported", model=model), inputs(length=40)

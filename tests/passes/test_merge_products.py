@@ -1,4 +1,6 @@
-"""merge_products and the folding of what depends on weights alone, run on a CPU as if it were a GPU."""
+"""merge_products and the folding of what depends on weights alone, run on a CPU as if it were a
+GPU.
+"""
 
 import dataclasses
 

@@ -1,6 +1,8 @@
-"""Models that look like what passes know and are something else: computed right or refused, never computed wrong.
+"""Models that look like what passes know and are something else: computed right or refused, never
+computed wrong.
 
-Each is compiled as far as its canonical graph and, if it is not refused, run at lengths far apart and in batches.
+Each is compiled as far as its canonical graph and, if it is not refused, run at lengths far apart
+and in batches.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def length(x: Tensor) -> Tensor:
 
 
 def growing(x: Tensor) -> Tensor:
-    """1 up to 20 tokens, then more: as attentions that scale their queries by the logarithm of the length."""
+    """1 up to 20 tokens, then more: as attentions that scale their queries by the logarithm of the
+    length.
+    """
     return (length(x).log() / math.log(20)).clamp(min=1)
 
 

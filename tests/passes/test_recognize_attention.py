@@ -149,7 +149,9 @@ def test_leaves_the_rest_alone_and_says_why(name: str) -> None:
 
 
 def test_a_masks_dependence_on_token_ids_is_seen() -> None:
-    """A mask that hides, say, a padding token is causal only as long as the token does not occur."""
+    """A mask that hides, say, a padding token is causal only as long as the token does not
+    occur.
+    """
     model = toy(
         lambda m, x, ids: attend(
             m, x, ids, is_causal=False, attn_mask=causal(x) & (ids != 7)[:, None, None, :]

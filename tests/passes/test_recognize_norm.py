@@ -56,7 +56,9 @@ def test_leaves_the_rest_alone_and_says_why(middle) -> None:  # type: ignore[no-
 
 
 def test_a_norm_over_part_of_a_token_is_not_read_as_one_over_all() -> None:
-    """Normalising each head by itself looks like a norm over the last dimension, of another width."""
+    """Normalising each head by itself looks like a norm over the last dimension, of another
+    width.
+    """
     with pytest.raises(UnsupportedModelError):
         stage(
             "refuse_unsupported",
@@ -238,7 +240,9 @@ def test_a_gain_of_two_norms_is_one_slot() -> None:
 
 
 def of_heads(form, by_token: bool):  # type: ignore[no-untyped-def]
-    """An attention whose queries and keys pass through `form`, heads in front of tokens or behind."""
+    """An attention whose queries and keys pass through `form`, heads in front of tokens or
+    behind.
+    """
 
     def middle(m, x, ids):  # type: ignore[no-untyped-def]
         q, k, v = projections(m, x)

@@ -56,7 +56,9 @@ def test_names_every_operator_at_once() -> None:
 
 
 def test_llama_is_accepted_whole() -> None:
-    """Its RMS norms, gated unit, rotary positions and grouped queries, in transformers' spelling."""
+    """Its RMS norms, gated unit, rotary positions and grouped queries, in transformers'
+    spelling.
+    """
     config = transformers.LlamaConfig(
         vocab_size=19,
         hidden_size=16,
@@ -113,7 +115,9 @@ def test_a_mixture_of_experts_is_refused() -> None:
 
 
 class Modern(torch.nn.Module):
-    """One block with an RMS norm, rotary positions, a window, a soft-capped head and a gated unit in one product."""
+    """One block with an RMS norm, rotary positions, a window, a soft-capped head and a gated unit
+    in one product.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Rotary positions in many spellings: read where they are one table for all heads, refused where they are not."""
+"""Rotary positions in many spellings: read where they are one table for all heads, refused where
+they are not.
+"""
 
 import pytest
 import torch
@@ -103,7 +105,9 @@ def test_fires(name: str) -> None:
 
 
 def test_positions_are_the_callers() -> None:
-    """Relative positions are all that counts: a shift of all of them changes nothing, another order does."""
+    """Relative positions are all that counts: a shift of all of them changes nothing, another order
+    does.
+    """
     found = agree(turned(lambda q, x: rotated(q, *angles(x))))
     plain, shifted, reversed_ = inputs(), inputs(), inputs()
     shifted["position_ids"] = plain["position_ids"] + 9

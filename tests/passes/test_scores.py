@@ -1,4 +1,6 @@
-"""From a softmax back to its product: what is done to scores adds up, whatever the order; and from masks to a window and biases."""
+"""From a softmax back to its product: what is done to scores adds up, whatever the order; and from
+masks to a window and biases.
+"""
 
 import pytest
 import torch

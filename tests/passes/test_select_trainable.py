@@ -79,7 +79,9 @@ def test_top_means_last_to_run() -> None:
 
 
 class SumsOutside(nn.Module):
-    """The residual sums stand in the model's own forward, so the final norm reads a value of no block."""
+    """The residual sums stand in the model's own forward, so the final norm reads a value of no
+    block.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +123,9 @@ class TiedInside(nn.Module):
 
 
 def test_a_trained_weight_that_is_also_an_embedding_is_refused() -> None:
-    """Descent would update the slot and leave the embedding: not what autograd does to a tied weight."""
+    """Descent would update the slot and leave the embedding: not what autograd does to a tied
+    weight.
+    """
     with pytest.raises(
         UnsupportedModelError,
         match=r"tokens\.weight is trained in tokens\.weight and read by tokens .* in another way",

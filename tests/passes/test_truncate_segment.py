@@ -58,7 +58,9 @@ def test_the_whole_sequence_changes_nothing() -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("layers", [1, None])
 def test_the_shortest_segment_keeps_the_numbers(layers: int | None, steps: int) -> None:
-    """The loss ends at position 3 of 7 tokens, so 4 tokens are enough for the same updates and final logits."""
+    """The loss ends at position 3 of 7 tokens, so 4 tokens are enough for the same updates and
+    final logits.
+    """
     at, given = before("truncate_segment", config(steps, layers)), inputs()
     expected = flat(numbers(at, given))
     found = flat(numbers(apply("truncate_segment", at), {**given, "segment": 4}))

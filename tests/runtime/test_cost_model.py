@@ -1,4 +1,6 @@
-"""Which updates stay factors: what a graph says of a slot's uses, and the costs that are compared."""
+"""Which updates stay factors: what a graph says of a slot's uses, and the costs that are
+compared.
+"""
 
 import pytest
 from hypothesis import given

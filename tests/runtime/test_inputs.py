@@ -162,7 +162,9 @@ def test_masks_of_any_type_mean_the_same(simulator: Simulator, dtype: torch.dtyp
 
 
 def test_a_long_sequence_runs_with_positions_that_restart(simulator: Simulator) -> None:
-    """Two demonstrations of 12 tokens in a model of 16 positions: the second is what it is alone, apart from the first."""
+    """Two demonstrations of 12 tokens in a model of 16 positions: the second is what it is alone,
+    apart from the first.
+    """
     ids = tokens(1, 24, 29)
     block = torch.arange(24) // 12
     inputs = {

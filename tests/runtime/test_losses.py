@@ -1,4 +1,6 @@
-"""Losses without logits, and logits of some positions: what a full call gives, for both back ends and with gradients on or off."""
+"""Losses without logits, and logits of some positions: what a full call gives, for both back ends
+and with gradients on or off.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -86,7 +88,9 @@ def test_logits_to_keep(kept: int | Tensor, mode: str, backend: str) -> None:
 
 
 def test_a_capped_and_scaled_head() -> None:
-    """What stands behind the head is computed for the kept positions, and in the chunks of the losses."""
+    """What stands behind the head is computed for the kept positions, and in the chunks of the
+    losses.
+    """
     simulator = simulate(EVERY_FAMILY["gemma2"].build(), SimulatorConfig.exact(inner_lr=0.01))
     ids, train, labels = called(simulator)
     whole = simulator(ids, train)

@@ -1,4 +1,6 @@
-"""The module that a user holds: modes, outer gradients, dtypes, devices, and the answers that do not depend on the path taken."""
+"""The module that a user holds: modes, outer gradients, dtypes, devices, and the answers that do
+not depend on the path taken.
+"""
 
 import copy
 import operator
@@ -45,7 +47,9 @@ def test_inference_mode(family: str, preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outer_gradients(family: str, preset: str) -> None:
-    """d loss / d inner_lr and a directional derivative over all prefix embeddings equal central differences."""
+    """d loss / d inner_lr and a directional derivative over all prefix embeddings equal central
+    differences.
+    """
     simulator = a_simulator(preset, family)
     named = dict(simulator.prefix.named_parameters())
 
@@ -230,7 +234,9 @@ def test_losses() -> None:
 def test_emitted_code_is_plain_torch(
     preset: str, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No `tint` operator, no operator overload, no autograd: functions of torch, and methods of tensors."""
+    """No `tint` operator, no operator overload, no autograd: functions of torch, and methods of
+    tensors.
+    """
     simulator = a_simulator(preset, "gpt2")
     program = simulator.emitted(wanted)
     assert "tint" not in program.code
@@ -281,7 +287,9 @@ def test_deepcopy_is_independent() -> None:
 
 
 def test_state_dict_round_trip() -> None:
-    """A simulator's state dict has the auxiliary names under `prefix`, and carries all that training from outside changes."""
+    """A simulator's state dict has the auxiliary names under `prefix`, and carries all that
+    training from outside changes.
+    """
     trained, fresh = (
         a_simulator(),
         simulate(opt(seed=5), SimulatorConfig.exact(inner_lr=0.5, steps=2)),
@@ -320,7 +328,9 @@ def test_cuda(preset: str, dtype: torch.dtype) -> None:
 
 
 def test_torch_export_takes_a_whole_simulator() -> None:
-    """Masks, inner steps and all, with dynamic batch and length; checks of values are skipped while it is traced."""
+    """Masks, inner steps and all, with dynamic batch and length; checks of values are skipped while
+    it is traced.
+    """
     simulator = a_simulator()
 
     class Logits(torch.nn.Module):

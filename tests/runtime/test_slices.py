@@ -1,4 +1,6 @@
-"""tintc.runtime.slices: how many sequences go together, and that results come back in their places."""
+"""tintc.runtime.slices: how many sequences go together, and that results come back in their
+places.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from tintc.runtime.slices import TOKENS, run_in_slices, slice_size
 
 @given(st.integers(1, 300), st.integers(1, 3000), st.sampled_from(["cpu", "cuda", "other"]))
 def test_slice_size(batch: int, tokens: int, device: str) -> None:
-    """At least one sequence, no more tokens than are asked for, as few slices as that gives, and of about the same size."""
+    """At least one sequence, no more tokens than are asked for, as few slices as that gives, and of
+    about the same size.
+    """
     size, most = slice_size(batch, tokens, device), TOKENS.get(device, TOKENS["cuda"])
     assert 1 <= size <= batch
     assert size == 1 or size * tokens <= most

@@ -1,4 +1,6 @@
-"""What the tests of single modules share: a stream and pages full of random numbers, and a call that watches all of them."""
+"""What the tests of single modules share: a stream and pages full of random numbers, and a call
+that watches all of them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ F64 = torch.float64
 
 @dataclass
 class Around:
-    """A module's surroundings: B sequences of T tokens, of which it works on the first n (None: on all)."""
+    """A module's surroundings: B sequences of T tokens, of which it works on the first n (None: on
+    all).
+    """
 
     seed: int
     batch: int
@@ -51,7 +55,9 @@ class Around:
         )
 
     def page(self, is_shared: bool, tokens: int, hidden: int) -> Tensor:
-        """(K, D_sim) or (B, K, D_sim) of random numbers: padding, too, is none of a module's business."""
+        """(K, D_sim) or (B, K, D_sim) of random numbers: padding, too, is none of a module's
+        business.
+        """
         return self.draw.parameter(self.batch, is_shared, tokens, hidden)
 
     @property
@@ -67,7 +73,9 @@ def arounds(draw: st.DrawFn) -> Around:
 
 @dataclass(frozen=True)
 class Held:
-    """A tile, the K and d of its page, and the page's width. `biases` is the tile of its rows' biases."""
+    """A tile, the K and d of its page, and the page's width. `biases` is the tile of its rows'
+    biases.
+    """
 
     tile: Tile
     tokens: int
@@ -119,7 +127,9 @@ def tile_of(
     page: int = 0,
     extra: int = 0,
 ) -> Held:
-    """A whole matrix in one tile, as `assign_prefix_slots` lays it out, from coordinate `start` of its tokens."""
+    """A whole matrix in one tile, as `assign_prefix_slots` lays it out, from coordinate `start` of
+    its tokens.
+    """
     used = min(tokens, rows)
     row_width = math.ceil(columns / width) * width
     stop = start + math.ceil(rows / used) * row_width
@@ -164,8 +174,9 @@ def cells(state: Tensor, *written: Range | Place) -> Tensor:
 def apply(layer: Layer, state: Tensor, code: Tensor, *args: Any, writes: Tensor) -> Tensor:
     """The stream or page that the layer makes of `state`, recorded by torch.
 
-    Whatever is not written stays bit for bit; tensors that are read stay as they are; while torch records nothing is changed in
-    place, and a page never is; with and without recording the result is the same. The formula gives the number of parameters.
+    Whatever is not written stays bit for bit; tensors that are read stay as they are; while torch
+    records nothing is changed in place, and a page never is; with and without recording the result
+    is the same. The formula gives the number of parameters.
     """
     assert eval(layer.formula, {"ceil": math.ceil}, dict(layer.sizes)) == sum(
         p.numel() for p in layer.parameters()

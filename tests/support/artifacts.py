@@ -1,4 +1,6 @@
-"""One tiny model on disk and its compiled artifacts, built once a process; tests that change one take a copy."""
+"""One tiny model on disk and its compiled artifacts, built once a process; tests that change one
+take a copy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from tintc.compiler.artifact import _manifest_digest, sha256
 from tintc.ir.config import SimulatorConfig
 
 VOCAB, POSITIONS, LAYERS = 4096, 64, 2
-TEXT = "The river rises in the hills above the town. It runs through the town, and then the river meets the sea."
+TEXT = (
+    "The river rises in the hills above the town. It runs through the town, and then the river "
+    "meets the sea."
+)
 
 
 @lru_cache(maxsize=1)

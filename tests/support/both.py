@@ -1,4 +1,6 @@
-"""Simulators of one program on both back ends, of models whose dimensions divide nothing, and what they must agree on."""
+"""Simulators of one program on both back ends, of models whose dimensions divide nothing, and what
+they must agree on.
+"""
 
 from functools import cache
 from typing import Any
@@ -58,7 +60,9 @@ def _simulator(share: str, *lowered: Any) -> Simulator:
 def both(
     family: str, preset: str = "paper", shares: tuple[str, ...] = ("none",), **fields: Any
 ) -> Both:
-    """`fused`, and the transformer back end once for each way of sharing, by its name. Made once a process: do not change them."""
+    """`fused`, and the transformer back end once for each way of sharing, by its name. Made once a
+    process: do not change them.
+    """
     return {
         share: _simulator(share, family, preset, tuple(fields.items()))
         for share in ("fused", *shares)
@@ -74,7 +78,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def assert_equal_results(
     found: Simulator, expected: Simulator, inputs: dict[str, Tensor], *, limit: float = LIMIT
 ) -> None:
-    """Everything that a simulator returns, both ways of running, and the state dict that it would give back."""
+    """Everything that a simulator returns, both ways of running, and the state dict that it would
+    give back.
+    """
     kind = f"transformer against fused: {{}}, {str(found.dtype).removeprefix('torch.')}"
     labels = inputs["input_ids"]
     with torch.inference_mode():

@@ -32,7 +32,9 @@ class Finished:
         return json.loads(self.out)
 
     def refused(self, code: int) -> str:
-        """The one line on standard error of a command that failed with this code and printed nothing else."""
+        """The one line on standard error of a command that failed with this code and printed
+        nothing else.
+        """
         assert (self.code, self.out) == (code, ""), self
         assert self.err.startswith("error: "), self
         assert self.err.count("\n") == 1, self
@@ -64,7 +66,9 @@ def tintc(*arguments: object, stdin: bytes = b"") -> Finished:
 def process(
     *arguments: object, code: str | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """`tintc ARGUMENTS`, or some Python code with these arguments, in a process of its own that has no network."""
+    """`tintc ARGUMENTS`, or some Python code with these arguments, in a process of its own that has
+    no network.
+    """
     start = ["-c", code] if code is not None else ["-m", "tintc"]
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}

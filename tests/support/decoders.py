@@ -1,4 +1,6 @@
-"""Decoders written by hand in plain PyTorch, without transformers' code: common spellings of each part."""
+"""Decoders written by hand in plain PyTorch, without transformers' code: common spellings of each
+part.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def heads(x: Tensor, count: int) -> Tensor:
 
 
 class MaskedAttention(nn.Module):
-    """nanoGPT without flash attention: a buffer of ones as mask, minus infinity, softmax, att @ v."""
+    """nanoGPT without flash attention: a buffer of ones as mask, minus infinity, softmax, att @
+    v.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +188,9 @@ def sines() -> Tensor:
 
 
 class Decoder(nn.Module):
-    """positions: `embedding` looks a table up, `parameter` and `buffer` slice one, "" leaves them to the attention."""
+    """positions: `embedding` looks a table up, `parameter` and `buffer` slice one, "" leaves them
+    to the attention.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,6 @@
-"""One small random model of each supported decoder family, what the family is made of, and which inputs it takes."""
+"""One small random model of each supported decoder family, what the family is made of, and which
+inputs it takes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Builder = Callable[..., nn.Module]
 
 
 def builder(kind: str, attention: str | None = None, **config: Any) -> Builder:
-    """(dtype, seed) -> a random model of a Hugging Face model type; attention: its `attn_implementation`."""
+    """(dtype, seed) -> a random model of a Hugging Face model type; attention: its
+    `attn_implementation`.
+    """
 
     def build(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
         described = transformers.AutoConfig.for_model(
@@ -34,8 +38,10 @@ def builder(kind: str, attention: str | None = None, **config: Any) -> Builder:
 
 @dataclass(frozen=True)
 class Family:
-    """The strings are for the table in README. masks: takes (B, T, T) masks. position_ids: takes positions of a caller's choice.
-    linear_head: logits are one linear layer, so `mean_embedding` is defined. casts: its code casts to float32."""
+    """The strings are for the table in README. masks: takes (B, T, T) masks. position_ids: takes
+    positions of a caller's choice.
+    linear_head: logits are one linear layer, so `mean_embedding` is defined. casts: its code casts
+    to float32."""
 
     build: Builder
     title: str

@@ -1,4 +1,6 @@
-"""Tiny models, written to GGUF files as llama.cpp's converter writes them. Needs the package gguf."""
+"""Tiny models, written to GGUF files as llama.cpp's converter writes them. Needs the package
+gguf.
+"""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -171,8 +173,9 @@ def write(
 ) -> Path:
     """Writes the model and a tokenizer.
 
-    kind: F32, F16 or Q8_0, of the matrices. architecture: to be named instead of the model's own. metadata: entries to add or to
-    replace. without: entries to leave out. change: changes the tensors before they are written.
+    kind: F32, F16 or Q8_0, of the matrices. architecture: to be named instead of the model's own.
+    metadata: entries to add or to replace. without: entries to leave out. change: changes the
+    tensors before they are written.
     """
     entries = {**_sizes(model.config), **_tokenizer(), **(metadata or {})}
     own = model.config.model_type
@@ -215,7 +218,9 @@ def write_metadata(path: Path, architecture: str, entries: dict[str, Any]) -> Pa
 
 
 def rounded(model: transformers.PreTrainedModel, kind: str) -> transformers.PreTrainedModel:
-    """The same model with the matrices that a file of this kind holds. Q8_0: 32 numbers share a half-precision scale."""
+    """The same model with the matrices that a file of this kind holds. Q8_0: 32 numbers share a
+    half-precision scale.
+    """
     for value in model.parameters():
         if value.ndim != 2 or kind == "F32":
             continue

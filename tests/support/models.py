@@ -1,6 +1,7 @@
 """Tiny random models, and simulators of them without the source loader.
 
-Weights are larger than a real initialisation's and norms are not trivial, so that a wrong formula shows.
+Weights are larger than a real initialisation's and norms are not trivial, so that a wrong formula
+shows.
 """
 
 import dataclasses
@@ -106,7 +107,9 @@ def simulate(model: nn.Module, config: SimulatorConfig, **options: str) -> Simul
 def on_all_backends(
     model: nn.Module, config: SimulatorConfig, shares: tuple[str, ...] = ("none",)
 ) -> dict[str, Simulator]:
-    """Simulators of one program: `fused`, and of the transformer back end one for each way of sharing, by its name."""
+    """Simulators of one program: `fused`, and of the transformer back end one for each way of
+    sharing, by its name.
+    """
     captured = capture_again(model)
     program = lower(captured, config)
     found = {"fused": Simulator(program, captured.tensors)}
@@ -117,7 +120,9 @@ def on_all_backends(
 
 
 def capture_again(model: nn.Module) -> Captured:
-    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a process (and once in `no_casts`)."""
+    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a
+    process (and once in `no_casts`).
+    """
     if not isinstance(model, transformers.PreTrainedModel):
         return capture(model)
     attention = model.config._attn_implementation
@@ -154,7 +159,9 @@ def ragged_train_mask(batch: int, length: int, seed: int = 0) -> Tensor:
 
 
 def scattered_mask(batch: int, length: int, seed: int = 0) -> Tensor:
-    """A random 0/1 mask with holes; the second token is always 1, so that every sequence has a target."""
+    """A random 0/1 mask with holes; the second token is always 1, so that every sequence has a
+    target.
+    """
     mask = (
         torch.rand(batch, length, generator=torch.Generator().manual_seed(seed + 2)) < 0.6
     ).long()

@@ -1,4 +1,6 @@
-"""A decoder written by hand, in the manner of nanoGPT: compiled like any other, and independent of transformers' code."""
+"""A decoder written by hand, in the manner of nanoGPT: compiled like any other, and independent of
+transformers' code.
+"""
 
 from __future__ import annotations
 

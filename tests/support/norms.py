@@ -1,4 +1,6 @@
-"""What the tests know of norm modules: which modules they are, and the parts of y = gain * f(x) + shift."""
+"""What the tests know of norm modules: which modules they are, and the parts of y = gain * f(x) +
+shift.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 
 
 def is_norm(module: nn.Module) -> bool:
-    """LayerNorm, RMSNorm and every family's own class of either; not containers such as StableLM's norm per head."""
+    """LayerNorm, RMSNorm and every family's own class of either; not containers such as StableLM's
+    norm per head.
+    """
     return type(module).__name__.endswith("Norm") and not list(module.children())
 
 

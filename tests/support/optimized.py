@@ -1,4 +1,6 @@
-"""What the optimizations' tests share: a pruned graph of one kind of call, one optimization applied, and its numbers as emitted."""
+"""What the optimizations' tests share: a pruned graph of one kind of call, one optimization
+applied, and its numbers as emitted.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,9 @@ def pruned(
     longest: int | None = None,
     **facts: Any,
 ) -> Stage:
-    """The graph that an optimization gets, after those in `before`: of the hand-written decoder unless a model is given, for a CPU call
-    without masks in float64 that nobody differentiates, with every slot's updates as factors. facts: other fields of Choices."""
+    """The graph that an optimization gets, after those in `before`: of the hand-written decoder
+    unless a model is given, for a CPU call without masks in float64 that nobody differentiates,
+    with every slot's updates as factors. facts: other fields of Choices."""
     at = stage("verify", config, layers=layers, model=model, longest=longest)
     assert at.context.layout is not None
     uses = frozenset(slot_uses(at.graph))
@@ -91,7 +94,9 @@ def _named(found: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def assert_same_results(step: Pass, at: Stage, limit: float = LIMIT) -> Stage:
-    """The pass changes something, but nothing that the emitted program returns. Gives the graph after it."""
+    """The pass changes something, but nothing that the emitted program returns. Gives the graph
+    after it.
+    """
     after = optimized(step, at)
     assert printed(after.graph) != printed(at.graph), "the pass did nothing"
     expected, found = results(at), results(after)

@@ -1,4 +1,6 @@
-"""The shapes of input that a simulator takes, by name. Each gives keyword arguments of a simulator's call."""
+"""The shapes of input that a simulator takes, by name. Each gives keyword arguments of a
+simulator's call.
+"""
 
 from collections.abc import Callable
 
@@ -64,7 +66,9 @@ def holes(batch: int, length: int, vocab: int, seed: int = 0) -> Inputs:
 
 
 def _padded(batch: int, length: int, vocab: int, seed: int, side: str) -> Inputs:
-    """The first sequence is whole, the others have padding; the training mask covers padding too, which must not matter."""
+    """The first sequence is whole, the others have padding; the training mask covers padding too,
+    which must not matter.
+    """
     generator = torch.Generator().manual_seed(seed + 5)
     sizes = torch.randint(3, max(4, length - 1), (batch, 1), generator=generator)
     sizes[0] = length

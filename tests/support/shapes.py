@@ -1,4 +1,6 @@
-"""Hypothesis strategies and small helpers that the primitives' tests share. Dimensions need not divide each other."""
+"""Hypothesis strategies and small helpers that the primitives' tests share. Dimensions need not
+divide each other.
+"""
 
 import torch
 from hypothesis import strategies as st

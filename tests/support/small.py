@@ -70,7 +70,9 @@ def loss_of(module: nn.Module, tokens: Tokens, targets: Tokens) -> Tensor:
 
 
 def fine_tuned(texts: list[tuple[Tokens, Tokens]], rate: float, steps: int) -> nn.Module:
-    """The model after SGD on (tokens, targets) texts, each seeing only itself; embeddings and head stay."""
+    """The model after SGD on (tokens, targets) texts, each seeing only itself; embeddings and head
+    stay.
+    """
     module = model()
     trained = [
         parameter

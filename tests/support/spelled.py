@@ -1,4 +1,6 @@
-"""Attentions spelled in many ways, for toys; and the check that a toy means to its canonical graph what it means to PyTorch."""
+"""Attentions spelled in many ways, for toys; and the check that a toy means to its canonical graph
+what it means to PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ Change = Callable[[Tensor, Tensor], Tensor]
 def agree(
     model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12), longest: int | None = 64
 ) -> Stage:
-    """The canonical graph, after checking that it computes the model's logits at several lengths up to its limit, and in any batch.
+    """The canonical graph, after checking that it computes the model's logits at several lengths up
+    to its limit, and in any batch.
 
-    longest: the length up to which masks and tables are evaluated; None for the passes' own limit, which takes longer.
+    longest: the length up to which masks and tables are evaluated; None for the passes' own limit,
+    which takes longer.
     """
     found = stage("refuse_unsupported", model=model, longest=longest)
     most = found.context.facts.longest
@@ -54,7 +58,9 @@ def refusal(model: nn.Module, longest: int | None = 64) -> str:
 
 
 def agree_or_refuse(model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12, 30, 60, 170)) -> str:
-    """What became of the model, `refused` or `computed right`. Fails for a model that is misread."""
+    """What became of the model, `refused` or `computed right`. Fails for a model that is
+    misread.
+    """
     try:
         stage("refuse_unsupported", model=model)
     except UnsupportedModelError:
@@ -126,7 +132,9 @@ def written(change: Change) -> Toy:
 def turned(
     q_change: Change, k_change: Change | None = None, v_change: Change = lambda v, x: v
 ) -> Toy:
-    """One attention of 2 heads of 4, with q and k (B, H, T, E) changed by functions of themselves and x."""
+    """One attention of 2 heads of 4, with q and k (B, H, T, E) changed by functions of themselves
+    and x.
+    """
 
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         y = m.wide(x)

@@ -1,7 +1,9 @@
-"""What the passes' tests share: the graph at any stage, its numbers by torch.fx.Interpreter, and golden printed forms.
+"""What the passes' tests share: the graph at any stage, its numbers by torch.fx.Interpreter, and
+golden printed forms.
 
-Golden graphs are of the hand-written decoder `tests.nano`, so they depend on torch, which is pinned, but not on transformers.
-Rewrite them with `pytest --update-golden`, and read the difference.
+Golden graphs are of the hand-written decoder `tests.nano`, so they depend on torch, which is
+pinned, but not on transformers. Rewrite them with `pytest --update-golden`, and read the
+difference.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Stage:
         return next(node for node in self.graph.nodes if node.name == name)
 
     def operators(self) -> Counter[str]:
-        """How often each operator is called: `tint.linear_forward`, `aten.add.Tensor`, `getitem`."""
+        """How often each operator is called: `tint.linear_forward`, `aten.add.Tensor`,
+        `getitem`.
+        """
         return Counter(
             record.operator for record in to_records(self.graph) if record.kind == "call"
         )
@@ -63,7 +67,9 @@ def stage(
     model: nn.Module | None = None,
     longest: int | None = None,
 ) -> Stage:
-    """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a model is given. longest: looked at."""
+    """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a
+    model is given. longest: looked at.
+    """
     captured = nano_captured(layers) if model is None else capture_again(model)
     context = Context(
         config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants
@@ -134,7 +140,9 @@ def numbers(at: Stage, given: dict[str, Any] | None = None) -> Any:
 def assert_same_numbers(
     name: str, limit: float = 1e-12, config: SimulatorConfig | None = None, **options: Any
 ) -> None:
-    """The pass `name` changes nothing that the graph computes: every output of before is found after it, equal."""
+    """The pass `name` changes nothing that the graph computes: every output of before is found
+    after it, equal.
+    """
     at = before(name, config, **options)
     given = (
         inputs(vocab=at.context.tensors["tokens.weight"].shape[0])

@@ -1,4 +1,6 @@
-"""The table of supported families in README, rendered from the models that the tests run: `python -m tests.support_table`."""
+"""The table of supported families in README, rendered from the models that the tests run:
+`python -m tests.support_table`.
+"""
 
 from __future__ import annotations
 

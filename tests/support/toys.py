@@ -1,4 +1,6 @@
-"""Small modules around which a pass's edge cases are built: token ids in, logits out, one odd thing in between."""
+"""Small modules around which a pass's edge cases are built: token ids in, logits out, one odd thing
+in between.
+"""
 
 from __future__ import annotations
 

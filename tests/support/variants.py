@@ -1,4 +1,6 @@
-"""Further configurations of the families: each changes one thing. The part of a name before the hyphen is the family's."""
+"""Further configurations of the families: each changes one thing. The part of a name before the
+hyphen is the family's.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from tests.support.families import (
     builder,
 )
 
-# Wavelengths of a head of 8 at theta 10000: 6, 63, 628 and 6283 tokens, so both kinds of scaling fall on either side of 8 positions.
+# Wavelengths of a head of 8 at theta 10000: 6, 63, 628 and 6283 tokens, so both kinds of scaling
+# fall on either side of 8 positions.
 HEADS_OF_8 = {**GROUPED, "head_dim": 8}
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.0},
@@ -110,7 +113,8 @@ VARIANTS: dict[str, Builder] = {
     ),
 }
 
-# Falcon rounds ALiBi to bfloat16: with 12 heads its slopes are no powers of two, and its logits off by 1e-3.
+# Falcon rounds ALiBi to bfloat16: with 12 heads its slopes are no powers of two, and its logits off
+# by 1e-3.
 ROUNDED_ALIBI = {
     "falcon_alibi-12-heads": builder("falcon", **{**FALCON_ALIBI, "num_attention_heads": 12})
 }

@@ -32,7 +32,9 @@ def run(
     *,
     as_json: bool,
 ) -> None:
-    """Prints and keeps the table of `runtime.evaluate.ablation.run`. sizes: length, and how many sequences are evaluated and chosen on."""
+    """Prints and keeps the table of `runtime.evaluate.ablation.run`. sizes: length, and how many
+    sequences are evaluated and chosen on.
+    """
     for name, value in sizes.items():
         if value < (4 if name == "length" else 1):
             raise UsageError(f"{name} is {value}; expected at least {4 if name == 'length' else 1}")
@@ -85,13 +87,15 @@ def _sequences(
         chosen_on, rest = whole[:first], whole[first:]
     elif other.sha256 == text.sha256:
         raise InputError(
-            f"{other.name} is the evaluated text itself; expected other text to choose learning rates on"
+            f"{other.name} is the evaluated text itself; expected other text to choose learning "
+            "rates on"
         )
     else:
         chosen_on, rest = pieces(token_ids(auxiliary.tokenizer, other), length, other.name), whole
     if not len(rest):
         raise InputError(
-            f"{text.name} has {len(whole)} sequence of {length} tokens; expected more text, or other text with --choose"
+            f"{text.name} has {len(whole)} sequence of {length} tokens; expected more text, or "
+            "other text with --choose"
         )
     return rest[spread(len(rest), sizes["limit"])], chosen_on[
         spread(len(chosen_on), sizes["choosing"])

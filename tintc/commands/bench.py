@@ -39,14 +39,19 @@ def _summary(facts: dict[str, Any]) -> Table:
     kind = "exact" if facts["exact"] else "approximate"
     rows = {
         "source": facts["source"],
-        "simulator": f"{facts['backend']} back end, {kind} gradients, {facts['simulator_parameters']:,} parameters",
+        "simulator": f"{facts['backend']} back end, {kind} gradients, "
+        f"{facts['simulator_parameters']:,} parameters",
         "optimizations": ", ".join(facts["optimizations"]) or "none",
         "inner training": f"{config['steps']} step{'s' if config['steps'] > 1 else ''} at learning rate {config['inner_lr']:g} on {layers}",
         "one call": f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained",
-        "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, {facts['threads']} threads, torch {facts['torch']}",
-        "throughput": f"{console.number(speed['flops'])}FLOP a call, {console.number(speed['flops_per_second'])}FLOP/s: "
-        f"{speed['share_of_peak']:.1%} of the {console.number(speed['peak_flops_per_second'])}FLOP/s of a product of "
-        f"{speed['matmul_size']} x {speed['matmul_size']} matrices ({max(speed['matmul_rates'], key=speed['matmul_rates'].get)})",
+        "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, "
+        f"{facts['threads']} threads, torch {facts['torch']}",
+        "throughput": f"{console.number(speed['flops'])}FLOP a call, "
+        f"{console.number(speed['flops_per_second'])}FLOP/s: "
+        f"{speed['share_of_peak']:.1%} of the "
+        f"{console.number(speed['peak_flops_per_second'])}FLOP/s of a product of "
+        f"{speed['matmul_size']} x {speed['matmul_size']} matrices "
+        f"({max(speed['matmul_rates'], key=speed['matmul_rates'].get)})",
         **{f"check: {found['name']}": _check(found) for found in facts["checks"]},
     }
     if facts["memory"] is not None:
@@ -58,14 +63,19 @@ def _summary(facts: dict[str, Any]) -> Table:
 
 
 def _check(found: dict[str, Any]) -> str:
-    text = f"logits differ from those of {found['reference']} by {found['difference']:.1e} of the largest ({found['sequences']} sequences)"
+    text = (
+        f"logits differ from those of {found['reference']} by {found['difference']:.1e} of the "
+        f"largest ({found['sequences']} sequences)"
+    )
     if found["tolerance"] is None:
         return f"{text}: what the configured approximations change, no error"
     return f"{text}, limit {found['tolerance']:.0e}"
 
 
 def _sides(facts: dict[str, Any]) -> Table:
-    """One row a figure: the simulator's, the loop's, and how many times the loop's the simulator's is."""
+    """One row a figure: the simulator's, the loop's, and how many times the loop's the simulator's
+    is.
+    """
     table = Table("", "simulator", "loop", "ratio", "from", "to", box=None, padding=(0, 2, 0, 0))
     low, high = facts["ratio_range"]
     times = (f"{facts[f'{side}_seconds']:.4g}" for side in ("simulator", "loop"))

@@ -81,7 +81,8 @@ def summary(facts: dict[str, Any]) -> Table:
         f"({console.number(facts['updated_parameters'])} parameters)",
         "memory slots": f"{facts['memory_slots']} activations, {facts['kept_activations']} kept for training, in "
         f"{facts['memory_width']:,} coordinates of an input token",
-        "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim {facts['sim_heads']}, "
+        "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim "
+        f"{facts['sim_heads']}, "
         f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
         "back end": f"{facts['backend']}, {facts['parameters']['total']:,} parameters"
         + (

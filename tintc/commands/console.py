@@ -56,7 +56,9 @@ def configure_logging() -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become null."""
+    """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become
+    null.
+    """
     sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -83,7 +85,9 @@ def number(value: float) -> str:
 
 @contextmanager
 def stages(total: int) -> Iterator[Any]:
-    """A progress bar over named stages; yields a function to call at the start of each. Silent when not a terminal."""
+    """A progress bar over named stages; yields a function to call at the start of each. Silent when
+    not a terminal.
+    """
     with Progress(
         *(
             SpinnerColumn(),
@@ -110,7 +114,8 @@ def stages(total: int) -> Iterator[Any]:
 
 @contextmanager
 def work() -> Iterator[Any]:
-    """A bar with the time left, for long work; yields a function of what is being done, how much of it is done, and how much there is.
+    """A bar with the time left, for long work; yields a function of what is being done, how much of
+    it is done, and how much there is.
 
     Not on a terminal: with -v a line on stderr for every new text, else nothing.
     """

@@ -15,7 +15,9 @@ from tintc.ir.config import SimulatorConfig
 def run(
     sources: list[str], config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]
 ) -> None:
-    """Counts on the meta device and prints one model at length, or several as the rows of a table."""
+    """Counts on the meta device and prints one model at length, or several as the rows of a
+    table.
+    """
     from tintc.compiler.reports.cost import STAGES, cost_report
 
     found = []
@@ -30,8 +32,10 @@ def run(
         console.print_table(_comparison(found))
         same = found[0]
         console.out.print(
-            f"one call: {_call(same)}, {_steps(same)}; {same['parameters']['backend']} back end in {same['dtype']}; "
-            "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: what counting took"
+            f"one call: {_call(same)}, {_steps(same)}; {same['parameters']['backend']} back end in "
+            f"{same['dtype']}; "
+            "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: "
+            "what counting took"
         )
     else:
         console.print_table(_summary(found[0]), fold=True)
@@ -76,7 +80,8 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
 def _summary(facts: dict[str, Any]) -> Table:
     parameters, layout = facts["parameters"], facts["layout"]
     prefix = {
-        "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim {layout['sim_heads']}, {layout['pages']:,} pages; "
+        "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim "
+        f"{layout['sim_heads']}, {layout['pages']:,} pages; "
         f"an input token has {layout['memory_width']:,} coordinates",
     }
     rows = {
@@ -87,7 +92,8 @@ def _summary(facts: dict[str, Any]) -> Table:
         **answers(parameters),
         "one call": _call(facts),
         "FLOPs": flops_text(facts["flops"], facts["direct_flops"]),
-        "memory": f"weights {facts['weight_bytes'] / 1e9:,.4g} GB in {facts['dtype']}, peak {facts['peak_bytes'] / 1e9:,.4g} GB",
+        "memory": f"weights {facts['weight_bytes'] / 1e9:,.4g} GB in {facts['dtype']}, peak "
+        f"{facts['peak_bytes'] / 1e9:,.4g} GB",
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():

@@ -50,7 +50,9 @@ def run_lm(
 def other_text(
     data: str, choose: str | None, cache_dir: str | None, inner_lr: float | None
 ) -> Text | None:
-    """The text to choose rates on: what was named, or the other split of a hub data set. Raises UsageError where nothing is chosen."""
+    """The text to choose rates on: what was named, or the other split of a hub data set. Raises
+    UsageError where nothing is chosen.
+    """
     if inner_lr is not None and choose is not None:
         raise UsageError(
             f"--inner-lr {inner_lr:g} leaves nothing to choose; leave --choose out, or --inner-lr"
@@ -82,7 +84,9 @@ def run_classify(
 def measure(
     source: str, how: dict[str, Any], output: Path | None, experiment: Experiment, as_json: bool
 ) -> None:
-    """Loads the model, runs the experiment with its results kept in `output`, and shows the report."""
+    """Loads the model, runs the experiment with its results kept in `output`, and shows the
+    report.
+    """
     folder = None if output is None else reports.prepare_directory(output.expanduser())
     start = time.monotonic()
     with console.work() as show:
@@ -103,7 +107,8 @@ def resumable(store: Store, folder: Path | None) -> Iterator[None]:
     except KeyboardInterrupt:
         if folder is not None and not console.Verbosity.quiet:
             console.err.print(
-                f"{store.computed} results of this run are kept in {folder}; the same command goes on there",
+                f"{store.computed} results of this run are kept in {folder}; the same command goes "
+                "on there",
                 markup=False,
             )
         raise

@@ -1,4 +1,6 @@
-"""`tintc eval` and `tintc ablate`: their options. Nothing here imports torch before it is needed."""
+"""`tintc eval` and `tintc ablate`: their options. Nothing here imports torch before it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ Choose = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Text to choose learning rates on; default the hub's other split, or the first quarter of FILE.",
+        help="Text to choose learning rates on; default the hub's other split, or the first "
+        "quarter of FILE.",
     ),
 ]
 Seeds = Annotated[
@@ -106,7 +109,8 @@ def lm_command(
 ) -> None:
     """Perplexity of the rest of each sequence after training on its first part.
 
-    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same budget), the simulator, and two
+    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same
+    budget), the simulator, and two
     controls: its gradient with the sign flipped, and training on the same tokens in random order.
     """
     settings: dict[str, Any] = {
@@ -140,7 +144,8 @@ def classify_command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the hub.",
+            help="Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the "
+            "hub.",
         ),
     ] = None,
     shots: Annotated[
@@ -186,8 +191,9 @@ def classify_command(
 ) -> None:
     """Accuracy of text classification, zero-shot and with demonstrations.
 
-    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the simulator, and two controls: its
-    gradient with the sign flipped, and training on shuffled labels. Rate, budget, template and calibration are chosen on training data.
+    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the
+    simulator, and two controls: its gradient with the sign flipped, and training on shuffled
+    labels. Rate, budget, template and calibration are chosen on training data.
     """
     settings: dict[str, Any] = {
         **_given("tasks", task, str),
@@ -251,8 +257,8 @@ def ablate_command(
 ) -> None:
     """Measure what each approximation costs.
 
-    In its update, as cosine and relative error against the exact gradient, and in the perplexity after it: each approximation alone, all of
-    the paper's together, and lower float formats.
+    In its update, as cosine and relative error against the exact gradient, and in the perplexity
+    after it: each approximation alone, all of the paper's together, and lower float formats.
     """
     settings: dict[str, Any] = {
         **_given("only", only, str),
@@ -278,7 +284,9 @@ def ablate_command(
 
 
 def _given(name: str, values: list[str] | None, kind: type) -> dict[str, Any]:
-    """{name: the values}, each of which may hold several with commas between them; {} if the option was not given."""
+    """{name: the values}, each of which may hold several with commas between them; {} if the option
+    was not given.
+    """
     if values is None:
         return {}
     parts = [part.strip() for value in values for part in value.split(",")]

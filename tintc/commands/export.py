@@ -36,7 +36,8 @@ def run(
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:
         raise UsageError(
-            f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or {', '.join(OUTPUTS[1:])}"
+            f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or "
+            f"{', '.join(OUTPUTS[1:])}"
         )
     target = target.expanduser()
     check_target(target, force=options["force"])
@@ -67,7 +68,8 @@ def _print(exported: Exported) -> None:
     ]
     beside = "" if exported.data is None else f", weights in {exported.data.name}"
     rows = {
-        "model": f"{exported.path}: {exported.file_bytes / 1e6:.1f} MB{beside}, of which {exported.weight_bytes / 1e6:.1f} MB are weights",
+        "model": f"{exported.path}: {exported.file_bytes / 1e6:.1f} MB{beside}, of which "
+        f"{exported.weight_bytes / 1e6:.1f} MB are weights",
         "graph": f"{exported.nodes} operators of opset {exported.opset}",
         "inputs": ", ".join(asked),
         "outputs": ", ".join(exported.outputs),
@@ -75,7 +77,8 @@ def _print(exported: Exported) -> None:
     if exported.check is not None:
         for name, found in exported.check.outputs.items():
             rows[f"error of {name}"] = (
-                f"{found.error:.1e}, allowed {found.limit:.1e}; the largest number is {found.largest:.3g}"
+                f"{found.error:.1e}, allowed {found.limit:.1e}; the largest number is "
+                f"{found.largest:.3g}"
             )
         rows["compared on"] = "; ".join(exported.check.inputs)
     for name, value in rows.items():
@@ -83,6 +86,7 @@ def _print(exported: Exported) -> None:
     console.print_table(table, fold=True)
     if not console.Verbosity.quiet:
         console.err.print(
-            f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} --text '...'",
+            f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} "
+            "--text '...'",
             markup=False,
         )

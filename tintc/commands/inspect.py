@@ -35,11 +35,13 @@ def run(
     whole = "--slots" if slots else "--params"
     if (slots or params) and (stage is not None or node is not None or (slots and params)):
         raise UsageError(
-            f"{whole} shows the whole simulator; pass it without --stage, --node and {'--params' if slots else '--slots'}"
+            f"{whole} shows the whole simulator; pass it without --stage, --node and "
+            f"{'--params' if slots else '--slots'}"
         )
     if (slots or params or node is not None) and form not in ("table", "json"):
         raise UsageError(
-            f"--format is {form}; {whole if slots or params else '--node'} has the formats table and json"
+            f"--format is {form}; {whole if slots or params else '--node'} has the formats table "
+            "and json"
         )
     manifest = read_manifest(path)
     if slots:
@@ -197,7 +199,9 @@ _COLORS = {"forward": "#cfe2f3", "backward": "#f4cccc", "descent": "#d9ead3"}
 
 
 def as_dot(records: list[NodeRecord]) -> str:
-    """The graph for Graphviz (`| dot -Tsvg`): one box a node, coloured by phase; parameters are left out."""
+    """The graph for Graphviz (`| dot -Tsvg`): one box a node, coloured by phase; parameters are
+    left out.
+    """
     drawn = {record.name for record in records if record.kind != "parameter"}
     lines = [
         "digraph simulator {",
@@ -250,7 +254,8 @@ def _print_slots(layout: Layout, form: str) -> None:
     for held in layout.memory.values():
         memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
     console.out.print(
-        f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = {layout.sim_hidden}, H_sim = {layout.sim_heads}; "
+        f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "
+        f"{layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"an input token has {layout.memory_width:,} coordinates"
     )
     console.out.print()

@@ -1,4 +1,6 @@
-"""Options that several commands share, and what their values mean. Nothing here imports torch before it is needed."""
+"""Options that several commands share, and what their values mean. Nothing here imports torch
+before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="NAME",
-        help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output (initial_logits, losses, initial_losses); "
+        help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output "
+        "(initial_logits, losses, initial_losses); "
         "may be repeated.",
     ),
 ]
@@ -85,7 +88,8 @@ def config_of(preset: str | None, file: Path | None, flags: dict[str, Any]) -> S
             raise UsageError(f"cannot read the config {file}: {error}") from error
         if not isinstance(fields, dict):
             raise UsageError(
-                f"the config {file} holds a {type(fields).__name__}; expected a JSON object of config fields"
+                f"the config {file} holds a {type(fields).__name__}; expected a JSON object of "
+                "config fields"
             )
     named = fields.pop("preset", "paper")
     return SimulatorConfig.preset(preset or named, **{**fields, **flags})

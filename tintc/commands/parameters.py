@@ -9,7 +9,8 @@ from rich.table import Table
 from tintc.commands import console
 
 _LETTERS = (
-    "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the range; q, k, v, o: of queries, keys, "
+    "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the "
+    "range; q, k, v, o: of queries, keys, "
     "values and result. each: parameters of one module; copies: modules that there are for the uses"
 )
 
@@ -83,6 +84,12 @@ def answers(facts: dict[str, Any]) -> dict[str, str]:
 def flops_text(flops: int, direct: int) -> str:
     """FLOPs of a call beside those of fine-tuning the model directly."""
     if not direct:
-        return f"{console.number(flops)}FLOP; exact gradients of this model cannot be simulated, so there is nothing to compare with"
+        return (
+            f"{console.number(flops)}FLOP; exact gradients of this model cannot be simulated, so "
+            "there is nothing to compare with"
+        )
     found, compared = console.number(flops), console.number(direct)
-    return f"{found}FLOP, {flops / direct:.2f} times the {compared}FLOP of fine-tuning the model directly by exact gradients"
+    return (
+        f"{found}FLOP, {flops / direct:.2f} times the {compared}FLOP of fine-tuning the model "
+        "directly by exact gradients"
+    )

@@ -38,7 +38,9 @@ def run(
     dtype: torch.dtype | None,
     as_json: bool,
 ) -> None:
-    """Prints the perplexity of the untrained part before and after, and what the updated weights generate."""
+    """Prints the perplexity of the untrained part before and after, and what the updated weights
+    generate.
+    """
     check_options(train_fraction, inner_lr)
     text = read(text, file)
     simulator = load(path, device=device, dtype=dtype)
@@ -77,7 +79,8 @@ def run(
 def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
     if simulator.tokenizer is None:
         raise InputError(
-            "this artifact has no tokenizer (its source had none); call the simulator from Python with token ids"
+            "this artifact has no tokenizer (its source had none); call the simulator from Python "
+            "with token ids"
         )
     ids: Tensor = simulator.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     limit = simulator.program.facts.longest
@@ -88,13 +91,16 @@ def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
 
 
 def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
-    """Greedy continuation under the updated weights, until `count` tokens, the end token or the last position."""
+    """Greedy continuation under the updated weights, until `count` tokens, the end token or the
+    last position.
+    """
     updates = simulator.updates(ids, train_mask)
     limit, end = simulator.program.facts.longest or math.inf, simulator.tokenizer.eos_token_id
     start = ids.shape[1]
     if start + count > limit:
         warnings.warn(
-            f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} generated tokens",
+            f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} "
+            "generated tokens",
             stacklevel=2,
         )
     with console.stages(count) as stage:

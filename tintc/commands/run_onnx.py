@@ -1,4 +1,5 @@
-"""tintc run MODEL.onnx: the same as `tintc run DIR`, by onnxruntime and tokenizers alone; torch is never imported.
+"""tintc run MODEL.onnx: the same as `tintc run DIR`, by onnxruntime and tokenizers alone; torch is
+never imported.
 
 Without training the model's logits are those of a learning rate of 0.
 """
@@ -29,7 +30,9 @@ _OWN = {"input_ids", "train_mask", "inner_lr"}
 
 
 class Model:
-    """An exported model and its tokenizer. Raises ArtifactError for a file that is none, UsageError for one of more inputs."""
+    """An exported model and its tokenizer. Raises ArtifactError for a file that is none, UsageError
+    for one of more inputs.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -56,7 +59,8 @@ class Model:
             raise UsageError(f"{path} has no output logits; export it with that output")
         if "tokenizer.json" not in self.about:
             raise InputError(
-                f"{path} holds no tokenizer (its source had none); call it from onnxruntime with token ids"
+                f"{path} holds no tokenizer (its source had none); call it from onnxruntime with "
+                "token ids"
             )
         self.tokenizer = Tokenizer.from_str(self.about["tokenizer.json"])
         longest = self.about.get("tintc.max_tokens")
@@ -105,7 +109,9 @@ def run(
     inner_lr: float | None,
     as_json: bool,
 ) -> None:
-    """Prints the perplexity of the untrained part before and after, and what the updated weights generate."""
+    """Prints the perplexity of the untrained part before and after, and what the updated weights
+    generate.
+    """
     import numpy as np
 
     check_options(train_fraction, inner_lr)
@@ -149,7 +155,9 @@ def _loss(logits_TV: np.ndarray, ids_T: np.ndarray, trained: int) -> float:
 
 
 def _generate(model: Model, ids: np.ndarray, trained: int, rate: float, count: int) -> str:
-    """Greedy continuation until `count` tokens, the end token or the last position. The whole sequence runs for every token."""
+    """Greedy continuation until `count` tokens, the end token or the last position. The whole
+    sequence runs for every token.
+    """
     import numpy as np
 
     start, limit = ids.shape[1], math.inf if model.longest is None else model.longest

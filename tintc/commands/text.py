@@ -1,4 +1,6 @@
-"""What `tintc run` does with texts and results, whoever computes: torch or onnxruntime. Nothing here imports torch."""
+"""What `tintc run` does with texts and results, whoever computes: torch or onnxruntime. Nothing
+here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ def check_options(train_fraction: float, inner_lr: float | None) -> None:
     """Raises UsageError for a fraction or a rate that makes no sense."""
     if not 0 <= train_fraction < 1:
         raise UsageError(
-            f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is what is predicted"
+            f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is "
+            "what is predicted"
         )
     if inner_lr is not None and not math.isfinite(inner_lr):
         raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
 
 
 def read(text: str | None, file: str | None) -> str:
-    """The text, without the space around it. Raises UsageError unless there is one source, InputError if it cannot be read."""
+    """The text, without the space around it. Raises UsageError unless there is one source,
+    InputError if it cannot be read.
+    """
     if (text is None) == (file is None):
         raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
     name = "--text" if file is None else "standard input" if file == "-" else file
@@ -46,18 +51,22 @@ def check_length(tokens: int, limit: int | None) -> None:
     """Raises InputError for a text that is too short, or longer than the simulator takes."""
     if limit is not None and tokens > limit:
         raise InputError(
-            f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens {limit} to cut it"
+            f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens "
+            f"{limit} to cut it"
         )
     if tokens < 2:
         raise InputError(f"the text has {tokens} token; expected at least 2")
 
 
 def check_rest(tokens: int, trained: int) -> int:
-    """How many tokens are predicted: those behind the trained ones, never the first. Raises InputError if there is none."""
+    """How many tokens are predicted: those behind the trained ones, never the first. Raises
+    InputError if there is none.
+    """
     predicted = tokens - max(trained, 1)
     if predicted < 1:
         raise InputError(
-            f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; pass more text"
+            f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; "
+            "pass more text"
         )
     return predicted
 
@@ -87,7 +96,8 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "[bold]tokens[/bold]",
-        f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} predicted",
+        f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} "
+        "predicted",
     )
     steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
     change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""

@@ -28,8 +28,10 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
     if not result.agrees:
         worst = max(result.updates, key=lambda update: update.worst)
         raise NumericalError(
-            f"{path} disagrees with {result.reference}: initial logits differ by {result.initial_logits_error:.1e}, final by "
-            f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) of the largest, "
+            f"{path} disagrees with {result.reference}: initial logits differ by "
+            f"{result.initial_logits_error:.1e}, final by "
+            f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) "
+            "of the largest, "
             f"{worst.name} by {worst.worst:.1e} of its largest weight"
         )
 
@@ -46,11 +48,16 @@ def _print(result: Verification) -> None:
         table.add_row(layer.name, cosine, error, ", ".join(still))
     console.print_table(table)
     verb = "agrees" if result.agrees else "DISAGREES"
-    errors = f"initial logits {result.initial_logits_error:.1e}, final logits {result.logits_error:.1e} of the largest"
+    errors = (
+        f"initial logits {result.initial_logits_error:.1e}, final logits {result.logits_error:.1e} "
+        "of the largest"
+    )
     if result.exact:
         console.out.print(f"{verb} with {result.reference} in float64 (exact): {errors}")
     else:
         console.out.print(
-            f"the forward passes: {verb} with {result.reference} in float64, the last one under the simulator's own updates to "
-            f"{result.updated_logits_error:.1e}; the updates are approximate by configuration (table above): {errors}"
+            f"the forward passes: {verb} with {result.reference} in float64, the last one under "
+            "the simulator's own updates to "
+            f"{result.updated_logits_error:.1e}; the updates are approximate by configuration "
+            f"(table above): {errors}"
         )

@@ -1,9 +1,11 @@
-"""The transformer back end: lowers `tint` operators to a transformer over prefix and input tokens (TINT.md section 3).
+"""The transformer back end: lowers `tint` operators to a transformer over prefix and input tokens
+(TINT.md section 3).
 
-Each operator becomes one module of `runtime/modules` for each tile of the weight that it reads. A module takes the residual
-stream (all input tokens, with the coordinates that `assign_memory_slots` gave each activation) or a page of prefix
-tokens, and returns it with one range rewritten. Weights reach the stream through pages alone, and nothing else is carried
-from module to module. The result is a torch.fx graph of module calls: `program.code` reads as the list of layers.
+Each operator becomes one module of `runtime/modules` for each tile of the weight that it reads. A
+module takes the residual stream (all input tokens, with the coordinates that `assign_memory_slots`
+gave each activation) or a page of prefix tokens, and returns it with one range rewritten. Weights
+reach the stream through pages alone, and nothing else is carried from module to module. The result
+is a torch.fx graph of module calls: `program.code` reads as the list of layers.
 """
 
 from __future__ import annotations
@@ -39,16 +41,19 @@ from tintc.runtime.backends.transformer.structure import Structure, unused_name
 def emit(
     program: Program, structure: Structure, outputs: Sequence[str], *, from_updates: bool = False
 ) -> fx.GraphModule:
-    """A module that computes some of the program's outputs, as a dict, from inputs, tables, pages (`page_0`, ...) and the position
-    code, passed by name.
+    """A module that computes some of the program's outputs, as a dict, from inputs, tables, pages
+    (`page_0`, ...) and the position code, passed by name.
 
-    from_updates: the updated slot values are inputs too (named like their nodes) and no training happens.
+    from_updates: the updated slot values are inputs too (named like their nodes) and no training
+    happens.
     """
     return _Emitter(program, structure, outputs, from_updates).run()
 
 
 def tables(program: Program) -> list[str]:
-    """Auxiliary parameters that operators read directly, not through a prefix slot: embeddings and the head."""
+    """Auxiliary parameters that operators read directly, not through a prefix slot: embeddings and
+    the head.
+    """
     reads = (
         n
         for node in program.graph.nodes
@@ -59,7 +64,9 @@ def tables(program: Program) -> list[str]:
 
 
 class _Emitter:
-    """Walks the lowered graph once. stream: the newest state of the input tokens; pages: of each page's prefix tokens."""
+    """Walks the lowered graph once. stream: the newest state of the input tokens; pages: of each
+    page's prefix tokens.
+    """
 
     def __init__(
         self, program: Program, structure: Structure, outputs: Sequence[str], from_updates: bool
@@ -104,7 +111,9 @@ class _Emitter:
         return fx.GraphModule(root, self.emitted, class_name="TransformerProgram")
 
     def _placeholders(self) -> None:
-        """Inputs and tables, the position code, pages, and the updated slot values where they are given."""
+        """Inputs and tables, the position code, pages, and the updated slot values where they are
+        given.
+        """
         placed = {slot for node in self.needed if (slot := info(node).slot) is not None}
         read_directly = {
             n for user in self.needed if not is_tint(user, "prefix") for n in user.all_input_nodes
@@ -170,7 +179,9 @@ class _Emitter:
                 self.values[node] = self._function(copied, self.stream, self._range(node), name=key)
 
     def _of_inputs(self, node: fx.Node) -> None:
-        """First tokens of an activation are a range of fewer tokens; of an input, a slice. Masks follow from inputs alone."""
+        """First tokens of an activation are a range of fewer tokens; of an input, a slice. Masks
+        follow from inputs alone.
+        """
         if argument(node, "x" if is_tint(node, "segment") else "mask") in self.values:
             implementation = OPERATORS[tint_name(node) or ""].implementation
             self.values[node] = self._function(
@@ -289,7 +300,9 @@ class _Emitter:
         reads: str,
         writes: str,
     ) -> None:
-        """One module a tile, from one axis of the weight to the other; tiles behind the first on the read axis add to its result."""
+        """One module a tile, from one axis of the weight to the other; tiles behind the first on
+        the read axis add to its result.
+        """
         for index, tile in enumerate(self._tiles(weight)):
             part, result = getattr(tile, reads), getattr(tile, writes)
             ranges = (
@@ -329,7 +342,9 @@ class _Emitter:
             )
 
     def _along(self, node: fx.Node, bias: fx.Node, tile: Tile) -> tuple[Range, int]:
-        """(coordinates of an activation that a tile of a bias is for, how many pieces of them share it): one but for norms of heads."""
+        """(coordinates of an activation that a tile of a bias is for, how many pieces of them share
+        it): one but for norms of heads.
+        """
         pieces = _width(node) // _width(bias)
         return (
             (self._range(node, tile.rows.start, tile.rows.stop), 1)
@@ -528,7 +543,9 @@ def _norm_sizes(node: fx.Node) -> dict[str, Any]:
 
 
 def _is_vector(tile: Tile) -> bool:
-    """Whether one prefix token holds all rows of a single column: a gain, a shift, or the bias of a one-row tile."""
+    """Whether one prefix token holds all rows of a single column: a gain, a shift, or the bias of a
+    one-row tile.
+    """
     return tile.tokens.size == 1 and tile.columns.size == tile.row_width == 1
 
 

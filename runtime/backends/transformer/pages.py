@@ -1,7 +1,8 @@
 """Auxiliary weights <-> prefix tokens: the one place that knows how a slot's numbers lie in pages.
 
-Legend: a page is (K, D_sim) or, after a descent, (B, K, D_sim): one a sequence. A slot's value is (O, I) or (D,),
-or (B, O, I) or (B, D). Everything here is differentiable and copies: no result shares memory with a page.
+Legend: a page is (K, D_sim) or, after a descent, (B, K, D_sim): one a sequence. A slot's value is
+(O, I) or (D,), or (B, O, I) or (B, D). Everything here is differentiable and copies: no result
+shares memory with a page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from tintc.runtime.prefix import PrefixEmbeddings, put_rows
 
 
 def write_tile(page: Tensor, value: Tensor, tile: Tile) -> Tensor:
-    """The page with one tile of a slot's value in it; padding is 0. A vector has one dimension less than the page."""
+    """The page with one tile of a slot's value in it; padding is 0. A vector has one dimension less
+    than the page.
+    """
     matrix = value if value.ndim == page.ndim else value.unsqueeze(-1)
     block = matrix[..., tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
     padding = (
@@ -52,7 +55,9 @@ def read_tile(page: Tensor, tile: Tile) -> Tensor:
 
 
 def read_slot(pages: Mapping[int, Tensor], slot: PrefixSlot) -> Tensor:
-    """A slot's whole value from the pages that hold its tiles; one value a sequence if any page belongs to a sequence."""
+    """A slot's whole value from the pages that hold its tiles; one value a sequence if any page
+    belongs to a sequence.
+    """
     first = pages[slot.tiles[0].page]
     batch = max((pages[tile.page].shape[:-2] for tile in slot.tiles), key=len)
     value = first.new_zeros((*batch, slot.shape[0], slot.shape[1] if len(slot.shape) == 2 else 1))
@@ -64,7 +69,9 @@ def read_slot(pages: Mapping[int, Tensor], slot: PrefixSlot) -> Tensor:
 
 
 class ReadSlot(nn.Module):
-    """A slot's value from its pages, in the order of their numbers: what a user gets to see of an update. No parameters."""
+    """A slot's value from its pages, in the order of their numbers: what a user gets to see of an
+    update. No parameters.
+    """
 
     def __init__(self, slot: PrefixSlot) -> None:
         super().__init__()
@@ -89,9 +96,11 @@ class FillTile(nn.Module):
 class PrefixPages(nn.Module):
     """The prefix embeddings of the transformer back end, and the tables that are no prefix tokens.
 
-    pages: `pages` parameters of (K, D_sim), padding included. tables: token and position embeddings, the head, and
-    what else of the auxiliary state dict lies in no slot, under the auxiliary names. A parameter that is read through a slot and
-    directly as well (a frozen layer tied to a table) is in both, and counted in both; the table's copy is the one that `tensors` gives.
+    pages: `pages` parameters of (K, D_sim), padding included. tables: token and position
+    embeddings, the head, and what else of the auxiliary state dict lies in no slot, under the
+    auxiliary names. A parameter that is read through a slot and directly as well (a frozen layer
+    tied to a table) is in both, and counted in both; the table's copy is the one that `tensors`
+    gives.
     """
 
     def __init__(

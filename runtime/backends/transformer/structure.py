@@ -1,4 +1,5 @@
-"""The structural constants of the transformer back end: its modules, which of them share one copy, and their counts.
+"""The structural constants of the transformer back end: its modules, which of them share one copy,
+and their counts.
 
     none     every operator of every block, pass and step has modules of its own
     layers   blocks share: one copy of what stands at the same place of a block, in the same pass and step
@@ -29,14 +30,17 @@ SHARES = ("none", "layers", "all")
 
 
 def check_backend(backend: str, share: str) -> None:
-    """Raises UsageError for an unknown back end or way of sharing, or for sharing where there is nothing to share."""
+    """Raises UsageError for an unknown back end or way of sharing, or for sharing where there is
+    nothing to share.
+    """
     if backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if share not in SHARES:
         raise UsageError(f"share is {share!r}; expected one of {', '.join(SHARES)}")
     if backend == "fused" and share != "none":
         raise UsageError(
-            f"share is {share!r}, but the fused back end has no structural constants to share; use backend transformer"
+            f"share is {share!r}, but the fused back end has no structural constants to share; use "
+            "backend transformer"
         )
 
 
@@ -44,8 +48,10 @@ def check_backend(backend: str, share: str) -> None:
 class Use:
     """One use of a module: for which part (tile) of which node, and the module's kind and size.
 
-    formula, sizes: the number of parameters as an expression, and what its letters stand for. numbers: its value, counted.
-    owners: for each way of sharing, the name of the module that this use has; uses of one name count once.
+    formula, sizes: the number of parameters as an expression, and what its letters stand for.
+    numbers: its value, counted.
+    owners: for each way of sharing, the name of the module that this use has; uses of one name
+    count once.
     """
 
     node: str
@@ -62,14 +68,18 @@ _RESERVED = {*dir(nn.ModuleDict()), *dir(fx.GraphModule), *dir(nn.Module())}
 
 
 def unused_name(label: str, taken: Container[str]) -> str:
-    """The label, made longer until no module has it: users' modules may be called `items` or `code`."""
+    """The label, made longer until no module has it: users' modules may be called `items` or
+    `code`.
+    """
     while label in _RESERVED or label in taken:
         label += "_"
     return label
 
 
 class Structure(nn.Module):
-    """All modules by name, and the position code. `uses` lists every use in program order, one for each tile of a weight."""
+    """All modules by name, and the position code. `uses` lists every use in program order, one for
+    each tile of a weight.
+    """
 
     def __init__(
         self, layout: Layout, share: str, block_path: str, dtype: torch.dtype, device: torch.device
@@ -89,9 +99,11 @@ class Structure(nn.Module):
         self._owner: dict[tuple[str, str], str] = {}  # (node, part) -> name of its module
 
     def get(self, node: fx.Node, part: str, layer: type[Layer], sizes: dict[str, Any]) -> str:
-        """Name of the module for one part of a node, made or shared at its first use; d is added to the sizes.
+        """Name of the module for one part of a node, made or shared at its first use; d is added to
+        the sizes.
 
-        The same node and part always have the same module, so programs for different outputs share them.
+        The same node and part always have the same module, so programs for different outputs share
+        them.
         """
         if (node.name, part) not in self._owner:
             sizes = {**sizes, "width": self.width}
@@ -143,6 +155,8 @@ class Structure(nn.Module):
         return place, self._seen[place, block.group(1)]
 
     def numbers(self, share: str) -> int:
-        """Parameters of all modules and the position code under one way of sharing; of `self.share`, those that there are."""
+        """Parameters of all modules and the position code under one way of sharing; of
+        `self.share`, those that there are.
+        """
         each = {use.owners[share]: use.numbers for use in self.uses}
         return sum(each.values()) + self.code.numel()

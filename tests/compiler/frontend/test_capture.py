@@ -141,7 +141,9 @@ def test_a_model_may_return_logits_first_in_a_tuple() -> None:
     ],
 )
 def test_lengths_that_leave_a_branch_are_a_limit(condition: str, limit: int | None) -> None:
-    """The graph stands for the branch that 8 tokens take; `eval` keeps one model for all conditions."""
+    """The graph stands for the branch that 8 tokens take; `eval` keeps one model for all
+    conditions.
+    """
     model = toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1]}) else m.norm(x))
     assert capture(model).max_tokens == limit
 

@@ -1,4 +1,6 @@
-"""GGUF files: they load as the models that they hold, or are refused with one line before anything is compiled."""
+"""GGUF files: they load as the models that they hold, or are refused with one line before anything
+is compiled.
+"""
 
 import hashlib
 import importlib.util
@@ -522,7 +524,8 @@ class TestPackaged:
         assert config.rms_norm_eps == pytest.approx(1e-5, rel=1e-6)
         assert source.model.lm_head.weight is source.model.model.embed_tokens.weight
         assert sum(value.numel() for value in source.model.parameters()) == 134_515_008
-        # As llama.cpp 0.3.36 (llama-cpp-python) cuts these texts, and its perplexity of the paragraph with this file.
+        # As llama.cpp 0.3.36 (llama-cpp-python) cuts these texts, and its perplexity of the
+        # paragraph with this file.
         tokens = {
             "In 1999,   42 foxes   7": [788, 216, 33, 41, 41, 41, 28, 333, 36, 34, 28510, 333, 39],
             "x  3": [104, 256, 35],

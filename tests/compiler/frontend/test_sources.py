@@ -1,4 +1,5 @@
-"""Sources: every kind loads, and every bad one is refused with the right error before anything is compiled.
+"""Sources: every kind loads, and every bad one is refused with the right error before anything is
+compiled.
 
 The hub is a small server on this machine that answers as the real one does.
 """

@@ -1,4 +1,6 @@
-"""tintc.ir.ops.attention against torch.autograd over attention written out, grouped heads included."""
+"""tintc.ir.ops.attention against torch.autograd over attention written out, grouped heads
+included.
+"""
 
 from typing import Any
 
@@ -66,8 +68,8 @@ def random_mask(draw: Draw, b: int, t: int) -> Tensor:
 def problems(
     draw: st.DrawFn,
 ) -> tuple[Draw, dict[str, Tensor], tuple[Tensor, Tensor | None, int, int, float, float]]:
-    """(more to draw from, tensors by name, mask, bias, H, G, scale, soft-cap). Keys and values may differ in width; one mask may serve all
-    sequences."""
+    """(more to draw from, tensors by name, mask, bias, H, G, scale, soft-cap). Keys and values may
+    differ in width; one mask may serve all sequences."""
     b, t, e, e_v, random = (
         draw(batches),
         draw(lengths),
@@ -113,7 +115,9 @@ def test_value_backward(drawn: Any) -> None:
 def test_a_bias_that_all_keys_share_changes_nothing(
     b: int, t: int, seed: int, shift: float, softcap: float
 ) -> None:
-    """So a slope times the key's position is all there is to ALiBi, though it speaks of distances."""
+    """So a slope times the key's position is all there is to ALiBi, though it speaks of
+    distances.
+    """
     draw = Draw(seed)
     q, k, v, bias, mask = *(draw(b, t, 6) for _ in range(3)), draw(b, t, 3), random_mask(draw, b, t)
     how = (3, 3, 0.7, softcap)
@@ -152,7 +156,9 @@ def test_causal(b: int, t: int, seed: int) -> None:
 
 @given(batches, lengths, seeds, st.floats(-3, 3))
 def test_keys_may_shift_together(b: int, t: int, seed: int, shift: float) -> None:
-    """A vector added to all keys adds the same to each query's scores: nothing changes, and dk sums to zero."""
+    """A vector added to all keys adds the same to each query's scores: nothing changes, and dk sums
+    to zero.
+    """
     draw = Draw(seed)
     q, k, v, do, mask = *(draw(b, t, 6) for _ in range(4)), random_mask(draw, b, t)
     same = attention_forward(q, k + shift, v, mask, None, 3, 3, 0.7, 0.0)
@@ -199,7 +205,8 @@ def test_no_mask_is_the_causal_one(drawn: Any) -> None:
         (attention_backward_value, (do, q, k)),
         (attention_backward_full, (do, q, k, v)),
     ):
-        # The pass leaves a bias its mask: only scores that are written out take both a bias and no mask.
+        # The pass leaves a bias its mask: only scores that are written out take both a bias and no
+        # mask.
         given_bias = None if call is attention_forward else bias
         found, expected = (call(*operands, m, given_bias, *how) for m in (None, mask))
         pairs = (
@@ -210,7 +217,9 @@ def test_no_mask_is_the_causal_one(drawn: Any) -> None:
 
 @given(batches, lengths, heads, st.integers(1, 5), st.sampled_from([0.3, 1.0]), seeds)
 def test_flash(b: int, t: int, groups: tuple[int, int], e: int, scale: float, seed: int) -> None:
-    """torch's kernel against the attention that is written out, and against autograd through it; grouped queries too."""
+    """torch's kernel against the attention that is written out, and against autograd through it;
+    grouped queries too.
+    """
     draw, g, h = Draw(seed), groups[0], groups[0] * groups[1]
     q, k, v, do = (
         draw(b, t, h * e, scale=2.0),

@@ -1,4 +1,6 @@
-"""tintc.ir.ops.elementwise against torch.autograd: each is, or is part of, its own backward pass."""
+"""tintc.ir.ops.elementwise against torch.autograd: each is, or is part of, its own backward
+pass.
+"""
 
 import torch
 from hypothesis import given

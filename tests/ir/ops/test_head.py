@@ -1,4 +1,6 @@
-"""tintc.ir.ops.head against torch.autograd through the whole head, whatever the size of its chunks."""
+"""tintc.ir.ops.head against torch.autograd through the whole head, whatever the size of its
+chunks.
+"""
 
 from typing import Any
 
@@ -32,7 +34,9 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn) -> dict[str, Any]:
-    """A head with hidden states, targets, a mask with holes, and chunks of one token, of some, or of all."""
+    """A head with hidden states, targets, a mask with holes, and chunks of one token, of some, or
+    of all.
+    """
     random, b, t, d, v = (
         Draw(draw(seeds)),
         draw(batches),

@@ -94,7 +94,9 @@ def test_prefix_reads_rows(rows: int, columns: int, transpose: bool, data: st.Da
 def test_prefix_reads_rows_of_every_period(
     heads: int, period: int, columns: int, transpose: bool, vector: bool, data: st.DataObject
 ) -> None:
-    """What is a head's share of a product that alternates between q, k and v; `put_rows` writes it back, and nothing else."""
+    """What is a head's share of a product that alternates between q, k and v; `put_rows` writes it
+    back, and nothing else.
+    """
     rows, transpose = heads * period, transpose and not vector
     start = data.draw(st.integers(0, period - 1))
     stop = data.draw(st.integers(start + 1, period))

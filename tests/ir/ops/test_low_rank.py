@@ -1,4 +1,6 @@
-"""tintc.ir.ops.low_rank: factors against products with the weights and biases that they stand for."""
+"""tintc.ir.ops.low_rank: factors against products with the weights and biases that they stand
+for.
+"""
 
 from functools import reduce
 
@@ -27,7 +29,9 @@ def factors(
 def materialized(
     weight: Tensor, bias: Tensor, xs: list[Tensor], dys: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(W - eta sum_s dy_s x_s^T, b - eta sum_s dy_s) by explicit sums over all steps, one a sequence."""
+    """(W - eta sum_s dy_s x_s^T, b - eta sum_s dy_s) by explicit sums over all steps, one a
+    sequence.
+    """
     grown = sum(torch.einsum("bso,bsi->boi", dy, x) for x, dy in zip(xs, dys, strict=True))
     return weight - ETA * grown, bias - ETA * sum(dy.sum(1) for dy in dys)
 

@@ -48,7 +48,9 @@ def by_pieces(x: Tensor, h: int, kind: str, eps: float = EPS) -> Tensor:
 
 
 def gain_and_shift(draw: Draw, kind: str, b: int, d: int) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and shift: absent, shared, one a sequence, or a shared gain with shifts of their own (after a `bias` update)."""
+    """Gain and shift: absent, shared, one a sequence, or a shared gain with shifts of their own
+    (after a `bias` update).
+    """
     if kind == "none":
         return None, None
     return draw.parameter(b, kind != "own", d), draw.parameter(b, kind == "shared", d)
@@ -74,7 +76,8 @@ def test_forward_and_exact_backward(
     assert error(norm_forward(x, gamma, beta, EPS, kind, h, offset), expected) < LIMIT
     dy = draw(b, t, h * d)
     (dx,) = torch.autograd.grad(expected, x, dy)
-    # Of one or two numbers the norm is nearly constant: its gradient is a small difference of large terms, times 1 / sqrt(eps).
+    # Of one or two numbers the norm is nearly constant: its gradient is a small difference of large
+    # terms, times 1 / sqrt(eps).
     assert (
         error(norm_backward(dy, x, gamma, EPS, kind, h, offset, "exact", 1000.0), dx) < 1e2 * LIMIT
     )
@@ -141,7 +144,9 @@ def test_a_learned_scale(
 @pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5])
 @pytest.mark.parametrize(("kind", "h"), [("layer", 1), ("rms", 1), ("layer", 4), ("rms", 4)])
 def test_float32_difference_keeps_its_digits(kind: str, h: int, size: float) -> None:
-    """TINT.md section 4, item 7: with |g| around 1e-3 the naive float32 difference is off by far more."""
+    """TINT.md section 4, item 7: with |g| around 1e-3 the naive float32 difference is off by far
+    more.
+    """
     draw = Draw(0)
     x, gamma = draw(4, 32, 64), draw(64 // h)
     dy = draw(4, 32, 64) * size

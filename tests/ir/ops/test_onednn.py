@@ -1,4 +1,6 @@
-"""tintc.ir.ops.onednn against the primitives that it stands for, in float32: it has no kernels for float64."""
+"""tintc.ir.ops.onednn against the primitives that it stands for, in float32: it has no kernels for
+float64.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,9 @@ def test_product(
     stored: bool,
     seed: int,
 ) -> None:
-    """Every kind of weight, bias and addend; stored: the weight is a transposed view, as GPT-2 stores it."""
+    """Every kind of weight, bias and addend; stored: the weight is a transposed view, as GPT-2
+    stores it.
+    """
     draw = Draw(seed)
     x, weight = draw(b, t, i), draw.parameter(b, one_weight, *((i, o) if stored else (o, i)))
     weight = weight.mT if stored else weight

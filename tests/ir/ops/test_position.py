@@ -1,4 +1,6 @@
-"""tintc.ir.ops.position: rotary positions against complex numbers and torch.autograd, windows against loops."""
+"""tintc.ir.ops.position: rotary positions against complex numbers and torch.autograd, windows
+against loops.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ def out_of_pairs(x: Tensor, pairing: str) -> Tensor:
 
 
 def tables(angles: Tensor, pairing: str) -> tuple[Tensor, Tensor]:
-    """cos and sin of (..., R / 2) angles, with the signs that make a rotation: x_0 cos - x_1 sin, x_1 cos + x_0 sin."""
+    """cos and sin of (..., R / 2) angles, with the signs that make a rotation: x_0 cos - x_1 sin,
+    x_1 cos + x_0 sin.
+    """
     cos, sin = (
         torch.stack(both, -1)
         for both in ((angles.cos(), angles.cos()), (-angles.sin(), angles.sin()))
@@ -77,7 +81,9 @@ def test_rotary_turns_pairs(
 def test_the_backward_pass_needs_no_rotation(
     b: int, t: int, heads: int, half: int, rest: int, pairing: str, transpose: bool, seed: int
 ) -> None:
-    """Whatever the tables hold (scaled ones, say), `transpose` is the transposed map, both ways round."""
+    """Whatever the tables hold (scaled ones, say), `transpose` is the transposed map, both ways
+    round.
+    """
     draw, size = Draw(seed), heads * (2 * half + rest)
     x, dy, cos, sin = draw(b, t, size), draw(b, t, size), draw(b, t, 2 * half), draw(b, t, 2 * half)
     (dx,) = torch.autograd.grad(rotary(x, cos, sin, heads, pairing, transpose), x, dy)
@@ -92,7 +98,9 @@ def test_partners() -> None:
 
 @given(batches, lengths, st.integers(1, 8), seeds)
 def test_window(b: int, t: int, window: int, seed: int) -> None:
-    """The last `window` keys of those that were seen; a query that sees none of them sees itself."""
+    """The last `window` keys of those that were seen; a query that sees none of them sees
+    itself.
+    """
     seen = torch.rand(b, 1, t, t, generator=Draw(seed).generator) < 0.5
     seen = seen & torch.ones(t, t, dtype=torch.bool).tril()
     before, found = seen.clone(), window_mask(seen, window)

@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.activation against tintc.ir.ops.activation and torch.autograd."""
+"""tintc.runtime.backends.transformer.modules.activation against tintc.ir.ops.activation and
+torch.autograd.
+"""
 
 import pytest
 import torch

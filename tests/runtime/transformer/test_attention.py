@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.attention against tintc.ir.ops.attention: grouped heads, values of another width, any mask."""
+"""tintc.runtime.backends.transformer.modules.attention against tintc.ir.ops.attention: grouped
+heads, values of another width, any mask.
+"""
 
 from dataclasses import dataclass
 
@@ -58,7 +60,9 @@ def sizes_of(
 
 @dataclass(frozen=True)
 class Case:
-    """Heads (key/value heads, query heads of each), head widths of keys and of values, and how scores become probabilities."""
+    """Heads (key/value heads, query heads of each), head widths of keys and of values, and how
+    scores become probabilities.
+    """
 
     counts: tuple[int, int]
     e: int

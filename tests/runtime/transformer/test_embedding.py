@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.embedding against tintc.ir.ops: embeddings, the head and the loss."""
+"""tintc.runtime.backends.transformer.modules.embedding against tintc.ir.ops: embeddings, the head
+and the loss.
+"""
 
 import pytest
 import torch

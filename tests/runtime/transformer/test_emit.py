@@ -1,4 +1,6 @@
-"""Whole models on the transformer back end: what the fused back end computes, out of pages, a stream and modules alone."""
+"""Whole models on the transformer back end: what the fused back end computes, out of pages, a
+stream and modules alone.
+"""
 
 import copy
 import math
@@ -128,7 +130,9 @@ def test_any_sizes(heads: int, more: int, ffn: int, preset: str, data: st.DataOb
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
 def test_outer_gradients(family: str, preset: str) -> None:
-    """A loss on the logits after two steps reaches the inner learning rate, the pages and the tables as it does the fused weights."""
+    """A loss on the logits after two steps reaches the inner learning rate, the pages and the
+    tables as it does the fused weights.
+    """
     found, inputs = both(family, preset), SCENARIOS["scattered"](2, 8, 29)
     gradients = {}
     for name in ("fused", "none"):
@@ -169,7 +173,9 @@ def test_outer_gradients(family: str, preset: str) -> None:
 
 
 def test_recording_changes_nothing() -> None:
-    """In place or by copies, the numbers agree; and a second call gives the same bits as the first."""
+    """In place or by copies, the numbers agree; and a second call gives the same bits as the
+    first.
+    """
     simulator, inputs = both("opt", "exact")["none"], SCENARIOS["ragged"](2, 9, 29)
     before = {name: value.clone() for name, value in simulator.state_dict().items()}
     recorded = simulator(**inputs).logits

@@ -44,7 +44,9 @@ def rate() -> Tensor:
 
 
 def numbers_of(held: Held) -> Tensor:
-    """Which (token, coordinate) of the page hold a number of the tile: its place without padding."""
+    """Which (token, coordinate) of the page hold a number of the tile: its place without
+    padding.
+    """
     ones = torch.ones(held.tile.rows.stop, held.tile.columns.stop)
     return write_tile(torch.zeros(held.tokens, held.hidden), ones, held.tile).bool()
 
@@ -150,7 +152,9 @@ def test_bias(at: Around, held: Held, is_shared: bool) -> None:
 def test_vector(
     at: Around, drawn: tuple[Held, int], is_shared: bool, add: bool, pieces: int
 ) -> None:
-    """Forward and descent of a vector that one prefix token holds, for one or for several pieces of a range."""
+    """Forward and descent of a vector that one prefix token holds, for one or for several pieces of
+    a range.
+    """
     held, size = drawn[0], pieces * drawn[1]
     y = at.range(size)
     stream, page, inner_lr = at.stream(), at.page(is_shared, held.tokens, held.hidden), rate()
@@ -207,7 +211,9 @@ def test_tiles_add_up(
     pieces: int,
     is_shared: bool,
 ) -> None:
-    """A matrix in several tiles: column tiles add into one range forward, row tiles backward; descent moves each on its own."""
+    """A matrix in several tiles: column tiles add into one range forward, row tiles backward;
+    descent moves each on its own.
+    """
     helds = cut(rows, columns, k, k + more, groups, pieces)
     x, y, dx, dy = at.range(columns), at.range(rows), at.range(columns), at.range(rows)
     stream, inner_lr = at.stream(), rate()
@@ -242,7 +248,9 @@ def test_tiles_add_up(
 
 
 def test_gradients_reach_through_a_chain() -> None:
-    """Forward, activation over the same coordinates' neighbours, descent, and forward again with the new page: as by primitives."""
+    """Forward, activation over the same coordinates' neighbours, descent, and forward again with
+    the new page: as by primitives.
+    """
     at, held = Around(0, 2, 5, 4), tile_of(7, 5, 3, 4, extra=2)
     x, y, z, again = at.range(5), at.range(7), at.range(7), at.range(7)
     stream, page, inner_lr = at.stream(), at.page(True, held.tokens, held.hidden), rate()

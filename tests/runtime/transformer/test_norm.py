@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.norm against tintc.ir.ops.norm, torch.autograd and the difference written out."""
+"""tintc.runtime.backends.transformer.modules.norm against tintc.ir.ops.norm, torch.autograd and the
+difference written out.
+"""
 
 import pytest
 import torch
@@ -80,7 +82,8 @@ def test_forward(
     expected = norm_forward(
         read(stream, x), gain_of(page, held) if gain else None, None, 1e-5, kind, h, offset
     )
-    # Of one number layer normalization is constant and its gradient a difference of large terms, over eps.
+    # Of one number layer normalization is constant and its gradient a difference of large terms,
+    # over eps.
     assert_same(read(found, y), expected, (stream, page), kind="norm")
 
 
@@ -198,7 +201,9 @@ def test_descent(at: Around, drawn: tuple[Held, int], is_shared: bool, kind: str
 
 
 def problem(dtype: torch.dtype, size: float, h: int = 1) -> tuple[Held, Tensor, Tensor, Tensor]:
-    """A norm of 64 numbers in h pieces: its place, and x, dy (of that size), gamma, rounded to the dtype."""
+    """A norm of 64 numbers in h pieces: its place, and x, dy (of that size), gamma, rounded to the
+    dtype.
+    """
     draw, each = Draw(0), 64 // h
     x, dy, gamma = (
         value.detach().to(dtype).double()
@@ -223,7 +228,9 @@ def stream_and_page(held: Held, x: Tensor, dy: Tensor, gamma: Tensor) -> tuple[T
 @pytest.mark.parametrize("gradient", ["first_order", "exact"])
 @pytest.mark.parametrize("h", [1, 2])
 def test_float32_keeps_its_digits(kind: str, size: float, gradient: str, h: int) -> None:
-    """The difference in float32 is as good as in float64 (TINT.md section 4, item 7), constants held in float32 included."""
+    """The difference in float32 is as good as in float64 (TINT.md section 4, item 7), constants
+    held in float32 included.
+    """
     held, x, dy, gamma = problem(torch.float32, size, h)
     stream, page = stream_and_page(held, x, dy, gamma)
     sizes = {

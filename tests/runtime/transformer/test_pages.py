@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.pages: auxiliary weights go into prefix tokens and come back bit for bit, whatever the layout."""
+"""tintc.runtime.backends.transformer.pages: auxiliary weights go into prefix tokens and come back
+bit for bit, whatever the layout.
+"""
 
 import copy
 from functools import lru_cache
@@ -137,7 +139,9 @@ def tiles(draw: st.DrawFn) -> tuple[Tile, tuple[int, int]]:
 @given(tiles(), st.sampled_from([(), (3,)]), seeds)
 @moderate
 def test_one_tile(drawn: tuple[Tile, tuple[int, int]], batch: tuple[int, ...], seed: int) -> None:
-    """Written and read, number by number; nothing else of the page changes, and the page given is left alone."""
+    """Written and read, number by number; nothing else of the page changes, and the page given is
+    left alone.
+    """
     (tile, shape), draw = drawn, Draw(seed)
     value = draw(*batch, *shape)
     page = draw(*batch, tile.tokens.stop + 1, tile.coordinates.stop + 1)
@@ -166,7 +170,9 @@ def test_one_tile(drawn: tuple[Tile, tuple[int, int]], batch: tuple[int, ...], s
 
 
 def slots() -> list[PrefixSlot]:
-    """A matrix in several tiles, a bias in as many, a vector in one token, one-row and one-column matrices."""
+    """A matrix in several tiles, a bias in as many, a vector in one token, one-row and one-column
+    matrices.
+    """
     layout, _, _ = place("gpt2", prefix_tokens=3, sim_hidden=12, sim_heads=3)
     several = [slot for slot in layout.prefix.values() if len(slot.tiles) > 1]
     vector = next(
@@ -185,7 +191,9 @@ def slots() -> list[PrefixSlot]:
 
 @pytest.mark.parametrize("index", range(3), ids=["matrix", "bias", "vector"])
 def test_filled_and_read_back(index: int) -> None:
-    """A user's values of an update go into pages, one a sequence, and come back; autograd sees an identity."""
+    """A user's values of an update go into pages, one a sequence, and come back; autograd sees an
+    identity.
+    """
     slot, draw = slots()[index], Draw(0)
     numbers = ReadSlot(slot).numbers
     pages = {number: draw(3, 12) for number in numbers}
@@ -221,7 +229,9 @@ def test_one_page_that_belongs_to_a_sequence_makes_the_slot_so() -> None:
 
 
 def test_slot_values_are_what_operators_read() -> None:
-    """By rows, after transposing: each slot of GPT-2's joined q, k and v weight is a third of it."""
+    """By rows, after transposing: each slot of GPT-2's joined q, k and v weight is a third of
+    it.
+    """
     layout, tensors, tables = place("gpt2")
     pages = dict(enumerate(PrefixPages(layout, tensors, tables).pages))
     assert any(slot.transpose and slot.rows.start > 0 for slot in layout.prefix.values())

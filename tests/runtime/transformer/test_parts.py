@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.parts: split maps, linear attention, gates and writes, each against dense matrices or loops."""
+"""tintc.runtime.backends.transformer.modules.parts: split maps, linear attention, gates and writes,
+each against dense matrices or loops.
+"""
 
 import pytest
 import torch
@@ -178,7 +180,9 @@ def test_narrow_attention(b: int, t: int, j: int, w: int, seed: int) -> None:
 def test_narrow_attention_by_pieces(
     b: int, t: int, j: int, e: int, pieces: int, once: set[str], seed: int
 ) -> None:
-    """What is there once serves every piece; an output that is there once is the sum of all. Four maps of W numbers, as ever."""
+    """What is there once serves every piece; an output that is there once is the sum of all. Four
+    maps of W numbers, as ever.
+    """
     draw, w = Draw(seed), pieces * e
     x, y, z = (
         draw(b, n, e if name in once else w) for n, name in ((t, "query"), (j, "key"), (j, "value"))
@@ -217,7 +221,9 @@ def test_self_attention(b: int, t: int, e: int, pieces: int, seed: int) -> None:
 def test_gates_are_0_or_1_to_the_bit(
     tokens: int, width: int, add: bool, side: str, dtype: torch.dtype
 ) -> None:
-    """The side that is written keeps its old value or drops it and takes the result; the other keeps all and takes nothing."""
+    """The side that is written keeps its old value or drops it and takes the result; the other
+    keeps all and takes nothing.
+    """
     keep, take = (
         Layer(width, add=add, side=side).to(dtype).gate(position_code(tokens, width, dtype))
     )

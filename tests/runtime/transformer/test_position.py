@@ -1,4 +1,6 @@
-"""tintc.runtime.backends.transformer.modules.position against tintc.ir.ops.position and torch.autograd."""
+"""tintc.runtime.backends.transformer.modules.position against tintc.ir.ops.position and
+torch.autograd.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,9 @@ def test_partner_is_a_permutation(pairing: str, turned: int) -> None:
 def test_rotary(
     at: Around, heads: int, half: int, rest: int, d: int, pairing: str, transpose: bool
 ) -> None:
-    """Of tables that are no rotation, too: what is scaled keeps its scale, and the transposed map is the gradient."""
+    """Of tables that are no rotation, too: what is scaled keeps its scale, and the transposed map
+    is the gradient.
+    """
     turned, size = 2 * half, heads * (2 * half + rest)
     y, x, sin, cos = (at.range(n) for n in (size, size, turned, turned))
     stream, code = at.stream(), position_code(1, d, F64)

@@ -1,4 +1,6 @@
-"""What the transformer back end consists of: modules that share constants, pages, a stream, and nothing else."""
+"""What the transformer back end consists of: modules that share constants, pages, a stream, and
+nothing else.
+"""
 
 import copy
 import math
@@ -48,7 +50,9 @@ def numbers(simulator: Simulator) -> int:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sharing_saves_constants(preset: str) -> None:
-    """Without sharing every use pays; with it, each module once. What is used, and how often, is the same."""
+    """Without sharing every use pays; with it, each module once. What is used, and how often, is
+    the same.
+    """
     found = both("gpt2", preset, SHARES)
     counts = [numbers(found[share]) for share in SHARES]
     assert counts == sorted(counts, reverse=True) and len(set(counts)) == 3
@@ -138,7 +142,9 @@ def calls(program: fx.GraphModule, kind: str) -> list[fx.Node]:
 )
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_program_is_a_list_of_modules(preset: str, wanted: tuple[str, ...]) -> None:
-    """Besides modules it makes the stream once, copies each output of it, and cuts inputs to the segment: no arithmetic."""
+    """Besides modules it makes the stream once, copies each output of it, and cuts inputs to the
+    segment: no arithmetic.
+    """
     simulator = both("gpt2", preset)["none"]
     program = simulator.emitted(wanted)
     assert {node.op for node in program.graph.nodes} <= {

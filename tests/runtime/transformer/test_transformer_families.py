@@ -1,7 +1,9 @@
-"""Models of other families on the transformer back end: everything that a simulator returns, sharing, pages and counts.
+"""Models of other families on the transformer back end: everything that a simulator returns,
+sharing, pages and counts.
 
-Each stands for what the others lack: rotary positions of both pairings, biases of keys, windows, soft-caps, norms of heads with and
-without shifts, gains with an offset, learned scales, gated units, and weights that lie in a product by turns.
+Each stands for what the others lack: rotary positions of both pairings, biases of keys, windows,
+soft-caps, norms of heads with and without shifts, gains with an offset, learned scales, gated
+units, and weights that lie in a product by turns.
 """
 
 import math
@@ -136,9 +138,12 @@ def test_sharing_changes_no_bit(name: str, preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_counts(name: str, preset: str) -> None:
-    """Of every module by its formula, of the whole by what there is; tables of positions are no parameters of anybody."""
+    """Of every module by its formula, of the whole by what there is; tables of positions are no
+    parameters of anybody.
+    """
     found = simulators(name, preset)
-    # Buffers of floating-point numbers are parameters of a simulator; hand-written ALiBi has its slopes in one.
+    # Buffers of floating-point numbers are parameters of a simulator; hand-written ALiBi has its
+    # slopes in one.
     parameters = sum(
         value.numel() for value in captured(name).tensors.values() if value.is_floating_point()
     )
@@ -160,7 +165,9 @@ def test_counts(name: str, preset: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pages_give_back_the_model(name: str) -> None:
-    """Rows that alternate between slots, too; the program's tables are held beside them, and are not in a state dict."""
+    """Rows that alternate between slots, too; the program's tables are held beside them, and are
+    not in a state dict.
+    """
     model, simulator = BUILDERS[name](), simulators(name, "paper")["none"]
     assert isinstance(simulator.prefix, PrefixPages)
     tensors, tables = simulator.prefix.tensors(), simulator.program.tables
@@ -182,7 +189,9 @@ def test_pages_give_back_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "bloom", "phi-qk-norm"])
 def test_outer_gradients(name: str) -> None:
-    """Through rotary positions, gates, soft-caps, biases of keys and norms of heads, by records and copies instead of in place."""
+    """Through rotary positions, gates, soft-caps, biases of keys and norms of heads, by records and
+    copies instead of in place.
+    """
     inputs, gradients = SCENARIOS["scattered"](2, 8, VOCAB), {}
     for backend in ("fused", "none"):
         simulator = simulators(name, "exact")[backend]
@@ -219,7 +228,9 @@ def test_outer_gradients(name: str) -> None:
 
 
 def test_masks_follow_from_inputs_alone() -> None:
-    """Everything else of Gemma 2, soft-caps and gates too, is a module that rewrites the stream or a page."""
+    """Everything else of Gemma 2, soft-caps and gates too, is a module that rewrites the stream or
+    a page.
+    """
     program = simulators("gemma2", "exact")["none"].emitted()
     inputs = {node for node in program.graph.nodes if node.op == "placeholder"}
     masks = [

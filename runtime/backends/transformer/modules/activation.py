@@ -1,6 +1,7 @@
 """Elementwise activations of a coordinate range, and their backward pass between two split maps.
 
-Legend: B sequences, T input tokens, W width. Differences run in float64. Source: TINT.md sections 2 and 3; paper section 2.4.
+Legend: B sequences, T input tokens, W width. Differences run in float64. Source: TINT.md sections 2
+and 3; paper section 2.4.
 """
 
 from __future__ import annotations

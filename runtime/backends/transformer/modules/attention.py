@@ -1,8 +1,10 @@
-"""Softmax attention with the auxiliary model's heads, and its backward pass by the same scores, transposed.
+"""Softmax attention with the auxiliary model's heads, and its backward pass by the same scores,
+transposed.
 
-Legend: B sequences, T input tokens, H heads, G key/value heads, E head width of the auxiliary model. The mask is boolean,
-(B or 1, 1, T, T). The bias is (B, T, H): of each key, what it adds to the scores of each head. Every map is a split map over a
-whole range. Source: TINT.md sections 2 and 3; paper section 2.5.
+Legend: B sequences, T input tokens, H heads, G key/value heads, E head width of the auxiliary
+model. The mask is boolean, (B or 1, 1, T, T). The bias is (B, T, H): of each key, what it adds to
+the scores of each head. Every map is a split map over a whole range. Source: TINT.md sections 2 and
+3; paper section 2.5.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from tintc.runtime.backends.transformer.modules.parts import Layer, Range, Split
 
 
 class AttentionLayer(Layer):
-    """queries, keys, values: coordinates of q, k and v; o of the result of a forward pass. heads: H. kv_heads: G.
+    """queries, keys, values: coordinates of q, k and v; o of the result of a forward pass. heads:
+    H. kv_heads: G.
     softcap: c of the scores c tanh(s / c), 0 for none. bias: whether keys carry one."""
 
     def __init__(
@@ -107,7 +110,9 @@ class AttentionForward(AttentionLayer):
 
 
 class AttentionBackwardValue(AttentionLayer):
-    """dv_i = sum_t A_ti do_t with A held constant, summed over the query heads of a group. values: G * E' coordinates of dv."""
+    """dv_i = sum_t A_ti do_t with A held constant, summed over the query heads of a group. values:
+    G * E' coordinates of dv.
+    """
 
     formula = AttentionForward.formula
 
@@ -139,12 +144,14 @@ class AttentionBackwardValue(AttentionLayer):
 class AttentionBackwardFull(AttentionLayer):
     """dq, dk and dv through the scores: with delta_t = do_t . o_t and, per head,
 
-        dq_t = scale sum_i A_ti (do_t . v_i - delta_t) k_i = scale ((sum_i A_ti k_i v_i^T) do_t - delta_t sum_i A_ti k_i)
-        dk_i = scale sum_t A_ti (do_t . v_i - delta_t) q_t = scale ((sum_t A_ti q_t do_t^T) v_i - sum_t A_ti delta_t q_t)
+        dq_t = scale sum_i A_ti (do_t . v_i - delta_t) k_i = scale ((sum_i A_ti k_i v_i^T) do_t -
+        delta_t sum_i A_ti k_i) dk_i = scale sum_t A_ti (do_t . v_i - delta_t) q_t = scale ((sum_t
+        A_ti q_t do_t^T) v_i - sum_t A_ti delta_t q_t)
 
-    Each sum is attention by the same probabilities, with outer products of coordinates as values; what stands in front is a
-    token's linear attention to itself. So nothing but softmax and linear attention is used, at E times the work. Under a soft-cap the
-    A of both sums, but not that of delta, is A_ti (1 - (s_ti / c)^2) with the capped scores s: attention of the same heads, damped.
+    Each sum is attention by the same probabilities, with outer products of coordinates as values;
+    what stands in front is a token's linear attention to itself. So nothing but softmax and linear
+    attention is used, at E times the work. Under a soft-cap the A of both sums, but not that of
+    delta, is A_ti (1 - (s_ti / c)^2) with the capped scores s: attention of the same heads, damped.
     """
 
     formula = "2*q + 2*k + 2*v + o + 4*d"
@@ -202,7 +209,9 @@ def of_keys(stream: Tensor, bias: Range | None) -> Tensor | None:
 
 
 def contracted(a_BHTT: Tensor, u_BHTE: Tensor, w_BHTF: Tensor, with_BHTF: Tensor) -> Tensor:
-    """(sum_i A_ti u_i w_i^T) with_t, (B, H, T, E): attention to outer products, then a product of each token with itself."""
+    """(sum_i A_ti u_i w_i^T) with_t, (B, H, T, E): attention to outer products, then a product of
+    each token with itself.
+    """
     outer = (u_BHTE.unsqueeze(-1) * w_BHTF.unsqueeze(-2)).flatten(-2)
     seen = torch.unflatten(torch.matmul(a_BHTT, outer), -1, (u_BHTE.shape[-1], -1))
     return torch.matmul(seen, with_BHTF.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,6 @@
-"""Sums, products and multiples of coordinate ranges. Legend: W width of a range. Source: TINT.md section 2, "Residual", "Activation"."""
+"""Sums, products and multiples of coordinate ranges. Legend: W width of a range. Source: TINT.md
+section 2, "Residual", "Activation".
+"""
 
 from __future__ import annotations
 

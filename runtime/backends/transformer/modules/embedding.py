@@ -1,8 +1,9 @@
 """Embeddings, the head and the loss: what stands at both ends of the stream.
 
-Legend: B sequences, T input tokens, V vocabulary, D width. The table of the head is the simulator's own vocabulary
-embedding, V tokens that input tokens attend to: its scores are the logits, their softmax weighs the same rows in the backward
-pass. Nothing here has structural constants but its gate. Source: TINT.md section 2, "Loss"; paper section 2.6.
+Legend: B sequences, T input tokens, V vocabulary, D width. The table of the head is the simulator's
+own vocabulary embedding, V tokens that input tokens attend to: its scores are the logits, their
+softmax weighs the same rows in the backward pass. Nothing here has structural constants but its
+gate. Source: TINT.md section 2, "Loss"; paper section 2.6.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class HeadBackward(Layer):
 
 
 class LossGradient(Layer):
-    """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`: gradient of the summed loss, m the 0/1 loss mask, e_y the
-    one-hot of the target."""
+    """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`: gradient of the
+    summed loss, m the 0/1 loss mask, e_y the one-hot of the target."""
 
     def __init__(self, *, width: int, kind: str) -> None:
         super().__init__(width)

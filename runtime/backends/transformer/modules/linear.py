@@ -1,8 +1,10 @@
-"""Linear layers by linear attention between input and prefix tokens, one module a tile of the weight.
+"""Linear layers by linear attention between input and prefix tokens, one module a tile of the
+weight.
 
-Legend: B sequences, T input tokens, K prefix tokens, S rows a token, P heads of columns, d head width, R rows and C columns of
-the tile. Row s * K + j of the tile lies in token j (ir/layout.py, Tile). Each attention over a tile has
-S P d (S + P + 2) parameters and a gate 4 d. Source: TINT.md section 3; paper section 2.3.
+Legend: B sequences, T input tokens, K prefix tokens, S rows a token, P heads of columns, d head
+width, R rows and C columns of the tile. Row s * K + j of the tile lies in token j (ir/layout.py,
+Tile). Each attention over a tile has S P d (S + P + 2) parameters and a gate 4 d. Source: TINT.md
+section 3; paper section 2.3.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from tintc.runtime.backends.transformer.modules.parts import (
 
 
 class TileLayer(Layer):
-    """rows, columns: R and C. tokens: prefix tokens that the tile has, K. rows_each: S. pieces: P. width: d."""
+    """rows, columns: R and C. tokens: prefix tokens that the tile has, K. rows_each: S. pieces: P.
+    width: d.
+    """
 
     def __init__(
         self,
@@ -71,7 +75,9 @@ class TileLayer(Layer):
 
 
 class LinearForward(TileLayer):
-    """y_t = W x_t. Head (s, h): <piece h of row s of token j, piece h of x_t> times the one-hot of j, summed over j; then over h."""
+    """y_t = W x_t. Head (s, h): <piece h of row s of token j, piece h of x_t> times the one-hot of
+    j, summed over j; then over h.
+    """
 
     formula = "S*P*d*(S + P + 2) + 4*d"
 
@@ -95,7 +101,9 @@ class LinearForward(TileLayer):
 
 
 class LinearBackward(TileLayer):
-    """dx_t = W^T dy_t. Head (s, h): dy_t at row s of token j, found by the one-hot of j, times piece h of that row; then over s."""
+    """dx_t = W^T dy_t. Head (s, h): dy_t at row s of token j, found by the one-hot of j, times
+    piece h of that row; then over s.
+    """
 
     formula = LinearForward.formula
 
@@ -122,8 +130,9 @@ class LinearBackward(TileLayer):
 
 
 class LinearDescent(TileLayer):
-    """W <- W - eta sum_t dy_t x_t^T: prefix tokens attend to input tokens. Head (s, h): the one-hot of j finds dy_t at row s of
-    token j, times -eta times piece h of x_t, summed over t and added to the rows that the token holds."""
+    """W <- W - eta sum_t dy_t x_t^T: prefix tokens attend to input tokens. Head (s, h): the one-hot
+    of j finds dy_t at row s of token j, times -eta times piece h of x_t, summed over t and added to
+    the rows that the token holds."""
 
     formula = LinearForward.formula
 
@@ -150,7 +159,9 @@ class LinearDescent(TileLayer):
 
 
 class BiasForward(TileLayer):
-    """y_t += b: the biases of token j's rows lie in one head. Head s picks its s-th bias by an e_s, times the one-hot of j."""
+    """y_t += b: the biases of token j's rows lie in one head. Head s picks its s-th bias by an e_s,
+    times the one-hot of j.
+    """
 
     formula = "4*S*d + 4*d"
 
@@ -170,7 +181,9 @@ class BiasForward(TileLayer):
 
 
 class BiasDescent(TileLayer):
-    """b <- b - eta sum_t dy_t: head s finds dy_t at row s of token j by the one-hot of j, times -eta e_s."""
+    """b <- b - eta sum_t dy_t: head s finds dy_t at row s of token j by the one-hot of j, times
+    -eta e_s.
+    """
 
     formula = BiasForward.formula
 
@@ -191,7 +204,8 @@ class BiasDescent(TileLayer):
 
 
 class VectorForward(Layer):
-    """y_t += b, where one prefix token holds the whole vector: its one-hot is found by ones. size: W. add: False replaces y.
+    """y_t += b, where one prefix token holds the whole vector: its one-hot is found by ones. size:
+    W. add: False replaces y.
     pieces: y has that many, and each gets the vector, of E = W / pieces numbers."""
 
     formula = "2*d + E + W + 4*d"
@@ -210,7 +224,9 @@ class VectorForward(Layer):
 
 
 class VectorDescent(Layer):
-    """b <- b - eta sum_t dy_t, where one prefix token holds the whole vector; the pieces of dy that share it add up. size: W."""
+    """b <- b - eta sum_t dy_t, where one prefix token holds the whole vector; the pieces of dy that
+    share it add up. size: W.
+    """
 
     formula = VectorForward.formula
 

@@ -1,9 +1,12 @@
-"""Norms: layer normalization of a coordinate range, and linear attention that multiplies by gains and adds shifts.
+"""Norms: layer normalization of a coordinate range, and linear attention that multiplies by gains
+and adds shifts.
 
-Legend: B sequences, T input tokens, W width of the range, in pieces of E coordinates that are normalised one by one (of q and k,
-a piece is a head; else there is one), d head width. f(x) = (x - mean) / sqrt(eps + var), x / sqrt(eps + mean(x^2)), or x itself where
-all there is is a gain. A gain of E numbers lies whole in one prefix token; W heads of one coordinate multiply by it, where the paper's
-code holds a diagonal matrix. Differences run in float64, so that they are right in every dtype. Source: TINT.md sections 2 and 3.
+Legend: B sequences, T input tokens, W width of the range, in pieces of E coordinates that are
+normalised one by one (of q and k, a piece is a head; else there is one), d head width. f(x) = (x -
+mean) / sqrt(eps + var), x / sqrt(eps + mean(x^2)), or x itself where all there is is a gain. A gain
+of E numbers lies whole in one prefix token; W heads of one coordinate multiply by it, where the
+paper's code holds a diagonal matrix. Differences run in float64, so that they are right in every
+dtype. Source: TINT.md sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ class Ones(nn.Module):
 
 
 class Gain(nn.Module):
-    """(gamma + offset) * x, by one-wide heads that attend to the token which holds gamma, and a residual connection of `offset` x."""
+    """(gamma + offset) * x, by one-wide heads that attend to the token which holds gamma, and a
+    residual connection of `offset` x.
+    """
 
     def __init__(self, size: int, width: int, pieces: int, offset: float) -> None:
         super().__init__()
@@ -96,7 +101,9 @@ class NormLayer(Layer):
 
 
 class NormForward(NormLayer):
-    """f(x), or gamma * f(x); the shift is a VectorForward behind it. A learned scale alone is its own backward pass."""
+    """f(x), or gamma * f(x); the shift is a VectorForward behind it. A learned scale alone is its
+    own backward pass.
+    """
 
     def __init__(self, *, gain: bool, **sizes: Any) -> None:
         super().__init__(gain=gain, **sizes)
@@ -115,7 +122,9 @@ class NormForward(NormLayer):
 
 
 class Difference(nn.Module):
-    """N (f(x + g / N) - f(x)): a split map to both arguments, f on both, a split map to the difference. 6 W parameters."""
+    """N (f(x + g / N) - f(x)): a split map to both arguments, f on both, a split map to the
+    difference. 6 W parameters.
+    """
 
     def __init__(self, size: int, scale: float) -> None:
         super().__init__()
@@ -158,7 +167,8 @@ class NormBackward(NormLayer):
 
 
 class NormBackwardExact(NormLayer):
-    """dx = (g - mean(g) - f mean(g f)) / s with g = gamma * dy and s = sqrt(eps + var); an RMS norm has no mean(g).
+    """dx = (g - mean(g) - f mean(g f)) / s with g = gamma * dy and s = sqrt(eps + var); an RMS norm
+    has no mean(g).
 
     Means are a token's linear attention to itself, the other products one-wide heads.
     """
@@ -201,8 +211,8 @@ class NormBackwardExact(NormLayer):
 
 
 class NormDescent(Layer):
-    """gamma <- gamma - eta sum_t dy_t * f(x_t): the token that holds gamma attends to the input tokens by one-wide heads, and the
-    pieces that share it add up. size: W. pieces: W / E."""
+    """gamma <- gamma - eta sum_t dy_t * f(x_t): the token that holds gamma attends to the input
+    tokens by one-wide heads, and the pieces that share it add up. size: W. pieces: W / E."""
 
     formula = f"{_GAIN} + 4*d"
 

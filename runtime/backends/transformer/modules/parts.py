@@ -1,11 +1,13 @@
-"""The parts that every module of the transformer back end is made of, and nothing else: split maps, linear attention,
-gates, residual connections, and reads and writes of named coordinate ranges.
+"""The parts that every module of the transformer back end is made of, and nothing else: split maps,
+linear attention, gates, residual connections, and reads and writes of named coordinate ranges.
 
-Legend: B sequences, T input tokens, K prefix tokens, A heads, E coordinates a head, W width of a range. The *stream* is
-(B, T, coordinates): all input tokens with all coordinates that `assign_memory_slots` laid out. A *page* is (K, D_sim), or
-(B, K, D_sim) after a descent. The position *code* is (K + 1, 2 d): prefix token j has a one-hot of j and then ones, an input
-token (the last row) zeros and then ones. Structural constants are parameters that need no gradient; all are 0, 1, -1 or a
-gate's 40, exact in every dtype. Scales (of attention, of a finite difference) and eps are constants of the module, not parameters.
+Legend: B sequences, T input tokens, K prefix tokens, A heads, E coordinates a head, W width of a
+range. The *stream* is (B, T, coordinates): all input tokens with all coordinates that
+`assign_memory_slots` laid out. A *page* is (K, D_sim), or (B, K, D_sim) after a descent. The
+position *code* is (K + 1, 2 d): prefix token j has a one-hot of j and then ones, an input token
+(the last row) zeros and then ones. Structural constants are parameters that need no gradient; all
+are 0, 1, -1 or a gate's 40, exact in every dtype. Scales (of attention, of a finite difference) and
+eps are constants of the module, not parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _MAPS = ("query", "key", "value", "output")
 
 
 class Range(NamedTuple):
-    """Coordinates start <= c < stop of the input tokens; of the first `tokens` of them, or of all (None)."""
+    """Coordinates start <= c < stop of the input tokens; of the first `tokens` of them, or of all
+    (None).
+    """
 
     start: int
     stop: int
@@ -48,7 +52,9 @@ def position_code(
 
 
 def read(stream: Tensor, where: Range) -> Tensor:
-    """(B, T, W): a range of coordinates. Copied while torch records, so that a later write does not keep a whole stream."""
+    """(B, T, W): a range of coordinates. Copied while torch records, so that a later write does not
+    keep a whole stream.
+    """
     found = stream[:, : where.tokens, where.start : where.stop]
     return found.clone() if stream.requires_grad else found
 
@@ -84,12 +90,16 @@ def blank(prompt: Tensor, code: Tensor, width: int) -> Tensor:
 
 
 def pattern(rows: list[list[float]], width: int) -> Tensor:
-    """Coefficients (A, I) -> the weight (A, I, E) of a SplitMap that does the same at each of E coordinates."""
+    """Coefficients (A, I) -> the weight (A, I, E) of a SplitMap that does the same at each of E
+    coordinates.
+    """
     return torch.tensor(rows, dtype=torch.float64)[:, :, None].repeat(1, 1, width)
 
 
 def repeat_each(parts: int, times: int, width: int) -> Tensor:
-    """SplitMap weight, parts -> parts * times: part i goes to heads i * times, ..., i * times + times - 1."""
+    """SplitMap weight, parts -> parts * times: part i goes to heads i * times, ..., i * times +
+    times - 1.
+    """
     return pattern(
         [[float(i == j) for j in range(parts)] for i in range(parts) for _ in range(times)], width
     )
@@ -118,12 +128,14 @@ def one_hots(parts: int, width: int) -> Tensor:
 
 
 class SplitMap(nn.Module):
-    """H_sim-split linear map over parts of equal width: y_a = sum_i w_ai * x_i, coordinate by coordinate.
+    """H_sim-split linear map over parts of equal width: y_a = sum_i w_ai * x_i, coordinate by
+    coordinate.
 
-    (..., I, E) -> (..., A, E) with A * I * E parameters; a dense map would have A * I * E^2. It is the head-mixing factor of
-    the paper's split maps: because pages are laid out in whole heads, nothing ever moves within a head. The input may be cut
-    into other parts of the same total, as a whole range is for a map that moves nothing. Source: TINT.md section 3, "Linear
-    forward"; paper section 2.3.
+    (..., I, E) -> (..., A, E) with A * I * E parameters; a dense map would have A * I * E^2. It is
+    the head-mixing factor of the paper's split maps: because pages are laid out in whole heads,
+    nothing ever moves within a head. The input may be cut into other parts of the same total, as a
+    whole range is for a map that moves nothing. Source: TINT.md section 3, "Linear forward"; paper
+    section 2.3.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -147,7 +159,9 @@ class SplitMap(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention without softmax: o_t = O sum_j <Q x_t, K y_j> V z_j, head by head; y and z are two views of the same tokens."""
+    """Attention without softmax: o_t = O sum_j <Q x_t, K y_j> V z_j, head by head; y and z are two
+    views of the same tokens.
+    """
 
     def __init__(
         self, heads: int, query: Tensor, key: Tensor, value: Tensor, output: Tensor
@@ -162,7 +176,9 @@ class LinearAttention(nn.Module):
         )
 
     def forward(self, asking: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(..., T, parts, E) for asking, (..., J, parts, E) for keys and values -> (..., T, parts, E)."""
+        """(..., T, parts, E) for asking, (..., J, parts, E) for keys and values -> (..., T, parts,
+        E).
+        """
         mapped = self.query(asking), self.key(keys), self.value(values)
         q_ATE, k_AJE, v_AJE = (regroup(x, self.heads).transpose(-3, -2) for x in mapped)
         o_ATE = torch.matmul(torch.matmul(q_ATE, k_AJE.mT), v_AJE)
@@ -171,12 +187,15 @@ class LinearAttention(nn.Module):
 
 
 class NarrowAttention(nn.Module):
-    """Linear attention whose heads are one coordinate wide: o_tc = O_c (Q_c x_tc) sum_j (K_c y_jc) (V_c z_jc).
+    """Linear attention whose heads are one coordinate wide: o_tc = O_c (Q_c x_tc) sum_j (K_c y_jc)
+    (V_c z_jc).
 
-    It is what multiplies coordinates: a gain with what it scales (J = the one prefix token that holds it), or, when `itself`,
-    two activations of one token, which then attends to itself alone. W heads; the four maps have W parameters each.
-    pieces, once: of what `once` names (query, key, value, output) a token holds one piece of W / pieces coordinates, which serves all
-    of them: maps of what is read spread it, that of the output sums the pieces.
+    It is what multiplies coordinates: a gain with what it scales (J = the one prefix token that
+    holds it), or, when `itself`, two activations of one token, which then attends to itself alone.
+    W heads; the four maps have W parameters each.
+    pieces, once: of what `once` names (query, key, value, output) a token holds one piece of W /
+    pieces coordinates, which serves all of them: maps of what is read spread it, that of the output
+    sums the pieces.
     """
 
     def __init__(
@@ -198,7 +217,9 @@ class NarrowAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Linear attention of a token to itself alone, one head for each piece, E = W / pieces wide: o = O (<Q x, K y> / E) V z."""
+    """Linear attention of a token to itself alone, one head for each piece, E = W / pieces wide: o
+    = O (<Q x, K y> / E) V z.
+    """
 
     def __init__(self, width: int, pieces: int = 1) -> None:
         super().__init__()
@@ -213,10 +234,12 @@ class SelfAttention(nn.Module):
 
 
 class Gate(nn.Module):
-    """keep, take = tanh(G code): how much of a coordinate a token keeps and how much of a module's result it takes.
+    """keep, take = tanh(G code): how much of a coordinate a token keeps and how much of a module's
+    result it takes.
 
-    A linear map of the position code alone, so prefix and input tokens are gated separately; 2 * 2 d parameters. A
-    module evaluates it for the side that it writes: tokens of the other keep all and take nothing. Source: TINT.md section 3, "Gates".
+    A linear map of the position code alone, so prefix and input tokens are gated separately; 2 * 2
+    d parameters. A module evaluates it for the side that it writes: tokens of the other keep all
+    and take nothing. Source: TINT.md section 3, "Gates".
     """
 
     def __init__(
@@ -235,10 +258,12 @@ class Gate(nn.Module):
 
 
 class Layer(nn.Module):
-    """What all modules share: a gate and the write to the residual stream or page. width: d, coordinates of a head.
+    """What all modules share: a gate and the write to the residual stream or page. width: d,
+    coordinates of a head.
 
-    forward(stream (B, T, C), code, ...) -> stream, with one range rewritten; on the prefix side (descents)
-    forward(page (K, D_sim) or (B, K, D_sim), code, stream, ...) -> page (B, K, D_sim). Sums over tokens are sums, not means.
+    forward(stream (B, T, C), code, ...) -> stream, with one range rewritten; on the prefix side
+    (descents) forward(page (K, D_sim) or (B, K, D_sim), code, stream, ...) -> page (B, K, D_sim).
+    Sums over tokens are sums, not means.
     add: the result is added to what the coordinates hold; else it replaces that.
     formula, sizes: how many parameters the module has, as an expression in named sizes.
     """
@@ -265,7 +290,9 @@ class Layer(nn.Module):
         return code[place.first : place.last, None, : self.width]
 
     def write(self, stream: Tensor, code: Tensor, where: Range, value: Tensor) -> Tensor:
-        """The stream with keep * old + write * value in a range of its coordinates; in place unless torch records."""
+        """The stream with keep * old + write * value in a range of its coordinates; in place unless
+        torch records.
+        """
         keep, take = self.gate(code[-1])
         new = gated(keep, read(stream, where)) + take * value
         if torch.is_grad_enabled() and (stream.requires_grad or new.requires_grad):
@@ -284,7 +311,9 @@ class Layer(nn.Module):
 
 
 def gated(keep: Tensor, old: Tensor) -> Tensor:
-    """keep * old, and 0 where nothing is kept: what overflowed in coordinates that are used again must not live on as NaN."""
+    """keep * old, and 0 where nothing is kept: what overflowed in coordinates that are used again
+    must not live on as NaN.
+    """
     return torch.where(keep == 0, 0, keep * old)
 
 

@@ -1,7 +1,9 @@
-"""Rotary positions: each coordinate of a head turns with its partner, by a token's linear attention to two views of itself.
+"""Rotary positions: each coordinate of a head turns with its partner, by a token's linear attention
+to two views of itself.
 
-Legend: B sequences, T input tokens, H heads, E head width of the auxiliary model, R coordinates of a head that turn (R <= E),
-W = H R, d head width. Source: TINT.md section 2, "Self-attention"; RoFormer, arXiv 2104.09864.
+Legend: B sequences, T input tokens, H heads, E head width of the auxiliary model, R coordinates of
+a head that turn (R <= E), W = H R, d head width. Source: TINT.md section 2, "Self-attention";
+RoFormer, arXiv 2104.09864.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from tintc.runtime.backends.transformer.modules.parts import (
 
 
 class Partner(nn.Module):
-    """x_p(e) at e in every head: a split map that exchanges two parts, the halves of R or its even and odd coordinates.
+    """x_p(e) at e in every head: a split map that exchanges two parts, the halves of R or its even
+    and odd coordinates.
 
     2 R parameters, which all heads share.
     """
@@ -41,9 +44,11 @@ class Partner(nn.Module):
 
 
 class Rotary(Layer):
-    """y_e = cos_e x_e + sin_e x_p(e) in every head, and y_e = x_e behind the first R; transposed, sin_p(e) stands for sin_e.
+    """y_e = cos_e x_e + sin_e x_p(e) in every head, and y_e = x_e behind the first R; transposed,
+    sin_p(e) stands for sin_e.
 
-    One-wide heads with the keys x and P x and the values cos and sin (transposed: P sin), which serve all heads. size: W. turned: R.
+    One-wide heads with the keys x and P x and the values cos and sin (transposed: P sin), which
+    serve all heads. size: W. turned: R.
     """
 
     formula = "4*W + 2*R + d*ceil(R/d) + 4*d"
