@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from safetensors.torch import save_file
 from tintc.compiler.reports.summary import report
 from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.contracts import check_property
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.ir.facts import ModelFacts
@@ -44,7 +46,7 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INNER_LR = "tintc.inner_lr"
 _MANIFEST, _GRAPH, _WEIGHTS, _REPORT = (
     "manifest.json",
@@ -134,39 +136,11 @@ def _foreign(path: Path) -> str | None:
     return f"holds {', '.join(strange[:3])}" if strange else None
 
 
-def load(
-    path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> Simulator:
-    """Reads an artifact back. device, dtype: of the weights; default cpu and as stored.
-
-    Raises ArtifactError if the directory is no artifact, of another format version, truncated or
-    altered.
-    """
-    root = Path(path).expanduser()
-    manifest = read_manifest(root)
-    graph = _read_json(root / _GRAPH)
-    tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
-    inner_lr = tensors.pop(INNER_LR)
+@contextlib.contextmanager
+def _malformed(root: Path) -> Iterator[None]:
+    """Turns what a manifest or graph of another form raises into an ArtifactError."""
     try:
-        stages = {
-            name: [NodeRecord(**record) for record in records] for name, records in graph.items()
-        }
-        program = Program(
-            graph=from_records(graph["lowered"]),
-            config=SimulatorConfig.from_dict(manifest["config"]),
-            facts=ModelFacts(**manifest["facts"]),
-            layout=Layout.from_dict(manifest["layout"]),
-            aliases=dict(manifest["aliases"]),
-            direct_flops=int(manifest["direct_flops"]),
-            stages=stages,
-        )
-        source, backend, share = (
-            dict(manifest["source"]),
-            str(manifest["backend"]),
-            str(manifest["share"]),
-        )
-        check_backend(backend, share)
-        problems = _problems(program, tensors)
+        yield
     except (
         LookupError,
         TypeError,
@@ -180,6 +154,47 @@ def load(
         raise ArtifactError(
             f"{root} is malformed ({type(error).__name__}: {error}); compile the model again"
         ) from error
+
+
+def _program(root: Path, manifest: dict[str, Any]) -> Program:
+    graph = _read_json(root / _GRAPH)
+    return Program(
+        graph=from_records(graph["lowered"]),
+        config=SimulatorConfig.from_dict(manifest["config"]),
+        facts=ModelFacts(**manifest["facts"]),
+        layout=Layout.from_dict(manifest["layout"]),
+        aliases=dict(manifest["aliases"]),
+        stages={
+            name: [NodeRecord(**record) for record in records] for name, records in graph.items()
+        },
+    )
+
+
+def read_program(path: str | Path) -> Program:
+    """The program of an artifact; its weights are not read. Raises ArtifactError as `load` does."""
+    root = Path(path).expanduser()
+    with _malformed(root):
+        return _program(root, read_manifest(root))
+
+
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Simulator:
+    """Reads an artifact back. device, dtype: of the weights; default cpu and as stored.
+
+    Raises ArtifactError if the directory is no artifact, of another format version, truncated or
+    altered.
+    """
+    root = Path(path).expanduser()
+    manifest = read_manifest(root)
+    tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
+    inner_lr = tensors.pop(INNER_LR)
+    with _malformed(root):
+        program = _program(root, manifest)
+        source = dict(manifest["source"])
+        backend, share = str(manifest["backend"]), str(manifest["share"])
+        check_backend(backend, share)
+        problems = _problems(program, tensors)
     if problems:
         raise ArtifactError(
             f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again"
@@ -242,6 +257,7 @@ def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
     other.
     """
     names = [record.name for record in program.stages["lowered"]]
+    context = Context(program.config, facts=program.facts, layout=program.layout)
     problems = [] if isinstance(program.facts.block_path, str) else ["its block_path is no text"]
     problems += (
         []
@@ -249,7 +265,7 @@ def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
         else ["its nodes have names that tintc does not give"]
     )
     problems += [
-        problem for name in _PROPERTIES for problem in check_property(name, program.graph, program)
+        problem for name in _PROPERTIES for problem in check_property(name, program.graph, context)
     ]
     nodes = program.graph.find_nodes(op="placeholder")
     parameters = [(name, node) for node in nodes if (name := info(node).parameter) is not None]
@@ -315,7 +331,6 @@ def _write(simulator: Simulator, root: Path) -> None:
         "source": simulator.source,
         "facts": dataclasses.asdict(program.facts),
         "aliases": program.aliases,
-        "direct_flops": program.direct_flops,
         "layout": program.layout.to_dict(),
         "versions": {
             "tintc": __version__,

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tintc.compiler.cost import estimate
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.compiler.frontend.model_checks import check_prefix_memory
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.verification import check_first_forward
-from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.context import Context
 from tintc.ir.facts import ModelFacts
-from tintc.ir.pass_manager import Context, run_passes
+from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import to_records
 from tintc.passes import DEFAULT_PIPELINE
@@ -82,12 +80,7 @@ def compile(
     say("capture")
     captured = capture(loaded.model)
     say("lower")
-    direct = direct_program(captured, config)
     program = lower(captured, config)
-    if direct is not None:
-        program.direct_flops = estimate(
-            direct, "fused", torch.float32, **call_sizes(direct.facts), optimize=False
-        ).flops
     if backend == "transformer":
         check_prefix_memory(
             program.layout.prefix_numbers,
@@ -113,16 +106,6 @@ def compile(
     say("check")
     check_first_forward(simulator, loaded.model)
     return simulator
-
-
-def direct_program(captured: Captured, config: SimulatorConfig) -> Program | None:
-    """Direct fine-tuning by exact gradients, for comparison; None where only the approximations of
-    `config` can be simulated.
-    """
-    try:
-        return lower(captured.copy(), config.exact_counterpart())
-    except UnsupportedModelError:
-        return None
 
 
 def lower(captured: Captured, config: SimulatorConfig) -> Program:

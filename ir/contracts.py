@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 
 from tintc.ir.builder import infer_shape
+from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint, tint_name
 from tintc.ir.layout import PrefixSlot, Range
 from tintc.ir.node_meta import info
@@ -18,12 +19,12 @@ from tintc.ir.node_meta import info
 Problems = list[str]
 
 
-def check_property(name: str, graph: fx.Graph, context: Any) -> Problems:
+def check_property(name: str, graph: fx.Graph, context: Context) -> Problems:
     """Problems that keep the property from holding on this graph."""
     return PROPERTIES[name](graph, context)
 
 
-def well_formed(graph: fx.Graph, context: Any) -> Problems:
+def well_formed(graph: fx.Graph, context: Context) -> Problems:
     """fx's own check: topological order, unique names, no foreign nodes."""
     try:
         graph.lint()
@@ -32,7 +33,7 @@ def well_formed(graph: fx.Graph, context: Any) -> Problems:
     return []
 
 
-def shapes_agree(graph: fx.Graph, context: Any) -> Problems:
+def shapes_agree(graph: fx.Graph, context: Context) -> Problems:
     """Every tint node's recorded shape is what its operator's rule gives for its arguments."""
     problems = []
     for node in graph.nodes:
@@ -46,7 +47,7 @@ def shapes_agree(graph: fx.Graph, context: Any) -> Problems:
     return problems
 
 
-def tint_only(graph: fx.Graph, context: Any) -> Problems:
+def tint_only(graph: fx.Graph, context: Context) -> Problems:
     """Every call is of a tint operator (or picks a result of one)."""
     return [
         f"{node.name} calls {node.target}"
@@ -57,14 +58,14 @@ def tint_only(graph: fx.Graph, context: Any) -> Problems:
     ]
 
 
-def one_logits_output(graph: fx.Graph, context: Any) -> Problems:
+def one_logits_output(graph: fx.Graph, context: Context) -> Problems:
     """The graph returns one node."""
     returned: Any = graph.output_node().args[0]
     single = isinstance(returned, tuple) and len(returned) == 1 and isinstance(returned[0], fx.Node)
     return [] if single else ["the graph does not return one node"]
 
 
-def named_outputs(graph: fx.Graph, context: Any) -> Problems:
+def named_outputs(graph: fx.Graph, context: Context) -> Problems:
     """The graph returns {"logits": node, "initial_logits": node, "updates": {slot: node}}."""
     returned = graph.output_node().args[0]
     if not isinstance(returned, dict) or set(returned) != {"logits", "initial_logits", "updates"}:
@@ -77,7 +78,7 @@ def named_outputs(graph: fx.Graph, context: Any) -> Problems:
     ]
 
 
-def phases_in_order(graph: fx.Graph, context: Any) -> Problems:
+def phases_in_order(graph: fx.Graph, context: Context) -> Problems:
     """Every call but a prefix read has a phase and a step, and reads nothing of a later step."""
     problems = []
     for node in graph.nodes:
@@ -96,14 +97,14 @@ def phases_in_order(graph: fx.Graph, context: Any) -> Problems:
     return problems
 
 
-def some_trainable(graph: fx.Graph, context: Any) -> Problems:
+def some_trainable(graph: fx.Graph, context: Context) -> Problems:
     """At least one prefix slot is trained, and only prefix slots are."""
     marked = [node for node in graph.nodes if info(node).trainable]
     wrong = [f"{node.name} is marked trainable" for node in marked if not is_tint(node, "prefix")]
     return wrong or ([] if marked else ["no slot is trained"])
 
 
-def no_gradients_left(graph: fx.Graph, context: Any) -> Problems:
+def no_gradients_left(graph: fx.Graph, context: Context) -> Problems:
     """No node carries a gradient record any more."""
     return [
         f"{node.name} still records its gradient"
@@ -112,7 +113,7 @@ def no_gradients_left(graph: fx.Graph, context: Any) -> Problems:
     ]
 
 
-def no_dead_code(graph: fx.Graph, context: Any) -> Problems:
+def no_dead_code(graph: fx.Graph, context: Context) -> Problems:
     """Every call has a user."""
     return [
         f"{node.name} has no user"
@@ -121,7 +122,7 @@ def no_dead_code(graph: fx.Graph, context: Any) -> Problems:
     ]
 
 
-def prefix_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
+def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
     """Every slot read by the graph has tiles in whole heads, they cover it once, and no two tiles
     of a page share a number.
     """
@@ -227,7 +228,7 @@ def is_kept(node: fx.Node) -> bool:
     )
 
 
-def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
+def memory_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
     """Every activation has a slot of its size until its last reader, and no two that live at the
     same time share a coordinate.
     """
@@ -262,7 +263,7 @@ def memory_slots_disjoint(graph: fx.Graph, context: Any) -> Problems:
     return problems
 
 
-PROPERTIES: dict[str, Callable[[fx.Graph, Any], Problems]] = {
+PROPERTIES: dict[str, Callable[[fx.Graph, Context], Problems]] = {
     check.__name__: check
     for check in (
         well_formed,

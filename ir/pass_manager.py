@@ -12,36 +12,15 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
-from tintc.ir.choices import Choices
-from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Access, Context
 from tintc.ir.contracts import check_property
 from tintc.ir.errors import CompilerBug
-from tintc.ir.facts import ModelFacts
-from tintc.ir.layout import Layout
 
 _LOG = logging.getLogger("tintc.passes")
-
-
-@dataclass
-class Context:
-    """What all passes share. tensors: the auxiliary state dict; of parameters only shapes are read.
-    constants: values of placeholders outside the state dict, which masks and positions are computed
-    from. tables: position tables that passes computed, by the names of `inputs.table_name`. layout:
-    set by the slot passes. choices: what one emitted program may count on; of optimizations
-    only."""
-
-    config: SimulatorConfig
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    facts: ModelFacts = field(default_factory=ModelFacts)
-    tables: dict[str, Tensor] = field(default_factory=dict)
-    layout: Layout | None = None
-    choices: Choices = field(default_factory=Choices)
 
 
 PassFunction = Callable[[fx.Graph, Context], fx.Graph]
@@ -55,18 +34,26 @@ class Pass:
     run: PassFunction
     requires: tuple[str, ...]
     ensures: tuple[str, ...]
+    access: Access
 
     def __call__(self, graph: fx.Graph, context: Context) -> fx.Graph:
-        return self.run(graph, context)
+        with context.acting(self.access):
+            return self.run(graph, context)
 
 
 def graph_pass(
-    *, requires: Sequence[str] = (), ensures: Sequence[str] = ()
+    *,
+    requires: Sequence[str] = (),
+    ensures: Sequence[str] = (),
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (),
 ) -> Callable[[PassFunction], Pass]:
-    """Declares a pass and its contract."""
+    """Declares a pass, its contract, and the facts that it reads and writes."""
 
     def declare(function: PassFunction) -> Pass:
-        return Pass(function.__name__, function, tuple(requires), tuple(ensures))
+        name = function.__name__
+        access = Access(name, frozenset(reads), frozenset(writes))
+        return Pass(name, function, tuple(requires), tuple(ensures), access)
 
     return declare
 
@@ -107,7 +94,9 @@ def run_passes(
     return graph
 
 
-def _check(step: Pass, verb: str, properties: Sequence[str], graph: fx.Graph, context: Any) -> None:
+def _check(
+    step: Pass, verb: str, properties: Sequence[str], graph: fx.Graph, context: Context
+) -> None:
     for name in properties:
         problems = check_property(name, graph, context)
         if problems:

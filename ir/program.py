@@ -14,19 +14,16 @@ from tintc.ir.records import NodeRecord
 
 @dataclass
 class Program:
-    """graph: the lowered graph. stages: printable records of it and of the earlier stages
-    (captured, canonical).
-    direct_flops: of fine-tuning the auxiliary model directly, by exact gradients, in a call of
-    `cost.call_sizes`; 0 if not known.
-    aliases: further state-dict names of tied parameters -> the name that holds the value.
-    tables: values of the position tables that the passes computed (rotary, ALiBi, sinusoidal); of a
-    loaded program, with its weights."""
+    """The lowered graph, and what it was made from."""
 
     graph: fx.Graph
     config: SimulatorConfig
     facts: ModelFacts
     layout: Layout
+    # Further state-dict names of tied parameters -> the name that holds the value.
     aliases: dict[str, str] = field(default_factory=dict)
+    # Position tables that the passes computed (rotary, ALiBi, sinusoidal). A loaded program has
+    # them among its weights.
     tables: dict[str, Tensor] = field(default_factory=dict)
-    direct_flops: int = 0
+    # Records of the graph and of the earlier stages: captured, canonical, lowered.
     stages: dict[str, list[NodeRecord]] = field(default_factory=dict)

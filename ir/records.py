@@ -1,7 +1,7 @@
 """Graphs as plain data: what `graph.json` holds, what `tintc inspect` prints, and the way back.
 
-A record keeps the operator's name, arguments, shape, origin and role of one node. Only lowered
-graphs are read back, and only operators of the `tint` dialect (and the choice of one of several
+A record keeps the operator's name, arguments, shape, origin and role of one node. Canonical and
+lowered graphs are read back: only operators of the `tint` dialect (and the choice of one of several
 results) are accepted.
 """
 
@@ -20,7 +20,17 @@ from tintc.ir.errors import ArtifactError
 from tintc.ir.node_meta import KEY, NodeInfo, info
 
 Kind = Literal["input", "parameter", "call", "output"]
-_INFO_FIELDS = ("dtype", "module", "source", "parameter", "slot", "trainable", "phase", "step")
+_INFO_FIELDS = (
+    "dtype",
+    "module",
+    "source",
+    "parameter",
+    "buffer",
+    "slot",
+    "trainable",
+    "phase",
+    "step",
+)
 
 
 @dataclass
@@ -147,7 +157,7 @@ def _shape(node: fx.Node, symbols: dict[str, str]) -> list[Any]:
 
 
 def from_records(records: list[dict[str, Any]]) -> fx.Graph:
-    """The lowered graph of some records. Raises ArtifactError for an operator that is not in the
+    """The canonical or lowered graph of some records. Raises ArtifactError for an operator that is not in the
     dialect or a malformed record.
     """
     graph = fx.Graph()
@@ -175,7 +185,8 @@ def _build(graph: fx.Graph, record: dict[str, Any], nodes: dict[str, fx.Node]) -
     if record["kind"] in ("input", "parameter"):
         return graph.create_node("placeholder", record["name"], name=record["name"])
     if record["kind"] == "output":
-        node: fx.Node = graph.output(args[0])
+        returned = tuple(args[0]) if isinstance(args[0], list) else args[0]  # JSON has no tuples
+        node: fx.Node = graph.output(returned)
         return node
     name = record["operator"]
     if name == "getitem":

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from tintc.compiler.cost import estimate
-from tintc.compiler.driver import direct_program, lower
+from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_without_weights
+from tintc.compiler.reports.direct import direct_flops
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
@@ -57,7 +58,6 @@ def cost_report(
     progress("capture")
     captured = capture(loaded.model)
     progress("lower")
-    exact = direct_program(captured, config)
     program = lower(captured, config)
     sizes = call_sizes(program.facts, batch=batch, tokens=tokens, train_fraction=train_fraction)
     progress("count parameters")
@@ -68,7 +68,6 @@ def cost_report(
         simulator = Simulator(program, captured.tensors, backend=backend, share=one_copy)
         parameters = parameter_report(simulator, share)
     progress("count FLOPs and bytes")
-    direct = 0 if exact is None else estimate(exact, "fused", dtype, **sizes).flops
     cost = estimate(program, backend, dtype, **sizes)
     weight_bytes = (
         parameters["total"] - 1
@@ -88,7 +87,7 @@ def cost_report(
         "trained_tokens": sizes["segment"] + 1,
         "parameters": parameters,
         "flops": cost.flops,
-        "direct_flops": direct,
+        "direct_flops": direct_flops(program, sizes),
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
     }

@@ -64,7 +64,6 @@ def report(simulator: Simulator) -> dict[str, Any]:
             "tokens": sizes["tokens"],
             "training_segment": trained_tokens(sizes["tokens"]),
             "flops": cost.flops,
-            "direct_flops": program.direct_flops,
             "weight_bytes": weight_bytes,
             "peak_bytes": weight_bytes + cost.peak_bytes,
         },

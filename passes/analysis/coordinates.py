@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import ancestors, operands
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context
 from tintc.passes.analysis.evaluation import Evaluation, constant, is_positional
 from tintc.passes.analysis.patterns import (
     LAYOUT,

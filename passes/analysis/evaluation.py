@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import ancestors, input_node
+from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context
 from tintc.passes.analysis.patterns import aten, calls, sizes
 
 _LIKE = (

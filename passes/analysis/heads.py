@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import input_node
+from tintc.ir.context import Context
 from tintc.ir.layout import Rows
-from tintc.ir.pass_manager import Context
 from tintc.passes.analysis.coordinates import BATCH, LENGTH, Term, Untraceable, trace
 from tintc.passes.analysis.evaluation import SHORT, Evaluation, evaluable
 from tintc.passes.analysis.patterns import sizes

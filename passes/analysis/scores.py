@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import operands
-from tintc.ir.pass_manager import Context
+from tintc.ir.context import Context
 from tintc.passes.analysis.coordinates import Untraceable
 from tintc.passes.analysis.evaluation import (
     LONGEST,
@@ -176,7 +176,7 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
     few = Evaluation(1, min(SHORT, values.length), context)
     if not _same_looks(looks, _at(scores, heads, few), few.length):
         raise Untraceable("its mask or bias depends on the length of the sequence")
-    context.facts.limit_tokens(values.length)
+    context.limit_tokens(values.length)
     return looks
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import Builder
+from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.inputs import is_wide_table, table_name
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context
 from tintc.ir.precision import HALF
 
 
@@ -43,14 +43,14 @@ def read_table(
     )
     if name is None:
         name = table_name(len(context.tables), wide=wide)
-        context.tables[name] = value
+        context.add_table(name, value)
         table = build.placeholder(
             label, tuple(value.shape), role="parameter", parameter=name, buffer=True
         )
     else:
         table = next(n for n in build.graph.nodes if info(n).parameter == name)
     rows = next((user for user in table.users if is_tint(user, "embedding")), None)
-    context.facts.limit_positions(len(value))
+    context.limit_positions(len(value))
     return rows or build.call(
         "embedding", table, build.input("position_ids"), 0, like=like, label=f"{label}_rows"
     )

@@ -11,8 +11,9 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.builder import input_node
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 _ATTENTION = ("attention_forward", "attention_backward_value", "attention_backward_full")
 

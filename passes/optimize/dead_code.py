@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import fx
 
+from tintc.ir.context import Context
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(requires=("well_formed",), ensures=("no_dead_code",))

@@ -15,9 +15,10 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.builder import Builder
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))

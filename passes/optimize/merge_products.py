@@ -17,9 +17,10 @@ from collections import defaultdict
 from torch import fx
 
 from tintc.ir.builder import Builder
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 _Group = list[fx.Node]
 

@@ -15,10 +15,11 @@ import torch
 from torch import fx
 
 from tintc.ir.builder import Builder
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, tint_name
 from tintc.ir.node_meta import info
 from tintc.ir.ops.onednn import available
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))

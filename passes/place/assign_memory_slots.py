@@ -16,15 +16,17 @@ import dataclasses
 import networkx as nx
 from torch import fx
 
+from tintc.ir.context import Context
 from tintc.ir.contracts import activation_lives, is_kept
 from tintc.ir.layout import MemorySlot, Range
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(
     requires=("tint_only", "phases_in_order", "prefix_slots_disjoint"),
     ensures=("memory_slots_disjoint",),
+    writes=("layout",),
 )
 def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
@@ -35,7 +37,7 @@ def assign_memory_slots(graph: fx.Graph, context: Context) -> fx.Graph:
         n.name: MemorySlot(n.name, coordinates[n], names[lives[n].stop], is_kept(n)) for n in lives
     }
     assert context.layout is not None
-    context.layout = dataclasses.replace(context.layout, memory=slots)
+    context.place(dataclasses.replace(context.layout, memory=slots))
     return graph
 
 

@@ -16,16 +16,17 @@ from collections import Counter
 
 from torch import fx
 
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Layout, PrefixSlot, Range, Rows, Tile
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.place.prefix_geometry import Geometry, Matrix, Weights, solve, tiling
 
 _READERS = ("linear_forward", "linear_backward", "linear_descent")
 
 
-@graph_pass(requires=("tint_only",), ensures=("prefix_slots_disjoint",))
+@graph_pass(requires=("tint_only",), ensures=("prefix_slots_disjoint",), writes=("layout",))
 def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError for a K, D_sim or H_sim that cannot work,
     with the nearest that can.
@@ -47,12 +48,14 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
         place.matrix(weight, bias)
     for read in vectors:
         place.vector(read)
-    context.layout = Layout(
-        prefix_tokens=geometry.tokens,
-        sim_hidden=geometry.heads * geometry.width,
-        sim_heads=geometry.heads,
-        pages=place.pages,
-        prefix=place.slots,
+    context.place(
+        Layout(
+            prefix_tokens=geometry.tokens,
+            sim_hidden=geometry.heads * geometry.width,
+            sim_heads=geometry.heads,
+            pages=place.pages,
+            prefix=place.slots,
+        )
     )
     return graph
 

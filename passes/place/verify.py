@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.context import Context
+from tintc.ir.pass_manager import graph_pass
 
 LOWERED = (
     *(

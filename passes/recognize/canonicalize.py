@@ -23,8 +23,9 @@ import torch
 from torch import fx
 
 from tintc.ir.builder import operands
+from tintc.ir.context import Context
 from tintc.ir.node_meta import copy_info, info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import is_positional, reads_weights
 from tintc.passes.analysis.patterns import (
     VIEWS,

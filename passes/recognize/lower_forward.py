@@ -12,16 +12,18 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.builder import Builder, logits_node
+from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(
     requires=("tint_only", "one_logits_output", "some_trainable"),
     ensures=("named_outputs", "phases_in_order"),
+    reads=("vocab_size",),
 )
 def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns

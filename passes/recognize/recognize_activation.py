@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import Builder, short_label
+from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import KINDS, activation_forward
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import constant, is_positional, is_weight
 from tintc.passes.analysis.patterns import aten, calls, is_of_tokens, sizes
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.builder import Builder, short_label
+from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.patterns import aten, calls
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import Builder, operands, short_label
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import BATCH, LENGTH, Untraceable, is_fixed, is_rearrangement
 from tintc.passes.analysis.evaluation import Evaluation, evaluated_length
 from tintc.passes.analysis.heads import Heads, read_heads
@@ -41,7 +42,11 @@ from tintc.passes.analysis.tables import read_table
 _LookKey = tuple[Any, ...]
 
 
-@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+@graph_pass(
+    requires=("well_formed",),
+    ensures=("well_formed",),
+    writes=("max_positions", "max_tokens", "tables"),
+)
 def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A refused match says why on its node."""
     known: dict[_LookKey, Looks | Untraceable] = {}  # layers share masks

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import Builder, ancestors, operands, short_label
+from tintc.ir.context import Context
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import (
     SHORT,
     Evaluation,
@@ -32,9 +33,14 @@ from tintc.passes.analysis.tables import read_table
 _UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
 
 
-@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+@graph_pass(
+    requires=("well_formed",),
+    ensures=("well_formed",),
+    reads=("max_tokens",),
+    writes=("hidden", "vocab_size", "max_positions", "tables"),
+)
 def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
-    """See the module's first lines. Sets facts.hidden, facts.vocab_size and facts.max_positions."""
+    """See the module's first lines."""
     build = Builder(graph)
     tokens = next(n for n in graph.nodes if info(n).role == "input")
     for node in [n for n in graph.nodes if calls(n, aten.embedding)]:
@@ -48,8 +54,10 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
             continue
         if index is tokens:
             rows, width = context.tensors[info(table).parameter or ""].shape
-            context.facts.vocab_size = min(rows, context.facts.vocab_size or rows)
-            context.facts.hidden = max(width, context.facts.hidden)
+            facts = context.facts
+            context.learn(
+                vocab_size=min(rows, facts.vocab_size or rows), hidden=max(width, facts.hidden)
+            )
             index_node, offset = tokens, 0
         else:
             rows = context.tensors[info(table).parameter or ""].shape[0]
@@ -58,7 +66,7 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
                 info(node).refused = found
                 continue
             index_node, offset = build.input("position_ids"), found
-            context.facts.limit_positions(rows - offset)
+            context.limit_positions(rows - offset)
         with graph.inserting_before(node):
             new = build.call(
                 "embedding",
@@ -163,7 +171,7 @@ def _slice(
     ):
         info(node).refused = "what it adds is no table of positions, read from one row on"
         return None
-    context.facts.limit_positions(rows - offset)
+    context.limit_positions(rows - offset)
     label = short_label(info(table).parameter or "positions")
     return build.call(
         "embedding", table, build.input("position_ids"), offset, like=node, label=label

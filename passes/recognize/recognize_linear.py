@@ -16,10 +16,11 @@ from typing import Any
 from torch import fx
 
 from tintc.ir.builder import Builder, logits_node, operands, short_label
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import Untraceable, is_rearrangement
 from tintc.passes.analysis.heads import read_columns
 from tintc.passes.analysis.patterns import aten, calls, is_parameter, last_size, sizes
@@ -27,7 +28,9 @@ from tintc.passes.analysis.slots import read_slot, take_rows
 
 
 @graph_pass(
-    requires=("well_formed", "one_logits_output"), ensures=("well_formed", "one_logits_output")
+    requires=("well_formed", "one_logits_output"),
+    ensures=("well_formed", "one_logits_output"),
+    reads=("max_positions", "max_tokens"),
 )
 def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""

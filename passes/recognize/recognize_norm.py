@@ -18,9 +18,10 @@ import torch
 from torch import fx
 
 from tintc.ir.builder import Builder, input_node, operands, short_label
+from tintc.ir.context import Context
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.ir.precision import wide
 from tintc.passes.analysis.coordinates import Untraceable
 from tintc.passes.analysis.evaluation import constant, is_positional, is_weight
@@ -52,7 +53,9 @@ class _Norm:
     offset: float = 0.0
 
 
-@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+@graph_pass(
+    requires=("well_formed",), ensures=("well_formed",), reads=("max_positions", "max_tokens")
+)
 def recognize_norm(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A gain or shift that is missing stays None."""
     for match in (_one_operator, _written_out, _learned_scale):

@@ -10,10 +10,11 @@ from collections import defaultdict
 
 from torch import fx
 
+from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.patterns import LAYOUT, aten, calls
 
 _SUPPORTED = (

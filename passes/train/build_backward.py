@@ -15,10 +15,11 @@ from torch import fx
 
 from tintc.ir.builder import Builder, descendants, input_node, outputs
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 Gradients = list[tuple[fx.Node, fx.Node]]  # (value, gradient at it)
 

@@ -14,9 +14,10 @@ from typing import Any
 from torch import fx
 
 from tintc.ir.builder import Builder, input_node, outputs
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 from torch import fx
 
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError, UsageError
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, graph_pass
+from tintc.ir.pass_manager import graph_pass
 
 
-@graph_pass(requires=("tint_only",), ensures=("some_trainable",))
+@graph_pass(
+    requires=("tint_only",),
+    ensures=("some_trainable",),
+    writes=("blocks", "trained_blocks", "block_path"),
+)
 def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError when `layers` exceeds the blocks,
     UnsupportedModelError when the model has no stack of blocks or trains a weight that it also uses
@@ -32,11 +37,7 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
             f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in "
             f"{container}"
         )
-    context.facts.blocks, context.facts.trained_blocks, context.facts.block_path = (
-        len(blocks),
-        layers,
-        container,
-    )
+    context.learn(blocks=len(blocks), trained_blocks=layers, block_path=container)
     trained = {f"{container}.{index}" for index in blocks[-layers:]}
     last = f"{container}.{blocks[-1]}"
     for node in graph.nodes:

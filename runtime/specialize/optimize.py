@@ -17,10 +17,11 @@ from torch import fx
 from tintc.ir.builder import Builder, further_input, infer_shape
 from tintc.ir.builder import outputs as named_outputs
 from tintc.ir.choices import Choices
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
-from tintc.ir.pass_manager import Context, run_passes
+from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.passes.optimize.dead_code import dead_code

@@ -16,10 +16,10 @@ from torch import fx
 from tests.support.stages import apply, before
 from tintc.ir.builder import Builder
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout, PrefixSlot, Range, Rows
 from tintc.ir.node_meta import NodeInfo
-from tintc.ir.pass_manager import Context
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 
 Shapes = list[tuple[int, int, bool]]  # outputs, inputs, bias
@@ -29,7 +29,7 @@ def a_graph(hidden: int, linears: Shapes, norms: int) -> tuple[fx.Graph, Context
     """Layers side by side, each on an input of its own; the slot pass asks for no more."""
     graph, build = fx.Graph(), None
     context = Context(SimulatorConfig())
-    context.facts.hidden = hidden
+    context.learn(hidden=hidden)
     build = Builder(graph)
 
     def parameter(name: str, *shape: int) -> fx.Node:

@@ -5,9 +5,10 @@ from torch import fx
 
 from tests.support.stages import NAMES, nano_captured, printed, stage
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.contracts import PROPERTIES
 from tintc.ir.errors import CompilerBug
-from tintc.ir.pass_manager import Context, graph_pass, run_passes
+from tintc.ir.pass_manager import graph_pass, run_passes
 from tintc.passes import DEFAULT_PIPELINE
 
 

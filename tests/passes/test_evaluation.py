@@ -125,5 +125,5 @@ def test_equal_tables_are_one() -> None:
     assert info(first).shape == ("B", "T", 2)
     assert found.context.facts.max_positions == 9
     assert evaluated_length(found.context) == 9
-    found.context.facts.max_positions = None
+    found.context.learn(max_positions=None)
     assert evaluated_length(found.context) == LONGEST

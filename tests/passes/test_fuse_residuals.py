@@ -17,8 +17,8 @@ from tests.support.optimized import (
 from tests.support.stages import Stage, assert_golden, printed
 from tintc.ir.builder import Builder
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
-from tintc.ir.pass_manager import Context
 from tintc.passes import fuse_residuals, low_rank_updates
 
 

@@ -15,9 +15,10 @@ from tests.support.tolerances import error
 from tintc.ir.builder import outputs
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, info
-from tintc.ir.pass_manager import Context, Pass
+from tintc.ir.pass_manager import Pass
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.runtime.specialize.cost_model import slot_uses

@@ -13,8 +13,9 @@ from tests.support.stages import Stage, flat, inputs, printed, stage
 from tests.support.tolerances import error
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, Pass, run_passes
+from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.specialize.cost_model import slot_uses

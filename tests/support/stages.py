@@ -24,8 +24,10 @@ from tests.support.nano import nano
 from tests.support.tolerances import error
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.context import Context
+from tintc.ir.facts import least
 from tintc.ir.node_meta import info
-from tintc.ir.pass_manager import Context, run_passes
+from tintc.ir.pass_manager import run_passes
 from tintc.ir.records import to_records
 from tintc.passes import DEFAULT_PIPELINE
 
@@ -74,9 +76,7 @@ def stage(
     context = Context(
         config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants
     )
-    context.facts.max_tokens = (
-        min(captured.max_tokens or longest, longest) if longest else captured.max_tokens
-    )
+    context.learn(max_tokens=least(captured.max_tokens, longest))
     if last is None:
         return Stage(captured.graph, context)
     return Stage(run_passes(captured.graph, context, DEFAULT_PIPELINE, stop_after=last), context)

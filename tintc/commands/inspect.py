@@ -12,7 +12,9 @@ from rich.table import Table
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
-from tintc.compiler.artifact import load, read_manifest
+from tintc.compiler.artifact import load, read_manifest, read_program
+from tintc.compiler.reports.direct import direct_flops
+from tintc.ir.call_sizes import call_sizes
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
 from tintc.ir.records import NodeRecord, to_records
@@ -53,7 +55,7 @@ def run(
     else:
         facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
         if params:
-            _print_parameters(facts, form)
+            _print_parameters(path, facts, form)
             return
         if form == "json":
             console.print_json(facts)
@@ -63,11 +65,12 @@ def run(
         console.print_table(_operators(facts["operators"]))
 
 
-def _print_parameters(facts: dict[str, Any], form: str) -> None:
+def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
     parameters, estimate = facts["parameters"], facts["estimate"]
     if form == "json":
         console.print_json(parameters)
         return
+    program = read_program(path)
     print_parameters(parameters)
     console.out.print()
     table = Table.grid(padding=(0, 2))
@@ -75,7 +78,7 @@ def _print_parameters(facts: dict[str, Any], form: str) -> None:
     rows = {
         **answers(parameters),
         "one call": call,
-        "FLOPs": flops_text(estimate["flops"], estimate["direct_flops"]),
+        "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
@@ -110,7 +113,9 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
 
 
 def _one_argument_a_line(code: str) -> str:
-    code = re.sub(r"\btintc_runtime_modules_parts_", "", code)  # fx spells classes out
+    code = re.sub(
+        r"\btintc_runtime_backends_transformer_modules_parts_", "", code
+    )  # fx spells classes out
     signature, body = code.split("):\n", 1)
     return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
 
