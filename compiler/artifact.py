@@ -1,7 +1,9 @@
 """The artifact: one directory that holds a compiled simulator.
 
-    manifest.json        format version, config, source, facts, layout, library versions, checksums of all files
-    graph.json           the stages of the graph; `lowered` is what runs, its operators are all of the tint dialect
+    manifest.json        format version, config, source, facts, layout, library versions, and
+                         checksums of all files
+    graph.json           the stages of the graph; `lowered` is what runs, its operators are all of
+                         the tint dialect
     weights.safetensors  the auxiliary weights by their own names, and the inner learning rate
     report.json          what `tintc compile` prints
     tokenizer files      as transformers saves them, where the source had any
@@ -14,9 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -29,12 +29,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tintc.compiler.artifact_files import (
+    FORMAT_VERSION,
+    GRAPH,
+    MANIFEST,
+    OWN_DIGEST,
+    REPORT,
+    TOKENIZER,
+    WEIGHTS,
+    check_target,
+    manifest_digest,
+    move_into_place,
+    open_to_others,
+    read_json,
+    read_manifest,
+    sha256,
+    write_json,
+)
 from tintc.compiler.reports.summary import report
 from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.contracts import check_property
-from tintc.ir.errors import ArtifactError, UsageError
+from tintc.ir.errors import ArtifactError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.inputs import is_wide_table
 from tintc.ir.layout import Layout
@@ -46,17 +63,8 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-FORMAT_VERSION = 4
 INNER_LR = "tintc.inner_lr"
-_MANIFEST, _GRAPH, _WEIGHTS, _REPORT = (
-    "manifest.json",
-    "graph.json",
-    "weights.safetensors",
-    "report.json",
-)
-_TOKENIZER = "tokenizer"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
-_OWN_DIGEST = "manifest_sha256"
 _PROPERTIES = (
     "well_formed",
     "tint_only",
@@ -80,8 +88,8 @@ def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         _write(simulator, temporary)
-        _open_to_others(temporary)
-        _move_into_place(temporary, target)
+        open_to_others(temporary)
+        move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ArtifactError(f"cannot write {path}: {reason}; nothing was left behind") from error
@@ -93,47 +101,6 @@ def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
     return path
-
-
-def check_target(path: Path, *, force: bool) -> None:
-    """Raises UsageError if an artifact cannot be written to `path`."""
-    path = path.expanduser()
-    try:
-        if path.exists() and not force:
-            raise UsageError(
-                f"{path} exists; pass --force to replace it, or another output directory"
-            )
-        if path.exists() and (foreign := _foreign(path)):
-            raise UsageError(
-                f"{path} exists and {foreign}; tintc does not replace what it did not write"
-            )
-        nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; expected a directory that can be written"
-        ) from error
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        got = "cannot be written" if nearest.is_dir() else "is a file"
-        raise UsageError(
-            f"cannot write {path}: {nearest} {got}; expected a directory that can be written"
-        )
-
-
-def _foreign(path: Path) -> str | None:
-    """What `path` holds that tintc did not write; None for an artifact or an empty directory."""
-    if not path.is_dir():
-        return "is a file"
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        strange = (
-            sorted(found - {_MANIFEST, *manifest["sha256"]})
-            if "format_version" in manifest
-            else sorted(found)
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        return "is no tintc artifact" if found else None
-    return f"holds {', '.join(strange[:3])}" if strange else None
 
 
 @contextlib.contextmanager
@@ -157,7 +124,7 @@ def _malformed(root: Path) -> Iterator[None]:
 
 
 def _program(root: Path, manifest: dict[str, Any]) -> Program:
-    graph = _read_json(root / _GRAPH)
+    graph = read_json(root / GRAPH)
     return Program(
         graph=from_records(graph["lowered"]),
         config=SimulatorConfig.from_dict(manifest["config"]),
@@ -187,7 +154,7 @@ def load(
     """
     root = Path(path).expanduser()
     manifest = read_manifest(root)
-    tensors = _read_weights(root / _WEIGHTS, device or "cpu", dtype)
+    tensors = _read_weights(root / WEIGHTS, device or "cpu", dtype)
     inner_lr = tensors.pop(INNER_LR)
     with _malformed(root):
         program = _program(root, manifest)
@@ -204,52 +171,6 @@ def load(
     )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest, after checking the format version, its own checksum and that of every file.
-    Raises ArtifactError.
-    """
-    file = root / _MANIFEST
-    if not os.path.isfile(file):
-        raise ArtifactError(
-            f"{root} is no tintc artifact: it has no {_MANIFEST} (tintc compile SOURCE -o DIR "
-            "writes one)"
-        )
-    manifest = _read_json(file)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: "
-            "compile the model again"
-        )
-    _check_digest(file, _manifest_digest(manifest), manifest.get(_OWN_DIGEST))
-    expected = manifest.get("sha256")
-    if not isinstance(expected, dict):
-        raise ArtifactError(f"{file} lists no checksums; compile the model again")
-    loaded = {
-        _GRAPH,
-        _WEIGHTS,
-        _REPORT,
-        *(f.relative_to(root).as_posix() for f in (root / _TOKENIZER).rglob("*") if f.is_file()),
-    }
-    for name in sorted(loaded | set(expected)):
-        _check_digest(root / name, sha256(root / name), expected.get(name))
-    return dict(manifest)
-
-
-def _check_digest(file: Path, found: str, expected: object) -> None:
-    if found != expected:
-        raise ArtifactError(
-            f"{file} is altered or truncated: its sha256 is {found}, the manifest says "
-            f"{expected or 'nothing of it'}"
-        )
-
-
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-    """Of the manifest's content without this digest itself."""
-    content = {name: value for name, value in manifest.items() if name != _OWN_DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -292,33 +213,22 @@ def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
     return problems
 
 
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content. Raises ArtifactError if it cannot be read."""
-    try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtifactError(
-            f"{file} cannot be read: {error.strerror}; its sha256 cannot be checked"
-        ) from error
-
-
 def _write(simulator: Simulator, root: Path) -> None:
     program = simulator.program
-    _write_json(
-        root / _GRAPH,
+    write_json(
+        root / GRAPH,
         {name: [r.to_dict() for r in records] for name, records in program.stages.items()},
         indent=None,
     )
     tensors = {
         name: tensor.detach().contiguous() for name, tensor in simulator.prefix.tensors().items()
     }
-    save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / _WEIGHTS)
-    _write_json(root / _REPORT, report(simulator))
+    save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / WEIGHTS)
+    write_json(root / REPORT, report(simulator))
     if simulator.tokenizer is not None:
         try:
-            simulator.tokenizer.save_pretrained(str(root / _TOKENIZER))
-            _forget_origin(root / _TOKENIZER / "tokenizer_config.json")
+            simulator.tokenizer.save_pretrained(str(root / TOKENIZER))
+            _forget_origin(root / TOKENIZER / "tokenizer_config.json")
         except (
             Exception
         ) as error:  # the tokenizers library raises a bare Exception when the disk is full
@@ -343,7 +253,7 @@ def _write(simulator: Simulator, root: Path) -> None:
             if f.is_file()
         },
     }
-    _write_json(root / _MANIFEST, {**manifest, _OWN_DIGEST: _manifest_digest(manifest)})
+    write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
 
 
 def _forget_origin(file: Path) -> None:
@@ -356,47 +266,7 @@ def _forget_origin(file: Path) -> None:
             for name, value in json.loads(file.read_text(encoding="utf-8")).items()
             if name not in _ORIGIN
         }
-        _write_json(file, kept, indent=2)
-
-
-def _open_to_others(root: Path) -> None:
-    """Gives files and folders the permissions of any new file: temporary ones are closed to other
-    users.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (root, *root.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _move_into_place(temporary: Path, path: Path) -> None:
-    """Renames the finished directory; an artifact that is replaced is set aside first and comes
-    back if that fails.
-    """
-    if not path.exists():
-        temporary.rename(path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent)) / "artifact"
-    try:
-        path.rename(aside)
-        temporary.rename(path)
-    except BaseException:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
-
-
-def _write_json(file: Path, value: Any, indent: int | None = 1) -> None:
-    file.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}; compile the model again") from error
+        write_json(file, kept, indent=2)
 
 
 def _read_weights(
@@ -422,7 +292,7 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.T
 
 def _tokenizer(root: Path) -> Any:
     """The saved tokenizer, or None. Only transformers' own classes are loaded."""
-    folder = root / _TOKENIZER
+    folder = root / TOKENIZER
     if not folder.is_dir():
         return None
     from transformers import AutoTokenizer

@@ -271,7 +271,8 @@ class _Cell:
             if self.shots or method is UNMODIFIED
             else self.data.choosing[:_ZERO_SHOT_CHOOSING]
         )
-        what = f"{self._title}: choosing, {method.kind} {'' if method.rate is None else f'{method.budget} at {method.rate:g}'}".rstrip()
+        rate = "" if method.rate is None else f"{method.budget} at {method.rate:g}"
+        what = f"{self._title}: choosing, {method.kind} {rate}".rstrip()
         scores, _ = self.bench.scores(
             what, self._lessons(items, _CHOICE, method, form=form), method
         )

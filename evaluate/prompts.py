@@ -3,9 +3,11 @@
 A branch of a tree sees itself and the branches it grows from, and its positions go on from theirs;
 so a tree gives each prompt in it exactly what the prompt alone would give:
 
-    demonstrations ---- prompt 1 ---- all but the last token of a label        (labels of one token need no branch)
+    demonstrations ---- prompt 1 ---- all but the last token of a label
                   \\--- prompt 2 ----
                   \\--- domain string
+
+Labels of one token need no branch.
 
 Legend: B sequences, T tokens, K kept positions, V vocabulary.
 """

@@ -1,18 +1,23 @@
 """What tintc writes on a graph node: one typed record under `node.meta["tint"]`.
 
-| field | written by | meaning |
-|---|---|---|
-| shape, dtype | whoever creates the node (`builder.Builder`) | sizes: int, or B (batch), T (tokens), S (training segment) |
-| module, source | capture | path of the auxiliary module; file and line that wrote the operator |
-| role | capture, lower_forward, `passes/analysis/tables.py` | of a placeholder: `input` or `parameter` |
-| buffer | capture, `passes/analysis/tables.py` | of a placeholder: a buffer of the model, or a table of positions; never trained |
-| parameter | capture, lower_forward, `passes/analysis/tables.py` | of a placeholder: its name in the auxiliary state dict, or a table's name |
-| slot | recognize_linear, recognize_norm, build_descent | name of the prefix slot whose value this node is |
-| trainable | select_trainable | of a `tint.prefix`: descent updates it |
-| phase | lower_forward, build_backward, build_descent, truncate_segment | forward, backward or descent |
-| step | the same, and unroll_steps | inner step that the node belongs to; the last forward pass has step = config.steps |
-| refused | canonicalize, recognize_* | of an operator left alone: why its pattern was not accepted |
-| gradient | build_backward | node that holds dL/d(this node); build_descent reads and clears it |
+field: what it means (who writes it)
+
+shape, dtype: sizes: int, or B (batch), T (tokens), S (training segment) (whoever creates the node
+    (`builder.Builder`))
+module, source: path of the auxiliary module; file and line that wrote the operator (capture)
+role: of a placeholder: `input` or `parameter` (capture, lower_forward, `passes/analysis/tables.py`)
+buffer: of a placeholder: a buffer of the model, or a table of positions; never trained (capture,
+    `passes/analysis/tables.py`)
+parameter: of a placeholder: its name in the auxiliary state dict, or a table's name (capture,
+    lower_forward, `passes/analysis/tables.py`)
+slot: name of the prefix slot whose value this node is (recognize_linear, recognize_norm,
+    build_descent)
+trainable: of a `tint.prefix`: descent updates it (select_trainable)
+phase: forward, backward or descent (lower_forward, build_backward, build_descent, truncate_segment)
+step: inner step that the node belongs to; the last forward pass has step = config.steps (the same,
+    and unroll_steps)
+refused: of an operator left alone: why its pattern was not accepted (canonicalize, recognize_*)
+gradient: node that holds dL/d(this node); build_descent reads and clears it (build_backward)
 """
 
 from __future__ import annotations

@@ -157,8 +157,8 @@ def _shape(node: fx.Node, symbols: dict[str, str]) -> list[Any]:
 
 
 def from_records(records: list[dict[str, Any]]) -> fx.Graph:
-    """The canonical or lowered graph of some records. Raises ArtifactError for an operator that is not in the
-    dialect or a malformed record.
+    """The canonical or lowered graph of some records. Raises ArtifactError for an operator that is
+    not in the dialect or a malformed record.
     """
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}

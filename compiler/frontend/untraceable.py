@@ -23,10 +23,12 @@ from tintc.ir.builder import ancestors
 from tintc.ir.errors import UnsupportedModelError
 
 _ORDINARY = """
-    embedding linear addmm mm matmul bmm baddbmm scaled_dot_product_attention softmax layer_norm rms_norm add sub mul div pow square mean
-    rsqrt sqrt tanh sigmoid gelu silu relu erf neg where masked_fill cos sin view reshape transpose permute t expand unsqueeze squeeze
-    slice split split_with_sizes chunk unbind cat stack flatten unflatten contiguous clone to type_as alias detach dropout repeat
-    repeat_interleave index _assert_tensor_metadata lift_fresh_copy
+    embedding linear addmm mm matmul bmm baddbmm scaled_dot_product_attention softmax
+    layer_norm rms_norm add sub mul div pow square mean rsqrt sqrt tanh sigmoid gelu silu relu
+    erf neg where masked_fill cos sin view reshape transpose permute t expand unsqueeze squeeze
+    slice split split_with_sizes chunk unbind cat stack flatten unflatten contiguous clone to
+    type_as alias detach dropout repeat repeat_interleave index _assert_tensor_metadata
+    lift_fresh_copy
 """
 
 

@@ -1,9 +1,10 @@
 """Exports a simulator to ONNX: fine-tuning inside any runtime that has ONNX's standard operators,
 and nothing else.
 
-model = build(...)   nodes from the simulator's own code, weights, metadata     graph, operators, shapes, inputs, stream, trace, model
-write(model, ...)    one file, or weights beside it; atomic                     files
-compare(...)         onnx's checker, then onnxruntime beside torch              comparison
+model = build(...)   nodes from the simulator's own code, weights, metadata:
+                     graph, operators, shapes, inputs, stream, trace, model
+write(model, ...)    one file, or weights beside it; atomic: files
+compare(...)         onnx's checker, then onnxruntime beside torch: comparison
 """
 
 from __future__ import annotations

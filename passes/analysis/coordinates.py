@@ -1,7 +1,8 @@
 """Where the numbers of a value come from: views, splits, transposes and rotations, followed back to
 the activation they start from.
 
-    y = sum over terms of  coefficient * product of table entries * root[same sequence, same token, coordinate]
+    y = sum over terms of
+        coefficient * product of table entries * root[same sequence, same token, coordinate]
 
 Layout operators are run, not matched: on the numbers of the root's coordinates instead of its
 values. So a product that holds q, k and v side by side, head by head or group by group, and a

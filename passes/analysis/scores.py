@@ -1,6 +1,7 @@
 """From a softmax back to the product of queries and keys: what happens to the scores in between.
 
-    softmax(where(mask, cap * tanh(scale * q k^T / cap) + bias, -inf))  ->  Scores: q, k, scale, softcap, offsets, hidden
+    softmax(where(mask, cap * tanh(scale * q k^T / cap) + bias, -inf))
+      ->  Scores: q, k, scale, softcap, offsets, hidden
 
 and from offsets and masks to a window and a bias of each key. Both are evaluated, at the longest
 sequence and at a short one, not matched.

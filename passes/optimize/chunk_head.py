@@ -1,9 +1,12 @@
 """Takes the vocabulary head in chunks of tokens where only its loss is wanted, so that a (B, T, V)
 tensor never exists for it.
 
-    z = linear_forward(h, E, b), scaled or capped; loss_gradient(z, ...), back to h  ->  head_gradient(h, E, b, ...)
-    z = linear_forward(h, E, b), scaled or capped; token_losses(z, labels)           ->  head_losses(h, E, b, labels, ...)
-    z = linear_forward(h, E, b), scaled or capped; an output                         ->  head_logits(h, E, b, ..., into)
+    z = linear_forward(h, E, b), scaled or capped; loss_gradient(z, ...), back to h
+      ->  head_gradient(h, E, b, ...)
+    z = linear_forward(h, E, b), scaled or capped; token_losses(z, labels)
+      ->  head_losses(h, E, b, labels, ...)
+    z = linear_forward(h, E, b), scaled or capped; an output
+      ->  head_logits(h, E, b, ..., into)
 
 The last only where the caller gives the tensor that logits are written into, which saves them from
 existing twice. Safe because every position's logits are its own. The gradient is left alone where

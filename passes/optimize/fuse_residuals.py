@@ -1,8 +1,11 @@
 """Adds a residual while the product before it is written, instead of reading everything again.
 
-    residual(linear_forward(x, W, b), z)                  ->  linear_residual(x, W, b, z)
-    residual(linear_backward(dy, W), z)                   ->  the same with W transposed
-    residual(low_rank(linear_forward(x, W, b), ...), z)   ->  low_rank(linear_residual(x, W, b, z), ...)
+    residual(linear_forward(x, W, b), z)
+      ->  linear_residual(x, W, b, z)
+    residual(linear_backward(dy, W), z)
+      ->  the same with W transposed
+    residual(low_rank(linear_forward(x, W, b), ...), z)
+      ->  low_rank(linear_residual(x, W, b, z), ...)
 
 Only where nothing else reads the product. Safe because sums commute, up to rounding.
 """

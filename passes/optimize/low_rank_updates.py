@@ -1,7 +1,9 @@
 """Leaves updates as factors, so that no sequence needs a copy of a weight.
 
-    linear_forward(x, linear_descent(W, dy_s, x_s, lr), b)  ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, lr)
-    linear_backward(dy, linear_descent(W, dy_s, x_s, lr))   ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, lr)
+    linear_forward(x, linear_descent(W, dy_s, x_s, lr), b)
+      ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, lr)
+    linear_backward(dy, linear_descent(W, dy_s, x_s, lr))
+      ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, lr)
 
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
 (`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated. A bias

@@ -1,7 +1,8 @@
 """Makes one product of several that read the same activation: q, k and v, gate and up.
 
     linear_forward(x, W1, b1), linear_forward(x, W2, b2)
-      ->  y = linear_forward(x, stack_rows(W1, W2), stack_rows(b1, b2)); columns(y, 0, n1), columns(y, n1, n1 + n2)
+      ->  y = linear_forward(x, stack_rows(W1, W2), stack_rows(b1, b2))
+          columns(y, 0, n1), columns(y, n1, n1 + n2)
 
 The stacked weights depend on parameters only, so they are made once, when the weights are first
 used (`runtime/specialize/folding.py`). Safe because every output is the same sum. For CUDA, where a

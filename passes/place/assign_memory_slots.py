@@ -1,7 +1,8 @@
 """Gives every activation a coordinate range of the input token, from the operator that makes it to
 the last that reads it.
 
-    x made by a forward or backward operator   ->   context.layout.memory[x] = coordinates, from when to when, kept or not
+    x made by a forward or backward operator
+      ->  context.layout.memory[x] = coordinates, from when to when, kept or not
 
 Two activations interfere if they live at the same time, ends included: an operator's result never
 lies where its arguments do. Ranges are handed out first fit over that graph, in order of creation,

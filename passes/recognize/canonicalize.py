@@ -1,13 +1,21 @@
 """Strips what computes nothing and spells linear layers one way.
 
-    dropout(x, p, False); contiguous(x); slice(x, everything)                      ->  x
-    to(x, another float type) of an activation or weight                           ->  x: precision is the primitives' business
-    wrap_with_set_grad_enabled(False, body, *args)                                 ->  body(*args), inlined
-    relu_(x); add_(x, y)                                                           ->  relu(x); add(x, y), read by later users of x
-    view(linear(view(x, [B*T, I]), W, b), [B, T, O])                               ->  linear(x, W, b)
-    addmm(b, x, W); matmul(x, W); linear(x, t(W), b)                               ->  linear(x, t(W), b)
-    matmul(x, t(W)); add(linear(x, W), b)                                          ->  linear(x, W); linear(x, W, b)
-    y = f(x); z = f(x)                                                             ->  y, twice
+    dropout(x, p, False); contiguous(x); slice(x, everything)
+      ->  x
+    to(x, another float type) of an activation or weight
+      ->  x: precision is the primitives' business
+    wrap_with_set_grad_enabled(False, body, *args)
+      ->  body(*args), inlined
+    relu_(x); add_(x, y)
+      ->  relu(x); add(x, y), read by later users of x
+    view(linear(view(x, [B*T, I]), W, b), [B, T, O])
+      ->  linear(x, W, b)
+    addmm(b, x, W); matmul(x, W); linear(x, t(W), b)
+      ->  linear(x, t(W), b)
+    matmul(x, t(W)); add(linear(x, W), b)
+      ->  linear(x, W); linear(x, W, b)
+    y = f(x); z = f(x)
+      ->  y, twice
 
 A view that merges batch and tokens goes only if every operator until the view that restores them
 works token by token. Safe in eval mode, which capture sets.

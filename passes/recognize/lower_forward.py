@@ -1,8 +1,9 @@
 """Turns the auxiliary model's graph into the simulator's first forward pass.
 
     input_ids, position_ids, attention_mask -> logits
-      ->  the same, with inputs targets, loss_mask, inner_lr and segment for the passes that follow, and outputs
-          {"logits", "initial_logits", "updates"}; every operator belongs to phase forward, step 0
+      ->  the same, with inputs targets, loss_mask, inner_lr and segment for the passes that
+          follow, and outputs {"logits", "initial_logits", "updates"}; every operator belongs to
+          phase forward, step 0
 
 `segment` is the number of leading tokens that a training pass needs.
 """

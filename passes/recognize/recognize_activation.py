@@ -1,7 +1,9 @@
 """Elementwise activations and constant multiples, however they are spelled.
 
-    an elementwise expression of one activation x that is c x                       ->  tint.scale(x, c)
-    ... or one of relu, gelu (exact, tanh, quick), silu, tanh, sigmoid              ->  tint.activation_forward(x, kind)
+    an elementwise expression of one activation x that is c x
+      ->  tint.scale(x, c)
+    ... or one of relu, gelu (exact, tanh, quick), silu, tanh, sigmoid
+      ->  tint.activation_forward(x, kind)
 
 Expressions are evaluated on a grid of numbers, not matched, and compared with the known functions.
 The outermost expression that is one of them wins: a written-out GELU contains a tanh of its own.

@@ -1,7 +1,9 @@
 """Causal self-attention, as one operator or written out, with whatever positions do to it.
 
-    softmax(mask(cap(scale * rotated(q) rotated(k)^T + bias))) v -> merge heads   (or scaled_dot_product_attention)
-      ->  tint.attention_forward(tint.rotary(q, cos, sin), tint.rotary(k, cos, sin), v, mask, bias, H, G, scale, softcap)
+    softmax(mask(cap(scale * rotated(q) rotated(k)^T + bias))) v, heads merged
+    scaled_dot_product_attention of the same
+      ->  tint.attention_forward(tint.rotary(q, cos, sin), tint.rotary(k, cos, sin), v, mask,
+                                 bias, H, G, scale, softcap)
 
 Operands are followed back to the layers that made them (`passes/analysis/heads.py`), scores from
 the softmax to their product (`passes/analysis/scores.py`). Masks are evaluated: the simulator owns

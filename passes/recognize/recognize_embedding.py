@@ -1,9 +1,13 @@
 """Token and position embeddings.
 
-    embedding(table, input_ids)                               ->  tint.embedding(table, input_ids, 0)
-    embedding(table, arithmetic of the sizes = 0 1 2 ... + c) ->  tint.embedding(table, position_ids, c)
-    x + table[c : c + T]                                      ->  x + tint.embedding(table, position_ids, c)
-    x + arithmetic of the sizes (T, D)                        ->  x + tint.embedding(table of its values, position_ids, 0)
+    embedding(table, input_ids)
+      ->  tint.embedding(table, input_ids, 0)
+    embedding(table, arithmetic of the sizes = 0 1 2 ... + c)
+      ->  tint.embedding(table, position_ids, c)
+    x + table[c : c + T]
+      ->  x + tint.embedding(table, position_ids, c)
+    x + arithmetic of the sizes (T, D)
+      ->  x + tint.embedding(table of its values, position_ids, 0)
 
 The arithmetic is evaluated, not matched: whatever gives consecutive positions is a position. The
 simulator owns positions (padding, restarts), so the graph gets a `position_ids` input in its place.

@@ -1,9 +1,13 @@
 """Linear layers, read through prefix slots.
 
-    linear(x, W, b)                        ->  tint.linear_forward(x, tint.prefix(W), tint.prefix(b))
-    linear(x, t(W), b)                     ->  the same with a transposed prefix read
-    some columns of linear(x, W, b)        ->  tint.linear_forward of these rows of W and b alone
-    linear(h, E) -> multiples -> output    ->  tint.linear_forward(h, E): the head reads its table, not a prefix slot
+    linear(x, W, b)
+      ->  tint.linear_forward(x, tint.prefix(W), tint.prefix(b))
+    linear(x, t(W), b)
+      ->  the same with a transposed prefix read
+    some columns of linear(x, W, b)
+      ->  tint.linear_forward of these rows of W and b alone
+    linear(h, E) -> multiples -> output
+      ->  tint.linear_forward(h, E): the head reads its table, not a prefix slot
 
 q, k and v from one product become three layers, gate and up-projection two: their updates differ,
 and value-only attention needs one.

@@ -1,10 +1,15 @@
 """Norms over the last dimension, as one operator or written out, and learned scales.
 
-    layer_norm(x, [D], gamma, beta, eps); rms_norm(x, [D], gamma, eps)       ->  tint.norm_forward(x, gamma, beta, eps, kind, 1, 0)
-    x * rsqrt(mean(x^2) + eps) * gamma; the same with x - mean(x) for x      ->  kind "rms"; kind "layer"
-    ... * (1 + gamma)                                                        ->  offset 1
-    a norm of each head of a product                                         ->  H pieces that share gamma
-    gamma * x                                                                ->  kind "scale"
+    layer_norm(x, [D], gamma, beta, eps); rms_norm(x, [D], gamma, eps)
+      ->  tint.norm_forward(x, gamma, beta, eps, kind, 1, 0)
+    x * rsqrt(mean(x^2) + eps) * gamma; the same with x - mean(x) for x
+      ->  kind "rms"; kind "layer"
+    ... * (1 + gamma)
+      ->  offset 1
+    a norm of each head of a product
+      ->  H pieces that share gamma
+    gamma * x
+      ->  kind "scale"
 
 gamma and beta are read through prefix slots.
 """

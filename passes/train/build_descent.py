@@ -1,7 +1,9 @@
 """Appends the gradient-descent updates of every trained slot that a gradient reaches.
 
-    y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, inner_lr); b' = bias_descent(b, dy, inner_lr)
-    y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, ...); gamma' = norm_descent(gamma, dy, x, ...)
+    y = linear_forward(x, W, b), gradient dy
+      ->  W' = linear_descent(W, dy, x, inner_lr); b' = bias_descent(b, dy, inner_lr)
+    y = norm_forward(x, gamma, beta), dy
+      ->  beta' = bias_descent(beta, ...); gamma' = norm_descent(gamma, dy, x, ...)
 
 A descent returns a new value of its slot. All use the weights from before the step. The graph's
 output `updates` maps each slot to its newest value.

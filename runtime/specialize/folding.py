@@ -1,7 +1,8 @@
 """Takes what depends on weights alone out of a program, so that it is computed once and not in
 every call.
 
-y = f(x, stack_rows(W1, W2))  ->  a graph of its own: {"w": stack_rows(W1, W2)};  y = f(x, w), with w a further input
+y = f(x, stack_rows(W1, W2))
+  ->  a graph of its own: {"w": stack_rows(W1, W2)};  y = f(x, w), with w a further input
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From the lowered graph to the one that the fused back end emits: only what a kind of call wants,
 then the optimizations.
 
-    lowered graph, choices  ->  its copy, pruned to the wanted outputs  ->  each enabled pass of `passes.OPTIMIZATIONS`
+    lowered graph, choices  ->  its copy, pruned to the wanted outputs
+      ->  each enabled pass of `passes.OPTIMIZATIONS`
 
 No optimization changes what is computed, up to rounding; each can be switched off.
 """

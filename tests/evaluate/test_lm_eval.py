@@ -540,5 +540,6 @@ def test_the_harness_s_command_line_has_the_model(
     assert caught.value.code == 2
     assert (
         capsys.readouterr().err.splitlines()[-1]
-        == "error: steps is 0; expected a whole number of at least 1 (initial_logits are those of zero steps)"
+        == "error: steps is 0; expected a whole number of at least 1 (initial_logits are those of "
+        "zero steps)"
     )

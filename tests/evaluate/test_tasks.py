@@ -144,7 +144,8 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
         SourceError,
-        match=r"stanfordnlp/sst2 \(validation\) cannot be loaded: no route; expected a network, or --data-dir",
+        match=r"stanfordnlp/sst2 \(validation\) cannot be loaded: no route; "
+        "expected a network, or --data-dir",
     ):
         read_split(find_task("sst2"), "test")
 

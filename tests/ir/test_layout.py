@@ -276,7 +276,8 @@ def test_vectors_fill_a_token_then_the_next_then_a_new_page() -> None:
 def test_too_narrow_is_refused_with_the_nearest_that_works() -> None:
     with pytest.raises(
         UsageError,
-        match=r"sim_hidden is 5; expected at least 6: .* of 6 numbers. The nearest that works is 6$",
+        match=r"sim_hidden is 5; expected at least 6: .* of 6 numbers. "
+        "The nearest that works is 6$",
     ):
         solve(6, [(6, 6, True)], 1, sim_hidden=5)
     assert solve(6, [(6, 6, True)], 1, sim_hidden=6).sim_hidden == 6
@@ -292,7 +293,8 @@ def test_heads_that_do_not_divide_are_refused_with_the_nearest_that_works(
 ) -> None:
     with pytest.raises(
         UsageError,
-        match=rf"sim_heads is {heads}; expected a divisor of sim_hidden, 12.* works is ({nearest})$",
+        match=rf"sim_heads is {heads}; expected a divisor of sim_hidden, 12.* "
+        rf"works is ({nearest})$",
     ):
         solve(6, [(6, 6, True)], 1, sim_hidden=12, sim_heads=heads)
 

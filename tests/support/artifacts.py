@@ -17,7 +17,7 @@ from typing import Any
 import tintc
 from tests.support.models import opt
 from tintc import save
-from tintc.compiler.artifact import _manifest_digest, sha256
+from tintc.compiler.artifact_files import manifest_digest, sha256
 from tintc.ir.config import SimulatorConfig
 
 VOCAB, POSITIONS, LAYERS = 4096, 64, 2
@@ -77,7 +77,7 @@ def seal(root: Path, change: Callable[[dict[str, Any]], None] = lambda manifest:
         )
         manifest["sha256"] = {name: sha256(root / name) for name in names}
         change(manifest)
-        manifest["manifest_sha256"] = _manifest_digest(manifest)
+        manifest["manifest_sha256"] = manifest_digest(manifest)
 
     edit_json(root / "manifest.json", reseal)
     return root

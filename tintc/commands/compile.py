@@ -25,7 +25,7 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Compiles, writes the artifact and prints its report."""
-    from tintc.compiler.artifact import check_target
+    from tintc.compiler.artifact_files import check_target
     from tintc.compiler.driver import compile as compile_model
     from tintc.compiler.reports.summary import report
 

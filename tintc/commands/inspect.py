@@ -12,7 +12,8 @@ from rich.table import Table
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
-from tintc.compiler.artifact import load, read_manifest, read_program
+from tintc.compiler.artifact import load, read_program
+from tintc.compiler.artifact_files import read_manifest
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.errors import UsageError

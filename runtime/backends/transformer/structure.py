@@ -2,7 +2,8 @@
 and their counts.
 
     none     every operator of every block, pass and step has modules of its own
-    layers   blocks share: one copy of what stands at the same place of a block, in the same pass and step
+    layers   blocks share: one copy of what stands at the same place of a block, in the same pass
+             and step
     all      every two modules with equal constants are one
 
 Sharing changes no result by one bit: equal constants are equal whoever holds them.

@@ -101,7 +101,8 @@ class Wrong(nn.Module):
     [
         (
             lambda ids, w: ids * w[0],
-            r"Wrong returned a tensor of 2 dimensions; expected logits of shape \(batch, tokens, vocabulary\)",
+            r"Wrong returned a tensor of 2 dimensions; expected logits of shape "
+            r"\(batch, tokens, vocabulary\)",
         ),
         (lambda ids, w: {"scores": w}, "expected logits of shape"),
         (

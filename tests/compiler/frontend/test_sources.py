@@ -156,7 +156,8 @@ class TestDirectory:
     def test_path_that_does_not_exist(self, name: str) -> None:
         assert (
             refusal(name)
-            == f"{name} does not exist; expected a directory written by save_pretrained or a .gguf file"
+            == f"{name} does not exist; expected a directory written by save_pretrained or a "
+            ".gguf file"
         )
 
     def test_file(self, opt_directory: Path) -> None:
