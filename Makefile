@@ -1,39 +1,62 @@
-# Every target first makes sure that .venv exists and holds what pyproject.toml asks for.
+# Every target first makes sure that .venv exists and holds what it needs: `make demo` installs what
+# it runs and no more, the others add their extras of pyproject.toml.
 # PYTHON=python3.12 make test     picks another interpreter for a new .venv
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
 DEMO := .demo/tiny-opt
+INSTALL = $(BIN)/python -m pip install -c constraints.txt -e
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test test-slow check docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED) ## compile the bundled model, inspect it, run it on a paragraph
+demo: .venv/.installed ## compile the bundled model, inspect it, run it on a paragraph
 	$(BIN)/tintc compile tiny-opt -o $(DEMO) --force
 	$(BIN)/tintc inspect $(DEMO)
 	$(BIN)/tintc run $(DEMO) --file examples/paragraph.txt
 
-test: $(INSTALLED) ## run the tests
+test: .venv/.installed-test ## run the tests
 	$(BIN)/pytest -n 2
 
-check: $(INSTALLED) ## ruff (lint and format) and mypy --strict
+test-slow: .venv/.installed-test ## run the tests that `make test` leaves out
+	$(BIN)/pytest -n 2 -m slow
+
+check: .venv/.installed-check ## ruff (lint and format), import-linter and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .venv/.installed-docs ## build the documentation into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
 clean: ## remove build outputs, caches and the demo; .venv stays
-	rm -rf build dist tintc.egg-info .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find compiler passes runtime tintc tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist tintc.egg-info .demo docs/_build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find ir passes runtime compiler evaluate tintc tests examples docs \
+		-name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "tintc needs Python 3.11 or newer; '$(PYTHON)' is older or missing. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+		{ echo "tintc needs Python 3.11 or newer; '$(PYTHON)' is older or missing." \
+			"Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
 	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[test]"
+	@touch $@ .venv/.installed
+
+.venv/.installed-check: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[test,check]"
+	@touch $@ .venv/.installed .venv/.installed-test
+
+.venv/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[docs]"
+	@touch $@ .venv/.installed
