@@ -32,12 +32,20 @@ _SIZE_ONLY = (aten.sym_size, *_LIKE)  # these read the sizes of a value alone
 
 # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
 LONGEST = 4096
-SHORT = 7  # and again at this one: what differs there depends on the length and is refused
+SHORT = 7  # where one further length is enough
 
 
 def evaluated_length(context: Context) -> int:
     """The longest sequence at which positions are evaluated: the model's own limit, or LONGEST."""
     return min(context.facts.longest or LONGEST, LONGEST)
+
+
+def lengths_below(longest: int) -> list[int]:
+    """Where a rule is looked at again, beside the longest sequence: every length up to 64, then
+    two an octave. What is not the same rule everywhere depends on the length and is refused.
+    """
+    ladder = [length for power in range(6, 13) for length in (2**power, 3 * 2 ** (power - 1))]
+    return [length for length in (*range(2, 64), *ladder) if length < longest]
 
 
 def is_weight(node: Any) -> bool:
@@ -169,11 +177,10 @@ def constant(value: Any, context: Context) -> float | None:
     ):
         return None
     try:
-        tried = (
-            ((1, 3), (2, 5), (1, evaluated_length(context)))
-            if any(info(n).role == "input" for n in ancestors([value]))
-            else ((1, 3),)
-        )
+        tried: list[tuple[int, int]] = [(1, 3)]
+        if any(info(n).role == "input" for n in ancestors([value])):
+            longest = evaluated_length(context)
+            tried = [(2, 5), (1, longest), *((1, length) for length in lengths_below(longest))]
         numbers = {float(Evaluation(batch, length, context).of(value)) for batch, length in tried}
     except (TypeError, RuntimeError, KeyError, IndexError):
         return None

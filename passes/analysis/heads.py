@@ -16,7 +16,7 @@ from tintc.ir.builder import input_node
 from tintc.ir.context import Context
 from tintc.ir.layout import Rows
 from tintc.passes.analysis.coordinates import BATCH, LENGTH, Term, Untraceable, trace
-from tintc.passes.analysis.evaluation import SHORT, Evaluation, evaluable
+from tintc.passes.analysis.evaluation import SHORT, Evaluation, evaluable, lengths_below
 from tintc.passes.analysis.patterns import sizes
 
 
@@ -29,6 +29,14 @@ class Entry:
     coefficient: Tensor
     factors: tuple[tuple[fx.Node, tuple[Tensor | None, ...]], ...]
 
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal entries."""
+        places = [
+            (node, *(None if place is None else tuple(place.tolist()) for place in axes))
+            for node, axes in self.factors
+        ]
+        return (tuple(self.coefficient.tolist()), *places)
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -40,6 +48,10 @@ class Rotation:
     size: int
     cos: tuple[Entry, ...]
     sin: tuple[Entry, ...]
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for rotations with equal tables."""
+        return tuple(tuple(entry.key() for entry in entries) for entries in (self.cos, self.sin))
 
     def tables(self, length: int, context: Context) -> tuple[Tensor, Tensor]:
         """cos and sin of positions 0 .. length - 1, or of as many as the model's own tables have,
@@ -55,9 +67,14 @@ class Rotation:
             )
             if has_batch and not torch.equal(*few.of(node)):
                 raise Untraceable("its rotation differs between sequences")
-        for entries, table in ((self.cos, cos), (self.sin, sin)):
-            if not torch.allclose(_table(entries, few), table[: few.length], rtol=1e-5, atol=1e-6):
-                raise Untraceable("its rotation depends on the length of the sequence")
+        for length in lengths_below(values.length):
+            few = Evaluation(1, length, context)
+            for entries, table in ((self.cos, cos), (self.sin, sin)):
+                if not torch.allclose(_table(entries, few), table[:length], rtol=1e-5, atol=1e-6):
+                    raise Untraceable(
+                        f"its rotation depends on the length of the sequence: {length} and "
+                        f"{values.length} tokens have different ones"
+                    )
         return cos, sin
 
 

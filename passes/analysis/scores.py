@@ -25,6 +25,7 @@ from tintc.passes.analysis.evaluation import (
     constant,
     evaluable,
     is_positional,
+    lengths_below,
     reads_weights,
 )
 from tintc.passes.analysis.patterns import VIEWS, aten, calls, sizes
@@ -174,9 +175,13 @@ def read_looks(scores: Scores, heads: int, context: Context) -> Looks:
         raise Untraceable(f"its mask cannot be evaluated from the sizes alone ({error})") from error
     looks = _at(scores, heads, values)
     _refuse_batch(pieces, scores.merged, context)
-    few = Evaluation(1, min(SHORT, values.length), context)
-    if not _same_looks(looks, _at(scores, heads, few), few.length):
-        raise Untraceable("its mask or bias depends on the length of the sequence")
+    for length in lengths_below(values.length):
+        few = Evaluation(1, length, context)
+        if not _same_looks(looks, _at(scores, heads, few), length):
+            raise Untraceable(
+                f"its mask or bias depends on the length of the sequence: {length} and "
+                f"{values.length} tokens have different ones"
+            )
     context.limit_tokens(values.length)
     return looks
 

@@ -14,6 +14,7 @@ window. Rotary tables and biases of keys become tables of positions.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,7 +42,15 @@ from tintc.passes.analysis.scores import Looks, Scores, read_looks, read_scores
 from tintc.passes.analysis.slots import take_rows
 from tintc.passes.analysis.tables import read_table
 
-_LookKey = tuple[Any, ...]
+_Key = tuple[Any, ...]
+
+
+@dataclass
+class _Known:
+    """What layers share: masks and rotations that were looked at before."""
+
+    looks: dict[_Key, Looks | Untraceable] = field(default_factory=dict)
+    rotations: dict[_Key, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @graph_pass(
@@ -51,7 +60,7 @@ _LookKey = tuple[Any, ...]
 )
 def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A refused match says why on its node."""
-    known: dict[_LookKey, Looks | Untraceable] = {}  # layers share masks
+    known = _Known()
     for node in [
         n
         for n in graph.nodes
@@ -65,9 +74,7 @@ def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
-def _replace(
-    graph: fx.Graph, node: fx.Node, context: Context, known: dict[_LookKey, Looks | Untraceable]
-) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, context: Context, known: _Known) -> None:
     if calls(node, aten.scaled_dot_product_attention):
         scores, values, product = _whole_operator(node)
     else:
@@ -88,9 +95,9 @@ def _replace(
     merged = _merged(product, q.heads * v.width, context)
     looks = _looks(scores, q.heads, context, known)
     build, module = Builder(graph), short_label(info(node).module)
-    with graph.inserting_before(node):
+    with graph.inserting_before(product):  # values may be projected behind the softmax
         turned = [
-            _turned(build, heads, context, node, f"{module}_{name}")
+            _turned(build, heads, context, node, f"{module}_{name}", known)
             for heads, name in ((q, "q"), (k, "k"))
         ]
         mask = _mask(build, looks.window)
@@ -180,27 +187,30 @@ def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
     return node
 
 
-def _looks(
-    scores: Scores, heads: int, context: Context, known: dict[_LookKey, Looks | Untraceable]
-) -> Looks:
+def _looks(scores: Scores, heads: int, context: Context, known: _Known) -> Looks:
     key = (tuple(scores.offsets), tuple(scores.hidden), scores.is_causal, heads)
-    if key not in known:
+    if key not in known.looks:
         try:
-            known[key] = read_looks(scores, heads, context)
+            known.looks[key] = read_looks(scores, heads, context)
         except Untraceable as reason:
-            known[key] = reason
-    found = known[key]
+            known.looks[key] = reason
+    found = known.looks[key]
     if isinstance(found, Untraceable):
         raise found
     return found
 
 
-def _turned(build: Builder, heads: Heads, context: Context, like: fx.Node, label: str) -> fx.Node:
+def _turned(
+    build: Builder, heads: Heads, context: Context, like: fx.Node, label: str, known: _Known
+) -> fx.Node:
     """The operand, behind its rotation."""
     x = take_rows(build, heads.root, heads.rows)
     if heads.rotation is None:
         return x
-    cos, sin = heads.rotation.tables(evaluated_length(context), context)
+    key = heads.rotation.key()
+    if key not in known.rotations:
+        known.rotations[key] = heads.rotation.tables(evaluated_length(context), context)
+    cos, sin = known.rotations[key]
     rows = [
         read_table(build, context, table, name, like)
         for table, name in ((cos, "rotary_cos"), (sin, "rotary_sin"))

@@ -15,8 +15,6 @@ simulator owns positions (padding, restarts), so the graph gets a `position_ids`
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
@@ -30,6 +28,7 @@ from tintc.passes.analysis.evaluation import (
     evaluated_length,
     is_positional,
     is_weight,
+    lengths_below,
 )
 from tintc.passes.analysis.patterns import aten, binary, calls, is_parameter, sizes
 from tintc.passes.analysis.tables import read_table
@@ -96,10 +95,10 @@ def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
             "its index is neither the token ids nor consecutive positions: it computes with the "
             "ids or depends on a weight"
         )
+    most = min(rows, context.facts.longest or rows)
+    tried = [(2, min(SHORT, most))]
     offsets: list[int] = []
-    for batch in (2, 1):
-        most = min(rows, context.facts.longest or rows)
-        length = min(rows - offsets[0], most) if offsets else min(SHORT, most)
+    for batch, length in tried:
         try:
             value = Evaluation(batch, length, context).of(index)
             starts = torch.broadcast_to(value, (batch, length)) - torch.arange(
@@ -110,7 +109,10 @@ def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
         if not bool((starts == starts[0, 0]).all()) or not 0 <= int(starts[0, 0]) < rows:
             return "its index is neither the token ids nor consecutive positions"
         offsets.append(int(starts[0, 0]))
-    return offsets[0] if offsets[0] == offsets[1] else "its positions depend on the length"
+        if len(offsets) == 1:  # now it is known how many rows are left
+            longest = min(rows - offsets[0], most)
+            tried += [(1, length) for length in (longest, *lengths_below(longest))]
+    return offsets[0] if len(set(offsets)) == 1 else "its positions depend on the length"
 
 
 def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
@@ -143,15 +145,22 @@ def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
 def _computed(build: Builder, node: fx.Node, p: fx.Node, context: Context) -> fx.Node | None:
     """A table of the values of p."""
     length = evaluated_length(context)
-    values = [
-        _rows(p, batch, n, context, {}) for batch, n in ((1, length), (2, min(SHORT, length)))
-    ]
-    reason = next((value for value in values if isinstance(value, str)), "")
-    if not reason and not torch.equal(values[0][: len(values[1])], values[1]):  # type: ignore[arg-type]
-        reason = "what it adds depends on the length of the sequence"
-    info(node).refused = reason
-    table: Any = values[0]
-    return None if reason else read_table(build, context, table, "positions", node)
+    table = _rows(p, 1, length, context, {})
+    for batch, n in ((2, min(SHORT, length)), *((1, n) for n in lengths_below(length))):
+        if isinstance(table, str):
+            break
+        rows = _rows(p, batch, n, context, {})
+        if isinstance(rows, str) or not torch.equal(table[:n], rows):
+            table = (
+                rows
+                if isinstance(rows, str)
+                else "what it adds depends on the length of the sequence"
+            )
+    if isinstance(table, str):
+        info(node).refused = table
+        return None
+    info(node).refused = ""
+    return read_table(build, context, table, "positions", node)
 
 
 def _slice(
@@ -166,12 +175,10 @@ def _slice(
     )
     given = {table: entries.view(*leading, rows, width)}
     offset = _offset(_rows(p, 2, min(SHORT, rows), context, given), entries)
-    if (
-        offset is None
-        or _offset(
-            _rows(p, 1, min(rows - offset, evaluated_length(context)), context, given), entries
-        )
-        != offset
+    longest = min(rows - (offset or 0), evaluated_length(context))
+    if offset is None or any(
+        _offset(_rows(p, 1, length, context, given), entries) != offset
+        for length in (longest, *lengths_below(longest))
     ):
         info(node).refused = "what it adds is no table of positions, read from one row on"
         return None
