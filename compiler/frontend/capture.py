@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError
@@ -94,6 +95,7 @@ def capture(model: nn.Module) -> Captured:
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
+        program = functional(program)
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases, buffers)

@@ -6,8 +6,6 @@
       ->  x: precision is the primitives' business
     wrap_with_set_grad_enabled(False, body, *args)
       ->  body(*args), inlined
-    relu_(x); add_(x, y)
-      ->  relu(x); add(x, y), read by later users of x
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])
       ->  linear(x, W, b)
     addmm(b, x, W); matmul(x, W); linear(x, t(W), b)
@@ -23,17 +21,16 @@ works token by token. Safe in eval mode, which capture sets.
 
 from __future__ import annotations
 
-import operator
 import sys
 from typing import Any
 
-import torch
 from torch import fx
 
 from tintc.ir.builder import operands
 from tintc.ir.context import Context
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.pass_manager import graph_pass
+from tintc.ir.writes import writes_in_place
 from tintc.passes.analysis.evaluation import is_positional, reads_weights
 from tintc.passes.analysis.patterns import (
     VIEWS,
@@ -49,31 +46,6 @@ from tintc.passes.analysis.patterns import (
 
 _DETACH = (aten.detach, aten.detach_)
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
-_ALIASING = (
-    *(
-        *VIEWS,
-        aten.transpose,
-        aten.permute,
-        aten.t,
-        aten.slice,
-        aten.select,
-        aten.unsqueeze,
-        aten.squeeze,
-        aten.expand,
-        aten.split,
-    ),
-    *(
-        aten.split_with_sizes,
-        aten.chunk,
-        aten.unbind,
-        aten.contiguous,
-        aten.alias,
-        *_DETACH,
-        aten.to,
-        aten.dropout,
-        operator.getitem,
-    ),
-)
 _TOKENWISE = (
     *(
         aten.linear,
@@ -108,7 +80,9 @@ _TOKENWISE = (
 def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Nothing that it does not recognise is touched."""
     _inline_grad_modes(graph)
-    _functionalize(graph)
+    for node in graph.nodes:
+        if writes_in_place(node):  # `frontend/functional.py` left it
+            info(node).refused = "it writes in place in a model that also stops gradients"
     for node in list(graph.nodes):
         if calls(
             node,
@@ -149,50 +123,6 @@ def _inline_grad_modes(graph: fx.Graph) -> None:
             user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
-
-
-def _functionalize(graph: fx.Graph) -> None:
-    """In-place operators become functional. One whose write would show in another name of the same
-    memory is left, and refused later."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload)]:
-        packet = node.target.overloadpacket.__name__
-        functional = getattr(aten, packet.removesuffix("_"), None)
-        written = node.args[0] if node.args else None
-        if (
-            not packet.endswith("_")
-            or packet.endswith("__")
-            or functional is None
-            or not isinstance(written, fx.Node)
-        ):
-            continue
-        overload = getattr(functional, node.target._overloadname, None)
-        others = _aliases(written) - {written}
-        if overload is None or any(
-            order[user] > order[node]
-            for alias in others
-            for user in alias.users
-            if user not in others
-        ):
-            info(
-                node
-            ).refused = "it writes in place to memory that is read later under another name"
-            continue
-        node.target = overload
-        written.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 (called at once)
-
-
-def _aliases(node: fx.Node) -> set[fx.Node]:
-    """All nodes whose value may lie in the same memory."""
-    root = node
-    while calls(root, *_ALIASING) and isinstance(root.args[0], fx.Node):
-        root = root.args[0]
-    family = [root]
-    for member in family:  # grows while it is walked
-        family += [
-            user for user in member.users if calls(user, *_ALIASING) and user.args[0] is member
-        ]
-    return set(family)
 
 
 def _is_no_op(node: fx.Node) -> bool:
