@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.support.decoders import HIDDEN, Block, FeedForward, MaskedAttention
 from tests.support.models import gpt2, opt, randomized
 from tests.support.stages import Stage, assert_golden, assert_same_numbers, printed, stage
 from tests.support.toys import toy
@@ -145,3 +148,76 @@ def test_golden(update_golden: bool) -> None:
     assert_golden(
         "select_trainable", printed(stage("select_trainable", layers=1).graph), update_golden
     )
+
+
+class Sublayer(nn.Module):
+    """x + f(norm(x)), a list item of its own."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(HIDDEN), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.f(self.norm(x))
+        return x + added
+
+
+class Listed(nn.Module):
+    """Whatever lists of sublayers `layers` holds, one after the other."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.tokens, self.layers = nn.Embedding(19, HIDDEN), layers
+        self.norm, self.head = nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, 19)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids)
+        for layer in self.layers.modules():
+            if isinstance(layer, (Sublayer, Block)):
+                x = layer(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+def attention() -> Sublayer:
+    return Sublayer(MaskedAttention())
+
+
+def feed_forward() -> Sublayer:
+    return Sublayer(FeedForward())
+
+
+def block() -> Block:
+    return Block(MaskedAttention(), FeedForward(), nn.LayerNorm, False)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([attention, feed_forward], r"layers\.1 .* holds linear layers but no attention"),
+        ([feed_forward, attention], r"layers\.0 .* holds linear layers but no attention"),
+        ([attention, feed_forward] * 2, r"layers\.1 .* holds linear layers but no attention"),
+        ([attention, attention, feed_forward], r"layers\.2 .* holds linear layers but no"),
+    ],
+    ids=["last", "first", "both", "end of a list"],
+)
+def test_half_blocks_are_refused(layers: list[Callable[[], nn.Module]], message: str) -> None:
+    """Feed-forward sublayers that are list items by themselves were not trained, silently."""
+    model = Listed(nn.ModuleList(make() for make in layers))
+    with pytest.raises(UnsupportedModelError, match=message):
+        stage("select_trainable", model=model)
+
+
+def test_lists_of_lists_are_refused() -> None:
+    stages = nn.ModuleList(nn.ModuleList(block() for _ in range(2)) for _ in range(2))
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0 is itself a list of 2 blocks"):
+        stage("select_trainable", model=Listed(stages))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_stack_inside_a_sequential(count: int) -> None:
+    """What counts are the blocks, not the one child that holds them all."""
+    layers = nn.ModuleList([nn.Identity(), nn.ModuleList(block() for _ in range(3))])
+    found = stage("select_trainable", SimulatorConfig.exact(layers=count), model=Listed(layers))
+    facts = found.context.facts
+    assert (facts.blocks, facts.trained_blocks, facts.block_path) == (3, count, "layers.1")
