@@ -76,10 +76,10 @@ _PROPERTIES = (
 _LIBRARIES = ("torch", "transformers", "safetensors")
 
 
-def save(simulator: Simulator, path: Path, *, force: bool = False) -> Path:
+def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path:
     """Writes the artifact. Raises UsageError if `path` exists and not `force`, ArtifactError if it
     cannot be written; in both cases what was there stays as it was."""
-    path = path.expanduser()
+    path = Path(path).expanduser()
     check_target(path, force=force)
     target = path.resolve()  # `.` has no parent to write beside
     new_parents = [parent for parent in target.parents if not parent.exists()]

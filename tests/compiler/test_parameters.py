@@ -183,5 +183,5 @@ def test_opt_125m(share: str, most: int) -> None:
     fused = Simulator(simulator.program, simulator.prefix.tensors())
     with torch.inference_mode():
         found, expected = simulator(ids, train_mask).logits, fused(ids, train_mask).logits
-    # Rounding of float32 is amplified by the first-order ReLU's ramp (README, Measured).
+    # Rounding of float32 is amplified by the first-order ReLU's ramp (docs/reference/measured.md).
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-3

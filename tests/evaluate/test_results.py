@@ -1,16 +1,19 @@
-"""What docs/results holds is what the README shows, and the command stands beside it."""
+"""What docs/results holds is what the site shows, and the command stands beside it."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.docs.test_generated import generated
 from tintc.evaluate.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+PAGE = ROOT / "docs" / "reference" / "results.md"
 
 
 def load(path: Path) -> Any:
@@ -21,9 +24,11 @@ def load(path: Path) -> Any:
 def test_a_result_is_shown_as_it_was_measured(path: Path) -> None:
     report = load(path)
     table = TABLES[report["experiment"]](report).markdown()
-    shown = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    shown = generated.expand(PAGE.read_text(encoding="utf-8"))
     assert table.strip() in shown
     assert f"`{report['command']}`" in shown
+    picture = re.search(rf"!\[[^\]]*\]\((.*{path.stem}\.png)\)", shown)
+    assert picture is not None and (PAGE.parent / picture[1]).is_file()
     assert str(Path.home()) not in path.read_text()
     assert '"/' not in path.read_text() and not any(
         Path(part).is_absolute() for part in shlex.split(report["command"])

@@ -38,8 +38,8 @@ def builder(kind: str, attention: str | None = None, **config: Any) -> Builder:
 
 @dataclass(frozen=True)
 class Family:
-    """The strings are for the table in README. masks: takes (B, T, T) masks. position_ids: takes
-    positions of a caller's choice.
+    """The strings are for docs/reference/support.md. masks: takes (B, T, T) masks. position_ids:
+    takes positions of a caller's choice.
     linear_head: logits are one linear layer, so `mean_embedding` is defined. casts: its code casts
     to float32."""
 

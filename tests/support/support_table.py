@@ -1,5 +1,5 @@
-"""The table of supported families in README, rendered from the models that the tests run:
-`python -m tests.support_table`.
+"""The table of docs/reference/support.md, rendered from the models that the tests run:
+`python -m tests.support.support_table`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""Pages that are made from the code hold every item, and each is named by a page."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tintc.ir import errors
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.contracts import PROPERTIES
+from tintc.ir.dialect import OPERATORS
+from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generated", ROOT / "docs" / "generated.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generated"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generated: Any = _load()
+
+
+def page(name: str) -> str:
+    text: str = generated.expand((REFERENCE / f"{name}.md").read_text(encoding="utf-8"))
+    assert "<!-- generated" not in text
+    return text
+
+
+def test_dialect() -> None:
+    text = page("dialect")
+    for operator in OPERATORS.values():
+        assert f"`tint.{operator.name}`" in text
+        assert operator.schema in text
+        assert " ".join(operator.meaning.split()) in text
+
+
+def test_passes() -> None:
+    text = page("passes")
+    for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS):
+        assert f"### {step.name}\n" in text
+        assert (sys.modules[step.run.__module__].__doc__ or "?").strip() in text
+        assert all(name in text for name in (*step.requires, *step.ensures))
+    assert all(f"`{name}`" in text for name in PROPERTIES)
+
+
+def test_config() -> None:
+    text = page("config")
+    for name in SimulatorConfig().to_dict():
+        assert f"| `{name}` | `--{name.replace('_', '-')}` |" in text
+
+
+def test_exit_codes() -> None:
+    text = page("exit-codes")
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.TintcError):
+            assert re.search(rf"^\| {error.exit_code} \|.*`tintc\.{name}`", text, re.M)
+
+
+def test_commands() -> None:
+    text = page("commands")
+    found = generated.commands()
+    assert {"compile", "inspect", "run", "eval lm", "ablate", "env"} <= set(found)
+    for name in found:
+        assert f"## tintc {name}\n" in text
+        assert f"`tintc {name}" in text.split("## tintc\n")[0], f"no line says what {name} does"
+
+
+@pytest.mark.slow
+def test_json_outputs() -> None:
+    text = page("json")
+    for command in ("compile", "inspect", "cost", "run", "verify", "export", "bench", "env"):
+        assert f"## `tintc {command}" in text
+    assert "| `perplexity_after` | float |" in text
+    assert "| `estimate.flops` | int |" in text
+
+
+def test_every_command_with_json_is_shown() -> None:
+    shown = " ".join(generated.EXAMPLES)
+    experiments = {json.loads(path.read_text())["command"] for path in _reports()}
+    for name in generated.commands():
+        assert name in shown or any(f"tintc {name}" in command for command in experiments), name
+
+
+def _reports() -> list[Path]:
+    return sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+def test_all_parts_are_used() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
+    named = set(re.findall(r"<!-- generated: ([a-z_]+)", pages))
+    assert named == set(generated.PARTS)
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(KeyError):
+        generated.expand("<!-- generated: nothing -->")
+
+
+def test_walk_names_keys_types_and_examples() -> None:
+    found = list(generated._walk({"a": {"b": 1}, "c": [{"d": None}], "e": []}, ""))
+    assert found == [
+        ("a.b", "int", "`1`"),
+        ("c[].d", "null", "`null`"),
+        ("e", "list", "`[]`"),
+    ]
