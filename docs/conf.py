@@ -12,12 +12,14 @@ from sphinx.application import Sphinx
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import generated
+import generated  # noqa: E402
 
-from tintc.version import __version__
+from tintc.version import __version__  # noqa: E402
 
 project = "tintc"
 author = "the tintc contributors"
+copyright = "the tintc contributors. Apache-2.0"
+default_role = "literal"  # of docstrings
 version = release = __version__
 
 extensions = [
@@ -35,14 +37,17 @@ copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 nitpicky = True
 # What is documented elsewhere; the build asks no network for its index.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|fx|collections|pathlib|typing|transformers|onnx)\..*"),
-    (r"py:.*", r"(Program|Any|Tensor|Path|Callable|Sequence|Collection|ValueError|optional|int|str|bool)"),
+    (
+        r"py:.*",
+        r"(Program|Any|Tensor|Path|Callable|Sequence|Collection|ValueError|optional|int|str|bool)",
+    ),
     (r"py:.*", r"tintc\.(ir|runtime|compiler|passes)\..*"),  # the parts of the public face
 ]
 
@@ -85,7 +90,7 @@ def _list_arguments(
 
 def _arguments(obj: Any) -> set[str]:
     """Names of a function's arguments, or of a class's and its fields."""
-    if not callable(obj):
+    if not callable(obj) or (inspect.isclass(obj) and issubclass(obj, Exception)):
         return set()
     return {*inspect.signature(obj).parameters, *getattr(obj, "__annotations__", ())}
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 _MARK = re.compile(r"^<!-- generated: ([a-z_]+)(?: ([\w.-]+))? -->$", re.MULTILINE)
 
-# Every command that prints JSON on `tiny-opt` in seconds, in an order in which each finds its files.
+# Every command that prints JSON on `tiny-opt` in seconds; each finds the files of those before it.
 EXAMPLES = (
     "compile tiny-opt -o sim --json",
     "inspect sim --params --json",
@@ -79,7 +79,9 @@ def passes() -> str:
         assert module is not None and module.__doc__ is not None
         where = module.__name__.removeprefix("tintc.").replace(".", "/") + ".py"
         text = module.__doc__.strip()
-        parts.append(f"({_anchor(step.name)})=\n### {step.name}\n\n`{where}`\n\n```text\n{text}\n```")
+        parts.append(
+            f"({_anchor(step.name)})=\n### {step.name}\n\n`{where}`\n\n```text\n{text}\n```"
+        )
     return "\n\n".join(parts)
 
 
@@ -143,7 +145,7 @@ def help_texts() -> str:
 
 
 def commands() -> tuple[str, ...]:
-    """Names of all commands, as the help texts list them; those of a group with the group's name."""
+    """Names of all commands, as the help texts list them; in a group with the group's name."""
 
     def listed(text: str) -> Iterator[str]:
         for line in text.splitlines():

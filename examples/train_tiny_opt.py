@@ -132,10 +132,20 @@ def main() -> None:
     documents = read_documents(args.text)
     tokenizer = train_tokenizer(documents)
     config = OPTConfig(
-        vocab_size=4096, hidden_size=160, word_embed_proj_dim=160, num_hidden_layers=4, num_attention_heads=5, ffn_dim=640,
-        max_position_embeddings=LENGTH, activation_function="relu", do_layer_norm_before=True, dropout=0.0,
-        pad_token_id=1, bos_token_id=2, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=4096,
+        hidden_size=160,
+        word_embed_proj_dim=160,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        ffn_dim=640,
+        max_position_embeddings=LENGTH,
+        activation_function="relu",
+        do_layer_norm_before=True,
+        dropout=0.0,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=2,
+    )
     model = OPTForCausalLM(config)
     stream = token_stream(tokenizer, documents)
     print(json.dumps({"parameters": model.num_parameters(), "tokens": len(stream)}), flush=True)

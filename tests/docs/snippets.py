@@ -99,7 +99,9 @@ def run(command: str) -> str:
         done = tintc(*words[1:])
         assert done.code == 0, f"{command}: exit code {done.code}: {done.err}"
         return done.out
-    there = f'tintc() {{ "{sys.executable}" -m tintc "$@"; }}; python() {{ "{sys.executable}" "$@"; }}'
+    there = (
+        f'tintc() {{ "{sys.executable}" -m tintc "$@"; }}; python() {{ "{sys.executable}" "$@"; }}'
+    )
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     with mock.patch.dict(os.environ, environment):
         shell = subprocess.run(

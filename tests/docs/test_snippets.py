@@ -9,18 +9,22 @@ from tests.docs.snippets import ROOT, check, commands, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]
 WITH_CODE = [page for page in PAGES if re.search(r"^```(python|console)", page.read_text(), re.M)]
-# Pages whose commands take more than a few seconds: measurements.
-SLOW = {"speed.md", "experiments.md"}
+# These run by default; guides and concepts, which compile once more each, do not.
+DEFAULT = {"README.md", "tutorials"}
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def is_slow(page: Path) -> bool:
+    return not DEFAULT & {page.name, page.parent.name}
+
+
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=name(page), marks=[pytest.mark.slow] * (page.name in SLOW))
+        pytest.param(page, id=name(page), marks=[pytest.mark.slow] * is_slow(page))
         for page in WITH_CODE
     ],
 )
