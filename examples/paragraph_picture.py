@@ -72,6 +72,7 @@ def draw_text(axes: Axes, text: str, colours: list[Colour]) -> None:
             ha="center",
             va="center",
             color="#8a8a8a" if colour is None else "#111111",
+            in_layout=False,
         )
 
 

@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import torch
 from sybil import Document, Example, Sybil
 from sybil.parsers.myst import CodeBlockParser
 
@@ -44,10 +45,15 @@ def run_page(page: Path, folder: Path) -> int:
     parsers = [CodeBlockParser(language, run) for language, run in kinds.items()]
     document = Sybil(parsers).parse(page)
     document.namespace["ran"] = 0
-    # Passes have tests of their own: here they run as they do for a reader.
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, {"TINTC_VERIFY": "0"}):
-        for example in document.examples():
-            example.evaluate()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small calls; other tests want the other cores
+    try:
+        # Passes have tests of their own: here they run as they do for a reader.
+        with contextlib.chdir(folder), mock.patch.dict(os.environ, {"TINTC_VERIFY": "0"}):
+            for example in document.examples():
+                example.evaluate()
+    finally:
+        torch.set_num_threads(threads)
     return int(document.namespace["ran"])
 
 
@@ -103,6 +109,7 @@ def run(command: str) -> str:
         f'tintc() {{ "{sys.executable}" -m tintc "$@"; }}; python() {{ "{sys.executable}" "$@"; }}'
     )
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    environment["OMP_NUM_THREADS"] = "1"
     with mock.patch.dict(os.environ, environment):
         shell = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {there}; {command}"],
