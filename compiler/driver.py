@@ -51,7 +51,7 @@ def compile(
     config: what to compute; default SimulatorConfig.paper(). dtype: of the weights; default
     float32, or the module's own.
     backend: `fused` runs plain torch code; `transformer` is the paper's construction, with weights
-    in prefix tokens and structural constants that can be counted (`Simulator.parameter_report`).
+    in prefix tokens and structural constants that can be counted (`tintc.parameter_report`).
     share: which of those constants one copy serves for, `none`, `layers` or `all`. Results are the
     same up to rounding, and the same to the bit however constants are shared.
     optimize: False, or names out of `tintc.OPTIMIZATION_NAMES`: which optimizations of the fused
