@@ -220,7 +220,7 @@ def _are_names(value: dict[str, Any]) -> bool:
 def _tintc(arguments: str, folder: Path) -> str:
     """Standard output of a command in a process of its own, without a network."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    environment |= {"NO_COLOR": "1", "TERM": "dumb"}
+    environment |= {"NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         f"{sys.executable} -m tintc {arguments}",
         shell=True,
