@@ -20,6 +20,7 @@ from tintc.compiler.onnx.files import LARGEST, check_target, data_file, staged, 
 from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import Model, build, check_outputs, check_standard
 from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
 
 DEFAULT_OPSET = 20
@@ -104,7 +105,7 @@ def export_onnx(
         data,
         opset,
         names,
-        wanted,
+        tuple(kind.value for kind in wanted),
         nodes,
         weight_bytes,
         size,
@@ -114,7 +115,7 @@ def export_onnx(
 
 
 def _checked(
-    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[Output, ...]
 ) -> Check:
     found = compare(simulator, path, inputs, outputs)
     if not found.agrees:
