@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tintc.ir.builder import outputs
 from tintc.ir.config import PRESETS, SimulatorConfig
@@ -30,7 +29,7 @@ class Description:
     rows: tuple[tuple[str, str], ...]
 
 
-def describe(compiled: Compiled, source: Mapping[str, Any]) -> Description:
+def describe(compiled: Compiled, source: Mapping[str, object]) -> Description:
     """source: where the auxiliary model came from: `name` and `kind`, and `revision` if it has
     one.
     """
@@ -60,7 +59,7 @@ def as_html(description: Description) -> str:
     return f"<table><caption>{html.escape(description.title)}</caption>{rows}</table>"
 
 
-def _origin(source: Mapping[str, Any]) -> str:
+def _origin(source: Mapping[str, object]) -> str:
     name = source.get("name")
     if name is None:
         return "a model of unknown source"

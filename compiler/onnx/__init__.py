@@ -36,7 +36,7 @@ class Exported:
     data: Path | None
     opset: int
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
     nodes: int
     weight_bytes: int
     file_bytes: int
@@ -58,7 +58,7 @@ def export_onnx(
     path: str | Path,
     *,
     inputs: Collection[str] = (),
-    outputs: Collection[str] = ("logits",),
+    outputs: Collection[str] = (Output.LOGITS,),
     opset: int = DEFAULT_OPSET,
     external_data: bool = False,
     optimize: bool = False,
@@ -105,7 +105,7 @@ def export_onnx(
         data,
         opset,
         names,
-        tuple(kind.value for kind in wanted),
+        wanted,
         nodes,
         weight_bytes,
         size,

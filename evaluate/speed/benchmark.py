@@ -74,13 +74,13 @@ def random_workload(
 class HandWrittenLoop:
     """Ordinary dynamic evaluation with torch.autograd, one sequence after the other:
 
-        W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  L = sum over the training segment's targets;  logits = f(x; W_steps)
+        W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k);  logits = f(x; W_steps)
 
-    for the parameters `names`, through `torch.func.functional_call`; the model's own weights stay.
-    It keeps nothing longer than it
-    needs: no graph outside of training, no gradient after its use, no cache, no padding, and of the
-    segment only the tokens that the loss depends on (the last one is a target). The loss of
-    half-precision logits is computed in float32.
+    with L the sum over the training segment's targets (`evaluate/sgd.py`), for the parameters
+    `names`, through `torch.func.functional_call`; the model's own weights stay. It keeps nothing
+    longer than it needs: no graph outside of training, no gradient after its use, no cache, no
+    padding, and of the segment only the tokens that the loss depends on (the last one is a target).
+    The loss of half-precision logits is computed in float32.
 
     model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
     """
