@@ -24,10 +24,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime import slices
 from tintc.runtime.backends.transformer.modules.parts import Place, Range
+from tintc.runtime.compiled import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import check_names
 
@@ -127,7 +129,7 @@ def _inputs(batch: int, tokens: int, dtype: torch.dtype, device: str) -> dict[st
 
 
 def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Call:
-    module, arguments = simulator.bound(("logits",), inputs, segment, causal=True)
+    module, arguments = simulator.bound(Call((Output.LOGITS,), inputs, segment, causal=True))
     with _Meter((arguments, list(module.parameters()))) as meter:
         result = _Walk(module, meter).run(*arguments)
         logits = result["logits"].untyped_storage().nbytes()

@@ -32,7 +32,6 @@ from torch import Tensor
 from tintc.evaluate import choice, losses
 from tintc.evaluate.ablation_grid import EXACT, Variant, grid, select, type_name
 from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.learners import Sequences
 from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
 from tintc.evaluate.update_errors import (
@@ -47,6 +46,7 @@ from tintc.evaluate.update_errors import (
 )
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
+from tintc.runtime.batch import Batch
 
 Factory = Callable[[torch.dtype], Auxiliary]
 Progress = Callable[[str, int, int], None]
@@ -354,7 +354,7 @@ class _Ablation:
         trained = torch.arange(ids_BT.shape[1]) < ids_BT.shape[1] // 2
         labels_BT = ids_BT.masked_fill(trained, -100)
         start = time.perf_counter()
-        losses_BT = learner.losses(Sequences(ids_BT, trained.long().expand_as(ids_BT)), labels_BT)
+        losses_BT = learner.losses(Batch(ids_BT, trained.long().expand_as(ids_BT)), labels_BT)
         seconds = time.perf_counter() - start  # the losses are on the CPU: no device still works
         return losses.results(losses_BT, int((~trained).sum()), seconds)
 

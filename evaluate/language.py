@@ -22,13 +22,14 @@ from torch import Tensor
 from tintc.evaluate import losses
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.choice import START, choose_rate
-from tintc.evaluate.learners import Learner, Sequences
+from tintc.evaluate.learners import Learner
 from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import Text, draw, pieces, spread, token_ids
 from tintc.ir.call_sizes import trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
+from tintc.runtime.batch import Batch
 
 UNMODIFIED, DYNAMIC, SIMULATOR, ASCENT, SHUFFLED = (
     "unmodified model",
@@ -188,14 +189,14 @@ class Experiment:
         self.progress(label, self.done, max(self.total, self.done))
 
 
-def plain_sequences(items: Sequence[Piece], trained: int) -> tuple[Sequences, Tensor]:
+def plain_sequences(items: Sequence[Piece], trained: int) -> tuple[Batch, Tensor]:
     """(B, T) sequences that train on their first `trained` tokens, and labels on the others."""
     ids_BT = torch.stack([item.ids_T for item in items])
     train_BT = (torch.arange(ids_BT.shape[1]) < trained).expand_as(ids_BT)
-    return Sequences(ids_BT, train_BT.long()), ids_BT.masked_fill(train_BT, -100)
+    return Batch(ids_BT, train_BT.long()), ids_BT.masked_fill(train_BT, -100)
 
 
-def shuffled_sequences(items: Sequence[Piece], trained: int) -> tuple[Sequences, Tensor]:
+def shuffled_sequences(items: Sequence[Piece], trained: int) -> tuple[Batch, Tensor]:
     """The same behind a copy of the first tokens in random order, which alone is trained on and
     which the sequence does not see.
     """
@@ -211,7 +212,7 @@ def shuffled_sequences(items: Sequence[Piece], trained: int) -> tuple[Sequences,
     positions_BT = torch.cat([torch.arange(trained), torch.arange(tokens)]).expand(batch, -1)
     train_BT = (part == 0).long().expand(batch, -1)
     ids_BT = torch.cat([mixed_BS, plain.input_ids], 1)
-    return Sequences(ids_BT, train_BT, None, allowed_BTT, positions_BT), torch.cat(
+    return Batch(ids_BT, train_BT, None, allowed_BTT, positions_BT), torch.cat(
         [torch.full_like(mixed_BS, -100), labels_BT], 1
     )
 

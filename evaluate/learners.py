@@ -12,84 +12,38 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.evaluate.sgd import step_in_place, summed_loss
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.ops.head import token_losses
-from tintc.ir.precision import wide
-from tintc.runtime.outputs import SimulatorOutput
+from tintc.runtime.batch import Batch
+from tintc.runtime.masks import carries_loss, next_token
 from tintc.runtime.simulator import Simulator
 
-
-@dataclass(frozen=True)
-class Sequences:
-    """What a learner reads; each tensor as in `Simulator.forward`."""
-
-    input_ids: Tensor
-    train_mask: Tensor
-    loss_mask: Tensor | None = None
-    attention_mask: Tensor | None = None
-    position_ids: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def rows(self, start: int, stop: int) -> Sequences:
-        """Some of the sequences."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Sequences(*(None if part is None else part[start:stop] for part in parts))  # type: ignore[arg-type]
-
-    def head(self, tokens: int) -> Sequences:
-        """The first tokens of every sequence."""
-        attention = None if self.attention_mask is None else self.attention_mask[..., :tokens]
-        attention = (
-            attention[:, :tokens] if attention is not None and attention.ndim == 3 else attention
-        )
-        loss, positions = (
-            None if part is None else part[:, :tokens]
-            for part in (self.loss_mask, self.position_ids)
-        )
-        return Sequences(
-            self.input_ids[:, :tokens], self.train_mask[:, :tokens], loss, attention, positions
-        )
-
-    def targets(self) -> Tensor:
-        """(B, T) bool: tokens that are trained on as targets. Padding is no target as long as the
-        masks say so.
-        """
-        targets = (
-            self.train_mask.bool()
-            if self.loss_mask is None
-            else self.train_mask.bool() & self.loss_mask.bool()
-        )
-        return targets & (torch.arange(targets.shape[1]) > 0)
-
-
-Predict = Callable[[Sequences, Tensor], Tensor]
+Predict = Callable[[Batch, Tensor], Tensor]
 
 
 class Learner(ABC):
     """Weights trained on each sequence's segment, and what they predict."""
 
     @abstractmethod
-    def logits(self, sequences: Sequences, keep_K: Tensor) -> Tensor:
+    def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         """(B, K, V): of every sequence at the kept positions, under weights that were trained on
         that sequence alone.
         """
 
     @abstractmethod
-    def losses(self, sequences: Sequences, labels_BT: Tensor) -> Tensor:
+    def losses(self, batch: Batch, labels_BT: Tensor) -> Tensor:
         """(B, T): at position t -log p(token t + 1) under the same weights; 0 where its label is
         -100.
         """
 
     @abstractmethod
     @contextmanager
-    def trained(self, sequence: Sequences) -> Iterator[Predict]:
+    def trained(self, batch: Batch) -> Iterator[Predict]:
         """Trains on one sequence; yields what gives logits (1, K, V) of any other sequence under
         those weights.
         """
@@ -102,15 +56,15 @@ class Unmodified(Learner):
         self.simulator = simulator
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequences, keep_K: Tensor) -> Tensor:
-        return predict_initial(self.simulator, sequences, keep_K)
+    def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
+        return predict_initial(self.simulator, batch, keep_K)
 
     @torch.inference_mode()
-    def losses(self, sequences: Sequences, labels_BT: Tensor) -> Tensor:
-        return losses_of(lambda keep: self.logits(sequences, keep), labels_BT)
+    def losses(self, batch: Batch, labels_BT: Tensor) -> Tensor:
+        return losses_of(lambda keep: self.logits(batch, keep), labels_BT)
 
     @contextmanager
-    def trained(self, sequence: Sequences) -> Iterator[Predict]:
+    def trained(self, batch: Batch) -> Iterator[Predict]:
         yield self.logits
 
 
@@ -121,42 +75,21 @@ class Simulated(Learner):
         self.simulator, self.inner_lr = simulator, inner_lr
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequences, keep_K: Tensor) -> Tensor:
-        x = sequences
-        out: SimulatorOutput = self._set()(
-            x.input_ids,
-            x.train_mask,
-            x.loss_mask,
-            x.attention_mask,
-            x.position_ids,
-            logits_to_keep=keep_K,
-        )
-        return out.logits
+    def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
+        return self._set()(**batch.trained(), logits_to_keep=keep_K).logits
 
     @torch.inference_mode()
-    def losses(self, sequences: Sequences, labels_BT: Tensor) -> Tensor:
-        x = sequences
-        return (
-            self._set()
-            .losses(
-                x.input_ids, x.train_mask, labels_BT, x.loss_mask, x.attention_mask, x.position_ids
-            )
-            .losses.cpu()
-        )
+    def losses(self, batch: Batch, labels_BT: Tensor) -> Tensor:
+        return self._set().losses(**batch.trained(), labels=labels_BT).losses.cpu()
 
     @contextmanager
-    def trained(self, sequence: Sequences) -> Iterator[Predict]:
-        x = sequence
+    def trained(self, batch: Batch) -> Iterator[Predict]:
         with torch.inference_mode():
-            updates = self._set().updates(
-                x.input_ids, x.train_mask, x.loss_mask, x.attention_mask, x.position_ids
-            )
+            updates = self._set().updates(**batch.trained())
 
         @torch.inference_mode()
-        def predict(x: Sequences, keep_K: Tensor) -> Tensor:
-            return self.simulator.predict(
-                updates, x.input_ids, x.attention_mask, x.position_ids, logits_to_keep=keep_K
-            )
+        def predict(batch: Batch, keep_K: Tensor) -> Tensor:
+            return self.simulator.predict(updates, **batch.prompt(), logits_to_keep=keep_K)
 
         yield predict
 
@@ -179,83 +112,70 @@ class DynamicEvaluation(Learner):
     def __init__(self, simulator: Simulator, inner_lr: float, steps: int) -> None:
         self.simulator, self.inner_lr, self.steps = simulator, inner_lr, steps
 
-    def logits(self, sequences: Sequences, keep_K: Tensor) -> Tensor:
+    def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         found = []
-        for row in range(len(sequences)):
-            one = sequences.rows(row, row + 1)
+        for row in range(len(batch)):
+            one = batch.row(row)
             with self.trained(one) as predict:
                 found.append(predict(one, keep_K))
         return torch.cat(found)
 
-    def losses(self, sequences: Sequences, labels_BT: Tensor) -> Tensor:
+    def losses(self, batch: Batch, labels_BT: Tensor) -> Tensor:
         found = []
-        for row in range(len(sequences)):
-            one = sequences.rows(row, row + 1)
+        for row in range(len(batch)):
+            one = batch.row(row)
             with self.trained(one) as predict:
                 logits = functools.partial(predict, one)
                 found.append(losses_of(logits, labels_BT[row : row + 1]))
         return torch.cat(found)
 
     @contextmanager
-    def trained(self, sequence: Sequences) -> Iterator[Predict]:
+    def trained(self, batch: Batch) -> Iterator[Predict]:
         tensors = self.simulator.prefix.tensors()
-        weights = [tensors[name] for name in updated_parameters(self.simulator)]
+        weights = {name: tensors[name] for name in updated_parameters(self.simulator)}
         flags = [(parameter, parameter.requires_grad) for parameter in self.simulator.parameters()]
-        before = [weight.detach().clone() for weight in weights]
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            self._train(sequence, weights)
+            self._train(batch, weights)
 
             @torch.inference_mode()
-            def predict(x: Sequences, keep_K: Tensor) -> Tensor:
-                return predict_initial(self.simulator, x, keep_K)
+            def predict(batch: Batch, keep_K: Tensor) -> Tensor:
+                return predict_initial(self.simulator, batch, keep_K)
 
             yield predict
         finally:
             with torch.no_grad():
-                for weight, old in zip(weights, before, strict=True):
-                    weight.copy_(old)
+                for name, weight in weights.items():
+                    weight.copy_(before[name])
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def _train(self, sequence: Sequences, weights: list[Tensor]) -> None:
-        targets_1T = sequence.targets()
-        if not bool(targets_1T.any()):
+    def _train(self, batch: Batch, weights: dict[str, Tensor]) -> None:
+        carries_T = carries_loss(batch.targets())[0]
+        if not bool(carries_T.any()):
             return
-        last = int(targets_1T[0].nonzero()[-1])
-        segment, targets_1S = (
-            sequence.head(last),
-            targets_1T[:, 1 : last + 1],
-        )  # position t predicts token t + 1
-        labels_S = sequence.input_ids[0, 1 : last + 1][targets_1S[0]].to(self.simulator.device)
-        keep_K = targets_1S[0].nonzero()[:, 0]
+        keep_K = carries_T.nonzero()[:, 0]
+        targets_K = batch.input_ids[0, keep_K + 1].to(self.simulator.device)
+        segment = batch.first_tokens(int(keep_K[-1]) + 1)
         self.simulator.requires_grad_(False)
-        for weight in weights:
+        for weight in weights.values():
             weight.requires_grad_()
-        optimizer = torch.optim.SGD(weights, lr=abs(self.inner_lr), maximize=self.inner_lr < 0)
-        for _ in range(self.steps):
-            with torch.enable_grad():
-                loss = F.cross_entropy(
-                    wide(predict_initial(self.simulator, segment, keep_K)[0]),
-                    labels_S,
-                    reduction="sum",
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                loss = summed_loss(predict_initial(self.simulator, segment, keep_K)[0], targets_K)
+                step_in_place(loss, weights, self.inner_lr)
 
 
-def predict_initial(simulator: Simulator, x: Sequences, keep_K: Tensor) -> Tensor:
+def predict_initial(simulator: Simulator, batch: Batch, keep_K: Tensor) -> Tensor:
     """(B, K, V): logits of the weights as they are."""
-    return simulator.predict_initial(
-        x.input_ids, x.attention_mask, x.position_ids, logits_to_keep=keep_K
-    )
+    return simulator.predict_initial(**batch.prompt(), logits_to_keep=keep_K)
 
 
 def losses_of(logits: Callable[[Tensor], Tensor], labels_BT: Tensor) -> Tensor:
     """(B, T): cross-entropies from the logits of those positions alone that some sequence has a
     label for.
     """
-    shifted_BT = F.pad(labels_BT[:, 1:], (0, 1), value=-100)
+    shifted_BT = next_token(labels_BT, -100)
     keep_K = (shifted_BT != -100).any(0).nonzero()[:, 0]
     logits_BKV = logits(keep_K)
     losses_BK = token_losses(logits_BKV, shifted_BT[:, keep_K].to(logits_BKV.device))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from tintc.evaluate.learners import Learner, Sequences
+from tintc.evaluate.learners import Learner
 from tintc.evaluate.prompts import (
     Question,
     Tokens,
@@ -26,6 +26,7 @@ from tintc.evaluate.prompts import (
     places,
 )
 from tintc.evaluate.tasks import Example
+from tintc.runtime.batch import Batch
 
 Form = Literal["sequence", "separate"]
 Loss = Literal["label", "context"]
@@ -91,11 +92,9 @@ class FewShot:
                 texts += found
         return Scores(texts, [domain] * len(texts))
 
-    def _training(self) -> Sequences:
+    def _training(self) -> Batch:
         if not self.demonstrations:
-            return Sequences(
-                torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
-            )
+            return Batch(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
         tree = Tree()
         for tokens, targets in self.demonstrations:
             tree.add(tokens, None, targets)

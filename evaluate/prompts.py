@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.evaluate.learners import Sequences
 from tintc.evaluate.tasks import Example, Task, Template
 from tintc.ir.precision import wide
+from tintc.runtime.batch import Batch
 
 Tokens = tuple[int, ...]
 # Of each label the positions whose logits are read and the token that is looked up there: log
@@ -82,18 +82,18 @@ class Tree:
         return found if parent is None else found | self.ancestors(parent)
 
 
-def as_sequences(trees: Sequence[Tree]) -> Sequences:
+def as_sequences(trees: Sequence[Tree]) -> Batch:
     """One sequence a tree, padded at the right. Trees that are one branch each need no mask of (B,
     T, T).
     """
     if len(trees) == 1 and len(trees[0].branches) == 1:
         ids, train, *_ = _tensors(trees[0], len(trees[0]))
-        return Sequences(ids[None], train[None])
+        return Batch(ids[None], train[None])
     parts = [_tensors(tree, max(map(len, trees))) for tree in trees]
     ids_BT, train_BT, positions_BT, allowed_BTT = (
         torch.stack(group) for group in zip(*parts, strict=True)
     )
-    return Sequences(ids_BT, train_BT, None, allowed_BTT, positions_BT)
+    return Batch(ids_BT, train_BT, None, allowed_BTT, positions_BT)
 
 
 def _tensors(tree: Tree, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

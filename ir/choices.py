@@ -8,24 +8,26 @@ from dataclasses import dataclass
 
 import torch
 
+from tintc.ir.outputs import Output
+
 
 @dataclass(frozen=True)
 class Choices:
-    """outputs: what the caller wants: `logits`, `initial_logits`, `updates`, and `losses` and
-    `initial_losses` of every token. some_tokens: logits at some positions only. into: logits are
-    written into tensors that the caller gives. from_updates: the updated slot values are given.
-    dtype, device: of the weights. enabled: names of the optimizations that are on. differentiable:
-    someone may ask for gradients through the call, so that nothing may be computed in place or by
-    kernels without a derivative. causal: the attention mask is the causal one and nothing else.
-    low_rank: slots whose updates stay factors (see `passes/optimize/low_rank_updates.py`)."""
+    """One kind of call. The caller knows the first fields; the others follow from weights, sizes
+    and what is switched on.
+    """
 
-    outputs: tuple[str, ...] = ()
-    from_updates: bool = False
-    some_tokens: bool = False
-    into: bool = False
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    enabled: frozenset[str] = frozenset()
+    outputs: tuple[Output, ...] = ()  # what is wanted
+    from_updates: bool = False  # the updated slot values are given, and nothing is trained
+    some_tokens: bool = False  # logits at some positions only
+    into: bool = False  # logits are written into tensors that the caller gives
+    # Someone may ask for gradients through the call: nothing may be computed in place or by
+    # kernels without a derivative.
     differentiable: bool = True
-    causal: bool = False
+    causal: bool = False  # the attention mask is the causal one and nothing else
+
+    dtype: torch.dtype = torch.float32  # of the weights
+    device: str = "cpu"  # of the weights
+    enabled: frozenset[str] = frozenset()  # names of the optimizations that are on
+    # Slots whose updates stay factors (see `passes/optimize/low_rank_updates.py`).
     low_rank: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 
 from tintc.ir.node_meta import DType, Shape
+from tintc.ir.outputs import Output
 
 INPUTS: dict[str, tuple[Shape, DType]] = {
     "input_ids": (("B", "T"), "int"),
@@ -23,8 +24,8 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
 FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
     "labels": (("B", "T"), "int"),
     "kept": (("K",), "int"),
-    "logits_into": (("B", "T", "V"), "float"),
-    "initial_logits_into": (("B", "T", "V"), "float"),
+    Output.LOGITS.into: (("B", "T", "V"), "float"),
+    Output.INITIAL_LOGITS.into: (("B", "T", "V"), "float"),
 }
 
 CODE = "position_code"

@@ -13,90 +13,71 @@ from torch import Tensor, fx
 from tintc.ir.errors import InputError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.node_meta import info
+from tintc.runtime.batch import Batch
+from tintc.runtime.masks import Completed, complete, segment_length
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """tensors: by name, as `passes.lower_forward.INPUTS` lists them. segment: tokens that training
-    passes need.
-    untrained: sequences in which no position carries loss. causal: there is no attention mask but
-    the causal one."""
+    """What a batch becomes."""
 
-    tensors: dict[str, Tensor]
-    segment: int
-    untrained: int
-    causal: bool = False
+    tensors: dict[str, Tensor]  # by name, as `ir/inputs.py` lists them
+    segment: int  # tokens that training passes need
+    untrained: int  # sequences in which no position carries loss
+    causal: bool = False  # there is no attention mask but the causal one
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        batch, tokens = self.tensors["input_ids"].shape
+        return batch, tokens
 
 
-def prepare(
-    facts: ModelFacts,
-    dtype: torch.dtype,
-    device: torch.device,
-    input_ids: Tensor,
-    train_mask: Tensor | None,
-    loss_mask: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,
-) -> Inputs:
-    """Checks and completes the inputs of TINT.md section 1. Raises InputError, one clear line, for
-    any that does not fit.
-
-    Without a train_mask nothing is trained. Position t carries loss iff token t+1 is in the
-    training segment (and in loss_mask) and neither token is padding.
+def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: Batch) -> Inputs:
+    """Checks and completes the inputs of TINT.md section 1 (`runtime/masks.py`). Without a
+    train_mask nothing is trained. Raises InputError, one clear line, for any that does not fit.
     """
-    ids_BT = _integers("input_ids", input_ids, None).to(device)
-    shape = (ids_BT.shape[0], ids_BT.shape[1])
-    train_BT = (
-        torch.zeros_like(ids_BT).bool()
-        if train_mask is None
-        else _mask("train_mask", train_mask, (shape,)).to(device)
-    )
-    narrowed_BT = (
-        train_BT
-        if loss_mask is None
-        else train_BT & _mask("loss_mask", loss_mask, (shape,)).to(device)
-    )
-    attention = (
-        None
-        if attention_mask is None
-        else _mask("attention_mask", attention_mask, (shape, (*shape, shape[1]))).to(device)
-    )
-    if (
-        attention is not None
-        and attention.ndim == 2
-        and not torch.compiler.is_compiling()
-        and bool(attention.all())
-    ):
-        attention = None  # nothing is padding: the causal mask is all there is, and kernels know it
-    positions = (
-        None if position_ids is None else _integers("position_ids", position_ids, shape).to(device)
-    )
-
-    allowed_BxTT, valid_BT = _allowed(attention, shape[1], device)
-    if facts.max_tokens is not None and shape[1] > facts.max_tokens:
+    plain = _plain(batch, device)
+    tokens = plain.input_ids.shape[1]
+    if facts.max_tokens is not None and tokens > facts.max_tokens:
         raise InputError(
-            f"the sequence has {shape[1]} tokens; this simulator takes {facts.max_tokens}, up to "
+            f"the sequence has {tokens} tokens; this simulator takes {facts.max_tokens}, up to "
             "which its masks were looked at: cut it"
         )
-    if positions is None:
-        _check_length(shape[1], facts)
-        positions = _positions(valid_BT, shape, device)
-    targets_BT = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1))
-    carries_BT = torch.nn.functional.pad(narrowed_BT[:, 1:], (0, 1))
-    if valid_BT is not None:
-        carries_BT = carries_BT & valid_BT & torch.nn.functional.pad(valid_BT[:, 1:], (0, 1))
-    segment, untrained = shape[1], 0
+    if plain.position_ids is None:
+        _check_length(tokens, facts)
+    columns_T = torch.arange(tokens, device=device)
+    completed = complete(plain, columns_T, dtype)
+    segment, untrained = tokens, 0
     if not torch.compiler.is_compiling():
-        masks = {"train_mask": train_mask, "loss_mask": loss_mask, "attention_mask": attention_mask}
-        segment, untrained = _check_values(facts, ids_BT, positions, carries_BT, masks)
-    tensors = {
-        "input_ids": ids_BT,
-        "position_ids": positions,
-        "attention_mask": allowed_BxTT,
-        "targets": targets_BT,
-        "loss_mask": carries_BT.to(dtype),
-    }
-    return Inputs(tensors, segment, untrained, causal=attention is None)
+        segment, untrained = _check_values(facts, batch, completed, columns_T)
+    return Inputs(completed.tensors, segment, untrained, causal=plain.attention_mask is None)
+
+
+def _plain(batch: Batch, device: torch.device) -> Batch:
+    """The same on the device, ids and positions as int64, after checking types and shapes. A mask
+    without padding is left out: the causal mask is all there is then, and kernels know it.
+    """
+    ids_BT = _integers("input_ids", batch.input_ids, None).to(device)
+    shape = (ids_BT.shape[0], ids_BT.shape[1])
+
+    def mask(name: str, value: Tensor | None, *more: tuple[int, ...]) -> Tensor | None:
+        return None if value is None else _mask(name, value, (shape, *more)).to(device)
+
+    train = mask("train_mask", batch.train_mask)
+    loss = mask("loss_mask", batch.loss_mask)
+    attention = mask("attention_mask", batch.attention_mask, (*shape, shape[1]))
+    if attention is not None and attention.ndim == 2 and _is_all_true(attention):
+        attention = None
+    positions = batch.position_ids
+    if positions is not None:
+        positions = _integers("position_ids", positions, shape).to(device)
+    train = torch.zeros_like(ids_BT, dtype=torch.bool) if train is None else train
+    return Batch(ids_BT, train, loss, attention, positions)
+
+
+def _is_all_true(mask: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and bool(mask.all())
 
 
 def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor:
@@ -120,7 +101,7 @@ def _mask(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tens
         raise InputError(
             f"{name} has shape {tuple(value.shape)}; expected {expected} to match input_ids"
         )
-    return value != 0
+    return value
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -161,75 +142,41 @@ def _check_length(tokens: int, facts: ModelFacts) -> None:
         )
 
 
-def _allowed(
-    attention: Tensor | None, tokens: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """((B or 1, 1, T, T) mask of who may look at whom, (B, T) mask of tokens that are no padding or
-    None).
-
-    A row that may look at nothing (padding) looks at itself instead: its result reaches no other
-    row. Under a (B, T, T) mask, padding is what no position may look at.
-    """
-    causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    if attention is None:
-        return causal_TT[None, None], None
-    if attention.ndim == 2:
-        valid_BT, allowed_BTT = attention, causal_TT & attention[:, None, :]
-    else:
-        allowed_BTT = causal_TT & attention
-        valid_BT = allowed_BTT.any(-2)
-    itself_TT = torch.eye(tokens, dtype=torch.bool, device=device)
-    allowed_BTT = allowed_BTT | (itself_TT & ~allowed_BTT.any(-1, keepdim=True))
-    return allowed_BTT[:, None], valid_BT
-
-
-def _positions(valid_BT: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Positions counted over tokens that are no padding, so that padding on either side changes
-    nothing.
-    """
-    if valid_BT is None:
-        return torch.arange(shape[1], device=device).expand(shape)
-    return (valid_BT.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def _check_values(
-    facts: ModelFacts,
-    ids_BT: Tensor,
-    positions_BT: Tensor,
-    carries_BT: Tensor,
-    masks: dict[str, Tensor | None],
+    facts: ModelFacts, batch: Batch, completed: Completed, columns_T: Tensor
 ) -> tuple[int, int]:
     """(training segment's length, sequences without a target), after checking what only values
     show.
     """
-    names = [name for name, mask in masks.items() if mask is not None and mask.dtype != torch.bool]
-    binary = [
-        ((mask != 0) & (mask != 1)).any().to(ids_BT.device)
-        for name in names
-        if (mask := masks[name]) is not None
-    ]
-    columns = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device)
+    ids, positions = (completed.tensors[name] for name in ("input_ids", "position_ids"))
+    binary = {
+        name: ((mask != 0) & (mask != 1)).any().to(ids.device)
+        for name in ("train_mask", "loss_mask", "attention_mask")
+        if (mask := getattr(batch, name)) is not None and mask.dtype != torch.bool
+    }
+    carries_BT = completed.carries_BT
     facts_read = [
-        *(ids_BT.min(), ids_BT.max(), positions_BT.min(), positions_BT.max()),
-        *((carries_BT * columns).max(), (~carries_BT.any(-1)).sum(), *binary),
+        *(ids.min(), ids.max(), positions.min(), positions.max()),
+        *(segment_length(carries_BT, columns_T), (~carries_BT.any(-1)).sum(), *binary.values()),
     ]
     low, high, first, last, segment, untrained, *wrong = torch.stack(
         [value.long() for value in facts_read]
     ).tolist()
-    if low < 0 or high >= facts.vocab_size:
-        raise InputError(
-            f"input_ids hold {low if low < 0 else high}; this model's tokens are 0 to "
-            f"{facts.vocab_size - 1}"
-        )
-    if first < 0 or (facts.max_positions is not None and last >= facts.max_positions):
-        raise InputError(
-            f"position_ids hold {first if first < 0 else last}; this model's positions are 0 to "
-            f"{(facts.max_positions or 0) - 1}"
-        )
-    for name, bad in zip(names, wrong, strict=True):
+    _check_range("input_ids", "tokens", low, high, facts.vocab_size)
+    _check_range("position_ids", "positions", first, last, facts.max_positions)
+    for name, bad in zip(binary, wrong, strict=True):
         if bad:
             raise InputError(f"{name} holds values other than 0 and 1")
-    return max(segment, 1), untrained
+    return segment, untrained
+
+
+def _check_range(name: str, kind: str, low: int, high: int, size: int | None) -> None:
+    """Raises InputError unless 0 <= low and high < size."""
+    if low < 0 or (size is not None and high >= size):
+        raise InputError(
+            f"{name} hold {low if low < 0 else high}; this model's {kind} are 0 to "
+            f"{(size or 0) - 1}"
+        )
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -8,7 +8,7 @@ then grows with the batch by what is returned alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ NAME = "batch_slices"
 # as fast as 2048.
 TOKENS = {"cpu": 256, "cuda": 32768}
 
-Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Key = TypeVar("Key", bound=str)
 
 
 def slice_size(batch: int, tokens: int, device: str) -> int:
@@ -28,16 +28,16 @@ def slice_size(batch: int, tokens: int, device: str) -> int:
 
 
 def run_in_slices(
-    run: Run,
+    run: Callable[[dict[str, Tensor]], dict[Key, Tensor]],
     tensors: dict[str, Tensor],
     batch: int,
     size: int,
-    into: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
+    into: dict[Key, Tensor] | None = None,
+) -> dict[Key, Tensor]:
     """`run` on one slice of the tensors after another, its results put together. A tensor without a
     row for each sequence, such as the causal mask, goes to every slice. into: outputs, by name,
     that `run` writes into rows of one of the tensors, if it can."""
-    whole: dict[str, Any] = dict(into or {})
+    whole = dict(into or {})
     for start in range(0, batch, size):
         rows = slice(start, min(start + size, batch))
         part = run(
@@ -47,13 +47,12 @@ def run_in_slices(
             }
         )
         for name in list(part):
-            _put(
-                whole, name, part.pop(name), rows, batch
-            )  # no name for the value here: it would outlive the next slice's peak
+            # no name for the value here: it would outlive the next slice's peak
+            _put(whole, name, part.pop(name), rows, batch)
     return whole
 
 
-def _put(whole: dict[str, Tensor], name: str, value: Tensor, rows: slice, batch: int) -> None:
+def _put(whole: dict[Key, Tensor], name: Key, value: Tensor, rows: slice, batch: int) -> None:
     if name not in whole:
         whole[name] = torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device=value.device)
     if value.data_ptr() != whole[name][rows].data_ptr():

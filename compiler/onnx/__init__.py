@@ -20,6 +20,7 @@ from tintc.compiler.onnx.files import LARGEST, check_target, data_file, staged, 
 from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import Model, build, check_outputs, check_standard
 from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
 
 DEFAULT_OPSET = 20
@@ -35,7 +36,7 @@ class Exported:
     data: Path | None
     opset: int
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
     nodes: int
     weight_bytes: int
     file_bytes: int
@@ -57,7 +58,7 @@ def export_onnx(
     path: str | Path,
     *,
     inputs: Collection[str] = (),
-    outputs: Collection[str] = ("logits",),
+    outputs: Collection[str] = (Output.LOGITS,),
     opset: int = DEFAULT_OPSET,
     external_data: bool = False,
     optimize: bool = False,
@@ -114,7 +115,7 @@ def export_onnx(
 
 
 def _checked(
-    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[Output, ...]
 ) -> Check:
     found = compare(simulator, path, inputs, outputs)
     if not found.agrees:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from tintc.ir.errors import NumericalError
+from tintc.ir.outputs import Output
+from tintc.runtime.batch import Batch
 from tintc.runtime.labels import check_labels
 from tintc.runtime.simulator import Simulator
 
@@ -68,7 +70,7 @@ class Check:
 
 
 def compare(
-    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[Output, ...]
 ) -> Check:
     """Runs both on random inputs of several shapes and on a text. Raises NumericalError if onnx's
     checker refuses the model.
@@ -83,26 +85,27 @@ def compare(
     options.log_severity_level = 3  # it warns of every constant that it does not fold
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     reference = _reference(simulator)
-    result = Check({name: Difference() for name in outputs})
+    result = Check({kind.value: Difference() for kind in outputs})
+    with_labels = any(kind.of_losses for kind in outputs)
     for said, ids in _prompts(simulator):
-        given = _given(ids, inputs, any("losses" in name for name in outputs))
+        batch, labels = _given(ids, inputs), _labels(ids) if with_labels else None
         result.inputs.append(f"{said}, {ids.shape[0]} x {ids.shape[1]}")
-        rate = simulator.inner_lr.detach()
-        feed = {name: value.numpy() for name, value in given.items()}
-        feed["inner_lr"] = (
-            rate.cpu()
-            .numpy()
-            .astype(np.float64 if simulator.dtype == torch.float64 else np.float32)
-        )
-        found = dict(zip(outputs, session.run(list(outputs), feed), strict=True))
-        for name, expected in _expected(reference, given, outputs).items():
-            _note(
-                result.outputs[name],
-                torch.from_numpy(found[name]),
-                expected,
-                TOLERANCE[simulator.dtype],
-            )
+        found = session.run(list(result.outputs), _feed(simulator, batch, labels))
+        expected = _expected(reference, batch, labels, outputs)
+        for kind, value in zip(outputs, found, strict=True):
+            difference, limit = result.outputs[kind], TOLERANCE[simulator.dtype]
+            _note(difference, torch.from_numpy(value), expected[kind], limit)
     return result
+
+
+def _feed(
+    simulator: Simulator, batch: Batch, labels: Tensor | None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What the exported model is given."""
+    given = {**batch.trained(), "labels": labels}
+    feed = {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
+    rate = np.float64 if simulator.dtype == torch.float64 else np.float32
+    return {**feed, "inner_lr": simulator.inner_lr.detach().cpu().numpy().astype(rate)}
 
 
 def _note(difference: Difference, found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -140,7 +143,7 @@ def _prompts(simulator: Simulator) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _given(ids: Tensor, inputs: tuple[str, ...], labels: bool) -> dict[str, Tensor]:
+def _given(ids: Tensor, inputs: tuple[str, ...]) -> Batch:
     """Half of the tokens trained, the last sequence less; the second sequence padded on the left
     where there is a mask for it.
     """
@@ -148,7 +151,7 @@ def _given(ids: Tensor, inputs: tuple[str, ...], labels: bool) -> dict[str, Tens
     columns = torch.arange(tokens)
     ends = torch.full((batch, 1), max(2, tokens // 2))
     ends[-1] = max(2, tokens // 3)
-    given = {"input_ids": ids, "train_mask": (columns < ends).long()}
+    given = {}
     if "loss_mask" in inputs:
         given["loss_mask"] = (columns % 3 != 2).long().expand(batch, tokens).contiguous()
     valid = torch.ones_like(ids)
@@ -163,27 +166,29 @@ def _given(ids: Tensor, inputs: tuple[str, ...], labels: bool) -> dict[str, Tens
         )
     if "position_ids" in inputs:
         given["position_ids"] = (columns % max(2, tokens // 2)).expand(batch, tokens).contiguous()
-    if labels:
-        given["labels"] = torch.where(columns % 4 == 3, -100, ids)
-    return given
+    return Batch(ids, (columns < ends).long(), **given)
+
+
+def _labels(ids: Tensor) -> Tensor:
+    return torch.where(torch.arange(ids.shape[1]) % 4 == 3, -100, ids)
 
 
 @torch.inference_mode()
 def _expected(
-    simulator: Simulator, given: dict[str, Tensor], outputs: tuple[str, ...]
-) -> dict[str, Tensor]:
-    inputs = {name: value for name, value in given.items() if name != "labels"}
-    initial = any("initial" in name for name in outputs)
-    found: dict[str, Tensor | None] = {}
-    if any("logits" in name for name in outputs):
+    simulator: Simulator, batch: Batch, labels: Tensor | None, outputs: tuple[Output, ...]
+) -> dict[Output, Tensor]:
+    initial = any(kind.is_before for kind in outputs)
+    found: dict[Output, Tensor | None] = {}
+    if any(not kind.of_losses for kind in outputs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a sequence without a target is meant
-            out = simulator(**inputs, return_initial=initial)
-        found = {"logits": out.logits, "initial_logits": out.initial_logits}
-    if "labels" in given:
-        labels = check_labels(
-            given["labels"], given["input_ids"], simulator.program.facts.vocab_size
-        )
-        losses = simulator.losses(**inputs, labels=labels, return_initial=initial)
-        found |= {"losses": losses.losses, "initial_losses": losses.initial_losses}
-    return {name: tensor.cpu() for name in outputs if (tensor := found[name]) is not None}
+            out = simulator(**batch.trained(), return_initial=initial)
+        found = {Output.LOGITS: out.logits, Output.INITIAL_LOGITS: out.initial_logits}
+    if labels is not None:
+        checked = check_labels(labels, batch.input_ids, simulator.program.facts.vocab_size)
+        losses = simulator.losses(**batch.trained(), labels=checked, return_initial=initial)
+        found |= {
+            Output.LOSSES: losses.losses,
+            Output.INITIAL_LOSSES: losses.initial_losses,
+        }
+    return {kind: tensor.cpu() for kind in outputs if (tensor := found[kind]) is not None}

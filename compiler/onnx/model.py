@@ -23,10 +23,11 @@ from tintc.compiler.onnx.inputs import add_inputs, check_inputs
 from tintc.compiler.onnx.operators import OPERATORS
 from tintc.compiler.onnx.trace import trace
 from tintc.ir.errors import UnsupportedModelError, UsageError
+from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-OUTPUTS = ("logits", "initial_logits", "losses", "initial_losses")
+OUTPUTS = (Output.LOGITS, Output.INITIAL_LOGITS, Output.LOSSES, Output.INITIAL_LOSSES)
 OPSETS = range(18, 24)
 _DTYPES = (torch.float32, torch.float64, torch.float16)
 _SMALL = 1024  # bytes; shapes, bounds and scalars stay where runtimes and checkers look for them
@@ -60,14 +61,11 @@ def build(
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; expected one of {OPSETS.start} to {OPSETS.stop - 1}")
     graph = Graph(opset, OPERATORS)
-    whole, labels = (
-        any("initial" in name for name in wanted),
-        any("losses" in name for name in wanted),
-    )
+    whole, labels = any(kind.is_before for kind in wanted), any(kind.of_losses for kind in wanted)
     with graph.scope("inputs"):
         given = add_inputs(graph, names, simulator.dtype, labels=labels, whole=whole)
     found = trace(simulator, graph, given, wanted)
-    returned = [graph.rename(found[name], name) for name in wanted]
+    returned = [graph.rename(found[kind], kind.value) for kind in wanted]
     graph.prune(wanted)
     infos = [
         helper.make_tensor_value_info(value.name, TYPES[value.dtype], list(value.dims))
@@ -88,13 +86,13 @@ def build(
     return Model(proto, {name: tensor for name, tensor in graph.weights.items() if name in large})
 
 
-def check_outputs(names: Collection[str]) -> tuple[str, ...]:
-    """Outputs in their order. Raises UsageError for an unknown one or none."""
+def check_outputs(names: Collection[str]) -> tuple[Output, ...]:
+    """Outputs in their order. Raises UsageError for an unknown name or none."""
     unknown = [name for name in names if name not in OUTPUTS]
     if unknown or not names:
         got = ", ".join(map(str, unknown)) or "none"
         raise UsageError(f"outputs are {got}; expected some of {', '.join(OUTPUTS)}")
-    return tuple(name for name in OUTPUTS if name in names)
+    return tuple(kind for kind in OUTPUTS if kind in names)
 
 
 def check_standard(proto: onnx.ModelProto) -> None:

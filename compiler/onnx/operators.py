@@ -153,6 +153,11 @@ def eq(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "Equal", x, y, torch.bool)
 
 
+@operator("ne", "__ne__")
+def ne(graph: Graph, x: Any, y: Any) -> Value:
+    return logical_not(graph, eq(graph, x, y))
+
+
 @operator("gt", "__gt__")
 def gt(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "Greater", x, y, torch.bool)
@@ -306,6 +311,17 @@ def any_(graph: Graph, x: Value, dim: int, keepdim: bool = False) -> Value:
     return cast(
         graph, _reduced(graph, "ReduceMax", cast(graph, x, torch.int32), dim, keepdim), torch.bool
     )
+
+
+@operator("amax")
+def amax(graph: Graph, x: Value) -> Value:
+    """The largest of all numbers."""
+    return graph.add("ReduceMax", [x, graph.ints(*range(x.ndim))], (), x.dtype, keepdims=0)
+
+
+@operator("cumsum")
+def cumsum(graph: Graph, x: Value, dim: int) -> Value:
+    return graph.add("CumSum", [x, graph.constant(dim % x.ndim)], x.dims, x.dtype)
 
 
 @operator("softmax")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tintc.compiler.onnx.graph import SEGMENT, Dim, Graph, Value
+from tintc.compiler.onnx.graph import SEGMENT, TYPES, Dim, Graph, Value
 
 SHAPES: dict[str, Callable[..., Any]] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -163,16 +163,31 @@ def pad(
 ) -> Value:
     if not any(padding):
         return x
+    if x.dtype == torch.bool:  # runtimes have no kernel of it for bool
+        numbers = graph.add("Cast", [x], x.dims, torch.int64, to=TYPES[torch.int64])
+        padded = pad(graph, numbers, padding, mode, value)
+        return graph.add("Cast", [padded], padded.dims, torch.bool, to=TYPES[torch.bool])
     count = len(padding) // 2
     before = [0] * (x.ndim - count) + list(reversed(padding[0::2]))
     after = [0] * (x.ndim - count) + list(reversed(padding[1::2]))
     dims = [
-        dim + a + b if isinstance(dim, int) else dim
+        dim + a + b if isinstance(dim, int) else _longer(dim, a + b)
         for dim, a, b in zip(x.dims, before, after, strict=True)
     ]
     return graph.add(
         "Pad", [x, graph.ints(*before, *after), graph.constant(value or 0, x.dtype)], dims, x.dtype
     )
+
+
+def _longer(dim: str, by: int) -> str:
+    """A named dimension that was cut by as many is whole again."""
+    whole = dim.removesuffix(_cut(by))
+    return whole if by and whole != dim else dim
+
+
+def _cut(by: int) -> str:
+    """What a named dimension's name ends in that lost its first numbers."""
+    return f"-{by}"
 
 
 @operator("repeat_interleave")
@@ -231,11 +246,16 @@ def _sliced(
         length = (
             len(range(*slice(start, stop).indices(size)))
             if isinstance(size, int)
-            else f"part_of_{size}"
+            else _part(size, start or 0, stop)
         )
         last = graph.ints(_LAST if stop is None else stop)
     dims = (*x.dims[:axis], length, *x.dims[axis + 1 :])
     return graph.add("Slice", [x, graph.ints(start or 0), last, graph.ints(axis)], dims, x.dtype)
+
+
+def _part(size: str, start: int, stop: int | None) -> str:
+    """The name of what a slice leaves of a named dimension."""
+    return f"{size}{_cut(start)}" if start > 0 and stop is None else f"part_of_{size}"
 
 
 def gather(graph: Graph, table: Value, index: Value, axis: int = 0) -> Value:

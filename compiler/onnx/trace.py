@@ -22,6 +22,7 @@ from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
+from tintc.ir.outputs import Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
 from tintc.runtime.backends.transformer.pages import PrefixPages
@@ -36,26 +37,31 @@ OPTIMIZATIONS = (
 
 @torch.no_grad()
 def trace(
-    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+    simulator: Simulator,
+    graph: Graph,
+    inputs: dict[str, Value | None],
+    outputs: tuple[Output, ...],
 ) -> dict[str, Value]:
     """Adds the nodes of a program that computes the outputs; they come back by name. Raises
     UnsupportedModelError for what has no form in ONNX's standard operators."""
     if simulator.structure is None:
         return _fused(simulator, graph, inputs, outputs)
-    plain = tuple(dict.fromkeys(name.replace("losses", "logits") for name in outputs))
-    found = _transformer(simulator, graph, inputs, plain)
-    for name in outputs:
-        if "losses" in name:
-            with graph.scope(name):
-                logits: Any = found[name.replace("losses", "logits")]
+    found = _transformer(simulator, graph, inputs, without_losses(outputs))
+    for kind in outputs:
+        if kind.of_losses:
+            with graph.scope(kind.value):
+                logits: Any = found[kind.logits]
                 labels: Any = inputs["labels"]
                 losses: Any = token_losses(logits, labels)
-                found[name] = losses
+                found[kind] = losses
     return found
 
 
 def _fused(
-    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+    simulator: Simulator,
+    graph: Graph,
+    inputs: dict[str, Value | None],
+    outputs: tuple[Output, ...],
 ) -> dict[str, Value]:
     lowered = optimize(simulator.program, _choices(simulator, outputs))
     weights = simulator.prefix.direct()
@@ -95,11 +101,11 @@ def _prefix(node: fx.Node, weights: dict[str, Tensor]) -> Tensor:
     return value
 
 
-def _choices(simulator: Simulator, outputs: tuple[str, ...]) -> Choices:
+def _choices(simulator: Simulator, outputs: tuple[Output, ...]) -> Choices:
     """Updates stay factors where that is faster for the lengths that costs are told for."""
     enabled = [name for name in OPTIMIZATIONS if name in simulator.optimizations]
     weight = next(iter(simulator.prefix.parameters()))
-    return Programs(simulator.program, None, enabled).usual(outputs, weight, differentiable=True)
+    return Programs(simulator.program, None, enabled).usual(Choices(outputs), weight)
 
 
 def _scope(node: fx.Node, kind: str = "") -> str:
@@ -112,7 +118,10 @@ def _scope(node: fx.Node, kind: str = "") -> str:
 
 
 def _transformer(
-    simulator: Simulator, graph: Graph, inputs: dict[str, Value | None], outputs: tuple[str, ...]
+    simulator: Simulator,
+    graph: Graph,
+    inputs: dict[str, Value | None],
+    outputs: tuple[Output, ...],
 ) -> dict[str, Value]:
     structure, pages = simulator.structure, simulator.prefix
     assert structure is not None and isinstance(pages, PrefixPages)

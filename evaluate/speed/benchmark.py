@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tintc.compiler.frontend.capture import LogitsOnly
+from tintc.evaluate.sgd import step, step_in_place, summed_loss
 from tintc.ir.builder import outputs
-from tintc.ir.precision import HALF
 from tintc.runtime.simulator import Simulator
 
 # Largest difference of logits, relative to the largest logit, at which two ways to compute the same
@@ -75,13 +74,13 @@ def random_workload(
 class HandWrittenLoop:
     """Ordinary dynamic evaluation with torch.autograd, one sequence after the other:
 
-        W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  L = sum over the training segment's targets;  logits = f(x; W_steps)
+        W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k);  logits = f(x; W_steps)
 
-    for the parameters `names`, through `torch.func.functional_call`; the model's own weights stay.
-    It keeps nothing longer than it
-    needs: no graph outside of training, no gradient after its use, no cache, no padding, and of the
-    segment only the tokens that the loss depends on (the last one is a target). The loss of
-    half-precision logits is computed in float32.
+    with L the sum over the training segment's targets (`evaluate/sgd.py`), for the parameters
+    `names`, through `torch.func.functional_call`; the model's own weights stay. It keeps nothing
+    longer than it needs: no graph outside of training, no gradient after its use, no cache, no
+    padding, and of the segment only the tokens that the loss depends on (the last one is a target).
+    The loss of half-precision logits is computed in float32.
 
     model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
     """
@@ -116,44 +115,22 @@ class HandWrittenLoop:
 
     def _train(self, segment_1S: Tensor) -> dict[str, Tensor]:
         weights = self._weights
-        for step in range(self._steps):
-            gradients = self._gradients(weights, segment_1S)
-            weights = (
-                self._descend(weights, gradients)
-                if step == 0
-                else self._descend_in_place(weights, gradients)
-            )
+        for number in range(self._steps):
+            loss = self._loss(weights, segment_1S)
+            if number == 0:
+                weights = step(loss, weights, self._inner_lr)
+            else:  # these are the loop's own already
+                step_in_place(loss, weights, self._inner_lr)
         return weights
 
-    def _gradients(self, weights: dict[str, Tensor], segment_1S: Tensor) -> dict[str, Tensor]:
+    def _loss(self, weights: dict[str, Tensor], segment_1S: Tensor) -> Tensor:
         ids = segment_1S[:, :-1]
-        logits = (
+        logits: Tensor = (
             self._model(ids)
             if weights is self._weights
             else functional_call(self._model, weights, (ids,))
         )
-        logits = logits.float() if logits.dtype in HALF else logits
-        loss = F.cross_entropy(logits[0], segment_1S[0, 1:], reduction="sum")
-        return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-
-    @torch.no_grad()
-    def _descend(
-        self, weights: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """New weights; each gradient is let go of as soon as it is used."""
-        return {
-            name: torch.sub(weight, gradients.pop(name), alpha=self._inner_lr).requires_grad_()
-            for name, weight in weights.items()
-        }
-
-    @torch.no_grad()
-    def _descend_in_place(
-        self, weights: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The same on weights that are the loop's own already."""
-        for name, weight in weights.items():
-            weight.sub_(gradients.pop(name), alpha=self._inner_lr)
-        return weights
+        return summed_loss(logits[0], segment_1S[0, 1:])
 
 
 def updated_parameters(simulator: Simulator) -> list[str]:
@@ -167,8 +144,7 @@ def updated_parameters(simulator: Simulator) -> list[str]:
 @torch.inference_mode()
 def simulate(simulator: Simulator, work: Workload) -> Tensor:
     """Logits (B, T, V) of one call."""
-    logits: Tensor = simulator(work.ids_BT, work.train_mask).logits
-    return logits
+    return simulator(work.ids_BT, work.train_mask).logits
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:

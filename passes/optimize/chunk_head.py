@@ -24,6 +24,7 @@ from tintc.ir.builder import Builder, further_input
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -47,11 +48,12 @@ def chunk_head(graph: fx.Graph, context: Context) -> fx.Graph:
 def _write_outputs(graph: fx.Graph) -> None:
     output = graph.output_node()
     returned: dict[str, Any] = dict(output.args[0])  # type: ignore[arg-type]
-    for name in returned.keys() & {"logits", "initial_logits"}:
-        head = _head(returned[name])
+    for kind in (Output.LOGITS, Output.INITIAL_LOGITS):
+        name = kind.value
+        head = _head(returned[name]) if name in returned else None
         if head is None or len(returned[name].users) != 1:  # the gradient of the loss needs them
             continue
-        into = further_input(graph, f"{name}_into")
+        into = further_input(graph, kind.into)
         with graph.inserting_before(output):
             fields = {"phase": info(head.linear).phase, "step": info(head.linear).step}
             args = (*head.arguments(), *head.kinds(), into, False)

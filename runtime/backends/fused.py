@@ -17,8 +17,6 @@ from torch import fx, nn
 from tintc.ir.dialect import OPERATORS, tint_name
 from tintc.ir.node_meta import Shape, info
 
-OUTPUTS = ("logits", "initial_logits", "updates")
-
 
 class _TypedProxy(fx.Proxy):
     """A traced value whose rank, last size and dtype are known, so that primitives can choose by

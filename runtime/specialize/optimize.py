@@ -22,6 +22,7 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
+from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
@@ -60,24 +61,23 @@ def _keep(graph: fx.Graph, choices: Choices) -> None:
             copy_info(node, given, role="input")
             node.replace_all_uses_with(given)
     with graph.inserting_before(output):
-        output.args = ({name: _wanted(graph, name, returned, choices) for name in choices.outputs},)
+        wanted = {kind.value: _wanted(graph, kind, returned, choices) for kind in choices.outputs}
+        output.args = (wanted,)
 
 
-def _wanted(graph: fx.Graph, name: str, returned: dict[str, Any], choices: Choices) -> Any:
+def _wanted(
+    graph: fx.Graph, kind: Output, returned: dict[str, Any], choices: Choices
+) -> fx.Node | dict[str, fx.Node]:
     """The node, or nodes, of one output."""
-    if name == "updates":
-        return returned[name]
-    logits: fx.Node = returned[name.replace("losses", "logits")]
-    if name in ("losses", "initial_losses"):
+    if kind is Output.UPDATES:
+        updates: dict[str, fx.Node] = returned[kind]
+        return updates
+    logits: fx.Node = returned[kind.logits]
+    if kind.of_losses:
         labels = further_input(graph, "labels")
+        place: dict[str, Any] = {"phase": "forward", "step": info(logits).step}
         return Builder(graph).call(
-            "token_losses",
-            logits,
-            labels,
-            like=logits,
-            label=name,
-            phase="forward",
-            step=info(logits).step,
+            "token_losses", logits, labels, like=logits, label=kind.value, **place
         )
     return _some_tokens(graph, logits) if choices.some_tokens else logits
 

@@ -4,9 +4,10 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +16,9 @@ from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.choices import Choices
 from tintc.ir.errors import UsageError
+from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
@@ -24,22 +27,64 @@ from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
 from tintc.runtime.specialize.optimize import check_names, optimize
 
-MODES = (
-    "default",
-    "reduce-overhead",
-    "max-autotune",
-)  # of torch.compile; the second replays CUDA graphs
+# of torch.compile; the second replays CUDA graphs
+MODES = ("default", "reduce-overhead", "max-autotune")
+
+Value = Tensor | int  # of an argument; the segment's length is a number
+Result = Tensor | dict[str, Tensor]  # of an output; updates are one tensor a slot
+Run = Callable[..., dict[str, Result]]
+
+
+class Source(Enum):
+    """Where the value of an argument comes from, and what its name means."""
+
+    WEIGHT = auto()  # an auxiliary parameter, by its own name
+    PREFIX = auto()  # `page_0`, ... or the position code, of the transformer back end
+    INPUT = auto()  # one of INPUTS and FURTHER_INPUTS
+    GIVEN = auto()  # the updated value of a slot, by the slot's name
+    FOLDED = auto()  # what weights were turned into once, by the folded node's name
+
+
+class Argument(NamedTuple):
+    """One argument of an emitted program."""
+
+    source: Source
+    name: str
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """A program, and for each of its arguments the name of the auxiliary parameter or, if it is
-    none, of the input, or of the slot whose value is given. folded: makes what its weights have to
-    be turned into, once."""
+    """A program and its arguments, in order. folded: makes what its weights have to be turned into,
+    once.
+    """
 
     module: fx.GraphModule
-    arguments: list[tuple[bool, str]]
+    arguments: tuple[Argument, ...]
     folded: Emitted | None = None
+
+    def bound(self, values: Mapping[Source, Mapping[str, Value]]) -> list[Value]:
+        """The value of each argument."""
+        return [values[source][name] for source, name in self.arguments]
+
+
+class _WeightState(NamedTuple):
+    """What changes when somebody writes to a weight or replaces it."""
+
+    address: int
+    version: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _WeightState:
+        return cls(weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """What weights were turned into, and the state that they were in."""
+
+    states: list[_WeightState]
+    value: Tensor
 
 
 class Programs:
@@ -64,102 +109,53 @@ class Programs:
                     "fused back end"
                 )
             self.enabled = tuple(name for name in self.enabled if name != "onednn_products")
-        self._compiled: dict[fx.GraphModule, Callable[..., dict[str, Any]]] = {}
+        self._compiled: dict[fx.GraphModule, Run] = {}
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
-        self._folded: dict[
-            str, tuple[Any, Tensor]
-        ] = {}  # by name: the weights' states, and what was made of them
+        self._folded: dict[str, _Folded] = {}  # by the folded node's name
 
-    def choose(
-        self,
-        wanted: tuple[str, ...],
-        weights: Tensor,
-        inputs: dict[str, Tensor],
-        segment: int,
-        **facts: Any,
-    ) -> Choices:
-        """The kind of a call. weights: any one of them. facts: `from_updates`, `differentiable` and
-        `causal` of Choices.
+    def choose(self, kind: Choices, weight: Tensor, tokens: int, segment: int) -> Choices:
+        """The kind of a call, completed. weight: any one of them. tokens, segment: of a sequence,
+        and those of them that training passes see.
         """
         if self.structure is not None:
-            return Choices(
-                wanted, from_updates=facts.get("from_updates", False), dtype=weights.dtype
-            )
-        low_rank: frozenset[str] = frozenset()
-        tracing = (
-            torch.compiler.is_compiling()
-        )  # sizes are symbols then, and nothing may depend on them
-        if "low_rank_updates" in self.enabled and "updates" not in wanted and not tracing:
-            if self._uses is None:
-                self._uses = slot_uses(self.program.graph)
-            shape = (
-                inputs["input_ids"].shape[1],
-                segment,
-                weights.element_size(),
-                weights.device.type,
-            )
-            low_rank = frozenset(
-                slot for slot, use in self._uses.items() if use.factors_win(*shape)
-            )
-        return Choices(
-            wanted,
-            dtype=weights.dtype,
-            device=weights.device.type,
+            return Choices(kind.outputs, from_updates=kind.from_updates, dtype=weight.dtype)
+        return replace(
+            kind,
+            dtype=weight.dtype,
+            device=weight.device.type,
             enabled=frozenset(self.enabled),
-            low_rank=low_rank,
-            **facts,
+            low_rank=self._low_rank(kind, weight, tokens, segment),
         )
 
-    def usual(
-        self,
-        wanted: tuple[str, ...],
-        weights: Tensor,
-        *,
-        from_updates: bool = False,
-        differentiable: bool,
-    ) -> Choices:
-        """The kind of a call without masks, of the shapes that costs are told for."""
+    def _low_rank(self, kind: Choices, weight: Tensor, tokens: int, segment: int) -> frozenset[str]:
+        """Slots whose updates stay factors. While torch traces, sizes are symbols, and nothing may
+        depend on them.
+        """
+        wanted = "low_rank_updates" in self.enabled and Output.UPDATES not in kind.outputs
+        if not wanted or torch.compiler.is_compiling():
+            return frozenset()
+        if self._uses is None:
+            self._uses = slot_uses(self.program.graph)
+        shape = (tokens, segment, weight.element_size(), weight.device.type)
+        return frozenset(slot for slot, use in self._uses.items() if use.factors_win(*shape))
+
+    def usual(self, kind: Choices, weight: Tensor) -> Choices:
+        """The kind of a call of the shapes that costs are told for."""
         sizes = call_sizes(self.program.facts)
-        inputs = {"input_ids": torch.empty(sizes["batch"], sizes["tokens"], device="meta")}
-        facts = {
-            "from_updates": from_updates,
-            "differentiable": differentiable,
-            "causal": not differentiable,
-        }
-        return self.choose(wanted, weights, inputs, sizes["segment"], **facts)
+        return self.choose(kind, weight, sizes["tokens"], sizes["segment"])
 
     def get(self, choices: Choices) -> Emitted:
         """The program of a kind of call."""
         if choices not in self._emitted:
-            if self.structure is None:
-                graph = optimize(self.program, choices)
-                weights = fold_weights(graph)
-                folded = (
-                    None
-                    if weights is None
-                    else self._emitted_of(fused.emit(weights, choices.dtype), {}, None)
-                )
-                module = fused.emit(graph, choices.dtype)
-                given = {
-                    node.name: slot
-                    for node in graph.nodes
-                    if node.op == "placeholder" and (slot := info(node).slot)
-                }
-            else:
-                folded = None
-                module = transformer.emit(
-                    self.program, self.structure, choices.outputs, from_updates=choices.from_updates
-                )
-                given = {
-                    node.name: slot for slot, node in outputs(self.program.graph)["updates"].items()
-                }
-            self._emitted[choices] = self._emitted_of(module, given, folded)
+            self._emitted[choices] = (
+                self._emit_fused(choices)
+                if self.structure is None
+                else self._emit_transformer(choices, self.structure)
+            )
         return self._emitted[choices]
 
-    def runnable(
-        self, module: fx.GraphModule, differentiable: bool
-    ) -> Callable[..., dict[str, Any]]:
+    def runnable(self, module: fx.GraphModule, differentiable: bool) -> Run:
         """The program as it runs: itself, or compiled by torch."""
         if self.torch_compile is None or differentiable:
             return module
@@ -167,34 +163,65 @@ class Programs:
             self._compiled[module] = torch.compile(module, mode=self.torch_compile)
         return self._compiled[module]
 
-    def _emitted_of(
-        self, module: fx.GraphModule, given: dict[str, str], folded: Emitted | None
-    ) -> Emitted:
-        parameters = {
-            node.name: name for node in self.program.graph.nodes if (name := info(node).parameter)
+    def _emit_fused(self, choices: Choices) -> Emitted:
+        graph = optimize(self.program, choices)
+        weights = fold_weights(graph)
+        folded = None
+        sources = {
+            node.name: Argument(Source.GIVEN, slot)
+            for node in graph.find_nodes(op="placeholder")
+            if (slot := info(node).slot) is not None
         }
-        names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
-        return Emitted(
-            module,
-            [(name in parameters, parameters.get(name) or given.get(name, name)) for name in names],
-            folded,
-        )
+        if weights is not None:
+            folded = _emitted(fused.emit(weights, choices.dtype), self._weights())
+            sources |= {name: Argument(Source.FOLDED, name) for name in _returned(folded)}
+        return _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
+
+    def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
+        names, given = choices.outputs, choices.from_updates
+        module = transformer.emit(self.program, structure, names, from_updates=given)
+        sources = {
+            node.name: Argument(Source.GIVEN, slot)
+            for slot, node in outputs(self.program.graph)["updates"].items()
+        }
+        prefix = (CODE, *(f"page_{index}" for index in range(self.program.layout.pages)))
+        sources |= {name: Argument(Source.PREFIX, name) for name in prefix}
+        return _emitted(module, sources | self._weights())
+
+    def _weights(self) -> dict[str, Argument]:
+        """Placeholder -> the auxiliary parameter that it stands for."""
+        return {
+            node.name: Argument(Source.WEIGHT, name)
+            for node in self.program.graph.find_nodes(op="placeholder")
+            if (name := info(node).parameter) is not None
+        }
 
     @torch.no_grad()
     def folded(self, emitted: Emitted, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a program's weights are turned into: made at first use, and again when a weight has
         changed.
         """
-        if emitted.folded is None:
+        making = emitted.folded
+        if making is None:
             return {}
-        used = [weights[name] for _, name in emitted.folded.arguments]
-        state = [
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
-            for weight in used
-        ]
-        names = list(fx.node.map_arg(emitted.folded.module.graph.output_node().args[0], str))  # type: ignore[arg-type]
-        if any(name not in self._folded or self._folded[name][0] != state for name in names):
-            self._folded |= {
-                name: (state, value) for name, value in emitted.folded.module(*used).items()
-            }
-        return {name: self._folded[name][1] for name in names}
+        states = [_WeightState.of(weights[argument.name]) for argument in making.arguments]
+        names = _returned(making)
+        if any(name not in self._folded or self._folded[name].states != states for name in names):
+            values: dict[str, Tensor] = making.module(*making.bound({Source.WEIGHT: weights}))
+            self._folded |= {name: _Folded(states, value) for name, value in values.items()}
+        return {name: self._folded[name].value for name in names}
+
+
+def _emitted(
+    module: fx.GraphModule, sources: Mapping[str, Argument], folded: Emitted | None = None
+) -> Emitted:
+    """sources: of the placeholders that are no inputs."""
+    names = [str(node.target) for node in module.graph.find_nodes(op="placeholder")]
+    arguments = tuple(sources.get(name, Argument(Source.INPUT, name)) for name in names)
+    return Emitted(module, arguments, folded)
+
+
+def _returned(emitted: Emitted) -> tuple[str, ...]:
+    """Names of what a program returns."""
+    found: Mapping[str, object] = emitted.module.graph.output_node().args[0]  # type: ignore[assignment]
+    return tuple(found)

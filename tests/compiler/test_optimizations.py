@@ -21,8 +21,11 @@ from tests.support.tolerances import OPTIMIZED, error, measured
 from tests.support.variants import VARIANTS
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops import head
+from tintc.ir.outputs import Output
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.runtime import slices
+from tintc.runtime.batch import Batch
+from tintc.runtime.compiled import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cost_model import SlotUse
 
@@ -208,11 +211,11 @@ def test_low_rank_equals_materialized(
 
 def code_of(simulator: Simulator, wanted: tuple[str, ...] = ("logits",), **inputs: Tensor) -> str:
     """The program that a call of `ragged` inputs under inference mode runs, as Python."""
-    prepared = simulator._prepare(*(inputs or inputs_of("ragged", 2)).values(), *(None,) * 3)
+    prepared = simulator._prepare(Batch(**(inputs or inputs_of("ragged", 2))))
+    kinds = tuple(map(Output, wanted))
+    call = Call(kinds, prepared.tensors, prepared.segment, prepared.causal)
     with torch.inference_mode():
-        module, _ = simulator.bound(
-            wanted, prepared.tensors, prepared.segment, causal=prepared.causal
-        )
+        module, _ = simulator.bound(call)
     return module.code
 
 

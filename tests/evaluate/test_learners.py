@@ -14,16 +14,17 @@ from tests.oracle.reference import reference
 from tests.support.models import FAMILIES, tokens
 from tests.support.scenarios import demonstrations, loss_mask, ragged
 from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.learners import Sequences, losses_of
+from tintc.evaluate.learners import losses_of
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError
+from tintc.runtime.batch import Batch
 
 SCENARIOS = {"ragged": ragged, "loss mask": loss_mask, "demonstrations": demonstrations}
 LENGTH, VOCAB = 12, 29
 
 
-def sequences(name: str) -> Sequences:
-    return Sequences(**SCENARIOS[name](2, LENGTH, VOCAB))
+def sequences(name: str) -> Batch:
+    return Batch(**SCENARIOS[name](2, LENGTH, VOCAB))
 
 
 def auxiliary(model: nn.Module) -> Auxiliary:
@@ -37,7 +38,7 @@ def of_family(family: str) -> tuple[nn.Module, Auxiliary]:
     return model, auxiliary(model)
 
 
-def expected(model: nn.Module, config: SimulatorConfig, given: Sequences) -> Any:
+def expected(model: nn.Module, config: SimulatorConfig, given: Batch) -> Any:
     return reference(
         model,
         config,
@@ -114,7 +115,7 @@ def test_trained_on_one_sequence_predicts_another(name: str) -> None:
     model = FAMILIES["opt"]()
     given, other = (
         sequences("ragged").rows(0, 1),
-        Sequences(tokens(1, 7, VOCAB, seed=5), torch.zeros(1, 7).long()),
+        Batch(tokens(1, 7, VOCAB, seed=5), torch.zeros(1, 7).long()),
     )
     with learners()[name].trained(given) as predict:
         found = predict(other, torch.tensor([2, 6]))
@@ -149,7 +150,7 @@ def test_weights_and_flags_are_put_back_also_after_an_error() -> None:
 
 def test_without_a_target_nothing_is_trained() -> None:
     model = of_family("opt")[0]
-    given = Sequences(
+    given = Batch(
         tokens(1, 6, VOCAB), torch.tensor([[1, 0, 0, 0, 0, 0]])
     )  # the first token is nobody's target
     for learner in learners().values():

@@ -14,10 +14,12 @@ from tests.support.tolerances import OPTIMIZED, error
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.outputs import Output
+from tintc.runtime.batch import Batch
 from tintc.runtime.inputs import prepare
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import optimize
-from tintc.runtime.specialize.programs import Programs
+from tintc.runtime.specialize.programs import Programs, Source
 
 LIMIT = OPTIMIZED[torch.float64]
 
@@ -36,7 +38,7 @@ def choices(found: Simulator, **changes: object) -> Choices:
         "differentiable": False,
         "dtype": torch.float64,
     }
-    return dataclasses.replace(Choices(("logits",)), **{**on_gpu, **changes})  # type: ignore[arg-type]
+    return dataclasses.replace(Choices((Output.LOGITS,)), **{**on_gpu, **changes})  # type: ignore[arg-type]
 
 
 def operators(found: Simulator, **changes: object) -> list[str]:
@@ -80,18 +82,16 @@ def test_left_alone(changes: dict[str, object]) -> None:
 
 def run(found: Simulator, how: Choices, programs: Programs) -> torch.Tensor:
     ids, train = tokens(3, 11, found.program.facts.vocab_size), ragged_train_mask(3, 11)
-    inputs = prepare(found.program.facts, found.dtype, found.device, ids, train)
+    inputs = prepare(found.program.facts, found.dtype, found.device, Batch(ids, train))
     emitted, weights = programs.get(how), found.prefix.direct()
+    segment = {"inner_lr": found.inner_lr, "segment": inputs.segment}
     values = {
-        **inputs.tensors,
-        "inner_lr": found.inner_lr,
-        "segment": inputs.segment,
-        **programs.folded(emitted, weights),
+        Source.WEIGHT: weights,
+        Source.INPUT: inputs.tensors | segment,
+        Source.FOLDED: programs.folded(emitted, weights),
     }
     with torch.no_grad():
-        logits: torch.Tensor = emitted.module(
-            *[weights[n] if w else values[n] for w, n in emitted.arguments]
-        )["logits"]
+        logits: torch.Tensor = emitted.module(*emitted.bound(values))["logits"]
     return logits
 
 

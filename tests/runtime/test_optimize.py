@@ -18,6 +18,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, info
+from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import Pass
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
@@ -37,7 +38,7 @@ def optimized(
     outputs: tuple[str, ...] = ("logits",), config: SimulatorConfig = EXACT, **facts: Any
 ) -> Stage:
     at, program = lowered(config)
-    choices = Choices(outputs, **{"dtype": torch.float64, **facts})
+    choices = Choices(tuple(map(Output, outputs)), **{"dtype": torch.float64, **facts})
     context = Context(
         config,
         at.context.tensors,
@@ -75,9 +76,9 @@ def test_the_program_stays_as_it_is() -> None:
         {node.name: node.meta[KEY] for node in at.graph.nodes if KEY in node.meta},
     )
     enabled = frozenset(OPTIMIZATION_NAMES)
-    for wanted in (("logits",), ("losses",), ("updates",)):
+    for wanted in (Output.LOGITS, Output.LOSSES, Output.UPDATES):
         choices = Choices(
-            wanted,
+            (wanted,),
             enabled=enabled,
             differentiable=False,
             causal=True,

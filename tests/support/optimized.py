@@ -15,6 +15,7 @@ from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.node_meta import info
+from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
@@ -46,7 +47,7 @@ def pruned(
         "low_rank": uses,
         **facts,
     }
-    choices = Choices(outputs, **known)
+    choices = Choices(tuple(map(Output, outputs)), **known)
     graph = optimize(
         Program(at.graph, at.context.config, at.context.facts, at.context.layout), choices
     )
@@ -68,7 +69,7 @@ def results(at: Stage, given: dict[str, Any] | None = None) -> dict[str, Tensor]
     vocab = at.context.facts.vocab_size
     known = inputs(batch=3, vocab=vocab) if given is None else given
     # Training passes see what holds targets; logits before the update are of what they see.
-    initial = any(name.startswith("initial") for name in at.context.choices.outputs)
+    initial = any(kind.is_before for kind in at.context.choices.outputs)
     known = {
         **known,
         "segment": known["input_ids"].shape[1] if initial else 4,

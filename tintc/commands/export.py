@@ -64,7 +64,7 @@ def _print(exported: Exported) -> None:
         "train_mask",
         *exported.inputs,
         "inner_lr",
-        *(["labels"] if "losses" in " ".join(exported.outputs) else []),
+        *(["labels"] if any(kind.of_losses for kind in exported.outputs) else []),
     ]
     beside = "" if exported.data is None else f", weights in {exported.data.name}"
     rows = {

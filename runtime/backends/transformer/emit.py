@@ -23,6 +23,7 @@ from tintc.ir.errors import CompilerBug
 from tintc.ir.inputs import CODE
 from tintc.ir.layout import Tile
 from tintc.ir.node_meta import info
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.backends.transformer.modules import (
     activation,
@@ -171,10 +172,8 @@ class _Emitter:
             if rule is None:
                 raise CompilerBug(f"the transformer back end has no rule for tint.{name}")
             rule(node)
-        for key in (
-            "logits",
-            "initial_logits",
-        ):  # taken out at once: later modules use these coordinates again
+        # taken out at once: later modules use these coordinates again
+        for key in (Output.LOGITS.value, Output.INITIAL_LOGITS.value):
             if self.wanted.get(key) is node:
                 self.values[node] = self._function(copied, self.stream, self._range(node), name=key)
 
