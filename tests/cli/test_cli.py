@@ -83,7 +83,7 @@ class TestHelp:
 import sys
 from tintc.cli import app
 for arguments in (["--help"], ["compile", "--help"], ["--version"]):
-    app(arguments, standalone_mode=False)
+    app(arguments)
 heavy = {"torch", "transformers", "numpy", "networkx", "safetensors"} & set(sys.modules)
 assert not heavy, heavy
 """

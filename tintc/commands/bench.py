@@ -12,7 +12,8 @@ from tintc.ir.config import SimulatorConfig
 
 
 def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_json: bool) -> None:
-    """Measures and prints both sides; settings: fields of `compiler.bench_report.Settings`."""
+    """Measures and prints both sides; settings: fields of
+    `tintc.evaluate.speed.report.Settings`."""
     from tintc.evaluate.speed.report import Settings, bench_report, stages
 
     start, chosen = time.monotonic(), Settings(**settings)

@@ -21,7 +21,7 @@ _PACKAGES = (
     "onnx",
     "datasets",
     "tokenizers",
-    "typer",
+    "cyclopts",
     "rich",
 )
 

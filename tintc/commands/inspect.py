@@ -12,6 +12,7 @@ from rich.table import Table
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_files import read_manifest
 from tintc.compiler.reports.direct import direct_flops
@@ -21,49 +22,32 @@ from tintc.ir.layout import Layout
 from tintc.ir.records import NodeRecord, to_records
 
 
-def run(
-    path: Path,
-    *,
-    stage: str | None,
-    form: str,
-    slots: bool,
-    params: bool,
-    node: str | None,
-    as_json: bool,
-) -> None:
+def run(path: Path, asked: View, *, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
-    if as_json and form not in ("table", "json"):
-        raise UsageError(f"--json and --format {form} exclude each other; pass one of them")
-    form = "json" if as_json else form
-    whole = "--slots" if slots else "--params"
-    if (slots or params) and (stage is not None or node is not None or (slots and params)):
-        raise UsageError(
-            f"{whole} shows the whole simulator; pass it without --stage, --node and "
-            f"{'--params' if slots else '--slots'}"
-        )
-    if (slots or params or node is not None) and form not in ("table", "json"):
-        raise UsageError(
-            f"--format is {form}; {whole if slots or params else '--node'} has the formats table "
-            "and json"
-        )
+    view = asked.checked(as_json=as_json)
     manifest = read_manifest(path)
-    if slots:
-        _print_slots(Layout.from_dict(manifest["layout"]), form)
-    elif node is not None:
-        _print_node(_records(path, stage or "lowered"), node, stage or "lowered", form)
-    elif stage is not None or form in ("code", "dot"):
-        _print_graph(path, stage or "lowered", form)
+    stage = view.stage or "lowered"
+    if view.slots:
+        _print_slots(Layout.from_dict(manifest["layout"]), view.form)
+    elif view.node is not None:
+        _print_node(_records(path, stage), view.node, stage, view.form)
+    elif view.stage is not None or view.form in ("code", "dot"):
+        _print_graph(path, stage, view.form)
     else:
         facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        if params:
-            _print_parameters(path, facts, form)
-            return
-        if form == "json":
-            console.print_json(facts)
-            return
-        console.print_table(summary(facts), fold=True)
-        console.out.print()
-        console.print_table(_operators(facts["operators"]))
+        if view.params:
+            _print_parameters(path, facts, view.form)
+        else:
+            _print_summary(facts, view.form)
+
+
+def _print_summary(facts: dict[str, Any], form: str) -> None:
+    if form == "json":
+        console.print_json(facts)
+        return
+    console.print_table(summary(facts), fold=True)
+    console.out.print()
+    console.print_table(_operators(facts["operators"]))
 
 
 def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:

@@ -6,27 +6,68 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter, validators
 from rich.table import Table
 
 from tintc.commands import console
 from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
-def check_options(train_fraction: float, inner_lr: float | None) -> None:
-    """Raises UsageError for a fraction or a rate that makes no sense."""
-    if not 0 <= train_fraction < 1:
-        raise UsageError(
-            f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is "
-            "what is predicted"
-        )
-    if inner_lr is not None and not math.isfinite(inner_lr):
-        raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What text is read, and what is done with it."""
+
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True, help="The text.")] = None
+    file: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True, metavar="FILE", help="A UTF-8 text file, or - as above."
+        ),
+    ] = None
+    train_fraction: Annotated[
+        float, Parameter(help="Part of the tokens to train on; the rest is predicted.")
+    ] = 0.5
+    generate: Annotated[
+        int,
+        Parameter(
+            validator=validators.Number(gte=0),
+            metavar="N",
+            help="Continue with N tokens under the updated weights.",
+        ),
+    ] = 0
+    max_tokens: Annotated[
+        int | None,
+        Parameter(validator=validators.Number(gte=2), help="Cut the text to so many tokens."),
+    ] = None
+    inner_lr: Annotated[
+        float | None, Parameter(help="Inner learning rate; default the compiled one.")
+    ] = None
+
+    def from_stdin(self) -> Reading:
+        """The same of standard input. Raises UsageError if there is another text."""
+        if self.file is not None or self.text is not None:
+            raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+        return replace(self, file="-")
+
+    def read(self) -> str:
+        """The text. Raises UsageError for a fraction or a rate that makes no sense, or unless there
+        is one text; InputError if it cannot be read.
+        """
+        if not 0 <= self.train_fraction < 1:
+            raise UsageError(
+                f"train-fraction is {self.train_fraction:g}; expected 0 or more and below 1: the "
+                "rest is what is predicted"
+            )
+        if self.inner_lr is not None and not math.isfinite(self.inner_lr):
+            raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
+        return _read(self.text, self.file)
 
 
-def read(text: str | None, file: str | None) -> str:
+def _read(text: str | None, file: str | None) -> str:
     """The text, without the space around it. Raises UsageError unless there is one source,
     InputError if it cannot be read.
     """
