@@ -7,16 +7,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from tintc.commands import entries, experiments
-from tintc.commands.console import Verbosity, configure_logging, err
+from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp
 from tintc.commands.options import OPTIONS, Common
 from tintc.commands.refused import one_line
-from tintc.ir.errors import TintcError
+from tintc.ir.errors import TintcError, UsageError
 from tintc.version import __version__
 
 BUILD, LOOK, USE, MEASURE, OTHER = (
@@ -76,9 +77,38 @@ app.command(measured)
 app.command(experiments.ablate_command, name="ablate", group=MEASURE, sort_key=3)
 measured.command(experiments.lm_command, name="lm", sort_key=0)
 measured.command(experiments.classify_command, name="classify", sort_key=1)
-app.register_install_completion_command(
-    help="Complete commands and options in this shell.", group=OTHER
-)
+
+
+@app.command(name="--install-completion", group=OTHER, version_flags=[])
+def install_completion(
+    *,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"] | None,
+        Parameter(help="Default the one that runs this command."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Parameter(
+            name=("-o", "--output"),
+            metavar="FILE",
+            help="Where its script goes; default where the shell looks.",
+        ),
+    ] = None,
+) -> None:
+    """Have the shell complete commands and options.
+
+    Writes a script, and a line that reads it into the shell's startup file if the script goes where
+    the shell looks.
+    """
+    from cyclopts.completion.detect import ShellDetectionError
+
+    try:
+        written = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
+    except ShellDetectionError as error:
+        raise UsageError(
+            "it is not clear which shell this is; pass --shell bash, zsh, fish or powershell"
+        ) from error
+    out.print(f"{written}: start the shell anew to complete `tintc`", markup=False)
 
 
 def call(arguments: Sequence[str]) -> None:

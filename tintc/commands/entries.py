@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from tintc.commands.flags import Flags, flags_of
+from tintc.commands.flags import WHOLE, Flags, at_least, flags_of
 from tintc.commands.options import (
     DEVICE,
     MODEL,
@@ -47,7 +47,9 @@ def compile_command(
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
     model: Annotated[Loading, flat(MODEL)] = Loading(),
-    seed: Annotated[int, Parameter(group=MODEL, help="Of the random weights of a shape.")] = 0,
+    seed: Annotated[
+        int, WHOLE, Parameter(group=MODEL, help="Of the random weights of a shape.")
+    ] = 0,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     """Compile a model into a simulator."""
@@ -121,7 +123,7 @@ class Exporting:
     """How an ONNX model is written."""
 
     opset: Annotated[
-        int | None, Parameter(help="Of ONNX's standard operators, 18 to 23; default 20.")
+        int | None, WHOLE, Parameter(help="Of ONNX's standard operators, 18 to 23; default 20.")
     ] = None
     external_data: Annotated[bool, Parameter(help="Weights in FILE.data, as above 2 GB.")] = False
     optimize: Annotated[bool, Parameter(help="Fold constants with onnxscript.")] = False
@@ -180,11 +182,10 @@ def verify_command(
     *,
     tokens: Annotated[
         int | None,
-        Parameter(
-            validator=validators.Number(gte=2), help="Length of the random sequence; default 64."
-        ),
+        at_least(2),
+        Parameter(help="Length of the random sequence; default 64."),
     ] = None,
-    seed: Annotated[int, Parameter(help="Of the random sequence.")] = 0,
+    seed: Annotated[int, WHOLE, Parameter(help="Of the random sequence.")] = 0,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     """Compare a simulator with torch.autograd in float64.

@@ -1,5 +1,5 @@
-"""`tintc eval` and `tintc ablate`: what they take on the command line. Everything that imports torch
-is imported inside them.
+"""`tintc eval` and `tintc ablate`: what they take on the command line. Everything that imports
+torch is imported inside them.
 """
 
 from __future__ import annotations

@@ -5,14 +5,37 @@ flag of every command that takes the dataclass, with its help text.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from tintc.ir.described import flag_of, help_of
 from tintc.ir.errors import UsageError
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """Of "5"; cyclopts itself rounds 5.5."""
+    return int(tokens[-1].value)
+
+
+def _whole_or_none(hint: Any, tokens: Sequence[Token]) -> int | None:
+    """The same, but "none" is a value too: it takes back what a file says."""
+    return None if tokens[-1].value == "none" else _whole(hint, tokens)
+
+
+def at_least(least: int) -> Parameter:
+    """Of a whole number that is not smaller."""
+
+    def check(_: Any, value: int | None) -> None:
+        if value is not None and value < least:
+            raise ValueError(f"expected at least {least}")
+
+    return Parameter(converter=_whole, validator=check)
+
+
+WHOLE = Parameter(converter=_whole)
 
 T = TypeVar("T", bound="Flags")
 Shown = Callable[[dataclasses.Field[Any]], str]
@@ -69,7 +92,12 @@ def flags_of(
             hint, lists[each.name] = _one_value(hints[each.name])
             text = (help or {}).get(each.name) or help_of(each)
             default = (shown or shown_default)(each)
-            kind.__annotations__[each.name] = Annotated[hint, _parameter(each, text, default)]
+            parameter = _parameter(each, text, default)
+            if _without_none(hint) is int:
+                optional = hint is not int
+                read = Parameter(converter=_whole_or_none) if optional else WHOLE
+                parameter = Parameter.combine(parameter, read)
+            kind.__annotations__[each.name] = Annotated[hint, parameter]
             setattr(kind, each.name, NOT_GIVEN)
         kind._lists, kind._left_out = lists, leave_out
         return dataclasses.dataclass(frozen=True, kw_only=True)(kind)
@@ -92,11 +120,16 @@ def _one_value(hint: Any) -> tuple[Any, type | None]:
     """What one value on the command line is, and of what a field that holds several is a tuple.
     Several are told by commas or by repeating the flag.
     """
-    inner = [part for part in get_args(hint) if part is not type(None)]
-    plain = inner[0] if get_origin(hint) in (Union, UnionType) and len(inner) == 1 else hint
+    plain = _without_none(hint)
     if get_origin(plain) is tuple:
         return list[str], get_args(plain)[0]
     return hint, None
+
+
+def _without_none(hint: Any) -> Any:
+    """int of int | None; what is no such union, as it is."""
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    return inner[0] if get_origin(hint) in (Union, UnionType) and len(inner) == 1 else hint
 
 
 def shown_default(each: dataclasses.Field[Any]) -> str:

@@ -41,7 +41,9 @@ class PlainHelp:
 def _row(names: str, says: str, column: int, width: int) -> str:
     """Names, and from one column on what is said of them."""
     indent = " " * (column + 4)
-    lines = textwrap.wrap(says, max(width - len(indent), 20), break_long_words=False)
+    lines = textwrap.wrap(
+        says, max(width - len(indent), 20), break_long_words=False, break_on_hyphens=False
+    )
     if len(names) > column:
         return "\n".join([f"  {names}", *(indent + line for line in lines)])
     first, *rest = lines or [""]
@@ -76,7 +78,11 @@ def _plain(said: Any) -> str:
 
 
 def _wrap(text: str, width: int, indent: str) -> str:
-    return "\n".join(textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False))
+    return "\n".join(
+        textwrap.wrap(
+            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    )
 
 
 def _width(console: Console) -> int:

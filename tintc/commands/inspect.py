@@ -58,16 +58,13 @@ def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
     program = read_program(path)
     print_parameters(parameters)
     console.out.print()
-    table = Table.grid(padding=(0, 2))
     call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
     rows = {
         **answers(parameters),
         "one call": call,
         "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    console.print_table(table, fold=True)
+    console.print_table(console.named(rows), fold=True)
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
@@ -159,16 +156,16 @@ def as_code(records: list[NodeRecord]) -> str:
         if record.kind == "output":
             lines.append(f"    return {_argument(record.args[0])}")
         elif record.kind == "call":
-            args = [_argument(a) for a in record.args] + [
-                f"{name}={_argument(v)}" for name, v in record.kwargs.items()
-            ]
-            origin = "  ".join(
-                part for part in (record.info.get("module"), record.info.get("source")) if part
-            )
-            lines.append(
-                f"    {record.name} = {record.operator}({', '.join(args)})  # {shape_text(record.shape)}  {origin}".rstrip()
-            )
+            lines.append(_assignment(record))
     return "\n".join(lines)
+
+
+def _assignment(record: NodeRecord) -> str:
+    named = (f"{name}={_argument(value)}" for name, value in record.kwargs.items())
+    args = ", ".join([*(_argument(value) for value in record.args), *named])
+    origin = (part for part in (record.info.get("module"), record.info.get("source")) if part)
+    behind = "  ".join([shape_text(record.shape), *origin])
+    return f"    {record.name} = {record.operator}({args})  # {behind}"
 
 
 def _argument(value: Any) -> str:
@@ -268,15 +265,12 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
     if form == "json":
         console.print_json({**record.to_dict(), "users": users})
         return
-    table = Table.grid(padding=(0, 2))
     rows = {
         "node": record.name,
         "operator": record.operator,
         "shape": shape_text(record.shape),
         **record.info,
+        "arguments": ", ".join(_argument(a) for a in record.args),
+        "users": ", ".join(users) or "none",
     }
-    for key, value in rows.items():
-        table.add_row(f"[bold]{key}[/bold]", str(value))
-    table.add_row("[bold]arguments[/bold]", ", ".join(_argument(a) for a in record.args))
-    table.add_row("[bold]users[/bold]", ", ".join(users) or "none")
-    console.print_table(table, fold=True)
+    console.print_table(console.named(rows), fold=True)

@@ -1,6 +1,8 @@
-"""Options that several commands share. Nothing here imports torch before it is needed."""
+"""Options that several commands share. Nothing here imports torch before it is needed.
 
-from __future__ import annotations
+Annotations are no strings here: classes of other modules inherit these fields, and cyclopts would
+look the names up there.
+"""
 
 import dataclasses
 import json
@@ -75,7 +77,7 @@ class Loading:
             "trust_remote_code": self.trust_remote_code,
         }
 
-    def torch_dtype(self) -> torch.dtype | None:
+    def torch_dtype(self) -> "torch.dtype | None":
         from tintc.compiler.frontend.devices import dtype_of
 
         return dtype_of(self.dtype)

@@ -73,7 +73,8 @@ def _bad_value(error: CoercionError | ValidationError) -> str:
     got = repr(token.value if token is not None else argument.value)
     if choices := _choices(error):
         plain = name.lstrip("-").replace("-", "_")
-        return f"{plain} is {got}; expected one of {', '.join(choices)}"
+        expected = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        return f"{plain} is {got}; expected {expected}"
     if isinstance(error, ValidationError):
         return f"Invalid value for {name!r}: {got}; {error.exception_message}"
     kind = _KINDS.get(_plain(argument.hint), "a value")
@@ -93,5 +94,6 @@ def _plain(hint: Any) -> Any:
 
 
 def _meant(got: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(got, list(known), n=1)
+    """A suggestion, unless nothing comes near or what was got is too short to tell."""
+    close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.7) if len(got) > 2 else ()
     return f", did you mean {close[0]}?" if close else ""

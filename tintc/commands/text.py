@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter, validators
-from rich.table import Table
+from cyclopts import Parameter
 
 from tintc.commands import console
+from tintc.commands.flags import at_least
 from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
@@ -33,15 +33,13 @@ class Reading:
     ] = 0.5
     generate: Annotated[
         int,
-        Parameter(
-            validator=validators.Number(gte=0),
-            metavar="N",
-            help="Continue with N tokens under the updated weights.",
-        ),
+        at_least(0),
+        Parameter(metavar="N", help="Continue with N tokens under the updated weights."),
     ] = 0
     max_tokens: Annotated[
         int | None,
-        Parameter(validator=validators.Number(gte=2), help="Cut the text to so many tokens."),
+        at_least(2),
+        Parameter(help="Cut the text to so many tokens."),
     ] = None
     inner_lr: Annotated[
         float | None, Parameter(help="Inner learning rate; default the compiled one.")
@@ -134,22 +132,19 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         console.print_json(result)
         return
     before, after = result["perplexity_before"], result["perplexity_after"]
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        "[bold]tokens[/bold]",
-        f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} "
-        "predicted",
-    )
-    steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
     change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
-    table.add_row("[bold]inner training[/bold]", f"{steps} at learning rate {result['inner_lr']:g}")
-    table.add_row(
-        "[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}"
-    )
-    table.add_row(
-        "[bold]perplexity after[/bold]",
-        (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change,
-    )
-    console.print_table(table, fold=True)
+    rows = {
+        "tokens": f"{result['tokens']}: {result['trained_tokens']} trained, "
+        f"{result['predicted_tokens']} predicted",
+        "inner training": f"{console.steps(result['steps'])} at learning rate "
+        f"{result['inner_lr']:g}",
+        "perplexity before": _rounded(before),
+        "perplexity after": _rounded(after) + change,
+    }
+    console.print_table(console.named(rows), fold=True)
     if "generated" in result:
         console.out.print(result["generated"], markup=False)
+
+
+def _rounded(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
