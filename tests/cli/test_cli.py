@@ -84,8 +84,9 @@ class TestHelp:
         code = """
 import sys
 from tintc.cli import app
-for arguments in (["--help"], ["compile", "--help"], ["--version"]):
-    app(arguments)
+for command in ("", "compile", "cost", "bench", "eval lm", "eval classify", "ablate", "run"):
+    app([*command.split(), "--help"])
+app(["--version"])
 heavy = {"torch", "transformers", "numpy", "networkx", "safetensors"} & set(sys.modules)
 assert not heavy, heavy
 """
