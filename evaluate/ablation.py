@@ -31,6 +31,7 @@ from torch import Tensor
 
 from tintc.evaluate import choice, losses
 from tintc.evaluate.ablation_grid import EXACT, Variant, grid, select, type_name
+from tintc.evaluate.ablation_settings import Options
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
@@ -53,21 +54,14 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """base: of it, the steps and layers of every variant. dtype: of all weights but those of
-    variants that try another.
-    only: names or patterns of variants; `exact` always runs, as others are compared with it.
-    inner_lr: of all; None chooses one for each.
-    error_sequences: evaluated sequences whose updates are compared with the exact gradient. batch:
-    sequences of one call. model, data: what the report says of them; each with a name.
+class Settings(Options):
+    """base: what every variant has where it is no variant (`ablation_grid.grid`). dtype: of all
+    weights but those of variants that try another. model, data: what the report says of them; each
+    with a name.
     """
 
     base: SimulatorConfig = field(default_factory=SimulatorConfig)
     dtype: torch.dtype = torch.float32
-    only: tuple[str, ...] = ()
-    inner_lr: float | None = None
-    error_sequences: int = 2
-    batch: int = 4
     model: dict[str, Any] = field(default_factory=lambda: {"name": "model"})
     data: dict[str, Any] = field(default_factory=lambda: {"name": "text"})
 

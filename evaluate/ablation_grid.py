@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tintc.evaluate.ablation_settings import VARIED
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 
@@ -43,9 +44,10 @@ def grid(base: SimulatorConfig, dtype: torch.dtype = torch.float32) -> list[Vari
     """Every variant: each approximation alone, the paper's all together, the paper's with one of
     them otherwise, and other float formats.
 
-    base: of it, `steps` and `layers`.
+    base: of it, all that no variant is about, as `steps` and `layers`.
     """
-    exact = SimulatorConfig.exact(steps=base.steps, layers=base.layers)
+    plain = SimulatorConfig.exact()
+    exact = dataclasses.replace(base, **{name: getattr(plain, name) for name in VARIED})
 
     def variant(name: str, dtype: torch.dtype = dtype, **changes: Any) -> Variant:
         return Variant(name, dataclasses.replace(exact, **changes), dtype)

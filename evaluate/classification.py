@@ -30,9 +30,9 @@ from tintc.evaluate.draws import (
     with_shuffled_labels,
 )
 from tintc.evaluate.judgement import Floats, correctness, quality, summary
-from tintc.evaluate.lessons import FewShot, Form, Lesson, Scores, ZeroShot, digest
+from tintc.evaluate.lessons import FewShot, Lesson, Scores, ZeroShot, digest
 from tintc.evaluate.prompts import Writer
-from tintc.evaluate.settings import UNMODIFIED, Method, Settings, method
+from tintc.evaluate.settings import UNMODIFIED, Form, Method, Settings, method
 from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
 from tintc.evaluate.tasks import Example, Task, find_task, read_split
@@ -252,7 +252,7 @@ class _Cell:
         too few to tell more than rates apart."""
         depth = self.bench.auxiliary.facts.blocks
         methods = [
-            method(kind, preset, budget, rate, depth)
+            method(kind, preset, budget, rate, depth, self.settings.changes)
             for budget in budgets
             for rate in self.settings.rates_for(self.shots, budget)
         ]

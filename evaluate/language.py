@@ -22,6 +22,7 @@ from torch import Tensor
 from tintc.evaluate import losses
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.choice import START, choose_rate
+from tintc.evaluate.language_settings import Settings
 from tintc.evaluate.learners import Learner
 from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
@@ -39,49 +40,6 @@ UNMODIFIED, DYNAMIC, SIMULATOR, ASCENT, SHUFFLED = (
     "simulator, shuffled tokens",
 )
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """fractions: parts of a sequence that are trained on. length: tokens of a sequence; None for
-    the model's own. limit: sequences of each seed; None for all. choosing: sequences that rates are
-    chosen on. inner_lr: given, nothing is chosen. batch: sequences of one call.
-    presets, steps, layers: of the simulators; dynamic evaluation has the same budget."""
-
-    fractions: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
-    length: int | None = None
-    limit: int | None = None
-    choosing: int = 16
-    seeds: tuple[int, ...] = (1, 2, 3)
-    inner_lr: float | None = None
-    presets: tuple[str, ...] = ("paper",)
-    steps: int = 1
-    layers: int | None = None
-    batch: int = 1
-
-    def check(self) -> None:
-        """Raises UsageError for what no model can have."""
-        for name in ("fractions", "seeds", "presets"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UsageError(
-                    f"{name} is {values}; expected at least one value, none of them twice"
-                )
-        for fraction in self.fractions:
-            if not 0 < fraction < 1:
-                raise UsageError(f"train fraction is {fraction}; expected a number between 0 and 1")
-        for name in ("length", "limit", "choosing", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < (4 if name == "length" else 1):
-                raise UsageError(
-                    f"{name} is {value}; expected at least {4 if name == 'length' else 1}"
-                )
-        for preset in self.presets:
-            self.config(preset)
-
-    def config(self, preset: str) -> SimulatorConfig:
-        rate = {} if self.inner_lr is None else {"inner_lr": self.inner_lr}
-        return SimulatorConfig.preset(preset, steps=self.steps, layers=self.layers, **rate)
 
 
 @dataclass(frozen=True)

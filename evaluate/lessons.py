@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,11 +25,10 @@ from tintc.evaluate.prompts import (
     label_scores,
     places,
 )
+from tintc.evaluate.settings import Form, Loss
 from tintc.evaluate.tasks import Example
 from tintc.runtime.batch import Batch
 
-Form = Literal["sequence", "separate"]
-Loss = Literal["label", "context"]
 # tokens of prompts in one call, beside the demonstrations: fixed, so that no setting changes how
 # sums are rounded
 PACK = 1024

@@ -1,18 +1,24 @@
-"""What `classification.run` is asked for, and who learns how."""
+"""What `classification.run` is asked for, and who learns how. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.learners import Learner
-from tintc.evaluate.lessons import Form, Loss
 from tintc.evaluate.tasks import find_task, load_tasks
-from tintc.ir.config import PRESETS, SimulatorConfig
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.described import about
 from tintc.ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from tintc.evaluate.auxiliary import Auxiliary
+    from tintc.evaluate.learners import Learner
+
+Form = Literal["sequence", "separate"]
+Loss = Literal["label", "context"]
 
 # Inner learning rates that are tried with all 12 layers, by what is trained on; l of 12 layers take
 # (12 / l)^2 as much. Gradients are sums over targets, so few targets take a larger rate. Found on
@@ -29,38 +35,97 @@ _DEPTH = 12  # of the model that budgets are written for
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises UsageError for what makes no sense.
+    """Every field says beside itself what it is for. Raises UsageError for what makes no sense.
 
-    tasks: names or aliases. shots: numbers of demonstrations; 0 trains on each item's own context.
-    seeds: of the demonstrations.
-    loss: on the label words of demonstrations, or on all their tokens. form: demonstrations as one
-    sequence, which prompts follow, or separate; then every demonstration and every prompt sees only
-    itself. rates: that are tried with every budget; None for RATES, by how many layers a budget
-    has. inner_lr: one rate for all, so that none is chosen. budgets: layers x steps of a model of
-    12 layers; zero-shot, where every item is trained on by itself, only the first. in_context: also
-    a row of the unmodified model that reads the demonstrations, where prompts otherwise do not.
-    presets: of the simulators; dynamic evaluation trains the norm parameters that the first of them
-    trains. limit: test items of a task; None for all. choose: training items that templates,
-    calibration, rates and budgets are chosen on; zero-shot at most 16 of them for the learners.
-    batch: sequences that are trained at once; changes nothing but time and memory. tokens: of the
-    longest sequence. data_dir: of `<task>/{train,test}.jsonl`; None for the hub.
+    The layers and steps of a simulator come from its budget, and all other fields of its config
+    from `changes`, over each preset.
     """
 
-    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(load_tasks()))
-    shots: tuple[int, ...] = (0, 32)
-    seeds: tuple[int, ...] = (1, 2, 3)
-    loss: Loss = "label"
-    form: Form = "separate"
-    rates: tuple[float, ...] | None = None
-    inner_lr: float | None = None
-    budgets: tuple[str, ...] = BUDGETS
-    in_context: bool = True
-    presets: tuple[str, ...] = ("paper",)
-    limit: int | None = 200
-    choose: int = 32
-    batch: int = 8
-    tokens: int = 4096
-    data_dir: Path | None = None
+    tasks: tuple[str, ...] = field(
+        default_factory=lambda: tuple(load_tasks()),
+        metadata=about(
+            "sst2, mr, cr, mpqa, amazon, agnews, subj, or an alias; default all seven.",
+            flag="task",
+            metavar="NAME,...",
+        ),
+    )
+    shots: tuple[int, ...] = field(
+        default=(0, 32),
+        metadata=about(
+            "Numbers of demonstrations; 0 trains on each item's own context.", metavar="N,..."
+        ),
+    )
+    seeds: tuple[int, ...] = field(
+        default=(1, 2, 3),
+        metadata=about("Each draws its own demonstrations.", metavar="N,..."),
+    )
+    loss: Loss = field(
+        default="label",
+        metadata=about("Of demonstrations: on their label words, or on the whole context."),
+    )
+    form: Form = field(
+        default="separate",
+        metadata=about(
+            "Demonstrations: separate (every one and every prompt sees only itself) or one "
+            "sequence, which prompts follow."
+        ),
+    )
+    rates: tuple[float, ...] | None = field(
+        default=None,
+        metadata=about(
+            "Inner learning rates tried with every budget; default by what is trained on and by "
+            "how many layers.",
+            metavar="RATE,...",
+        ),
+    )
+    inner_lr: float | None = field(
+        default=None, metadata=about("One inner learning rate for all; then none is chosen.")
+    )
+    budgets: tuple[str, ...] = field(
+        default=BUDGETS,
+        metadata=about(
+            "Layers of 12 x steps, scaled to the model; zero-shot, only the first.",
+            metavar="LxS,...",
+        ),
+    )
+    in_context: bool = field(
+        default=True,
+        metadata=about(
+            "Also a row of the unmodified model that reads the demonstrations, where prompts "
+            "otherwise do not."
+        ),
+    )
+    presets: tuple[str, ...] = field(
+        default=("paper",),
+        metadata=about(
+            "Of the simulators: paper, exact. Dynamic evaluation trains the norm parameters that "
+            "the first one trains.",
+            metavar="NAME,...",
+        ),
+    )
+    limit: int | None = field(default=200, metadata=about("Test items of each task."))
+    choose: int = field(
+        default=32,
+        metadata=about(
+            "Training items that templates, calibration, rates and budgets are chosen on; "
+            "zero-shot at most 16 of them for the learners.",
+            flag="choosing",
+        ),
+    )
+    batch: int = field(
+        default=8, metadata=about("Sequences of one call; results do not depend on it.")
+    )
+    tokens: int = field(default=4096, metadata=about("Tokens of the longest sequence."))
+    data_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "Holds TASK/{train,test}.jsonl of {text, label} and TASK/task.json; default the hub.",
+            metavar="DIR",
+        ),
+    )
+    changes: Mapping[str, Any] = field(
+        default_factory=dict, metadata=about("Fields of SimulatorConfig over each preset.")
+    )
 
     def __post_init__(self) -> None:
         for name in ("tasks", "shots", "seeds", "budgets", "presets"):
@@ -93,8 +158,7 @@ class Settings:
                     f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
                 )
         for preset in self.presets:
-            if preset not in PRESETS:
-                raise UsageError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+            SimulatorConfig.preset(preset, **self.changes)
         for rate in (*(self.rates or ()), *(() if self.inner_lr is None else (self.inner_lr,))):
             if not (math.isfinite(rate) and rate > 0):
                 raise UsageError(f"an inner learning rate is {rate}; expected a number above 0")
@@ -141,7 +205,7 @@ def parse_budget(text: str) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Method:
     """Who learns, and how: `unmodified`, `dynamic evaluation` or `simulator`. layers: of this
-    model; rate: negative to ascend.
+    model; rate: negative to ascend; changes: other fields of the config, over the preset's.
     """
 
     kind: str
@@ -150,6 +214,7 @@ class Method:
     layers: int | None = None
     steps: int | None = None
     rate: float | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What its results are stored under: all but the budget's name."""
@@ -159,14 +224,14 @@ class Method:
             "layers": self.layers,
             "steps": self.steps,
             "rate": self.rate,
+            **({"changes": dict(self.changes)} if self.changes else {}),
         }
 
     def learner(self, auxiliary: Auxiliary) -> Learner:
         if self.preset is None:
             return auxiliary.unmodified()
-        config = SimulatorConfig.preset(
-            self.preset, layers=self.layers, steps=self.steps, inner_lr=self.rate
-        )
+        budget = {"layers": self.layers, "steps": self.steps, "inner_lr": self.rate}
+        config = SimulatorConfig.preset(self.preset, **dict(self.changes), **budget)
         return (
             auxiliary.simulated(config)
             if self.kind == "simulator"
@@ -177,7 +242,15 @@ class Method:
 UNMODIFIED = Method("unmodified")
 
 
-def method(kind: str, preset: str, budget: str, rate: float, depth: int) -> Method:
+def method(
+    kind: str,
+    preset: str,
+    budget: str,
+    rate: float,
+    depth: int,
+    changes: Mapping[str, Any] | None = None,
+) -> Method:
     """layers = depth * budget's layers / 12, rounded, at least 1."""
     layers, steps = parse_budget(budget)
-    return Method(kind, preset, budget, max(1, round(depth * layers / _DEPTH)), steps, rate)
+    found = max(1, round(depth * layers / _DEPTH))
+    return Method(kind, preset, budget, found, steps, rate, tuple((changes or {}).items()))

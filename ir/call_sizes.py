@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import TypedDict
 
+from tintc.ir.described import about
 from tintc.ir.errors import UsageError
 from tintc.ir.facts import ModelFacts
 
 _DEFAULT_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallShape:
+    """How large a call is, as users ask for it. Every field says beside itself what it is for."""
+
+    tokens: int | None = field(
+        default=None,
+        metadata=about("Tokens of each sequence; default 256, or what the model has."),
+    )
+    batch: int = field(default=1, metadata=about("Sequences of one call."))
+    train_fraction: float = field(default=0.5, metadata=about("Part of the tokens to train on."))
 
 
 class CallSizes(TypedDict):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from tintc.ir.described import about
 from tintc.ir.errors import UsageError
 
 LossGradient = Literal["softmax", "mean_embedding", "quadratic"]
@@ -22,43 +23,73 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation_gradient": get_args(ActivationGradient),
     "attention_gradient": get_args(AttentionGradient),
 }
-PRESETS = ("paper", "exact")
+Preset = Literal["paper", "exact"]
+PRESETS = get_args(Preset)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorConfig:
-    """What one simulator computes (names and formulas: TINT.md section 2) and how large its parts
-    are.
-
-    steps: inner gradient steps, at least 1. `initial_logits` are those of zero steps.
-    layers: trained blocks, counted from the top; None trains all.
-    inner_lr: learning rate of one step. Gradients are sums over training positions, so it does not
-        depend on the length of the training segment. A negative one ascends.
-    loss_gradient: `softmax` (p - 1_y), `mean_embedding` (1/V - 1_y) or `quadratic` (z - 1_y) at the
-    logits.
-    norm_gradient: `first_order` N (f(x + g/N) - f(x)) or `exact`.
-    norm_update: `bias` leaves gamma alone, `all` trains it too.
-    activation_gradient: `first_order` N (a(x + dy/N) - a(x)) or `exact`.
-    attention_gradient: `value` holds the probabilities constant, `full` goes through the scores.
-    finite_difference_scale: N above.
-    prefix_tokens, sim_hidden, sim_heads: K, D_sim and H_sim of the prefix layout; None lets
-        `assign_prefix_slots` solve for them.
+    """What one simulator computes and how large its parts are. Names and formulas: TINT.md,
+    section 2. Every field says beside itself what it is for.
 
     Raises UsageError for a value out of range.
     """
 
-    steps: int = 1
-    layers: int | None = None
-    inner_lr: float = 1e-4
-    loss_gradient: LossGradient = "softmax"
-    norm_gradient: NormGradient = "first_order"
-    norm_update: NormUpdate = "bias"
-    activation_gradient: ActivationGradient = "first_order"
-    attention_gradient: AttentionGradient = "value"
-    finite_difference_scale: float = 1000.0
-    prefix_tokens: int | None = None
-    sim_hidden: int | None = None
-    sim_heads: int | None = None
+    steps: int = field(
+        default=1,
+        metadata=about("Inner gradient steps, at least 1. The initial logits are those of none."),
+    )
+    layers: int | None = field(
+        default=None, metadata=about("Trained blocks, counted from the top; default all.")
+    )
+    inner_lr: float = field(
+        default=1e-4,
+        metadata=about(
+            "Learning rate of one inner step. Gradients are sums over training positions, so it "
+            "does not depend on how many there are. A negative one ascends."
+        ),
+    )
+    loss_gradient: LossGradient = field(
+        default="softmax",
+        metadata=about(
+            "At the logits z of softmax p: softmax is p - 1_y, mean_embedding 1/V - 1_y, "
+            "quadratic z - 1_y."
+        ),
+    )
+    norm_gradient: NormGradient = field(
+        default="first_order",
+        metadata=about("Through norms: first_order is N (f(x + g/N) - f(x))."),
+    )
+    norm_update: NormUpdate = field(
+        default="bias",
+        metadata=about("What norms learn: bias leaves their scale alone, all trains it too."),
+    )
+    activation_gradient: ActivationGradient = field(
+        default="first_order",
+        metadata=about("Through activations: first_order is N (a(x + g/N) - a(x))."),
+    )
+    attention_gradient: AttentionGradient = field(
+        default="value",
+        metadata=about(
+            "Through attention: value holds the probabilities constant, full goes through the "
+            "scores too."
+        ),
+    )
+    finite_difference_scale: float = field(
+        default=1000.0, metadata=about("N of the first-order differences, above 0.")
+    )
+    prefix_tokens: int | None = field(
+        default=None,
+        metadata=about("K of the prefix layout: prefix tokens of a page; default solved for."),
+    )
+    sim_hidden: int | None = field(
+        default=None,
+        metadata=about("D_sim of the prefix layout: width of a token; default solved for."),
+    )
+    sim_heads: int | None = field(
+        default=None,
+        metadata=about("H_sim of the prefix layout: attention heads; default solved for."),
+    )
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -117,7 +148,7 @@ class SimulatorConfig:
         """Builds a config from its fields. Raises UsageError for an unknown field or a bad
         value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [each.name for each in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise UsageError(

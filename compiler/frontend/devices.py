@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 
 from tintc.ir.errors import UsageError
+from tintc.ir.named import Number
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES: tuple[str, ...] = get_args(Number)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant
+from tintc.evaluate.speed.settings import Against, Options
 from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
@@ -30,34 +31,19 @@ from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 
-AGAINST = ("autograd",)
+AGAINST: tuple[str, ...] = get_args(Against)
 NOTHING = "none"  # the row of --each in which every optimization is off
 _CHECKED = 2  # sequences of the check
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is measured. tokens: of each sequence; default 256, or what the model has. pairs:
-    simulator and loop in turn, so often. without: optimizations that are off. torch_compile: a mode
-    of torch.compile. each: also time every optimization by itself. memory: also measure the peak of
-    each side. options: revision, cache_dir, offline and trust_remote_code of `load_source`. seed:
-    of the tokens and of a shape's weights."""
+class Settings(Options):
+    """What is measured, and where. options: revision, cache_dir, offline and trust_remote_code of
+    `load_source`."""
 
-    backend: str = "fused"
-    share: str = "none"
-    against: str = "autograd"
-    tokens: int | None = None
-    batch: int = 1
-    train_fraction: float = 0.5
-    pairs: int = 11
-    without: tuple[str, ...] = ()
-    torch_compile: str | None = None
-    each: bool = False
-    memory: bool = True
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -110,6 +110,15 @@ def test_a_given_rate_is_not_chosen(text: Path) -> None:
     ] == ["bias", "all"]
 
 
+def test_any_field_of_the_config_is_over_every_preset(text: Path) -> None:
+    more = ("--inner-lr", "1e-3", "--norm-update", "all", "--attention-gradient", "full")
+    rows = lm(text, *more, "--json").document["rows"]
+    found = [row["config"] for row in rows if row["config"] is not None]
+    assert {(c["norm_update"], c["attention_gradient"], c["norm_gradient"]) for c in found} == {
+        ("all", "full", "first_order")
+    }
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -195,7 +195,7 @@ class TestRun:
         code = f"""
 import sys
 from tintc.cli import app
-app(["run", {str(model())!r}, "--text", {TEXT!r}, "--generate", "1", "--json"], standalone_mode=False)
+app(["run", {str(model())!r}, "--text", {TEXT!r}, "--generate", "1", "--json"])
 heavy = {{"torch", "transformers", "safetensors"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -13,6 +13,7 @@ from tintc.commands import console
 from tintc.commands.evaluate import finish, other_text, resumable
 from tintc.evaluate import ablation, reports
 from tintc.evaluate.ablation_grid import grid, select
+from tintc.evaluate.ablation_settings import Asked
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import Text, pieces, read_text, spread, token_ids
@@ -24,63 +25,60 @@ def run(
     source: str,
     data: str,
     choose: str | None,
-    sizes: dict[str, int],
-    budget: dict[str, Any],
-    settings: dict[str, Any],
+    asked: Asked,
+    base: SimulatorConfig,
     how: dict[str, Any],
     output: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    """Prints and keeps the table of `runtime.evaluate.ablation.run`. sizes: length, and how many
-    sequences are evaluated and chosen on.
-    """
-    for name, value in sizes.items():
-        if value < (4 if name == "length" else 1):
-            raise UsageError(f"{name} is {value}; expected at least {4 if name == 'length' else 1}")
-    base = SimulatorConfig.exact(**budget)
-    select(
-        grid(base), settings.get("only", ())
-    )  # an unknown name is refused before anything is loaded
+    """Prints and keeps the table of `tintc.evaluate.ablation.run`."""
+    asked.check()
+    select(grid(base), asked.only)  # an unknown name is refused before anything is loaded
     folder = None if output is None else reports.prepare_directory(output.expanduser())
     text = read_text(data, cache_dir=how["cache_dir"])
-    other = other_text(data, choose, how["cache_dir"], settings["inner_lr"])
-    dtype = how.pop("dtype") or torch.float32
+    other = other_text(data, choose, how["cache_dir"], asked.inner_lr)
+    how = {**how, "dtype": how["dtype"] or torch.float32}
     start = time.monotonic()
     with console.work() as show:
-        ready = {dtype: Auxiliary(source, progress=show, dtype=dtype, **how)}
-        model = ready[dtype].identity
-        evaluated, chosen_on = _sequences(
-            ready[dtype], text, other, sizes, choosing=settings["inner_lr"] is None
-        )
+        ready = {how["dtype"]: Auxiliary(source, progress=show, **how)}
+        first = ready[how["dtype"]]
 
         def auxiliary(wanted: torch.dtype) -> Auxiliary:
-            return ready.pop(wanted, None) or Auxiliary(source, dtype=wanted, **how)
+            return ready.pop(wanted, None) or Auxiliary(source, **{**how, "dtype": wanted})
 
-        names = {
-            "name": text.name,
-            "sha256": text.sha256,
-            **({} if other is None else {"chosen_on": other.name}),
-        }
-        wanted = ablation.Settings(base=base, dtype=dtype, model=model, data=names, **settings)
+        settings = ablation.Settings(
+            **vars(asked.options()),
+            base=base,
+            dtype=how["dtype"],
+            model=first.identity,
+            data=_names(text, other),
+        )
+        evaluated, chosen_on = _sequences(first, text, other, asked)
+        del first  # it is let go of when its variants are done
         store = Store(
             None if folder is None else folder / reports.UNITS,
-            {"model": {k: v for k, v in model.items() if k != "dtype"}},
+            {"model": {k: v for k, v in settings.model.items() if k != "dtype"}},
         )
         with resumable(store, folder):
-            report = ablation.run(auxiliary, chosen_on, evaluated, wanted, store, show)
+            report = ablation.run(auxiliary, chosen_on, evaluated, settings, store, show)
     finish(report, store, folder, start, as_json)
 
 
+def _names(text: Text, other: Text | None) -> dict[str, Any]:
+    chosen_on = {} if other is None else {"chosen_on": other.name}
+    return {"name": text.name, "sha256": text.sha256, **chosen_on}
+
+
 def _sequences(
-    auxiliary: Auxiliary, text: Text, other: Text | None, sizes: dict[str, int], *, choosing: bool
+    auxiliary: Auxiliary, text: Text, other: Text | None, asked: Asked
 ) -> tuple[Tensor, Tensor]:
     """(N, T) to evaluate and (C, T) to choose rates on, spread over different text."""
-    length, longest = sizes["length"], auxiliary.facts.longest
+    length, longest = asked.length, auxiliary.facts.longest
     if longest is not None and length > longest:
         raise UsageError(f"length is {length}; this model takes {longest} tokens")
     whole = pieces(token_ids(auxiliary.tokenizer, text), length, text.name)
-    if not choosing:
+    if asked.inner_lr is not None:
         chosen_on, rest = whole[:0], whole
     elif other is None:
         first = max(1, len(whole) // 4)
@@ -97,6 +95,5 @@ def _sequences(
             f"{text.name} has {len(whole)} sequence of {length} tokens; expected more text, or "
             "other text with --choose"
         )
-    return rest[spread(len(rest), sizes["limit"])], chosen_on[
-        spread(len(chosen_on), sizes["choosing"])
-    ]
+    evaluated = rest[spread(len(rest), asked.limit)]
+    return evaluated, chosen_on[spread(len(chosen_on), asked.choosing)]

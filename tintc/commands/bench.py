@@ -12,7 +12,8 @@ from tintc.ir.config import SimulatorConfig
 
 
 def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_json: bool) -> None:
-    """Measures and prints both sides; settings: fields of `compiler.bench_report.Settings`."""
+    """Measures and prints both sides; settings: fields of
+    `tintc.evaluate.speed.report.Settings`."""
     from tintc.evaluate.speed.report import Settings, bench_report, stages
 
     start, chosen = time.monotonic(), Settings(**settings)
@@ -42,8 +43,10 @@ def _summary(facts: dict[str, Any]) -> Table:
         "simulator": f"{facts['backend']} back end, {kind} gradients, "
         f"{facts['simulator_parameters']:,} parameters",
         "optimizations": ", ".join(facts["optimizations"]) or "none",
-        "inner training": f"{config['steps']} step{'s' if config['steps'] > 1 else ''} at learning rate {config['inner_lr']:g} on {layers}",
-        "one call": f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained",
+        "inner training": f"{console.steps(config['steps'])} at learning rate "
+        f"{config['inner_lr']:g} on {layers}",
+        "one call": f"{facts['batch']} x {facts['tokens']} tokens, "
+        f"{facts['trained_tokens']} trained",
         "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, "
         f"{facts['threads']} threads, torch {facts['torch']}",
         "throughput": f"{console.number(speed['flops'])}FLOP a call, "
@@ -56,10 +59,7 @@ def _summary(facts: dict[str, Any]) -> Table:
     }
     if facts["memory"] is not None:
         rows["memory"] = facts["memory"]["how"]
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    return table
+    return console.named(rows)
 
 
 def _check(found: dict[str, Any]) -> str:

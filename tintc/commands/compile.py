@@ -64,38 +64,43 @@ def _peak_memory() -> int:
 
 def summary(facts: dict[str, Any]) -> Table:
     """The report as a table of a dozen rows."""
-    estimate, config = facts["estimate"], facts["config"]
-    steps = f"{config['steps']} step{'s' if config['steps'] > 1 else ''}"
+    return console.named({**_computed(facts), **_built(facts)})
+
+
+def _computed(facts: dict[str, Any]) -> dict[str, str]:
+    """What the simulator computes, and of which model."""
+    config, number = facts["config"], console.number
     approximations = ", ".join(
         f"{name.removesuffix('_gradient')} {config[name]}"
         for name in ("loss_gradient", "norm_gradient", "activation_gradient", "attention_gradient")
     )
-    rows = {
+    return {
         "source": f"{facts['source']['name']} ({facts['source']['kind']})",
-        "auxiliary model": f"{console.number(facts['auxiliary_parameters'])} parameters, {facts['blocks']} blocks, "
-        f"vocabulary {facts['vocab_size']}, {facts['max_positions'] or 'unlimited'} positions",
-        "inner training": f"{steps} at learning rate {facts['inner_lr']:g} on the top {facts['trained_blocks']} "
-        f"of {facts['blocks']} blocks",
+        "auxiliary model": f"{number(facts['auxiliary_parameters'])} parameters, "
+        f"{facts['blocks']} blocks, vocabulary {facts['vocab_size']}, "
+        f"{facts['max_positions'] or 'unlimited'} positions",
+        "inner training": f"{console.steps(config['steps'])} at learning rate "
+        f"{facts['inner_lr']:g} on the top {facts['trained_blocks']} of {facts['blocks']} blocks",
         "gradients": f"{approximations}, norm update {config['norm_update']}",
+    }
+
+
+def _built(facts: dict[str, Any]) -> dict[str, str]:
+    """What it is made of, and what a call costs."""
+    estimate, number = facts["estimate"], console.number
+    shared = f", structural constants shared: {facts['share']}"
+    return {
         "prefix slots": f"{facts['prefix_slots']}, of which {facts['updated_slots']} are updated "
-        f"({console.number(facts['updated_parameters'])} parameters)",
-        "memory slots": f"{facts['memory_slots']} activations, {facts['kept_activations']} kept for training, in "
-        f"{facts['memory_width']:,} coordinates of an input token",
+        f"({number(facts['updated_parameters'])} parameters)",
+        "memory slots": f"{facts['memory_slots']} activations, {facts['kept_activations']} kept "
+        f"for training, in {facts['memory_width']:,} coordinates of an input token",
         "simulator": f"K {facts['prefix_tokens']}, D_sim {facts['sim_hidden']}, H_sim "
-        f"{facts['sim_heads']}, "
-        f"{facts['pages']} pages, {console.number(facts['prefix_numbers'])} prefix numbers",
+        f"{facts['sim_heads']}, {facts['pages']} pages, "
+        f"{number(facts['prefix_numbers'])} prefix numbers",
         "back end": f"{facts['backend']}, {facts['parameters']['total']:,} parameters"
-        + (
-            f", structural constants shared: {facts['share']}"
-            if facts["backend"] == "transformer"
-            else ""
-        ),
+        f"{shared if facts['backend'] == 'transformer' else ''}",
         "depth": f"{facts['depth']} modules",
         "weights": f"{estimate['weight_bytes'] / 1e6:.1f} MB in {facts['dtype']}",
-        "one call": f"{console.number(estimate['flops'])}FLOP, peak {estimate['peak_bytes'] / 1e6:.1f} MB "
+        "one call": f"{number(estimate['flops'])}FLOP, peak {estimate['peak_bytes'] / 1e6:.1f} MB "
         f"(estimated: 1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained)",
     }
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    return table

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,19 @@ def print_table(table: Table, *, fold: bool = False) -> None:
         text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
         text.rstrip()
         out.print(text)
+
+
+def named(rows: Mapping[str, object]) -> Table:
+    """One row a name, in bold, and what is said of it."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", str(value))
+    return table
+
+
+def steps(count: int) -> str:
+    """1 step, 2 steps."""
+    return f"{count} step{'s' if count > 1 else ''}"
 
 
 def number(value: float) -> str:

@@ -87,7 +87,8 @@ def _summary(facts: dict[str, Any]) -> Table:
     rows = {
         "source": facts["source"],
         "simulator": f"{parameters['backend']} back end, {parameters['total']:,} parameters",
-        "inner training": f"{_steps(facts)} on the top {facts['trained_blocks']} of {facts['blocks']} blocks",
+        "inner training": f"{_steps(facts)} on the top {facts['trained_blocks']} of "
+        f"{facts['blocks']} blocks",
         **(prefix if parameters["backend"] == "transformer" else {}),
         **answers(parameters),
         "one call": _call(facts),
@@ -95,15 +96,11 @@ def _summary(facts: dict[str, Any]) -> Table:
         "memory": f"weights {facts['weight_bytes'] / 1e9:,.4g} GB in {facts['dtype']}, peak "
         f"{facts['peak_bytes'] / 1e9:,.4g} GB",
     }
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    return table
+    return console.named(rows)
 
 
 def _steps(facts: dict[str, Any]) -> str:
-    steps = facts["config"]["steps"]
-    return f"{steps} step{'s' if steps > 1 else ''}"
+    return console.steps(facts["config"]["steps"])
 
 
 def _call(facts: dict[str, Any]) -> str:

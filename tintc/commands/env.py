@@ -8,7 +8,6 @@ from importlib import metadata
 
 import psutil
 import torch
-from rich.table import Table
 
 from tintc.commands import console
 from tintc.version import __version__
@@ -21,7 +20,7 @@ _PACKAGES = (
     "onnx",
     "datasets",
     "tokenizers",
-    "typer",
+    "cyclopts",
     "rich",
 )
 
@@ -43,14 +42,12 @@ def run(*, as_json: bool) -> None:
     if as_json:
         console.print_json(facts)
         return
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        text = ", ".join(value) or "none" if isinstance(value, list) else str(value)
-        table.add_row(
-            f"[bold]{name}[/bold]",
-            f"{psutil.virtual_memory().total / 2**30:.1f} GiB" if name == "memory_bytes" else text,
-        )
-    console.print_table(table, fold=True)
+    texts = {
+        name: ", ".join(value) or "none" if isinstance(value, list) else str(value)
+        for name, value in facts.items()
+    }
+    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
+    console.print_table(console.named({**texts, "memory_bytes": memory}), fold=True)
 
 
 def _version(name: str) -> str | None:

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from tintc.commands import console
 from tintc.evaluate import classification, figure, language, reports, tables
 from tintc.evaluate.auxiliary import Auxiliary
+from tintc.evaluate.language_settings import Settings as LanguageSettings
 from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
@@ -33,8 +34,8 @@ def run_lm(
     *,
     as_json: bool,
 ) -> None:
-    """Prints and keeps the table of `runtime.evaluate.language.run`."""
-    chosen = language.Settings(**settings)
+    """Prints and keeps the table of `tintc.evaluate.language.run`."""
+    chosen = LanguageSettings(**settings)
     chosen.check()
     text = read_text(data, cache_dir=how["cache_dir"])
     choosing = other_text(data, choose, how["cache_dir"], chosen.inner_lr)
@@ -70,7 +71,7 @@ def run_classify(
     *,
     as_json: bool,
 ) -> None:
-    """Prints and keeps the table of `runtime.evaluate.classification.run`."""
+    """Prints and keeps the table of `tintc.evaluate.classification.run`."""
     chosen = Settings(**settings)
     measure(
         source,

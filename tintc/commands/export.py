@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from tintc.commands import console
 from tintc.ir.errors import UsageError
 
@@ -58,7 +56,6 @@ def run(
 
 
 def _print(exported: Exported) -> None:
-    table = Table.grid(padding=(0, 2))
     asked = [
         "input_ids",
         "train_mask",
@@ -81,9 +78,7 @@ def _print(exported: Exported) -> None:
                 f"{found.largest:.3g}"
             )
         rows["compared on"] = "; ".join(exported.check.inputs)
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    console.print_table(table, fold=True)
+    console.print_table(console.named(rows), fold=True)
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} "

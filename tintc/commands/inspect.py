@@ -12,6 +12,7 @@ from rich.table import Table
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_files import read_manifest
 from tintc.compiler.reports.direct import direct_flops
@@ -21,49 +22,32 @@ from tintc.ir.layout import Layout
 from tintc.ir.records import NodeRecord, to_records
 
 
-def run(
-    path: Path,
-    *,
-    stage: str | None,
-    form: str,
-    slots: bool,
-    params: bool,
-    node: str | None,
-    as_json: bool,
-) -> None:
+def run(path: Path, asked: View, *, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
-    if as_json and form not in ("table", "json"):
-        raise UsageError(f"--json and --format {form} exclude each other; pass one of them")
-    form = "json" if as_json else form
-    whole = "--slots" if slots else "--params"
-    if (slots or params) and (stage is not None or node is not None or (slots and params)):
-        raise UsageError(
-            f"{whole} shows the whole simulator; pass it without --stage, --node and "
-            f"{'--params' if slots else '--slots'}"
-        )
-    if (slots or params or node is not None) and form not in ("table", "json"):
-        raise UsageError(
-            f"--format is {form}; {whole if slots or params else '--node'} has the formats table "
-            "and json"
-        )
+    view = asked.checked(as_json=as_json)
     manifest = read_manifest(path)
-    if slots:
-        _print_slots(Layout.from_dict(manifest["layout"]), form)
-    elif node is not None:
-        _print_node(_records(path, stage or "lowered"), node, stage or "lowered", form)
-    elif stage is not None or form in ("code", "dot"):
-        _print_graph(path, stage or "lowered", form)
+    stage = view.stage or "lowered"
+    if view.slots:
+        _print_slots(Layout.from_dict(manifest["layout"]), view.form)
+    elif view.node is not None:
+        _print_node(_records(path, stage), view.node, stage, view.form)
+    elif view.stage is not None or view.form in ("code", "dot"):
+        _print_graph(path, stage, view.form)
     else:
         facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        if params:
-            _print_parameters(path, facts, form)
-            return
-        if form == "json":
-            console.print_json(facts)
-            return
-        console.print_table(summary(facts), fold=True)
-        console.out.print()
-        console.print_table(_operators(facts["operators"]))
+        if view.params:
+            _print_parameters(path, facts, view.form)
+        else:
+            _print_summary(facts, view.form)
+
+
+def _print_summary(facts: dict[str, Any], form: str) -> None:
+    if form == "json":
+        console.print_json(facts)
+        return
+    console.print_table(summary(facts), fold=True)
+    console.out.print()
+    console.print_table(_operators(facts["operators"]))
 
 
 def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
@@ -74,16 +58,13 @@ def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
     program = read_program(path)
     print_parameters(parameters)
     console.out.print()
-    table = Table.grid(padding=(0, 2))
     call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
     rows = {
         **answers(parameters),
         "one call": call,
         "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    console.print_table(table, fold=True)
+    console.print_table(console.named(rows), fold=True)
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
@@ -175,16 +156,16 @@ def as_code(records: list[NodeRecord]) -> str:
         if record.kind == "output":
             lines.append(f"    return {_argument(record.args[0])}")
         elif record.kind == "call":
-            args = [_argument(a) for a in record.args] + [
-                f"{name}={_argument(v)}" for name, v in record.kwargs.items()
-            ]
-            origin = "  ".join(
-                part for part in (record.info.get("module"), record.info.get("source")) if part
-            )
-            lines.append(
-                f"    {record.name} = {record.operator}({', '.join(args)})  # {shape_text(record.shape)}  {origin}".rstrip()
-            )
+            lines.append(_assignment(record))
     return "\n".join(lines)
+
+
+def _assignment(record: NodeRecord) -> str:
+    named = (f"{name}={_argument(value)}" for name, value in record.kwargs.items())
+    args = ", ".join([*(_argument(value) for value in record.args), *named])
+    origin = (part for part in (record.info.get("module"), record.info.get("source")) if part)
+    behind = "  ".join([shape_text(record.shape), *origin])
+    return f"    {record.name} = {record.operator}({args})  # {behind}"
 
 
 def _argument(value: Any) -> str:
@@ -284,15 +265,12 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
     if form == "json":
         console.print_json({**record.to_dict(), "users": users})
         return
-    table = Table.grid(padding=(0, 2))
     rows = {
         "node": record.name,
         "operator": record.operator,
         "shape": shape_text(record.shape),
         **record.info,
+        "arguments": ", ".join(_argument(a) for a in record.args),
+        "users": ", ".join(users) or "none",
     }
-    for key, value in rows.items():
-        table.add_row(f"[bold]{key}[/bold]", str(value))
-    table.add_row("[bold]arguments[/bold]", ", ".join(_argument(a) for a in record.args))
-    table.add_row("[bold]users[/bold]", ", ".join(users) or "none")
-    console.print_table(table, fold=True)
+    console.print_table(console.named(rows), fold=True)

@@ -1,128 +1,192 @@
-"""Options that several commands share, and what their values mean. Nothing here imports torch
-before it is needed.
+"""Options that several commands share. Nothing here imports torch before it is needed.
+
+Annotations are no strings here: classes of other modules inherit these fields, and cyclopts would
+look the names up there.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import typer
+from cyclopts import Group, Parameter
 
 from tintc.commands.console import Verbosity, configure_logging
-from tintc.ir.config import SimulatorConfig
+from tintc.commands.flags import Flags, flags_of, shown_default
+from tintc.ir.call_sizes import CallShape
+from tintc.ir.config import PRESETS, Preset, SimulatorConfig
 from tintc.ir.errors import UsageError
+from tintc.ir.named import Backend, Number, Share
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+# The parts of a command's help, in this order.
+OPTIONS, SIMULATOR, MODEL, OUTPUT = (
+    Group(name, sort_key=place)
+    for place, name in enumerate(("Options", "Simulator", "Model", "Output and messages"), 1)
+)
 
 
-def _quiet(value: bool) -> bool:
-    Verbosity.quiet = Verbosity.quiet or value
-    configure_logging()
-    return value
+def flat(group: Group) -> Parameter:
+    """Of a dataclass whose fields are options of the command itself."""
+    return Parameter(name="*", group=group)
 
 
-def _verbose(value: bool) -> bool:
-    Verbosity.verbose = Verbosity.verbose or value
-    configure_logging()
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command has."""
+
+    as_json: Annotated[
+        bool, Parameter(name="--json", help="Print one JSON document and nothing else.")
+    ] = False
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), help="No progress and no hints.")] = (
+        False
+    )
+    verbose: Annotated[
+        bool, Parameter(name=("--verbose", "-v"), help="Log each pass on stderr.")
+    ] = False
+    debug: Annotated[bool, Parameter(help="Show tracebacks.")] = False
+
+    def apply(self) -> None:
+        """Says what is printed on stderr from here on."""
+        Verbosity.quiet, Verbosity.verbose = self.quiet, self.verbose
+        Verbosity.debug = self.debug
+        configure_logging()
 
 
-def _debug(value: bool) -> bool:
-    Verbosity.debug = Verbosity.debug or value
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Where a model comes from, and in what numbers."""
+
+    dtype: Annotated[Number | None, Parameter(help="Of the weights; default float32.")] = None
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit of a hub model.")] = None
+    cache_dir: Annotated[Path | None, Parameter(help="Where hub files are kept.")] = None
+    offline: Annotated[bool, Parameter(help="Use cached files only.")] = False
+    trust_remote_code: Annotated[bool, Parameter(help="Run code that comes with a hub model.")] = (
+        False
+    )
+
+    def hub(self) -> dict[str, Any]:
+        """Options of `load_source`, but for the number type."""
+        return {
+            "revision": self.revision,
+            "cache_dir": None if self.cache_dir is None else str(self.cache_dir),
+            "offline": self.offline,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def torch_dtype(self) -> "torch.dtype | None":
+        from tintc.compiler.frontend.devices import dtype_of
+
+        return dtype_of(self.dtype)
 
 
-Artifact = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Directory that `tintc compile` wrote.")
-]
-Runnable = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx."
-    ),
-]
-With = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--with",
-        metavar="NAME",
-        help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output "
-        "(initial_logits, losses, initial_losses); "
-        "may be repeated.",
-    ),
-]
-Opset = Annotated[
-    int | None, typer.Option(help="Of ONNX's standard operators, 18 to 23; default 20.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", callback=_quiet, help="No progress and no hints.")
-]
-Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_verbose, help="Log each pass on stderr.")
-]
-Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
-Backend = Annotated[str, typer.Option(help="fused, or transformer: the paper's construction.")]
-Share = Annotated[
-    str,
-    typer.Option(
-        help="Who shares structural constants: none, layers (all blocks) or all (equal modules)."
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default cpu.")]
-Dtype = Annotated[str | None, typer.Option(help=f"One of {', '.join(DTYPES)}; default as stored.")]
+DEVICE = Parameter(help="cpu, cuda, cuda:1, ...; default cpu.")
 
 
-def config_of(preset: str | None, file: Path | None, flags: dict[str, Any]) -> SimulatorConfig:
-    """Preset, then the file's fields over it, then the flags."""
-    fields: dict[str, Any] = {}
-    if file is not None:
+@dataclass(frozen=True, kw_only=True)
+class Placed(Loading):
+    """The same, and where it runs."""
+
+    device: Annotated[str | None, DEVICE] = None
+
+    def torch_device(self) -> str | None:
+        """Raises UsageError for a device that this machine does not have."""
+        from tintc.compiler.frontend.devices import device_of
+
+        return device_of(self.device)
+
+    def everything(self) -> dict[str, Any]:
+        """Options of `Auxiliary`."""
+        return {"device": self.torch_device(), "dtype": self.torch_dtype(), **self.hub()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Construction:
+    """How a simulator is built."""
+
+    backend: Annotated[
+        Backend, Parameter(help="fused, or transformer: the paper's construction.")
+    ] = "fused"
+    share: Annotated[
+        Share,
+        Parameter(help="Who shares structural constants: all blocks, or all equal modules."),
+    ] = "none"
+
+
+@flags_of(CallShape)
+class CallFlags(Flags):
+    """How large a call is."""
+
+
+def shown_by_preset(each: dataclasses.Field[Any]) -> str:
+    """A config field's default, of every preset where they differ."""
+    values = {name: getattr(SimulatorConfig.preset(name), each.name, None) for name in PRESETS}
+    if len(set(values.values())) == 1:
+        return shown_default(each)
+    return ", ".join(f"{value} ({name})" for name, value in values.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFile(Flags):
+    """Config fields from a JSON file, with flags over them.
+
+    elsewhere: where fields that are left out come from; a file cannot set them either.
+    """
+
+    elsewhere: ClassVar[str] = ""
+    config: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="JSON file of the fields below, and of preset; flags win."),
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The file's fields and preset, and the flags that were given over them. Raises UsageError
+        for a file that cannot be read.
+        """
+        if self.config is None:
+            return self.given()
         try:
-            fields = json.loads(file.expanduser().read_text(encoding="utf-8"))
+            found = json.loads(self.config.expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the config {file}: {error}") from error
-        if not isinstance(fields, dict):
+            raise UsageError(f"cannot read the config {self.config}: {error}") from error
+        if not isinstance(found, dict):
             raise UsageError(
-                f"the config {file} holds a {type(fields).__name__}; expected a JSON object of "
-                "config fields"
+                f"the config {self.config} holds a {type(found).__name__}; expected a JSON object "
+                "of config fields"
             )
-    named = fields.pop("preset", "paper")
-    return SimulatorConfig.preset(preset or named, **{**fields, **flags})
+        refused = [name for name in found if name in self._left_out]
+        if refused:
+            raise UsageError(
+                f"the config {self.config} sets {', '.join(refused)}, {self.elsewhere}; leave "
+                "that out"
+            )
+        return {**found, **self.given()}
 
 
-def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise UsageError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+@flags_of(SimulatorConfig, shown=shown_by_preset)
+class ConfigFlags(FromFile):
+    """Every field of SimulatorConfig."""
+
+    preset: Annotated[
+        Preset | None, Parameter(help="Where the fields below start; default paper.")
+    ] = None
+
+    def chosen(self, **defaults: Any) -> SimulatorConfig:
+        """The preset, then defaults of the command, then the file's fields, then the flags."""
+        fields = {**defaults, **self.fields()}
+        named = fields.pop("preset", "paper")
+        return SimulatorConfig.preset(self.preset or named, **fields)
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
-    check_choice("dtype", name, DTYPES)
-    if name is None:
-        return None
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def device_of(name: str | None) -> str | None:
-    if name is None:
-        return None
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device is {name}; this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    return name
+Source = Annotated[
+    str,
+    Parameter(
+        name="source",
+        help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME "
+        "(shape:opt-125m).",
+    ),
+]
+Artifact = Annotated[Path, Parameter(name="DIR", help="Directory that `tintc compile` wrote.")]

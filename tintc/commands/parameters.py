@@ -68,14 +68,18 @@ def answers(facts: dict[str, Any]) -> dict[str, str]:
     passes = ", ".join(f"{count} {name}" for name, count in facts["passes"].items())
     if not facts["shares"]:
         return {
-            "auxiliary model": f"{facts['auxiliary']:,} parameters; this back end adds the inner learning rate alone",
+            "auxiliary model": f"{facts['auxiliary']:,} parameters; this back end adds the inner "
+            "learning rate alone",
             "passes": passes,
-            "the construction": "--backend transformer counts the paper's: prefix tokens and structural constants",
+            "the construction": "--backend transformer counts the paper's: prefix tokens and "
+            "structural constants",
         }
     totals = ", ".join(f"{name} {count:,}" for name, count in facts["shares"].items())
     return {
-        "auxiliary model": f"{facts['auxiliary']:,} parameters, which lie in the prefix numbers and the tables",
-        "the simulator's own": f"{own:,}: no weight of the auxiliary model is among them; they are the same for any weights",
+        "auxiliary model": f"{facts['auxiliary']:,} parameters, which lie in the prefix numbers "
+        "and the tables",
+        "the simulator's own": f"{own:,}: no weight of the auxiliary model is among them; they are "
+        "the same for any weights",
         "passes": passes,
         "total by --share": f"{totals} (now: {facts['share']})",
     }

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.text import (
-    check_length,
-    check_loss,
-    check_options,
-    check_rest,
-    perplexity,
-    read,
-    show,
-)
+from tintc.commands.text import Reading, check_length, check_loss, check_rest, perplexity, show
 from tintc.compiler.artifact import load
 from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
@@ -27,27 +19,21 @@ from tintc.runtime.simulator import Simulator
 
 def run(
     path: Path,
-    *,
-    text: str | None,
-    file: str | None,
-    train_fraction: float,
-    generate: int,
-    max_tokens: int | None,
-    inner_lr: float | None,
+    asked: Reading,
     device: str | None,
     dtype: torch.dtype | None,
+    *,
     as_json: bool,
 ) -> None:
     """Prints the perplexity of the untrained part before and after, and what the updated weights
     generate.
     """
-    check_options(train_fraction, inner_lr)
-    text = read(text, file)
+    text = asked.read()
     simulator = load(path, device=device, dtype=dtype)
-    if inner_lr is not None:
-        simulator.inner_lr.data.fill_(inner_lr)
-    ids = _tokens(simulator, text, max_tokens)
-    trained = round(train_fraction * ids.shape[1])
+    if asked.inner_lr is not None:
+        simulator.inner_lr.data.fill_(asked.inner_lr)
+    ids = _tokens(simulator, text, asked.max_tokens)
+    trained = round(asked.train_fraction * ids.shape[1])
     train_mask = torch.zeros_like(ids)
     train_mask[:, :trained] = 1
     labels = ids.masked_fill(train_mask.bool(), -100)
@@ -59,7 +45,9 @@ def run(
         assert out.initial_loss is not None
         before, after = float(out.initial_loss), float(out.loss)
         check_loss(after, float(simulator.inner_lr.detach()))
-        continuation = _generate(simulator, ids, train_mask, generate) if generate else None
+        continuation = (
+            _generate(simulator, ids, train_mask, asked.generate) if asked.generate else None
+        )
     result: dict[str, Any] = {
         "tokens": ids.shape[1],
         "trained_tokens": trained,

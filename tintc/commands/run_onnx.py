@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import (
-    check_length,
-    check_loss,
-    check_options,
-    check_rest,
-    perplexity,
-    read,
-    show,
-)
+from tintc.commands.text import Reading, check_length, check_loss, check_rest, perplexity, show
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -98,30 +90,19 @@ class Model:
         )
 
 
-def run(
-    path: Path,
-    *,
-    text: str | None,
-    file: str | None,
-    train_fraction: float,
-    generate: int,
-    max_tokens: int | None,
-    inner_lr: float | None,
-    as_json: bool,
-) -> None:
+def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     """Prints the perplexity of the untrained part before and after, and what the updated weights
     generate.
     """
     import numpy as np
 
-    check_options(train_fraction, inner_lr)
-    text = read(text, file)
+    text = asked.read()
     model = Model(path)
-    rate = float(model.about["tintc.inner_lr"]) if inner_lr is None else inner_lr
-    ids = np.array([model.tokenizer.encode(text).ids[:max_tokens]], np.int64)
+    rate = float(model.about["tintc.inner_lr"]) if asked.inner_lr is None else asked.inner_lr
+    ids = np.array([model.tokenizer.encode(text).ids[: asked.max_tokens]], np.int64)
     tokens = ids.shape[1]
     check_length(tokens, model.longest)
-    trained = round(train_fraction * tokens)
+    trained = round(asked.train_fraction * tokens)
     predicted = check_rest(tokens, trained)
     before, after = (
         _loss(model.logits(ids, trained, used), ids[0], trained) for used in (0.0, rate)
@@ -138,8 +119,8 @@ def run(
         "perplexity_before": perplexity(before),
         "perplexity_after": perplexity(after),
     }
-    if generate:
-        result["generated"] = _generate(model, ids, trained, rate, generate)
+    if asked.generate:
+        result["generated"] = _generate(model, ids, trained, rate, asked.generate)
     show(result, as_json)
 
 

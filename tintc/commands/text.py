@@ -6,27 +6,66 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.table import Table
+from cyclopts import Parameter
 
 from tintc.commands import console
+from tintc.commands.flags import at_least
 from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
-def check_options(train_fraction: float, inner_lr: float | None) -> None:
-    """Raises UsageError for a fraction or a rate that makes no sense."""
-    if not 0 <= train_fraction < 1:
-        raise UsageError(
-            f"train-fraction is {train_fraction:g}; expected 0 or more and below 1: the rest is "
-            "what is predicted"
-        )
-    if inner_lr is not None and not math.isfinite(inner_lr):
-        raise UsageError(f"inner-lr is {inner_lr:g}; expected a finite number")
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What text is read, and what is done with it."""
+
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True, help="The text.")] = None
+    file: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True, metavar="FILE", help="A UTF-8 text file, or - as above."
+        ),
+    ] = None
+    train_fraction: Annotated[
+        float, Parameter(help="Part of the tokens to train on; the rest is predicted.")
+    ] = 0.5
+    generate: Annotated[
+        int,
+        at_least(0),
+        Parameter(metavar="N", help="Continue with N tokens under the updated weights."),
+    ] = 0
+    max_tokens: Annotated[
+        int | None,
+        at_least(2),
+        Parameter(help="Cut the text to so many tokens."),
+    ] = None
+    inner_lr: Annotated[
+        float | None, Parameter(help="Inner learning rate; default the compiled one.")
+    ] = None
+
+    def from_stdin(self) -> Reading:
+        """The same of standard input. Raises UsageError if there is another text."""
+        if self.file is not None or self.text is not None:
+            raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+        return replace(self, file="-")
+
+    def read(self) -> str:
+        """The text. Raises UsageError for a fraction or a rate that makes no sense, or unless there
+        is one text; InputError if it cannot be read.
+        """
+        if not 0 <= self.train_fraction < 1:
+            raise UsageError(
+                f"train-fraction is {self.train_fraction:g}; expected 0 or more and below 1: the "
+                "rest is what is predicted"
+            )
+        if self.inner_lr is not None and not math.isfinite(self.inner_lr):
+            raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
+        return _read(self.text, self.file)
 
 
-def read(text: str | None, file: str | None) -> str:
+def _read(text: str | None, file: str | None) -> str:
     """The text, without the space around it. Raises UsageError unless there is one source,
     InputError if it cannot be read.
     """
@@ -93,22 +132,19 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         console.print_json(result)
         return
     before, after = result["perplexity_before"], result["perplexity_after"]
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        "[bold]tokens[/bold]",
-        f"{result['tokens']}: {result['trained_tokens']} trained, {result['predicted_tokens']} "
-        "predicted",
-    )
-    steps = f"{result['steps']} step{'s' if result['steps'] > 1 else ''}"
     change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
-    table.add_row("[bold]inner training[/bold]", f"{steps} at learning rate {result['inner_lr']:g}")
-    table.add_row(
-        "[bold]perplexity before[/bold]", f"{before:.3f}" if before < 1e6 else f"{before:.3g}"
-    )
-    table.add_row(
-        "[bold]perplexity after[/bold]",
-        (f"{after:.3f}" if after < 1e6 else f"{after:.3g}") + change,
-    )
-    console.print_table(table, fold=True)
+    rows = {
+        "tokens": f"{result['tokens']}: {result['trained_tokens']} trained, "
+        f"{result['predicted_tokens']} predicted",
+        "inner training": f"{console.steps(result['steps'])} at learning rate "
+        f"{result['inner_lr']:g}",
+        "perplexity before": _rounded(before),
+        "perplexity after": _rounded(after) + change,
+    }
+    console.print_table(console.named(rows), fold=True)
     if "generated" in result:
         console.out.print(result["generated"], markup=False)
+
+
+def _rounded(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import fx, nn
@@ -23,11 +23,12 @@ from torch import fx, nn
 from tintc.ir.dialect import tint_name
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
+from tintc.ir.named import Backend, Share
 from tintc.ir.node_meta import info
 from tintc.runtime.backends.transformer.modules.parts import Layer, position_code
 
-BACKENDS = ("fused", "transformer")
-SHARES = ("none", "layers", "all")
+BACKENDS: tuple[str, ...] = get_args(Backend)
+SHARES: tuple[str, ...] = get_args(Share)
 
 
 def check_backend(backend: str, share: str) -> None:

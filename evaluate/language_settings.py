@@ -1,0 +1,78 @@
+"""What `language.run` is asked for. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.described import about
+from tintc.ir.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every field says beside itself what it is for.
+
+    Dynamic evaluation has the steps and the layers of the simulators, and trains the same
+    parameters of norms.
+    """
+
+    fractions: tuple[float, ...] = field(
+        default=(0.3, 0.5, 0.7, 0.9),
+        metadata=about("Parts of a sequence to train on.", flag="train-fraction", metavar="F,..."),
+    )
+    length: int | None = field(
+        default=None, metadata=about("Tokens of a sequence; default the model's own length.")
+    )
+    limit: int | None = field(default=None, metadata=about("Sequences of each seed; default all."))
+    choosing: int = field(
+        default=16, metadata=about("Sequences that a learning rate is chosen on.")
+    )
+    seeds: tuple[int, ...] = field(
+        default=(1, 2, 3), metadata=about("Each draws its own sequences.", metavar="N,...")
+    )
+    inner_lr: float | None = field(
+        default=None, metadata=about("Inner learning rate of everyone; then none is chosen.")
+    )
+    presets: tuple[str, ...] = field(
+        default=("paper",),
+        metadata=about("Of the simulators: paper, exact.", metavar="NAME,..."),
+    )
+    steps: int = field(default=1, metadata=about("Inner gradient steps."))
+    layers: int | None = field(
+        default=None, metadata=about("Trained blocks, counted from the top; default all.")
+    )
+    batch: int = field(
+        default=1, metadata=about("Sequences of one call; results do not depend on it.")
+    )
+    changes: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=about("Other fields of SimulatorConfig, over each preset."),
+    )
+
+    def check(self) -> None:
+        """Raises UsageError for what no model can have."""
+        for name in ("fractions", "seeds", "presets"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UsageError(
+                    f"{name} is {values}; expected at least one value, none of them twice"
+                )
+        for fraction in self.fractions:
+            if not 0 < fraction < 1:
+                raise UsageError(f"train fraction is {fraction}; expected a number between 0 and 1")
+        for name in ("length", "limit", "choosing", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < (4 if name == "length" else 1):
+                raise UsageError(
+                    f"{name} is {value}; expected at least {4 if name == 'length' else 1}"
+                )
+        for preset in self.presets:
+            self.config(preset)
+
+    def config(self, preset: str) -> SimulatorConfig:
+        rate = {} if self.inner_lr is None else {"inner_lr": self.inner_lr}
+        budget = {"steps": self.steps, "layers": self.layers}
+        return SimulatorConfig.preset(preset, **self.changes, **budget, **rate)

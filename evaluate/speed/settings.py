@@ -1,0 +1,45 @@
+"""What `tintc bench` is asked for by its user. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tintc.ir.call_sizes import CallShape
+from tintc.ir.described import about
+from tintc.ir.named import Backend, Share
+
+Against = Literal["autograd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CallShape):
+    """Every field says beside itself what it is for."""
+
+    backend: Backend = field(
+        default="fused", metadata=about("fused, or transformer: the paper's construction.")
+    )
+    share: Share = field(
+        default="none",
+        metadata=about("Who shares structural constants: all blocks, or all equal modules."),
+    )
+    against: Against = field(
+        default="autograd", metadata=about("A loop over the sequences, written by hand.")
+    )
+    pairs: int = field(default=11, metadata=about("How often both run, in turn."))
+    without: tuple[str, ...] = field(
+        default=(),
+        metadata=about("Optimizations to switch off.", metavar="NAME,..."),
+    )
+    torch_compile: str | None = field(
+        default=None,
+        metadata=about("torch.compile: default or reduce-overhead.", metavar="MODE"),
+    )
+    each: bool = field(
+        default=False, metadata=about("Also time every optimization, alone switched off.")
+    )
+    memory: bool = field(default=True, metadata=about("Measure the peak memory of each side."))
+    seed: int = field(
+        default=0,
+        metadata=about("Of the random tokens, and of the random weights of a shape."),
+    )

@@ -1,0 +1,11 @@
+"""Names that users choose between, where they are more than a field of SimulatorConfig. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Backend = Literal["fused", "transformer"]
+Share = Literal["none", "layers", "all"]
+Number = Literal["float32", "float64", "bfloat16", "float16"]

@@ -1,0 +1,343 @@
+"""Options that derive from dataclasses: every field is a flag of every command that takes it, with
+the one text that stands beside the field; only what is given overrides.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import process, tintc
+from tintc import commands
+from tintc.commands.flags import Flags, flags_of
+from tintc.evaluate import ablation_settings, language_settings, settings
+from tintc.evaluate.ablation_grid import grid
+from tintc.evaluate.speed import settings as speed
+from tintc.ir.call_sizes import CallShape
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.described import flag_of, help_of
+from tintc.runtime.backends.transformer.structure import BACKENDS, SHARES
+
+# Commands that take a config, and the fields that they set themselves.
+CONFIGURED: dict[str, tuple[str, ...]] = {
+    "compile": (),
+    "cost": (),
+    "bench": (),
+    "eval lm": (),
+    "eval classify": ("steps", "layers"),
+    "ablate": tuple(name for name in ablation_settings.VARIED if name != "inner_lr"),
+}
+OTHERS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "cost": (CallShape, ()),
+    "bench": (speed.Options, ()),
+    "eval lm": (language_settings.Settings, ("changes",)),
+    "eval classify": (settings.Settings, ("changes",)),
+    "ablate": (ablation_settings.Asked, ()),
+}
+# Same flag, but a text of the command's own.
+TOLD_OTHERWISE = {"inner_lr", "steps", "layers"}
+
+
+def filled(text: str) -> str:
+    return " ".join(text.split())
+
+
+class TestEveryFieldIsAFlag:
+    @pytest.mark.parametrize("command", CONFIGURED)
+    def test_of_the_config(self, command: str) -> None:
+        text = filled(tintc(*command.split(), "--help").out)
+        for each in dataclasses.fields(SimulatorConfig):
+            assert (f" {flag_of(each)} " in text) == (each.name not in CONFIGURED[command])
+            if each.name not in (*CONFIGURED[command], "inner_lr"):
+                assert help_of(each) in text
+        assert "--config FILE" in text
+
+    @pytest.mark.parametrize("command", OTHERS)
+    def test_of_what_the_command_measures(self, command: str) -> None:
+        source, left_out = OTHERS[command]
+        text = filled(tintc(*command.split(), "--help").out)
+        for each in dataclasses.fields(source):
+            if each.name not in left_out:
+                assert f" {flag_of(each)}" in text
+                assert each.name in TOLD_OTHERWISE or help_of(each) in text
+
+    def test_a_new_one_is_there_at_once(self) -> None:
+        """A field that SimulatorConfig gets before the commands are imported."""
+        code = f"""
+import contextlib, dataclasses, io
+from tintc.ir import config
+from tintc.ir.described import about
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Longer(config.SimulatorConfig):
+    brand_new: int | None = dataclasses.field(default=7, metadata=about("Made for this test."))
+
+config.SimulatorConfig = Longer
+from tintc.cli import app
+for command in {list(CONFIGURED)!r}:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        app([*command.split(), "--help"])
+    text = " ".join(out.getvalue().split())
+    assert "--brand-new INT Made for this test. [default: 7]" in text, (command, text)
+"""
+        done = process(code=code)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_one_that_does_not_say_what_it_is_for_is_refused(self) -> None:
+        @dataclasses.dataclass(frozen=True)
+        class Silent:
+            speed: int = 1
+
+        with pytest.raises(TypeError, match="the field speed does not say what it is for"):
+            flags_of(Silent)(type("Some", (Flags,), {}))
+
+    def test_choices_are_those_of_the_library(self) -> None:
+        text = filled(tintc("compile", "--help").out)
+        for choices in (BACKENDS, SHARES, ("paper", "exact"), ("first_order", "exact")):
+            assert f"[{'|'.join(choices)}]" in text
+
+
+class TestOnlyWhatIsGivenOverrides:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """What each command would have run with."""
+        found: dict[str, Any] = {}
+        for module, name in (
+            ("compile", "run"),
+            ("cost", "run"),
+            ("bench", "run"),
+            ("evaluate", "run_lm"),
+            ("evaluate", "run_classify"),
+            ("ablate", "run"),
+        ):
+            command = importlib.import_module(f"tintc.commands.{module}")
+
+            def note(*given: Any, **more: Any) -> None:
+                found.update(given=given, more=more)
+
+            monkeypatch.setattr(command, name, note)
+        return found
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"preset": "exact", "sim_heads": 3, "norm_update": "bias"}))
+        return path
+
+    def test_nothing(self, asked: dict[str, Any]) -> None:
+        assert tintc("compile", "tiny-opt", "-o", "x").code == 0
+        assert asked["given"][2] == SimulatorConfig()
+        assert tintc("bench", "tiny-opt").code == 0
+        assert asked["given"][1:] == (
+            SimulatorConfig(inner_lr=1e-5),
+            {
+                "options": dict.fromkeys(("revision", "cache_dir"))
+                | dict.fromkeys(("offline", "trust_remote_code"), False)
+            },
+        )
+        assert tintc("eval", "lm", "m", "--data", "d").code == 0
+        assert language_settings.Settings(**asked["given"][3]) == language_settings.Settings()
+        assert tintc("eval", "classify", "m").code == 0
+        assert settings.Settings(**asked["given"][1]) == settings.Settings()
+        assert tintc("ablate", "m", "--data", "d").code == 0
+        assert asked["given"][3:5] == (ablation_settings.Asked(), SimulatorConfig.exact())
+
+    def test_one(self, asked: dict[str, Any]) -> None:
+        assert tintc("bench", "tiny-opt", "--sim-heads", 4, "--without", "a,b").code == 0
+        assert asked["given"][1] == SimulatorConfig(inner_lr=1e-5, sim_heads=4)
+        assert asked["given"][2]["without"] == ("a", "b")
+        for command in ("compile tiny-opt -o x", "cost tiny-opt"):
+            assert tintc(*command.split(), "--sim-heads", 4).code == 0
+            assert SimulatorConfig(sim_heads=4) in asked["given"]
+
+    def test_preset_then_file_then_flags(self, asked: dict[str, Any], file: Path) -> None:
+        assert tintc("cost", "tiny-opt", "--config", file, "--sim-heads", 4).code == 0
+        assert asked["given"][1] == SimulatorConfig.exact(sim_heads=4, norm_update="bias")
+        assert tintc("cost", "m", "--config", file, "--preset", "paper").code == 0
+        assert asked["given"][1] == SimulatorConfig.paper(sim_heads=3, norm_update="bias")
+
+    def test_none_takes_back_what_the_file_says(self, asked: dict[str, Any], file: Path) -> None:
+        assert tintc("cost", "tiny-opt", "--config", file, "--sim-heads", "none").code == 0
+        assert asked["given"][1] == SimulatorConfig.exact(norm_update="bias")
+
+    def test_a_flag_may_say_the_default(self, asked: dict[str, Any], file: Path) -> None:
+        file.write_text('{"steps": 5, "inner_lr": 0.5}')
+        assert tintc("cost", "m", "--config", file, "--steps", 1, "--inner-lr", "1e-4").code == 0
+        assert asked["given"][1] == SimulatorConfig()
+
+    def test_over_several_presets(self, asked: dict[str, Any], file: Path) -> None:
+        common = ("eval", "lm", "m", "--data", "d", "--config", file)
+        assert tintc(*common, "--steps", 3, "--seeds", "1,2", "--seeds", 5).code == 0
+        found = language_settings.Settings(**asked["given"][3])
+        assert (found.presets, found.steps, found.seeds) == (("exact",), 3, (1, 2, 5))
+        assert found.changes == {"sim_heads": 3, "norm_update": "bias"}
+        expected = SimulatorConfig.exact(steps=3, sim_heads=3, norm_update="bias")
+        assert found.config("exact") == expected
+        assert tintc(*common, "--presets", "paper,exact").code == 0
+        assert asked["given"][3]["presets"] == ("paper", "exact")
+
+    def test_classification(self, asked: dict[str, Any]) -> None:
+        options = ("--attention-gradient", "full", "--inner-lr", "1e-3", "--no-in-context")
+        assert tintc("eval", "classify", "m", *options).code == 0
+        found = settings.Settings(**asked["given"][1])
+        assert (found.inner_lr, found.in_context) == (1e-3, False)
+        method = settings.method("simulator", "paper", "6x2", 1e-3, 24, found.changes)
+        assert method.describe()["changes"] == {"attention_gradient": "full"}
+        plain = settings.method("simulator", "paper", "6x2", 1e-3, 24)
+        assert "changes" not in plain.describe()  # results of earlier runs are found again
+
+    def test_ablation(self, asked: dict[str, Any]) -> None:
+        options = ("--steps", 2, "--prefix-tokens", 7, "--inner-lr", "1e-3", "--only", "paper")
+        assert tintc("ablate", "m", "--data", "d", *options, "--limit", 3).code == 0
+        given, base = asked["given"][3:5]
+        assert given == ablation_settings.Asked(only=("paper",), inner_lr=1e-3, limit=3)
+        assert base == SimulatorConfig.exact(steps=2, prefix_tokens=7)
+        variants = [dataclasses.asdict(variant.config) for variant in grid(base)]
+        for name in dataclasses.asdict(base):
+            same = all(config[name] == getattr(base, name) for config in variants)
+            assert same == (name not in ablation_settings.VARIED or name == "inner_lr")
+
+    @pytest.mark.parametrize(
+        ("command", "words"),
+        [
+            ("eval classify m", "sets steps, which --budgets tells; leave that out"),
+            ("ablate m --data d", "sets norm_update, which the variants of an ablation set"),
+        ],
+    )
+    def test_a_file_cannot_say_what_is_told_elsewhere(
+        self, command: str, words: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "config.json"
+        name = words.split()[1].rstrip(",")
+        file.write_text(json.dumps({name: 1}))
+        assert words in tintc(*command.split(), "--config", file).refused(2)
+
+    def test_the_last_of_several_wins(self, asked: dict[str, Any]) -> None:
+        assert tintc("cost", "m", "--steps", 2, "-q", "--steps=3", "n", "-q").code == 0
+        assert (asked["given"][0], asked["given"][1].steps) == (["m", "n"], 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cost", "m", "--steps", "1.5"], "Invalid value for '--steps': '1.5'; expected a whole"),
+        (["cost", "m", "--inner-lr", "x"], "Invalid value for '--inner-lr': 'x'; expected a num"),
+        (["cost", "m", "--json=3"], "Invalid value for '--json': '3'; expected nothing"),
+        (["cost", "m", "--steps"], "Option '--steps' requires an argument"),
+        (["cost", "m", "--step", "1"], "No such option: --step, did you mean --steps?"),
+        (["cost", "m", "--no-json"], "No such option: --no-json"),
+        (["cost", "m", "-qz"], "No such option: -z"),
+        (["compil"], "No such command 'compil', did you mean compile?"),
+        (["eval", "x"], "No such command 'x'; `tintc eval --help`"),
+        (["eval", "lm", "m"], "Missing option '--data'; `tintc eval lm --help`"),
+        (["env", "x"], "unexpected argument 'x'; `tintc env --help`"),
+        (["run", "x", "--generate", "-1"], "'-1'; expected at least 0"),
+        (["verify", "x", "--tokens", "1"], "'1'; expected at least 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_no_command_can_read(arguments: list[str], words: str) -> None:
+    assert words in tintc(*arguments).refused(2)
+
+
+def test_values_that_look_like_options(tmp_path: Path) -> None:
+    assert "is no tintc artifact" in tintc("run", tmp_path, "--text", "-5 degrees").refused(1)
+    assert "train-fraction is -0.1" in tintc(
+        "run", tmp_path, "--text", "a", "--train-fraction", "-0.1"
+    ).refused(2)
+
+
+def test_groups() -> None:
+    """Build, look, use, measure: every command once, with one line."""
+    text = tintc("--help").out
+    parts = [part.splitlines() for part in text.split("\n\n")]
+    found = {
+        lines[0].rstrip(":"): [line.split()[0] for line in lines[1:] if line[2] != " "]
+        for lines in parts
+        if lines and lines[0].endswith(":")
+    }
+    assert found == {
+        "Build a simulator": ["compile", "export"],
+        "Look at it": ["inspect", "cost", "env"],
+        "Use it": ["run"],
+        "Measure it": ["verify", "bench", "eval", "ablate"],
+        "Other": ["-h,", "--install-completion", "--version"],
+    }
+    rows = [line for lines in parts for line in lines[1:] if lines[0].endswith(":")]
+    assert all(line[2] != " " and len(line) < 81 for line in rows)
+
+
+def test_no_function_of_the_commands_takes_more_than_eight_parameters() -> None:
+    folder = Path(inspect.getfile(commands)).parent
+    files = [folder.parent / "cli.py", *folder.glob("*.py")]
+    assert {path.stem for path in files} >= {
+        module.name for module in pkgutil.iter_modules([folder])
+    }
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg]
+                names = [one.arg for one in every if one is not None]
+                assert len([name for name in names if name != "self"]) <= 8, (path, node.name)
+
+
+class TestCompletion:
+    @pytest.fixture
+    def script(self, tmp_path: Path) -> Path:
+        path = tmp_path / "tintc.bash"
+        done = tintc("--install-completion", "--shell", "bash", "--output", path)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith(f"{path}: start the shell anew")
+        assert list(tmp_path.iterdir()) == [path]
+        return path
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["comp"], {"compile"}),
+            (["compile", "--norm-g"], {"--norm-gradient"}),
+            (["eval", "cl"], {"classify"}),
+            (["compile", "--norm-gradient", ""], {"first_order", "exact"}),
+        ],
+    )
+    def test_bash(self, words: list[str], expected: set[str], script: Path) -> None:
+        line = " ".join(f"'{word}'" for word in ["tintc", *words])
+        code = f"""source {script}
+COMP_WORDS=({line}); COMP_CWORD={len(words)}
+COMP_LINE="${{COMP_WORDS[*]}}"; COMP_POINT=${{#COMP_LINE}}
+_tintc tintc "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+        done = subprocess.run(
+            ["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert set(done.stdout.split()) == expected, done
+
+    def test_where_the_shell_looks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Path, "home", lambda: tmp_path)
+        monkeypatch.setitem(os.environ, "HOME", str(tmp_path))
+        monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+        assert tintc("--install-completion", "--shell", "fish").code == 0
+        (written,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        assert written.name == "tintc.fish"
+
+    def test_no_shell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from cyclopts.completion import detect
+
+        def fail() -> None:
+            raise detect.ShellDetectionError("none")
+
+        monkeypatch.setattr(detect, "detect_shell", fail)
+        assert "pass --shell bash, zsh" in tintc("--install-completion").refused(2)

@@ -1,0 +1,282 @@
+"""The commands but for the experiments: what each takes on the command line. Everything that
+imports torch is imported inside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from tintc.commands.flags import WHOLE, Flags, at_least, flags_of
+from tintc.commands.options import (
+    DEVICE,
+    MODEL,
+    OPTIONS,
+    OUTPUT,
+    SIMULATOR,
+    Artifact,
+    CallFlags,
+    Common,
+    ConfigFlags,
+    Construction,
+    Loading,
+    Placed,
+    Source,
+    flat,
+    shown_by_preset,
+)
+from tintc.commands.text import Reading
+from tintc.commands.view import View
+from tintc.evaluate.speed import settings as speed
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
+from tintc.ir.named import Number
+
+
+def compile_command(
+    source: Source,
+    /,
+    *,
+    output: Annotated[
+        Path, Parameter(name=("-o", "--output"), metavar="DIR", help="Directory to write.")
+    ],
+    force: Annotated[bool, Parameter(help="Replace an artifact that exists.")] = False,
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    model: Annotated[Loading, flat(MODEL)] = Loading(),
+    seed: Annotated[
+        int, WHOLE, Parameter(group=MODEL, help="Of the random weights of a shape.")
+    ] = 0,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Compile a model into a simulator."""
+    chosen = config.chosen()
+    options = {
+        "backend": construction.backend,
+        "share": construction.share,
+        "seed": seed,
+        "dtype": model.torch_dtype(),
+        **model.hub(),
+    }
+    from tintc.commands import compile as command
+
+    command.run(source, output, chosen, force=force, as_json=common.as_json, options=options)
+
+
+def inspect_command(
+    path: Artifact,
+    /,
+    *,
+    view: Annotated[View, flat(OPTIONS)] = View(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Show a simulator: summary, graph, slots or parameters."""
+    from tintc.commands import inspect as command
+
+    command.run(path, view, as_json=common.as_json)
+
+
+def run_command(
+    path: Annotated[
+        Path,
+        Parameter(
+            name="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx."
+        ),
+    ],
+    stray: Annotated[str | None, Parameter(show=False)] = None,
+    /,
+    *,
+    stdin: Annotated[bool, Parameter(name="-", help="Read the text from standard input.")] = False,
+    reading: Annotated[Reading, flat(OPTIONS)] = Reading(),
+    device: Annotated[str | None, DEVICE] = None,
+    dtype: Annotated[Number | None, Parameter(help="Of the weights; default as stored.")] = None,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Train on the first part of a text and predict the rest."""
+    if stray is not None:
+        raise UsageError(
+            f"unexpected argument {stray!r}; pass --text TEXT, --file FILE, or - to read standard "
+            "input"
+        )
+    asked = reading.from_stdin() if stdin else reading
+    if path.suffix == ".onnx":
+        if device is not None or dtype is not None:
+            raise UsageError(
+                "an ONNX model runs on the CPU in the dtype that it was exported in; expected "
+                "neither --device nor --dtype"
+            )
+        from tintc.commands import run_onnx
+
+        run_onnx.run(path, asked, as_json=common.as_json)
+        return
+    from tintc.commands import run as command
+    from tintc.compiler.frontend.devices import device_of, dtype_of
+
+    command.run(path, asked, device_of(device), dtype_of(dtype), as_json=common.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporting:
+    """How an ONNX model is written."""
+
+    opset: Annotated[
+        int | None, WHOLE, Parameter(help="Of ONNX's standard operators, 18 to 23; default 20.")
+    ] = None
+    external_data: Annotated[bool, Parameter(help="Weights in FILE.data, as above 2 GB.")] = False
+    optimize: Annotated[bool, Parameter(help="Fold constants with onnxscript.")] = False
+    check: Annotated[
+        bool,
+        Parameter(negative=None, help="Compare onnxruntime with torch before anything is left."),
+    ] = True
+    force: Annotated[bool, Parameter(help="Replace a model that exists.")] = False
+
+    def options(self) -> dict[str, Any]:
+        """Of `export_onnx`."""
+        given: dict[str, Any] = {
+            "external_data": self.external_data,
+            "optimize": self.optimize,
+            "check": self.check,
+            "force": self.force,
+        }
+        return given if self.opset is None else {**given, "opset": self.opset}
+
+
+def export_command(
+    path: Artifact,
+    /,
+    *,
+    onnx: Annotated[Path, Parameter(metavar="FILE", help="The model to write, ending in .onnx.")],
+    further: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--with",
+            metavar="NAME",
+            help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output "
+            "(initial_logits, losses, initial_losses); may be repeated.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Number | None, Parameter(help="Of the weights, not bfloat16; default as stored.")
+    ] = None,
+    exporting: Annotated[Exporting, flat(OPTIONS)] = Exporting(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Write a simulator as an ONNX model.
+
+    Exit code 5 if onnxruntime disagrees with torch.
+    """
+    from tintc.commands import export as command
+    from tintc.compiler.frontend.devices import dtype_of
+
+    command.run(
+        path, onnx, further or [], dtype_of(dtype), exporting.options(), as_json=common.as_json
+    )
+
+
+def verify_command(
+    path: Artifact,
+    /,
+    *,
+    tokens: Annotated[
+        int | None,
+        at_least(2),
+        Parameter(help="Length of the random sequence; default 64."),
+    ] = None,
+    seed: Annotated[int, WHOLE, Parameter(help="Of the random sequence.")] = 0,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Compare a simulator with torch.autograd in float64.
+
+    Exit code 5 on disagreement.
+    """
+    from tintc.commands import verify as command
+
+    command.run(path, tokens=tokens, seed=seed, as_json=common.as_json)
+
+
+def cost_command(
+    *sources: Annotated[
+        str,
+        Parameter(
+            name="source",
+            required=True,
+            help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or "
+            "shape:NAME; no weights are read.",
+        ),
+    ],
+    call: Annotated[CallFlags, flat(OPTIONS)] = CallFlags(),
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    model: Annotated[Loading, flat(MODEL)] = Loading(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Count parameters, FLOPs and memory from configs alone.
+
+    No weights are read, so the model may be of any size. Several models give a table, with --json
+    a list.
+    """
+    chosen = config.chosen()
+    options: dict[str, Any] = {
+        "backend": construction.backend,
+        "share": construction.share,
+        **call.given(),
+        **model.hub(),
+    }
+    if (dtype := model.torch_dtype()) is not None:
+        options["dtype"] = dtype
+    from tintc.commands import cost as command
+
+    command.run(list(sources), chosen, as_json=common.as_json, options=options)
+
+
+# Shapes have random weights: at the rate that a trained model takes, float32 rounding of their
+# gradients shows in the logits.
+_BENCH_RATE = 1e-5
+
+
+@flags_of(speed.Options)
+class BenchFlags(Flags):
+    """What `tintc bench` measures."""
+
+
+@flags_of(
+    SimulatorConfig,
+    shown=lambda each: f"{_BENCH_RATE:g}" if each.name == "inner_lr" else shown_by_preset(each),
+)
+class BenchConfigFlags(ConfigFlags):
+    """Every field of SimulatorConfig, at another rate."""
+
+
+def bench_command(
+    source: Source,
+    /,
+    *,
+    asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
+    config: Annotated[BenchConfigFlags, flat(SIMULATOR)] = BenchConfigFlags(),
+    model: Annotated[Placed, flat(MODEL)] = Placed(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Time a simulator against a fine-tuning loop.
+
+    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
+    random tokens. Exit code 5 on disagreement.
+    """
+    chosen = config.chosen() if config.config else config.chosen(inner_lr=_BENCH_RATE)
+    settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
+    if (device := model.torch_device()) is not None:
+        settings["device"] = device
+    if (dtype := model.torch_dtype()) is not None:
+        settings["dtype"] = dtype
+    from tintc.commands import bench as command
+
+    command.run(source, chosen, settings, as_json=common.as_json)
+
+
+def env_command(*, common: Annotated[Common, flat(OUTPUT)] = Common()) -> None:
+    """Show versions and hardware."""
+    from tintc.commands import env as command
+
+    command.run(as_json=common.as_json)

@@ -1,0 +1,185 @@
+"""`tintc eval` and `tintc ablate`: what they take on the command line. Everything that imports
+torch is imported inside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from tintc.commands.flags import Flags, flags_of
+from tintc.commands.options import (
+    MODEL,
+    OPTIONS,
+    OUTPUT,
+    SIMULATOR,
+    Common,
+    FromFile,
+    Placed,
+    Source,
+    flat,
+    shown_by_preset,
+)
+from tintc.evaluate import ablation_settings, language_settings, settings
+from tintc.ir.config import SimulatorConfig
+
+Data = Annotated[
+    str,
+    Parameter(
+        metavar="NAME|FILE",
+        help="wikitext-2, wikitext-103, c4, a text file, or a JSONL file of {text}.",
+    ),
+]
+Choose = Annotated[
+    str | None,
+    Parameter(
+        metavar="FILE",
+        help="Text to choose learning rates on; default the hub's other split, or the first "
+        "quarter of FILE.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    Parameter(
+        name=("-o", "--output"),
+        metavar="DIR",
+        group=OUTPUT,
+        help="Results as they come, report and plot; run again to go on after an interruption.",
+    ),
+]
+
+_EVERYONE = {"inner_lr": "Inner learning rate of everyone; then none is chosen."}
+
+
+def _no_rate(each: Any) -> str:
+    return "" if each.name == "inner_lr" else shown_by_preset(each)
+
+
+@flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate)
+class LanguageConfig(FromFile):
+    """Every field of SimulatorConfig, over each of the presets."""
+
+
+@flags_of(language_settings.Settings, leave_out=("inner_lr", "steps", "layers", "changes"))
+class LanguageFlags(Flags):
+    """What `tintc eval lm` measures."""
+
+
+def lm_command(
+    source: Source,
+    /,
+    *,
+    data: Data,
+    choose: Choose = None,
+    asked: Annotated[LanguageFlags, flat(OPTIONS)] = LanguageFlags(),
+    config: Annotated[LanguageConfig, flat(SIMULATOR)] = LanguageConfig(),
+    model: Annotated[Placed, flat(MODEL)] = Placed(),
+    output: Output = None,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Perplexity of the rest of each sequence after training on its first part.
+
+    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same
+    budget), the simulator, and two controls: its gradient with the sign flipped, and training on
+    the same tokens in random order.
+    """
+    given = {**over_presets(config, ("inner_lr", "steps", "layers")), **asked.given()}
+    how = model.everything()
+    from tintc.commands import evaluate as command
+
+    command.run_lm(source, data, choose, given, how, output, as_json=common.as_json)
+
+
+@flags_of(SimulatorConfig, leave_out=("steps", "layers"), help=_EVERYONE, shown=_no_rate)
+class ClassifyConfig(FromFile):
+    """Every field of SimulatorConfig over each of the presets, but those of a budget."""
+
+    elsewhere = "which --budgets tells"
+
+
+@flags_of(settings.Settings, leave_out=("inner_lr", "changes"))
+class ClassifyFlags(Flags):
+    """What `tintc eval classify` measures."""
+
+
+def classify_command(
+    source: Source,
+    /,
+    *,
+    asked: Annotated[ClassifyFlags, flat(OPTIONS)] = ClassifyFlags(),
+    config: Annotated[ClassifyConfig, flat(SIMULATOR)] = ClassifyConfig(),
+    model: Annotated[Placed, flat(MODEL)] = Placed(),
+    output: Output = None,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Accuracy of text classification, zero-shot and with demonstrations.
+
+    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the
+    simulator, and two controls: its gradient with the sign flipped, and training on shuffled
+    labels. Rate, budget, template and calibration are chosen on training data.
+    """
+    given = {**over_presets(config, ("inner_lr",)), **asked.given()}
+    how = model.everything()
+    from tintc.commands import evaluate as command
+
+    command.run_classify(source, given, how, output, as_json=common.as_json)
+
+
+def over_presets(config: FromFile, own: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of an experiment on several presets: the fields of theirs that it has itself, the
+    file's preset, and all other fields as changes of every preset.
+    """
+    fields = config.fields()
+    found = {name: fields.pop(name) for name in own if name in fields}
+    if "preset" in fields:
+        found["presets"] = (fields.pop("preset"),)
+    return {**found, "changes": fields}
+
+
+_SET_BY_VARIANTS = tuple(name for name in ablation_settings.VARIED if name != "inner_lr")
+
+
+@flags_of(
+    SimulatorConfig,
+    leave_out=_SET_BY_VARIANTS,
+    help=_EVERYONE,
+    shown=_no_rate,
+)
+class AblationConfig(FromFile):
+    """Every field of SimulatorConfig but what the variants are about."""
+
+    elsewhere = "which the variants of an ablation set"
+
+
+@flags_of(ablation_settings.Asked, leave_out=("inner_lr",))
+class AblationFlags(Flags):
+    """What `tintc ablate` measures."""
+
+
+def ablate_command(
+    source: Source,
+    /,
+    *,
+    data: Data,
+    choose: Choose = None,
+    asked: Annotated[AblationFlags, flat(OPTIONS)] = AblationFlags(),
+    config: Annotated[AblationConfig, flat(SIMULATOR)] = AblationConfig(),
+    model: Annotated[Placed, flat(MODEL)] = Placed(),
+    output: Output = None,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    """Measure what each approximation costs.
+
+    In its update, as cosine and relative error against the exact gradient, and in the perplexity
+    after it: each approximation alone, all of the paper's together, and lower float formats.
+    """
+    fields = config.fields()
+    rate = fields.pop("inner_lr", None)
+    base = SimulatorConfig.exact(**fields)
+    how = model.everything()
+    from tintc.commands import ablate as command
+
+    given = ablation_settings.Asked(**asked.given(), inner_lr=rate)
+    command.run(source, data, choose, given, base, how, output, as_json=common.as_json)
