@@ -11,8 +11,9 @@ from collections.abc import Collection
 
 import torch
 
-from tintc.compiler.onnx import operators as ops
+from tintc.compiler.onnx import elementwise as ops
 from tintc.compiler.onnx.graph import BATCH, SEGMENT, TOKENS, Graph, Value
+from tintc.compiler.onnx.operators import any_
 from tintc.compiler.onnx.shapes import expand, getitem, pad, reshape, unsqueeze
 from tintc.ir.errors import UsageError
 
@@ -117,8 +118,8 @@ def _allowed(graph: Graph, attention: Value | None, columns: Value) -> tuple[Val
         valid, allowed = attention, ops.logical_and(graph, causal, unsqueeze(graph, attention, 1))
     else:
         allowed = ops.logical_and(graph, causal, attention)
-        valid = ops.any_(graph, allowed, -2)
-    nothing = ops.logical_not(graph, ops.any_(graph, allowed, -1, keepdim=True))
+        valid = any_(graph, allowed, -2)
+    nothing = ops.logical_not(graph, any_(graph, allowed, -1, keepdim=True))
     allowed = ops.logical_or(
         graph, allowed, ops.logical_and(graph, ops.eq(graph, rows, columns), nothing)
     )
