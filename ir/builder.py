@@ -13,7 +13,6 @@ from torch import fx
 from tintc.ir.dialect import AnyOperator, operator_of
 from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, is_reserved
 from tintc.ir.node_meta import KEY, NodeInfo, Shape, info
-from tintc.ir.ops import OPERATORS
 
 
 def operands(node: fx.Node) -> tuple[Any, ...]:
@@ -56,7 +55,7 @@ class Builder:
 
     def call(
         self,
-        called: AnyOperator | str,
+        called: AnyOperator,
         *args: Any,
         like: fx.Node | None = None,
         label: str | None = None,
@@ -67,7 +66,6 @@ class Builder:
         """
         if label is not None and is_reserved(label):
             label = f"{label}_call"
-        called = OPERATORS[called] if isinstance(called, str) else called
         node = self.graph.create_node("call_function", called.target, args, name=label)
         origin = info(like) if like is not None else NodeInfo()
         # A caller may give the shape where the argument came from torch.export and has no rule of

@@ -125,10 +125,9 @@ def tint_name(node: fx.Node) -> str | None:
     return found.name if found is not None else None
 
 
-def is_tint(node: fx.Node, *operators: AnyOperator | str) -> bool:
+def is_tint(node: fx.Node, *operators: AnyOperator) -> bool:
     """Whether the node calls one of these operators."""
-    found = operator_of(node)
-    return found is not None and (found in operators or found.name in operators)
+    return operator_of(node) in operators
 
 
 def argument(node: fx.Node, name: str) -> Any:

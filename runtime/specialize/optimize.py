@@ -22,6 +22,9 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
+from tintc.ir.ops.embedding import kept_tokens
+from tintc.ir.ops.head import token_losses
+from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
@@ -71,7 +74,7 @@ def _wanted(graph: fx.Graph, name: str, returned: dict[str, Any], choices: Choic
     if name in ("losses", "initial_losses"):
         labels = further_input(graph, "labels")
         return Builder(graph).call(
-            "token_losses",
+            token_losses,
             logits,
             labels,
             like=logits,
@@ -86,10 +89,10 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     """The same logits at the kept positions: the head, and what stands behind it, once more on
     these.
     """
-    if is_tint(logits, "linear_forward"):
+    if is_tint(logits, linear_forward):
         x = argument(logits, "x")
         kept = Builder(graph).call(
-            "kept_tokens",
+            kept_tokens,
             x,
             further_input(graph, "kept"),
             like=logits,
