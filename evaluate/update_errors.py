@@ -22,7 +22,10 @@ from torch import Tensor, fx
 from tintc.ir.builder import outputs
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.elementwise import residual
+from tintc.ir.ops.linear import linear_forward, prefix
+from tintc.ir.ops.norm import norm_forward
 from tintc.runtime.simulator import Simulator
 
 KINDS = ("query_key", "value_output", "feed_forward", "norm")
@@ -155,8 +158,8 @@ def slot_kinds(graph: fx.Graph) -> dict[str, str]:
     attention, through whatever has no weights (rotary embedding, gates, scales) and norms of
     queries and keys. norm: gains and shifts. feed_forward: all other linear layers.
     """
-    linear = {node: "feed_forward" for node in graph.nodes if is_tint(node, "linear_forward")}
-    for attention in [node for node in graph.nodes if is_tint(node, "attention_forward")]:
+    linear = {node: "feed_forward" for node in graph.nodes if is_tint(node, linear_forward)}
+    for attention in [node for node in graph.nodes if is_tint(node, attention_forward)]:
         for names, kind in ((("q", "k"), "query_key"), (("v",), "value_output")):
             linear |= {
                 found: kind for name in names for found in _first_linear(argument(attention, name))
@@ -164,14 +167,14 @@ def slot_kinds(graph: fx.Graph) -> dict[str, str]:
     for node in linear:
         if _reads_attention(argument(node, "x")):
             linear[node] = "value_output"
-    norms = {node: "norm" for node in graph.nodes if is_tint(node, "norm_forward")}
+    norms = {node: "norm" for node in graph.nodes if is_tint(node, norm_forward)}
     reads = [
         (source, kind) for node, kind in (linear | norms).items() for source in node.all_input_nodes
     ]
     return {
         name: kind
         for source, kind in reads
-        if is_tint(source, "prefix") and (name := info(source).slot) is not None
+        if is_tint(source, prefix) and (name := info(source).slot) is not None
     }
 
 
@@ -180,9 +183,9 @@ def _first_linear(start: fx.Node) -> Iterator[fx.Node]:
     stack = [start]
     while stack:
         node = stack.pop()
-        if is_tint(node, "linear_forward"):
+        if is_tint(node, linear_forward):
             yield node
-        elif not is_tint(node, "residual", "prefix") and node.op == "call_function":
+        elif not is_tint(node, residual, prefix) and node.op == "call_function":
             stack += node.all_input_nodes
 
 
@@ -193,10 +196,10 @@ def _reads_attention(start: fx.Node) -> bool:
     stack = [start]
     while stack:
         node = stack.pop()
-        if is_tint(node, "attention_forward"):
+        if is_tint(node, attention_forward):
             return True
         if (
-            not is_tint(node, "linear_forward", "norm_forward", "residual", "prefix")
+            not is_tint(node, linear_forward, norm_forward, residual, prefix)
             and node.op == "call_function"
         ):
             stack += node.all_input_nodes

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from torch import fx
 
-from tintc.ir.dialect import OPERATORS, target, tint_name
+from tintc.ir.dialect import AnyOperator, operator_of
 from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, is_reserved
 from tintc.ir.node_meta import KEY, NodeInfo, Shape, info
 
@@ -27,9 +27,9 @@ def infer_shape(node: fx.Node) -> Any:
     if node.target is operator.getitem:
         source, index = operands(node)
         return infer_shape(source)[index]
-    name = tint_name(node)
-    assert name is not None, f"{node.name} is not a tint operator"
-    return OPERATORS[name].shape(*fx.node.map_arg(node.args, lambda n: info(n).shape))
+    called = operator_of(node)
+    assert called is not None, f"{node.name} is not a tint operator"
+    return called.shape(*fx.node.map_arg(node.args, lambda n: info(n).shape))
 
 
 def short_label(path: str) -> str:
@@ -55,25 +55,23 @@ class Builder:
 
     def call(
         self,
-        name: str,
+        called: AnyOperator,
         *args: Any,
         like: fx.Node | None = None,
         label: str | None = None,
         **changes: Any,
     ) -> fx.Node:
-        """A call of `tint::name`; `changes` are fields of its NodeInfo. A label that is an input's
+        """A call of an operator; `changes` are fields of its NodeInfo. A label that is an input's
         name gets a suffix.
         """
         if label is not None and is_reserved(label):
             label = f"{label}_call"
-        node = self.graph.create_node("call_function", target(name), args, name=label)
+        node = self.graph.create_node("call_function", called.target, args, name=label)
         origin = info(like) if like is not None else NodeInfo()
         # A caller may give the shape where the argument came from torch.export and has no rule of
         # its own.
         shape = changes.pop("shape", None)
-        node.meta[KEY] = NodeInfo(
-            module=origin.module, source=origin.source, dtype=OPERATORS[name].dtype
-        )
+        node.meta[KEY] = NodeInfo(module=origin.module, source=origin.source, dtype=called.dtype)
         node.meta[KEY].shape = shape if shape is not None else infer_shape(node)
         node.meta[KEY] = dataclasses.replace(node.meta[KEY], **changes)
         return node

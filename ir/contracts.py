@@ -15,6 +15,8 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint, tint_name
 from tintc.ir.layout import PrefixSlot, Range
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import segment
+from tintc.ir.ops.linear import prefix
 
 Problems = list[str]
 
@@ -82,7 +84,7 @@ def phases_in_order(graph: fx.Graph, context: Context) -> Problems:
     """Every call but a prefix read has a phase and a step, and reads nothing of a later step."""
     problems = []
     for node in graph.nodes:
-        if node.op != "call_function" or is_tint(node, "prefix"):
+        if node.op != "call_function" or is_tint(node, prefix):
             continue
         record = info(node)
         if record.phase is None or record.step is None:
@@ -100,7 +102,7 @@ def phases_in_order(graph: fx.Graph, context: Context) -> Problems:
 def some_trainable(graph: fx.Graph, context: Context) -> Problems:
     """At least one prefix slot is trained, and only prefix slots are."""
     marked = [node for node in graph.nodes if info(node).trainable]
-    wrong = [f"{node.name} is marked trainable" for node in marked if not is_tint(node, "prefix")]
+    wrong = [f"{node.name} is marked trainable" for node in marked if not is_tint(node, prefix)]
     return wrong or ([] if marked else ["no slot is trained"])
 
 
@@ -129,7 +131,7 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
     layout = context.layout
     if layout is None:
         return ["no layout"]
-    read = {info(node).slot for node in graph.nodes if is_tint(node, "prefix")}
+    read = {info(node).slot for node in graph.nodes if is_tint(node, prefix)}
     problems = [f"slot {name} has no place" for name in read - set(layout.prefix)]
     if layout.sim_heads < 2:
         return [f"a page has {layout.sim_heads} heads"]
@@ -194,7 +196,7 @@ def is_activation(node: fx.Node) -> bool:
         node.op == "call_function"
         and info(node).phase != "descent"
         and of_tokens
-        and not is_tint(node, "segment")
+        and not is_tint(node, segment)
     )
 
 
@@ -217,7 +219,7 @@ def activation_lives(graph: fx.Graph) -> dict[fx.Node, Range]:
 
 def activation_readers(node: fx.Node) -> list[fx.Node]:
     """The nodes that read an activation, directly or through a view of its first tokens."""
-    views = [user for user in node.users if is_tint(user, "segment")]
+    views = [user for user in node.users if is_tint(user, segment)]
     return [user for read in (node, *views) for user in read.users if user.op == "call_function"]
 
 

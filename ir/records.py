@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from tintc.ir.dialect import OPERATORS, target
 from tintc.ir.errors import ArtifactError
 from tintc.ir.node_meta import KEY, NodeInfo, info
+from tintc.ir.ops import OPERATORS
 
 Kind = Literal["input", "parameter", "call", "output"]
 _INFO_FIELDS = (
@@ -197,7 +197,7 @@ def _build(graph: fx.Graph, record: dict[str, Any], nodes: dict[str, fx.Node]) -
             f"graph.json holds the operator {name}, which is not in the tint dialect; the file was "
             "not written by tintc"
         )
-    return graph.create_node("call_function", target(short), args, name=record["name"])
+    return graph.create_node("call_function", OPERATORS[short].target, args, name=record["name"])
 
 
 def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:

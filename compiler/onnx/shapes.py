@@ -12,7 +12,7 @@ import torch
 
 from tintc.compiler.onnx.graph import SEGMENT, TYPES, Dim, Graph, Value
 
-SHAPES: dict[str, Callable[..., Any]] = {}
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 _LAST = 2**62  # past every end
 
@@ -21,7 +21,7 @@ def operator(*names: str) -> Callable[[Function], Function]:
     """Registers what stands for torch functions and methods of these names."""
 
     def register(function: Function) -> Function:
-        SHAPES.update(dict.fromkeys(names, function))
+        FUNCTIONS.update(dict.fromkeys(names, function))
         return function
 
     return register

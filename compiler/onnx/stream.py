@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tintc.compiler.onnx.elementwise import cast
 from tintc.compiler.onnx.graph import BATCH, SEGMENT, TOKENS, Dim, Graph, Value
-from tintc.compiler.onnx.operators import cast
 from tintc.compiler.onnx.shapes import cat, getitem
 from tintc.ir.errors import CompilerBug
 

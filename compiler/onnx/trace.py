@@ -1,6 +1,6 @@
 """Writes a simulator's program as ONNX: runs the code of either back end on `Value`s.
 
-fused        each `tint` operator of the graph runs its primitive, as in `runtime/backends/fused.py`
+fused        each `tint` operator of the graph runs, as in `runtime/backends/fused.py`
 transformer  each module of the emitted program runs as it is, over a `Stream` and `Page`s
 """
 
@@ -17,11 +17,12 @@ from tintc.compiler.onnx.graph import Graph, Value
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
 from tintc.ir.choices import Choices
-from tintc.ir.dialect import OPERATORS, is_tint, tint_name
+from tintc.ir.dialect import is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
+from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
@@ -72,33 +73,30 @@ def _fused(
             values[node] = (
                 inputs.get(node.name) if name is None else graph.weight(name, weights[name])
             )
-        elif node.op == "call_function" and is_tint(node, "prefix"):
+        elif node.op == "call_function" and is_tint(node, prefix):
             values[node] = graph.weight(info(node).slot or node.name, _prefix(node, weights))
         elif node.target is operator.getitem:
             source, index = operands(node)
             values[node] = values[source][index]
         elif node.op == "call_function":
-            name = tint_name(node)
-            assert name is not None
-            if OPERATORS[name].whole:
+            called = operator_of(node)
+            assert called is not None
+            if called.whole:
                 raise UnsupportedModelError(
-                    f"{node.name} is tint.{name}, which only torch runs; nothing was exported"
+                    f"{node.name} is {called}, which only torch runs; nothing was exported"
                 )
             with graph.scope(_scope(node)):
-                values[node] = OPERATORS[name].implementation(
-                    *fx.node.map_arg(node.args, values.__getitem__)
-                )
+                values[node] = called(*fx.node.map_arg(node.args, values.__getitem__))
     wanted: Any = lowered.output_node().args[0]
     return {name: values[wanted[name]] for name in outputs}
 
 
 def _prefix(node: fx.Node, weights: dict[str, Tensor]) -> Tensor:
     """The slot's first value: a view of the parameter."""
-    source, *rest = node.args
-    name = info(source).parameter  # type: ignore[arg-type]
+    source, *rest = operands(node)
+    name = info(source).parameter
     assert name is not None
-    value: Tensor = OPERATORS["prefix"].implementation(weights[name], *rest)
-    return value
+    return prefix(weights[name], *rest)
 
 
 def _choices(simulator: Simulator, outputs: tuple[Output, ...]) -> Choices:

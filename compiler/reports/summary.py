@@ -12,6 +12,8 @@ from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.dialect import is_tint, tint_name
+from tintc.ir.ops.embedding import segment, segment_mask
+from tintc.ir.ops.linear import prefix
 from tintc.runtime.simulator import Simulator
 
 
@@ -77,8 +79,6 @@ def depth(graph: fx.Graph) -> int:
     longest: dict[fx.Node, int] = {}
     for node in graph.nodes:
         below = max((longest[source] for source in node.all_input_nodes), default=0)
-        is_module = tint_name(node) is not None and not is_tint(
-            node, "prefix", "segment", "segment_mask"
-        )
+        is_module = tint_name(node) is not None and not is_tint(node, prefix, segment, segment_mask)
         longest[node] = below + int(is_module)
     return longest[graph.output_node()]

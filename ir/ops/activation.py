@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.ops.shapes import same_shape
 from tintc.ir.precision import narrow_like, wide
 
 _TANH_SCALE = math.sqrt(2 / math.pi)
@@ -91,11 +93,22 @@ SMOOTH: dict[str, Activation] = {
 KINDS = ("relu", *SMOOTH)
 
 
+@operator(
+    "(Tensor x, str kind) -> Tensor",
+    shape=same_shape,
+    meaning="a(x)",
+)
 def activation_forward(x: Tensor, kind: str) -> Tensor:
     """y = a(x); kind is one of KINDS."""
     return torch.relu(x) if kind == "relu" else SMOOTH[kind].value(x)
 
 
+@operator(
+    "(Tensor dy, Tensor x, str kind, str gradient, float scale) -> Tensor",
+    shape=same_shape,
+    meaning="dx of an activation, first-order or exact",
+    kind="backward",
+)
 def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: float) -> Tensor:
     """dx of an activation.
 

@@ -16,9 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
 from tintc.ir.precision import HALF
 
 
+def _attention_shape(
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    mask: Shape | None,
+    bias: Shape | None,
+    heads: int,
+    kv_heads: int,
+    *_: float,
+) -> Shape:
+    assert isinstance(v[-1], int)
+    return (*q[:-1], v[-1] // kv_heads * heads)
+
+
+@operator(
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int kv_heads, "
+    "float scale, float softcap) -> Tensor",
+    shape=_attention_shape,
+    meaning="softmax(scale q k^T + bias + mask) v",
+)
 def attention_forward(
     q: Tensor,
     k: Tensor,
@@ -49,6 +71,27 @@ def attention_forward(
     return _merge(torch.matmul(a_BHTT, _repeat(v_BGTE, heads, kv_heads)))
 
 
+def _value_shape(
+    do: Shape,
+    q: Shape,
+    k: Shape,
+    mask: Shape | None,
+    bias: Shape | None,
+    heads: int,
+    kv_heads: int,
+    *_: float,
+) -> Shape:
+    assert isinstance(do[-1], int)
+    return (*do[:-1], do[-1] // heads * kv_heads)
+
+
+@operator(
+    "(Tensor do, Tensor q, Tensor k, Tensor? mask, Tensor? bias, int heads, int kv_heads, "
+    "float scale, float softcap) -> Tensor",
+    shape=_value_shape,
+    meaning="dv with the probabilities held constant",
+    kind="backward",
+)
 def attention_backward_value(
     do: Tensor,
     q: Tensor,
@@ -68,6 +111,17 @@ def attention_backward_value(
     return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
 
 
+def _full_shape(do: Shape, q: Shape, k: Shape, v: Shape, *_: object) -> tuple[Shape, Shape, Shape]:
+    return q, k, v
+
+
+@operator(
+    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, int heads, int "
+    "kv_heads, float scale, float softcap) -> (Tensor, Tensor, Tensor)",
+    shape=_full_shape,
+    meaning="dq, dk, dv through the scores",
+    kind="backward",
+)
 def attention_backward_full(
     do: Tensor,
     q: Tensor,
@@ -99,6 +153,18 @@ def attention_backward_full(
     )
 
 
+def _flash_shape(
+    q: Shape, k: Shape, v: Shape, heads: int, kv_heads: int, scale: float
+) -> tuple[Shape, Shape]:
+    return _attention_shape(q, k, v, None, None, heads, kv_heads), (q[0], heads, q[1])
+
+
+@operator(
+    "(Tensor q, Tensor k, Tensor v, int heads, int kv_heads, float scale) -> (Tensor, Tensor)",
+    shape=_flash_shape,
+    meaning="attention_forward under the causal mask, and its rows' sums",
+    kind="optimization",
+)
 def flash_forward(
     q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -109,6 +175,13 @@ def flash_forward(
     return _merge(o_BHTE), sums_BHT
 
 
+@operator(
+    "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor sums, int heads, int "
+    "kv_heads, float scale) -> (Tensor, Tensor, Tensor)",
+    shape=_full_shape,
+    meaning="attention_backward_full, by torch's fused kernel",
+    kind="optimization",
+)
 def flash_backward(
     do: Tensor,
     q: Tensor,
@@ -137,7 +210,8 @@ def flash_backward(
 def _flash_operands(
     q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _split(q, heads), *(_repeat(_split(x, kv_heads), heads, kv_heads) for x in (k, v))  # type: ignore[return-value]
+    k_BHTE, v_BHTE = (_repeat(_split(x, kv_heads), heads, kv_heads) for x in (k, v))
+    return _split(q, heads), k_BHTE, v_BHTE
 
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.onednn import onednn_product
+from tintc.ir.ops.shapes import same_shape
 from tintc.ir.precision import narrow_like, wide
 
 CHUNK_NUMBERS = {
@@ -22,6 +25,14 @@ CHUNK_NUMBERS = {
 }  # logits in one chunk: large enough for full products, small beside the activations
 
 
+@operator(
+    "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] "
+    "behind, float[] factors, bool onednn) -> Tensor",
+    shape=same_shape,
+    meaning="gradient of the summed loss at the head's input, in chunks",
+    kind="optimization",
+    whole=True,
+)
 def head_gradient(
     h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_BT: Tensor, mask_BT: Tensor,
     kind: str, behind: list[str], factors: list[float], onednn: bool,
@@ -51,6 +62,26 @@ def head_gradient(
     return dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
 
 
+def _head_logits_shape(
+    h: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    behind: list[str],
+    factors: list[float],
+    into: Shape,
+    onednn: bool,
+) -> Shape:
+    return into
+
+
+@operator(
+    "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, bool"
+    " onednn) -> Tensor",
+    shape=_head_logits_shape,
+    meaning="logits from the head's input, in chunks, into a given tensor",
+    kind="optimization",
+    whole=True,
+)
 def head_logits(
     h_BTD: Tensor,
     weight_VD: Tensor,
@@ -67,6 +98,18 @@ def head_logits(
     return into_BTV
 
 
+def _head_losses_shape(h: Shape, *_: object) -> Shape:
+    return h[:-1]
+
+
+@operator(
+    "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, str[] behind, float[] factors, "
+    "bool onednn) -> Tensor",
+    shape=_head_losses_shape,
+    meaning="token_losses from the head's input, in chunks",
+    kind="optimization",
+    whole=True,
+)
 def head_losses(
     h_BTD: Tensor,
     weight_VD: Tensor,
@@ -88,6 +131,16 @@ def head_losses(
     return torch.cat(losses).view_as(labels_BT)
 
 
+def _token_losses_shape(logits: Shape, labels: Shape) -> Shape:
+    return labels
+
+
+@operator(
+    "(Tensor logits, Tensor labels) -> Tensor",
+    shape=_token_losses_shape,
+    meaning="-log p(label) at every position",
+    kind="optimization",
+)
 def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
     """-log p(label) at every position, in at least float32; 0 where the label is -100. z (..., V),
     labels (...).

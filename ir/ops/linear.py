@@ -9,7 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import each_matrix, each_vector
 
+
+def _prefix_shape(parameter: Shape, start: int, stop: int, period: int, transpose: bool) -> Shape:
+    rows, rest = (parameter[-1], parameter[:-1]) if transpose else (parameter[0], parameter[1:])
+    assert isinstance(rows, int)
+    return ((stop - start) * (rows // period), *rest)
+
+
+@operator(
+    "(Tensor(a) parameter, int start, int stop, int period, bool transpose) -> Tensor(a)",
+    shape=_prefix_shape,
+    meaning="value of a prefix slot before any descent",
+    kind="read",
+)
 def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: bool) -> Tensor:
     """Reads a prefix slot: rows start..stop-1 of every `period` rows of a parameter, after
     transposing it if it is stored as (I, O).
@@ -25,6 +41,16 @@ def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: boo
     return torch.unflatten(rows, 0, (-1, period))[:, start:stop].flatten(0, 1)
 
 
+def _stacked_shape(parts: list[Shape]) -> Shape:
+    return (sum(int(part[0]) for part in parts), *parts[0][1:])
+
+
+@operator(
+    "(Tensor[] parts) -> Tensor",
+    shape=_stacked_shape,
+    meaning="weights of several layers, one below the other",
+    kind="optimization",
+)
 def stack_rows(parts: list[Tensor]) -> Tensor:
     """The weights, or biases, of several layers that read the same activation, one below the
     other.
@@ -32,11 +58,31 @@ def stack_rows(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
+def _columns_shape(x: Shape, start: int, stop: int) -> Shape:
+    return (*x[:-1], stop - start)
+
+
+@operator(
+    "(Tensor(a) x, int start, int stop) -> Tensor(a)",
+    shape=_columns_shape,
+    meaning="one layer's part of a product of several",
+    kind="optimization",
+)
 def columns(x_BTD: Tensor, start: int, stop: int) -> Tensor:
     """Coordinates start .. stop-1 of a product of several layers."""
     return x_BTD[..., start:stop]
 
 
+def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
+    return (*x[:-1], weight[-2])
+
+
+@operator(
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    shape=_linear_shape,
+    meaning="y = W x + b",
+    weights=("weight", "bias"),
+)
 def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_t = W x_t + b, (B, T, O)."""
     if weight.ndim == 2 and (bias is None or bias.ndim == 1):
@@ -48,11 +94,33 @@ def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return torch.baddbmm(bias.unsqueeze(-2), x_BTI, weight.mT)
 
 
+def _backward_shape(dy: Shape, weight: Shape) -> Shape:
+    return (*dy[:-1], weight[-1])
+
+
+@operator(
+    "(Tensor dy, Tensor weight) -> Tensor",
+    shape=_backward_shape,
+    meaning="dx = W^T dy",
+    kind="backward",
+)
 def linear_backward(dy_BTO: Tensor, weight: Tensor) -> Tensor:
     """dx_t = W^T dy_t, (B, T, I)."""
     return torch.matmul(dy_BTO, weight)
 
 
+def _addend_shape(
+    x: Shape, weight: Shape, bias: Shape | None, addend: Shape, transpose: bool
+) -> Shape:
+    return addend
+
+
+@operator(
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor addend, bool transpose) -> Tensor",
+    shape=_addend_shape,
+    meaning="W x + b + addend, or W^T x + addend",
+    kind="optimization",
+)
 def linear_residual(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor, transpose: bool
 ) -> Tensor:
@@ -64,6 +132,12 @@ def linear_residual(
     ) + addend_BTO
 
 
+@operator(
+    "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+    shape=each_matrix,
+    meaning="W - eta sum_t dy x^T",
+    kind="descent",
+)
 def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
     """W <- W - eta * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not
     a mean.
@@ -71,6 +145,12 @@ def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tens
     return torch.baddbmm(weight, (dy_BTO * -inner_lr).mT, x_BTI)
 
 
+@operator(
+    "(Tensor bias, Tensor dy, Tensor inner_lr) -> Tensor",
+    shape=each_vector,
+    meaning="b - eta sum_t dy",
+    kind="descent",
+)
 def bias_descent(bias: Tensor, dy_BTO: Tensor, inner_lr: Tensor) -> Tensor:
     """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta,
     summed over pieces that share it.

@@ -7,9 +7,18 @@ Shapes: z (B, T, V) logits, targets (B, T) int64, mask (B, T) with 1 where a pos
 import torch
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import same_shape
 from tintc.ir.precision import narrow_like, wide
 
 
+@operator(
+    "(Tensor logits, Tensor targets, Tensor mask, str kind) -> Tensor",
+    shape=same_shape,
+    meaning="gradient of the summed loss at the logits",
+    kind="backward",
+)
 def loss_gradient(z_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, kind: str) -> Tensor:
     """Gradient at the logits, (B, T, V): m_t (softmax(z_t) - 1_y), or m_t (z_t - 1_y) for
     `quadratic`.
@@ -23,6 +32,16 @@ def loss_gradient(z_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, kind: str)
     return narrow_like(p_BTV.scatter_add(-1, y_BT1, minus_one) * mask_BT.unsqueeze(-1), z_BTV)
 
 
+def _mean_embedding_shape(weight: Shape, targets: Shape, mask: Shape) -> Shape:
+    return (*targets, weight[-1])
+
+
+@operator(
+    "(Tensor weight, Tensor targets, Tensor mask) -> Tensor",
+    shape=_mean_embedding_shape,
+    meaning="mean_v E[v] - E[y], no softmax",
+    kind="backward",
+)
 def mean_embedding_gradient(weight_VD: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Gradient at h_t without a softmax, (B, T, D): m_t (mean_v E[v] - E[y])."""
     return (weight_VD.mean(0) - weight_VD[targets_BT]) * mask_BT.unsqueeze(-1)

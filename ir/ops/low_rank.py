@@ -12,7 +12,17 @@ Source: TINT.md section 2, "Linear"; Irie et al., arXiv 2202.05798.
 import torch
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import same_shape
 
+
+@operator(
+    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+    shape=same_shape,
+    meaning="y - eta sum_s values_s (keys_s . x)",
+    kind="optimization",
+)
 def low_rank(
     y_BTO: Tensor,
     x_BTI: Tensor,
@@ -33,6 +43,16 @@ def weights_of(x_BTI: Tensor, keys_BSI: Tensor, inner_lr: Tensor, with_bias: boo
     return (scores_BTS + 1 if with_bias else scores_BTS) * -inner_lr
 
 
+def _concatenated_shape(parts: list[Shape]) -> Shape:
+    return (parts[0][0], f"{len(parts)}{parts[0][1]}", *parts[0][2:])
+
+
+@operator(
+    "(Tensor[] parts) -> Tensor",
+    shape=_concatenated_shape,
+    meaning="factors of several steps",
+    kind="optimization",
+)
 def concatenate(parts: list[Tensor]) -> Tensor:
     """The factors of several steps side by side: (B, S, D) each -> (B, S + S + ..., D)."""
     return torch.cat(parts, 1)

@@ -12,11 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.ops.shapes import each_vector, same_shape
 from tintc.ir.precision import narrow_like, wide
 
 KINDS = ("layer", "rms", "scale")
 
 
+@operator(
+    "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind, int heads, float offset) ->"
+    " Tensor",
+    shape=same_shape,
+    meaning="(gamma + offset) f(x) + beta",
+    weights=("gamma", "beta"),
+)
 def norm_forward(
     x: Tensor,
     gamma: Tensor | None,
@@ -38,6 +47,13 @@ def norm_forward(
     return _joined(y if beta is None else y + _along_tokens(beta, heads), heads)
 
 
+@operator(
+    "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, int heads, float offset, str "
+    "gradient, float scale) -> Tensor",
+    shape=same_shape,
+    meaning="dx of a norm, first-order or exact",
+    kind="backward",
+)
 def norm_backward(
     dy: Tensor,
     x: Tensor,
@@ -74,6 +90,13 @@ def norm_backward(
     return narrow_like(_joined(dx, heads), x)
 
 
+@operator(
+    "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, int heads, Tensor inner_lr) -> "
+    "Tensor",
+    shape=each_vector,
+    meaning="gamma - eta sum_t dy f(x)",
+    kind="descent",
+)
 def norm_descent(
     gamma: Tensor, dy: Tensor, x: Tensor, eps: float, kind: str, heads: int, inner_lr: Tensor
 ) -> Tensor:

@@ -8,6 +8,10 @@ derivative: for calls that nobody differentiates. Shapes as in `linear` and `low
 import torch
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import each_matrix, same_shape
+
 
 def available() -> bool:
     """Whether this torch has them (those for x86 and Linux on ARM do)."""
@@ -15,6 +19,19 @@ def available() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _product_shape(
+    x: Shape, weight: Shape, bias: Shape | None, addend: Shape | None, transpose: bool
+) -> Shape:
+    return (*x[:-1], weight[-1 if transpose else -2])
+
+
+@operator(
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, bool transpose) -> Tensor",
+    shape=_product_shape,
+    meaning="W x + b + addend, or W^T x + addend, by oneDNN",
+    kind="optimization",
+    whole=True,
+)
 def onednn_product(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor | None, transpose: bool
 ) -> Tensor:
@@ -32,6 +49,13 @@ def onednn_product(
     return _product(x_BTI, matrix, bias, addend_BTO)
 
 
+@operator(
+    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+    shape=same_shape,
+    meaning="low_rank, by oneDNN",
+    kind="optimization",
+    whole=True,
+)
 def onednn_low_rank(
     y_BTO: Tensor,
     x_BTI: Tensor,
@@ -49,6 +73,13 @@ def onednn_low_rank(
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
+@operator(
+    "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+    shape=each_matrix,
+    meaning="linear_descent, by oneDNN",
+    kind="optimization",
+    whole=True,
+)
 def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
     """As `linear_descent`: W - eta sum_t dy_t x_t^T, (B, O, I)."""
     before = weight.expand(len(x_BTI), *weight.shape[-2:])

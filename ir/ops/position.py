@@ -8,9 +8,17 @@ the first R coordinates of a head turn. Source: TINT.md section 2, "Self-attenti
 import torch
 from torch import Tensor
 
+from tintc.ir.dialect import operator
+from tintc.ir.ops.shapes import same_shape
+
 PAIRINGS = ("half", "interleaved")
 
 
+@operator(
+    "(Tensor x, Tensor cos, Tensor sin, int heads, str pairing, bool transpose) -> Tensor",
+    shape=same_shape,
+    meaning="pairs of coordinates turned by their position",
+)
 def rotary(
     x_BTD: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, heads: int, pairing: str, transpose: bool
 ) -> Tensor:
@@ -40,6 +48,13 @@ def partner(x: Tensor, size: int, pairing: str) -> Tensor:
     return torch.unflatten(x, -1, (size // 2, 2)).flip(-1).flatten(-2)
 
 
+@operator(
+    "(Tensor mask, int window) -> Tensor",
+    shape=same_shape,
+    meaning="a mask, narrowed to the last tokens",
+    kind="read",
+    dtype="bool",
+)
 def window_mask(mask_BxTT: Tensor, window: int) -> Tensor:
     """The mask, narrowed to the last `window` tokens, a query's own included. One that then may
     look at nothing looks at itself.

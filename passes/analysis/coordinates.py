@@ -23,6 +23,7 @@ from tintc.ir.builder import ancestors, operands
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.node_meta import info
+from tintc.ir.ops.elementwise import scale
 from tintc.passes.analysis.evaluation import Evaluation, constant, is_positional
 from tintc.passes.analysis.patterns import (
     LAYOUT,
@@ -106,7 +107,7 @@ class _Tracer:
     def _compute(self, node: Any) -> Any:
         if not isinstance(node, fx.Node):
             raise Untraceable(f"it reads {node}")
-        if is_tint(node, "scale"):
+        if is_tint(node, scale):
             return self._multiplied(self.of(argument(node, "x")), float(argument(node, "factor")))
         if tint_name(node):
             return self._root(node)

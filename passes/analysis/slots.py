@@ -10,6 +10,7 @@ from tintc.ir.builder import Builder, short_label
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.passes.analysis.coordinates import Untraceable
 
 
@@ -25,10 +26,10 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
         return root
     weight, bias = (
         (argument(root, name) for name in ("weight", "bias"))
-        if is_tint(root, "linear_forward")
+        if is_tint(root, linear_forward)
         else (None, None)
     )
-    if weight is None or not is_tint(weight, "prefix"):
+    if weight is None or not is_tint(weight, prefix):
         raise Untraceable(f"it reads a part of {root.name}; expected parts of linear layers only")
     rows = _within(
         Rows(*(argument(weight, name) for name in ("start", "stop", "period"))),
@@ -42,7 +43,7 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
         x = argument(root, "x")
         for user in x.users:
             if (
-                is_tint(user, "linear_forward")
+                is_tint(user, linear_forward)
                 and argument(user, "weight") is w
                 and argument(user, "bias") is b
             ):
@@ -50,7 +51,7 @@ def take_rows(build: Builder, root: fx.Node, rows: Rows) -> fx.Node:
                 return taken
         label = f"{root.name}_{rows.start}_{rows.stop}"
         return build.call(
-            "linear_forward", x, w, b, like=root, label=label, shape=("B", "T", info(w).shape[0])
+            linear_forward, x, w, b, like=root, label=label, shape=("B", "T", info(w).shape[0])
         )
 
 
@@ -88,5 +89,5 @@ def read_slot(
     label = short_label(name if slot == name else f"{name}_{rows.start}_{rows.stop}")
     where = (rows.start, rows.stop, rows.period, transpose)
     return build.call(
-        "prefix", parameter, *where, label=label, slot=slot, module=name.rpartition(".")[0]
+        prefix, parameter, *where, label=label, slot=slot, module=name.rpartition(".")[0]
     )

@@ -14,6 +14,7 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.inputs import is_wide_table, table_name
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import embedding
 from tintc.ir.precision import HALF
 
 
@@ -49,8 +50,8 @@ def read_table(
         )
     else:
         table = next(n for n in build.graph.nodes if info(n).parameter == name)
-    rows = next((user for user in table.users if is_tint(user, "embedding")), None)
+    rows = next((user for user in table.users if is_tint(user, embedding)), None)
     context.limit_positions(len(value))
     return rows or build.call(
-        "embedding", table, build.input("position_ids"), 0, like=like, label=f"{label}_rows"
+        embedding, table, build.input("position_ids"), 0, like=like, label=f"{label}_rows"
     )

@@ -13,9 +13,15 @@ from torch import fx
 from tintc.ir.builder import input_node
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.attention import (
+    attention_backward_full,
+    attention_backward_value,
+    attention_forward,
+)
+from tintc.ir.ops.embedding import segment_mask
 from tintc.ir.pass_manager import graph_pass
 
-_ATTENTION = ("attention_forward", "attention_backward_value", "attention_backward_full")
+_ATTENTION = (attention_forward, attention_backward_value, attention_backward_full)
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
@@ -26,7 +32,7 @@ def causal_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     whole = input_node(graph, "attention_mask")
     for node in [n for n in graph.nodes if is_tint(n, *_ATTENTION)]:
         mask = argument(node, "mask")
-        plain = mask is whole or (is_tint(mask, "segment_mask") and argument(mask, "mask") is whole)
+        plain = mask is whole or (is_tint(mask, segment_mask) and argument(mask, "mask") is whole)
         if plain and argument(node, "bias") is None:
             node.args = tuple(None if value is mask else value for value in node.args)
     graph.eliminate_dead_code()

@@ -22,8 +22,13 @@ from torch import fx
 
 from tintc.ir.builder import Builder, further_input
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
+from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_backward, activation_forward
+from tintc.ir.ops.elementwise import scale
+from tintc.ir.ops.head import head_gradient, head_logits, head_losses, token_losses
+from tintc.ir.ops.linear import linear_backward, linear_forward
+from tintc.ir.ops.loss import loss_gradient
 from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import graph_pass
 
@@ -33,10 +38,10 @@ def chunk_head(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     if context.choices.differentiable:
         return graph
-    for node in [n for n in graph.nodes if is_tint(n, "loss_gradient", "token_losses")]:
+    for node in [n for n in graph.nodes if is_tint(n, loss_gradient, token_losses)]:
         head = _head(node.args[0])
         if head is not None:
-            (_fuse_gradient if is_tint(node, "loss_gradient") else _fuse_losses)(
+            (_fuse_gradient if is_tint(node, loss_gradient) else _fuse_losses)(
                 Builder(graph), node, head
             )
     if context.choices.into:
@@ -58,7 +63,7 @@ def _write_outputs(graph: fx.Graph) -> None:
             fields = {"phase": info(head.linear).phase, "step": info(head.linear).step}
             args = (*head.arguments(), *head.kinds(), into, False)
             returned[name] = Builder(graph).call(
-                "head_logits", *args, like=head.linear, label=f"{name}_written", **fields
+                head_logits, *args, like=head.linear, label=f"{name}_written", **fields
             )
     output.args = (returned,)
 
@@ -77,9 +82,9 @@ class _Head:
         return x, weight, bias
 
     def kinds(self) -> tuple[list[str], list[float]]:
-        names = ["scale" if is_tint(n, "scale") else str(argument(n, "kind")) for n in self.behind]
+        names = ["scale" if is_tint(n, scale) else str(argument(n, "kind")) for n in self.behind]
         return names, [
-            float(argument(n, "factor")) if is_tint(n, "scale") else 1.0 for n in self.behind
+            float(argument(n, "factor")) if is_tint(n, scale) else 1.0 for n in self.behind
         ]
 
 
@@ -89,10 +94,10 @@ def _head(logits: fx.Node) -> _Head | None:
     """
     behind: list[fx.Node] = []
     node = logits
-    while is_tint(node, "scale", "activation_forward"):
+    while is_tint(node, scale, activation_forward):
         behind.insert(0, node)
         node = argument(node, "x")
-    if not is_tint(node, "linear_forward") or len(info(argument(node, "weight")).shape) != 2:
+    if not is_tint(node, linear_forward) or len(info(argument(node, "weight")).shape) != 2:
         return None
     bias = argument(node, "bias")
     return _Head(node, behind) if bias is None or len(info(bias).shape) == 1 else None
@@ -105,10 +110,7 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
     way = [loss]
     for forward in reversed(head.behind):
         backward = _only_user(way[-1])
-        name = "scale" if is_tint(forward, "scale") else "activation_backward"
-        if backward is None or not is_tint(backward, name):
-            return
-        if name == "activation_backward" and argument(backward, "gradient") != "exact":
+        if backward is None or not _goes_back(forward, backward):
             return
         way.append(backward)
     last = _only_user(way[-1])
@@ -117,18 +119,18 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         user
         for node in own
         for user in node.users
-        if user not in own and user not in way and not is_tint(user, "token_losses")
+        if user not in own and user not in way and not is_tint(user, token_losses)
     ]
     if (
         last is None
-        or not is_tint(last, "linear_backward")
+        or not is_tint(last, linear_backward)
         or argument(last, "weight") is not head.arguments()[1]
         or wanted
     ):
         return
     targets, mask, kind = (argument(loss, name) for name in ("targets", "mask", "kind"))
     _replace(
-        build, last, "head_gradient", (*head.arguments(), targets, mask, kind, *head.kinds(), False)
+        build, last, head_gradient, (*head.arguments(), targets, mask, kind, *head.kinds(), False)
     )
 
 
@@ -138,23 +140,37 @@ def _fuse_losses(build: Builder, losses: fx.Node, head: _Head) -> None:
         user
         for node in own
         for user in node.users
-        if user not in own and not is_tint(user, "token_losses", "loss_gradient")
+        if user not in own and not is_tint(user, token_losses, loss_gradient)
     ]:
         _replace(
             build,
             losses,
-            "head_losses",
+            head_losses,
             (*head.arguments(), argument(losses, "labels"), *head.kinds(), False),
         )
+
+
+def _goes_back(forward: fx.Node, backward: fx.Node) -> bool:
+    """Whether a node is the exact backward pass of what stands behind the head."""
+    if is_tint(forward, scale):
+        return is_tint(backward, scale)
+    return is_tint(backward, activation_backward) and argument(backward, "gradient") == "exact"
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _replace(build: Builder, node: fx.Node, name: str, args: tuple[object, ...]) -> None:
+def _replace(
+    build: Builder, node: fx.Node, operator: AnyOperator, args: tuple[object, ...]
+) -> None:
     with build.graph.inserting_before(node):
         new = build.call(
-            name, *args, like=node, label=node.name, phase=info(node).phase, step=info(node).step
+            operator,
+            *args,
+            like=node,
+            label=node.name,
+            phase=info(node).phase,
+            step=info(node).step,
         )
     node.replace_all_uses_with(new)

@@ -19,6 +19,12 @@ from tintc.ir.builder import Builder
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import (
+    attention_backward_full,
+    attention_forward,
+    flash_backward,
+    flash_forward,
+)
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -28,14 +34,13 @@ def flash_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     if context.choices.differentiable or context.choices.device != "cpu":
         return graph
     build = Builder(graph)
-    for backward in [n for n in graph.nodes if is_tint(n, "attention_backward_full")]:
+    for backward in [n for n in graph.nodes if is_tint(n, attention_backward_full)]:
         same = [argument(backward, name) for name in _SHARED]
         forward = next(
             (
                 n
                 for n in same[0].users
-                if is_tint(n, "attention_forward")
-                and [argument(n, name) for name in _SHARED] == same
+                if is_tint(n, attention_forward) and [argument(n, name) for name in _SHARED] == same
             ),
             None,
         )
@@ -63,7 +68,7 @@ def _replace(build: Builder, forward: fx.Node, backward: fx.Node) -> None:
     fields = {"phase": info(forward).phase, "step": info(forward).step}
     with build.graph.inserting_before(forward):
         both = build.call(
-            "flash_forward", *operands, *how, like=forward, label=f"{forward.name}_flash", **fields
+            flash_forward, *operands, *how, like=forward, label=f"{forward.name}_flash", **fields
         )
         o, sums = (
             build.item(both, i, f"{forward.name}_{name}")
@@ -75,7 +80,7 @@ def _replace(build: Builder, forward: fx.Node, backward: fx.Node) -> None:
     with build.graph.inserting_before(backward):
         do = argument(backward, "do")
         new = build.call(
-            "flash_backward",
+            flash_backward,
             do,
             *operands,
             o,

@@ -18,16 +18,19 @@ from tintc.ir.builder import Builder
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.elementwise import residual
+from tintc.ir.ops.linear import linear_backward, linear_forward, linear_residual
+from tintc.ir.ops.low_rank import low_rank
 from tintc.ir.pass_manager import graph_pass
 
-_PRODUCTS = ("linear_forward", "linear_backward")
+_PRODUCTS = (linear_forward, linear_backward)
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
 def fuse_residuals(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     build = Builder(graph)
-    for node in [n for n in graph.nodes if is_tint(n, "residual")]:
+    for node in [n for n in graph.nodes if is_tint(n, residual)]:
         for product, addend in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
             if product is not addend and _fuse(build, node, product, addend):
                 break
@@ -35,11 +38,11 @@ def fuse_residuals(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _fuse(build: Builder, node: fx.Node, product: fx.Node, addend: fx.Node) -> bool:
-    correction = product if is_tint(product, "low_rank") else None
+    correction = product if is_tint(product, low_rank) else None
     linear = product if correction is None else argument(correction, "y")
     if not is_tint(linear, *_PRODUCTS) or any(len(n.users) != 1 for n in (product, linear)):
         return False
-    forward = is_tint(linear, "linear_forward")
+    forward = is_tint(linear, linear_forward)
     fields = {"phase": info(node).phase, "step": info(node).step}
     args = (
         linear.args[0],
@@ -50,11 +53,11 @@ def _fuse(build: Builder, node: fx.Node, product: fx.Node, addend: fx.Node) -> b
     )
     with build.graph.inserting_before(node):
         new = build.call(
-            "linear_residual", *args, like=linear, label=f"{linear.name}_residual", **fields
+            linear_residual, *args, like=linear, label=f"{linear.name}_residual", **fields
         )
         if correction is not None:
             new = build.call(
-                "low_rank",
+                low_rank,
                 new,
                 *correction.args[1:],
                 like=correction,

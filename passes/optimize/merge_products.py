@@ -21,6 +21,7 @@ from tintc.ir.builder import Builder
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import columns, linear_forward, prefix, stack_rows
 from tintc.ir.pass_manager import graph_pass
 
 _Group = list[fx.Node]
@@ -33,9 +34,9 @@ def merge_products(graph: fx.Graph, context: Context) -> fx.Graph:
         return graph
     alike: dict[tuple[fx.Node, bool], _Group] = defaultdict(list)
     for node in graph.nodes:
-        if is_tint(node, "linear_forward") and is_tint(argument(node, "weight"), "prefix"):
+        if is_tint(node, linear_forward) and is_tint(argument(node, "weight"), prefix):
             bias = argument(node, "bias")
-            if bias is None or is_tint(bias, "prefix"):
+            if bias is None or is_tint(bias, prefix):
                 alike[argument(node, "x"), bias is None].append(node)
     stacked: dict[tuple[fx.Node, ...], fx.Node] = {}
     for group in alike.values():
@@ -55,7 +56,7 @@ def _merge(build: Builder, group: _Group, stacked: dict[tuple[fx.Node, ...], fx.
         weight = _stacked(build, weights, stacked)
         bias = None if biases[0] is None else _stacked(build, biases, stacked)
         y = build.call(
-            "linear_forward",
+            linear_forward,
             argument(first, "x"),
             weight,
             bias,
@@ -68,7 +69,7 @@ def _merge(build: Builder, group: _Group, stacked: dict[tuple[fx.Node, ...], fx.
             width = info(node).shape[-1]
             assert isinstance(width, int)
             part = build.call(
-                "columns",
+                columns,
                 y,
                 start,
                 start + width,
@@ -89,6 +90,6 @@ def _stacked(build: Builder, parts: _Group, stacked: dict[tuple[fx.Node, ...], f
     key = tuple(parts)
     if key not in stacked:
         stacked[key] = build.call(
-            "stack_rows", parts, like=parts[0], label="_and_".join(part.name for part in parts)
+            stack_rows, parts, like=parts[0], label="_and_".join(part.name for part in parts)
         )
     return stacked[key]

@@ -16,10 +16,19 @@ from torch import fx
 
 from tintc.ir.builder import Builder
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, tint_name
+from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.node_meta import info
-from tintc.ir.ops.onednn import available
+from tintc.ir.ops.head import head_gradient, head_logits, head_losses
+from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, linear_residual
+from tintc.ir.ops.low_rank import low_rank
+from tintc.ir.ops.onednn import available, onednn_descent, onednn_low_rank, onednn_product
 from tintc.ir.pass_manager import graph_pass
+
+_SAME_ARGUMENTS: dict[AnyOperator | None, AnyOperator] = {
+    linear_residual: onednn_product,
+    low_rank: onednn_low_rank,
+    linear_descent: onednn_descent,
+}
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
@@ -38,11 +47,11 @@ def onednn_products(graph: fx.Graph, context: Context) -> fx.Graph:
         replacement = _replacement(node)
         if replacement is None:
             continue
-        name, args = replacement
+        operator, args = replacement
         record = info(node)
         with graph.inserting_before(node):
             new = build.call(
-                name,
+                operator,
                 *args,
                 like=node,
                 label=f"{node.name}_onednn",
@@ -55,19 +64,15 @@ def onednn_products(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
-def _replacement(node: fx.Node) -> tuple[str, tuple[Any, ...]] | None:
+def _replacement(node: fx.Node) -> tuple[AnyOperator, tuple[Any, ...]] | None:
     x, weight = node.args[:2] if len(node.args) > 1 else (None, None)
-    match tint_name(node):
-        case "linear_forward":
-            return "onednn_product", (x, weight, argument(node, "bias"), None, False)
-        case "linear_backward":
-            return "onednn_product", (x, weight, None, None, True)
-        case "linear_residual":
-            return "onednn_product", tuple(node.args)
-        case "low_rank":
-            return "onednn_low_rank", tuple(node.args)
-        case "linear_descent":
-            return "onednn_descent", tuple(node.args)
-        case "head_gradient" | "head_losses" | "head_logits" as name:
-            return name, (*node.args[:-1], True)
+    operator = operator_of(node)
+    if operator is linear_forward:
+        return onednn_product, (x, weight, argument(node, "bias"), None, False)
+    if operator is linear_backward:
+        return onednn_product, (x, weight, None, None, True)
+    if operator in _SAME_ARGUMENTS:
+        return _SAME_ARGUMENTS[operator], tuple(node.args)
+    if operator is not None and is_tint(node, head_gradient, head_losses, head_logits):
+        return operator, (*node.args[:-1], True)
     return None

@@ -20,10 +20,12 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Layout, PrefixSlot, Range, Rows, Tile
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, prefix
+from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.place.prefix_geometry import Geometry, Matrix, Weights, solve, tiling
 
-_READERS = ("linear_forward", "linear_backward", "linear_descent")
+_READERS = (linear_forward, linear_backward, linear_descent)
 
 
 @graph_pass(requires=("tint_only",), ensures=("prefix_slots_disjoint",), writes=("layout",))
@@ -64,19 +66,19 @@ def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], lis
     """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
     has).
     """
-    norms = [node for node in graph.nodes if is_tint(node, "norm_forward")]
+    norms = [node for node in graph.nodes if is_tint(node, norm_forward)]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
     vectors = list(
-        dict.fromkeys(read for read in reads if read is not None and is_tint(read, "prefix"))
+        dict.fromkeys(read for read in reads if read is not None and is_tint(read, prefix))
     )
     matrices: list[tuple[fx.Node, fx.Node | None]] = []
     seen: set[fx.Node] = set(vectors)  # a bias that is a norm's too lies where norms read it
     for node in graph.nodes:
-        if not is_tint(node, "linear_forward"):
+        if not is_tint(node, linear_forward):
             continue
         weight, bias = argument(node, "weight"), argument(node, "bias")
-        own = bias if bias is not None and is_tint(bias, "prefix") and bias not in seen else None
-        if is_tint(weight, "prefix") and weight not in seen:
+        own = bias if bias is not None and is_tint(bias, prefix) and bias not in seen else None
+        if is_tint(weight, prefix) and weight not in seen:
             matrices.append((weight, own))
         elif own is not None:
             vectors.append(own)

@@ -3,7 +3,7 @@
     dropout(x, p, False); contiguous(x); slice(x, everything)
       ->  x
     to(x, another float type) of an activation or weight
-      ->  x: precision is the primitives' business
+      ->  x: precision is the operators' business
     wrap_with_set_grad_enabled(False, body, *args)
       ->  body(*args), inlined
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])

@@ -18,6 +18,7 @@ from tintc.ir.dialect import is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import prefix
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -40,7 +41,7 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     for name in INPUTS:
         build.input(name)
     for node in graph.nodes:
-        if node.op == "call_function" and not is_tint(node, "prefix"):
+        if node.op == "call_function" and not is_tint(node, prefix):
             info(node).phase, info(node).step = "forward", 0
     output = graph.output_node()
     logits = logits_node(graph)

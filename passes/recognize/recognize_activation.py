@@ -21,6 +21,7 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import KINDS, activation_forward
+from tintc.ir.ops.elementwise import scale
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import constant, is_positional, is_weight
 from tintc.passes.analysis.patterns import aten, calls, is_of_tokens, sizes
@@ -95,11 +96,11 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context) -> bool:
     if kind == 1.0:
         node.replace_all_uses_with(x)
         return True
-    name, suffix = ("scale", "scaled") if isinstance(kind, float) else ("activation_forward", kind)
+    operator, suffix = (scale, "scaled") if isinstance(kind, float) else (activation_forward, kind)
     with graph.inserting_before(node):
         label = f"{short_label(info(node).module)}_{suffix}"
         new = Builder(graph).call(
-            name, x, kind, like=node, label=label, shape=("B", "T", sizes(node)[-1])
+            operator, x, kind, like=node, label=label, shape=("B", "T", sizes(node)[-1])
         )
     node.replace_all_uses_with(new)
     return True

@@ -24,6 +24,8 @@ from tintc.ir.builder import Builder, operands, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.position import rotary, window_mask
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import BATCH, LENGTH, Untraceable, is_fixed, is_rearrangement
 from tintc.passes.analysis.evaluation import Evaluation, evaluated_length
@@ -118,7 +120,7 @@ def _replace(graph: fx.Graph, node: fx.Node, context: Context, known: _Known) ->
             scores.softcap,
         )
         new = build.call(
-            "attention_forward", *args, like=node, label=module, shape=("B", "T", last_size(merged))
+            attention_forward, *args, like=node, label=module, shape=("B", "T", last_size(merged))
         )
     merged.replace_all_uses_with(new)
     if calls(node, aten.scaled_dot_product_attention):
@@ -216,7 +218,7 @@ def _turned(
         for table, name in ((cos, "rotary_cos"), (sin, "rotary_sin"))
     ]
     return build.call(
-        "rotary",
+        rotary,
         x,
         *rows,
         heads.groups,
@@ -234,9 +236,9 @@ def _mask(build: Builder, window: int) -> fx.Node:
     same = [
         user
         for user in mask.users
-        if is_tint(user, "window_mask") and argument(user, "window") == window
+        if is_tint(user, window_mask) and argument(user, "window") == window
     ]
-    return same[0] if same else build.call("window_mask", mask, window, label=f"window_{window}")
+    return same[0] if same else build.call(window_mask, mask, window, label=f"window_{window}")
 
 
 def _erase_between(graph: fx.Graph, first: fx.Node, last: fx.Node) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from tintc.ir.builder import Builder, ancestors, operands, short_label
 from tintc.ir.context import Context
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import embedding
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import (
     SHORT,
@@ -72,7 +73,7 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
             context.limit_positions(rows - offset)
         with graph.inserting_before(node):
             new = build.call(
-                "embedding",
+                embedding,
                 table,
                 index_node,
                 offset,
@@ -184,9 +185,7 @@ def _slice(
         return None
     context.limit_positions(rows - offset)
     label = short_label(info(table).parameter or "positions")
-    return build.call(
-        "embedding", table, build.input("position_ids"), offset, like=node, label=label
-    )
+    return build.call(embedding, table, build.input("position_ids"), offset, like=node, label=label)
 
 
 def _offset(found: Tensor | str, entries: Tensor) -> int | None:

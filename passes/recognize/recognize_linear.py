@@ -24,6 +24,9 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.elementwise import scale
+from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import Untraceable, is_rearrangement
 from tintc.passes.analysis.heads import read_columns
@@ -62,7 +65,7 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
 def _head(graph: fx.Graph) -> fx.Node:
     """The last layer: what the output reads, through multiples and a soft-cap if need be."""
     node = logits_node(graph)
-    while is_tint(node, "scale", "activation_forward"):
+    while is_tint(node, scale, activation_forward):
         node = argument(node, "x")
     return node
 
@@ -71,7 +74,7 @@ def _replace_head(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias:
     with graph.inserting_before(node):
         shape = ("B", "T", info(weight).shape[0])
         new = Builder(graph).call(
-            "linear_forward", x, weight, bias, like=node, label="logits", shape=shape
+            linear_forward, x, weight, bias, like=node, label="logits", shape=shape
         )
     node.replace_all_uses_with(new)
 
@@ -86,7 +89,7 @@ def _replace(
         b = None if bias is None else read_slot(build, node, bias, Rows(0, rows, rows), False)
         shape = ("B", "T", rows)
         new = build.call(
-            "linear_forward", x, w, b, like=node, label=short_label(info(node).module), shape=shape
+            linear_forward, x, w, b, like=node, label=short_label(info(node).module), shape=shape
         )
     node.replace_all_uses_with(new)
 

@@ -26,6 +26,7 @@ from tintc.ir.builder import Builder, input_node, operands, short_label
 from tintc.ir.context import Context
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
+from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.precision import wide
 from tintc.passes.analysis.coordinates import Untraceable
@@ -255,7 +256,7 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
         count = 1 if heads is None else heads.heads
         args = (x, *read, norm.eps, norm.kind, count, norm.offset)
         new = build.call(
-            "norm_forward",
+            norm_forward,
             *args,
             like=node,
             label=short_label(info(node).module),

@@ -18,6 +18,11 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError, UsageError
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.linear import linear_forward, prefix
+from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -41,11 +46,9 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     trained = {f"{container}.{index}" for index in blocks[-layers:]}
     last = f"{container}.{blocks[-1]}"
     for node in graph.nodes:
-        if is_tint(node, "linear_forward") and _belongs(node, trained):
+        if is_tint(node, linear_forward) and _belongs(node, trained):
             _mark(argument(node, "weight"), argument(node, "bias"))
-        elif is_tint(node, "norm_forward") and (
-            _belongs(node, trained) or _reads_block(node, last)
-        ):
+        elif is_tint(node, norm_forward) and (_belongs(node, trained) or _reads_block(node, last)):
             gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
             _mark(gamma, argument(node, "beta"))
     _refuse_between(graph, {f"{container}.{index}" for index in blocks})
@@ -65,11 +68,11 @@ def _find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
     block is: children with linear layers beside those with the attentions, or a block that
     is itself a list of several.
     """
-    anchors = [n for n in graph.nodes if is_tint(n, "attention_forward")]
+    anchors = [n for n in graph.nodes if is_tint(n, attention_forward)]
     layers = [
         n
         for n in graph.nodes
-        if is_tint(n, "linear_forward") and is_tint(argument(n, "weight"), "prefix")
+        if is_tint(n, linear_forward) and is_tint(argument(n, "weight"), prefix)
     ]
     anchors = anchors or layers
     paths = [info(node).module.split(".") for node in anchors]
@@ -112,7 +115,7 @@ def _refuse_nested(container: str, anchors: list[fx.Node]) -> None:
     for node in anchors:
         index, *rest = info(node).module.removeprefix(f"{container}.").split(".")
         numbered = next((part for part in rest if part.isdigit()), None)
-        if numbered is not None and is_tint(node, "attention_forward"):
+        if numbered is not None and is_tint(node, attention_forward):
             inner.setdefault(index, set()).add(numbered)
     for index, numbers in inner.items():
         if len(numbers) > 1:
@@ -128,7 +131,7 @@ def _inside(module: str, blocks: set[str]) -> bool:
 
 def _belongs(node: fx.Node, blocks: set[str]) -> bool:
     """Whether a layer is called in one of the blocks, or its parameters are theirs."""
-    reads = [source for source in node.all_input_nodes if is_tint(source, "prefix")]
+    reads = [source for source in node.all_input_nodes if is_tint(source, prefix)]
     return any(_inside(info(part).module, blocks) for part in (node, *reads))
 
 
@@ -146,7 +149,7 @@ def _refuse_between(graph: fx.Graph, blocks: set[str]) -> None:
             before.add(node)
     for node in graph.nodes:
         if (
-            is_tint(node, "linear_forward", "norm_forward")
+            is_tint(node, linear_forward, norm_forward)
             and node in behind
             and node in before
             and not _belongs(node, blocks)
@@ -172,7 +175,7 @@ def _reads_block(norm: fx.Node, block: str) -> bool:
             return True
         stack += (
             value.all_input_nodes
-            if is_tint(value, "residual", "multiply", "scale", "activation_forward")
+            if is_tint(value, residual, multiply, scale, activation_forward)
             else []
         )
     return False
@@ -185,7 +188,7 @@ def _refuse_ambiguous(graph: fx.Graph) -> None:
     for slot in [node for node in graph.nodes if info(node).trainable]:
         parameter = argument(slot, "parameter")
         for user in parameter.users:
-            if user is slot or (is_tint(user, "prefix") and not _rows(slot).overlaps(_rows(user))):
+            if user is slot or (is_tint(user, prefix) and not _rows(slot).overlaps(_rows(user))):
                 continue
             where = info(user).source or "no source line"
             raise UnsupportedModelError(
@@ -204,7 +207,7 @@ def _mark(*slots: fx.Node | None) -> None:
     for slot in slots:
         if (
             slot is not None
-            and is_tint(slot, "prefix")
+            and is_tint(slot, prefix)
             and not info(argument(slot, "parameter")).buffer
         ):
             info(slot).trainable = True

@@ -17,6 +17,8 @@ from tintc.ir.builder import Builder, infer_shape, input_node, outputs
 from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import segment, segment_mask
+from tintc.ir.ops.linear import prefix
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -31,7 +33,7 @@ def truncate_segment(graph: fx.Graph, context: Context) -> fx.Graph:
     for node in graph.nodes:
         if (
             node.op != "call_function"
-            or is_tint(node, "prefix")
+            or is_tint(node, prefix)
             or info(node).step == context.config.steps
         ):
             continue
@@ -58,9 +60,9 @@ def _cut(graph: fx.Graph, source: fx.Node, length: fx.Node) -> fx.Node:
     behind = source
     if source.op == "placeholder":
         behind = [n for n in graph.nodes if n.op == "placeholder"][-1]
-    name = "segment_mask" if info(source).dtype == "bool" else "segment"
+    operator = segment_mask if info(source).dtype == "bool" else segment
     with graph.inserting_after(behind):
         fields = {"dtype": info(source).dtype, "phase": "forward", "step": 0}
         return Builder(graph).call(
-            name, source, length, like=source, label=f"{source.name}_segment", **fields
+            operator, source, length, like=source, label=f"{source.name}_segment", **fields
         )

@@ -14,6 +14,7 @@ from tintc.ir.builder import infer_shape, outputs
 from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import copy_info, info
+from tintc.ir.ops.linear import prefix
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -24,8 +25,8 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     output = graph.output_node()
     returned = outputs(graph)
-    body = [n for n in graph.nodes if n.op == "call_function" and not is_tint(n, "prefix")]
-    reads = {info(n).slot: n for n in graph.nodes if is_tint(n, "prefix")}
+    body = [n for n in graph.nodes if n.op == "call_function" and not is_tint(n, prefix)]
+    reads = {info(n).slot: n for n in graph.nodes if is_tint(n, prefix)}
     updates, logits = returned["updates"], returned["logits"]
     newest = updates
     with graph.inserting_before(output):

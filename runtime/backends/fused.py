@@ -1,6 +1,6 @@
 """The fused back end: lowers `tint` operators to plain torch calls.
 
-Each operator's implementation in `runtime/primitives` is traced once into a new torch.fx graph,
+Each operator's implementation in `ir/ops` is traced once into a new torch.fx graph,
 with the ranks and dtypes that the graph records, so the result is straight-line torch code without
 a branch: `program.code` is what runs. An operator that loops over chunks or sequences is one call
 in it.
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tintc.ir.dialect import OPERATORS, tint_name
+from tintc.ir.dialect import operator_of
 from tintc.ir.node_meta import Shape, info
 
 
 class _TypedProxy(fx.Proxy):
-    """A traced value whose rank, last size and dtype are known, so that primitives can choose by
+    """A traced value whose rank, last size and dtype are known, so that operators can choose by
     them while traced.
     """
 
@@ -58,7 +58,7 @@ def emit(graph: fx.Graph, dtype: torch.dtype) -> fx.GraphModule:
         if isinstance(values[node], fx.Proxy) and values[node].node.op != "placeholder":
             values[node].node._rename(node.name)
     emitted.output(fx.node.map_arg(graph.output_node().args[0], lambda n: values[n].node))
-    emitted.eliminate_dead_code()  # a primitive may compute two things of which the graph wants one
+    emitted.eliminate_dead_code()  # an operator may compute two things of which the graph wants one
     return fx.GraphModule(nn.Module(), emitted, class_name="FusedProgram")
 
 
@@ -67,12 +67,12 @@ def _trace(
 ) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]]
-    name = tint_name(node)
-    assert name is not None
-    if OPERATORS[name].whole:
+    called = operator_of(node)
+    assert called is not None
+    if called.whole:
         plain = fx.node.map_aggregate(args, lambda x: x.node if isinstance(x, fx.Proxy) else x)
-        return fx.Proxy(emitted.call_function(OPERATORS[name].implementation, plain), tracer)
-    return OPERATORS[name].implementation(*args)
+        return fx.Proxy(emitted.call_function(called.implementation, plain), tracer)
+    return called(*args)
 
 
 def _dtype(node: fx.Node, dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import fx
 
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
 
 # Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
 # two CPU cores, 400 TFLOP/s by 3 TB/s on an H100. A slot's choice is only sensitive to it where
@@ -58,15 +59,13 @@ def slot_uses(graph: fx.Graph) -> dict[str, SlotUse]:
     sizes: dict[str, tuple[int, int]] = {}
     made: dict[str, int] = defaultdict(int)
     for node in graph.nodes:
-        if is_tint(node, "linear_descent"):
+        if is_tint(node, linear_descent):
             slot = info(node).slot
             rows, columns = info(node).shape[-2:]
             assert slot is not None and isinstance(rows, int) and isinstance(columns, int)
             depth[node] = depth.get(argument(node, "weight"), 0) + 1
             sizes[slot], made[slot] = (rows, columns), made[slot] + 1
-        elif (
-            is_tint(node, "linear_forward", "linear_backward") and argument(node, "weight") in depth
-        ):
+        elif is_tint(node, linear_forward, linear_backward) and argument(node, "weight") in depth:
             weight = argument(node, "weight")
             reads[info(weight).slot or ""].append((info(node).shape[1] == "T", depth[weight]))
     return {slot: SlotUse(*sizes[slot], made[slot], tuple(reads[slot])) for slot in sizes}

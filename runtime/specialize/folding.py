@@ -12,9 +12,10 @@ from torch import fx
 from tintc.ir.builder import Builder
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import copy_info, info
+from tintc.ir.ops.linear import stack_rows
 from tintc.runtime.specialize.optimize import copy_graph
 
-FOLDED = ("stack_rows",)  # operators that copy; views of a weight cost nothing
+FOLDED = (stack_rows,)  # operators that copy; views of a weight cost nothing
 
 
 def fold_weights(graph: fx.Graph) -> fx.Graph | None:

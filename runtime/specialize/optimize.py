@@ -22,6 +22,9 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
+from tintc.ir.ops.embedding import kept_tokens
+from tintc.ir.ops.head import token_losses
+from tintc.ir.ops.linear import linear_forward
 from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
@@ -77,7 +80,7 @@ def _wanted(
         labels = further_input(graph, "labels")
         place: dict[str, Any] = {"phase": "forward", "step": info(logits).step}
         return Builder(graph).call(
-            "token_losses", logits, labels, like=logits, label=kind.value, **place
+            token_losses, logits, labels, like=logits, label=kind.value, **place
         )
     return _some_tokens(graph, logits) if choices.some_tokens else logits
 
@@ -86,10 +89,10 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     """The same logits at the kept positions: the head, and what stands behind it, once more on
     these.
     """
-    if is_tint(logits, "linear_forward"):
+    if is_tint(logits, linear_forward):
         x = argument(logits, "x")
         kept = Builder(graph).call(
-            "kept_tokens",
+            kept_tokens,
             x,
             further_input(graph, "kept"),
             like=logits,

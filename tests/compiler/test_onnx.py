@@ -23,8 +23,8 @@ from tintc.compiler.onnx.files import data_file
 from tintc.compiler.onnx.graph import Graph
 from tintc.compiler.onnx.operators import OPERATORS
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.dialect import OPERATORS as TINT
 from tintc.ir.errors import NumericalError, UnsupportedModelError, UsageError
+from tintc.ir.ops import OPERATORS as TINT
 from tintc.runtime.simulator import Simulator
 
 BACKENDS = ("fused", "transformer")

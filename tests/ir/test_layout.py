@@ -20,6 +20,8 @@ from tintc.ir.context import Context
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout, PrefixSlot, Range, Rows
 from tintc.ir.node_meta import NodeInfo
+from tintc.ir.ops.linear import linear_forward, prefix
+from tintc.ir.ops.norm import norm_forward
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 
 Shapes = list[tuple[int, int, bool]]  # outputs, inputs, bias
@@ -35,17 +37,17 @@ def a_graph(hidden: int, linears: Shapes, norms: int) -> tuple[fx.Graph, Context
     def parameter(name: str, *shape: int) -> fx.Node:
         node = build.placeholder(name, shape, role="parameter")
         node.meta["tint"] = NodeInfo(shape=shape, role="parameter", parameter=name)
-        return build.call("prefix", node, 0, shape[0], shape[0], False, slot=name, trainable=True)
+        return build.call(prefix, node, 0, shape[0], shape[0], False, slot=name, trainable=True)
 
     last = None
     for i, (rows, columns, has_bias) in enumerate(linears):
         x = build.placeholder(f"x{i}", ("B", "T", columns), role="input")
         bias = parameter(f"b{i}", rows) if has_bias else None
-        last = build.call("linear_forward", x, parameter(f"w{i}", rows, columns), bias)
+        last = build.call(linear_forward, x, parameter(f"w{i}", rows, columns), bias)
     for i in range(norms):
         x = build.placeholder(f"n{i}", ("B", "T", hidden), role="input")
         last = build.call(
-            "norm_forward",
+            norm_forward,
             x,
             parameter(f"gamma{i}", hidden),
             parameter(f"beta{i}", hidden),

@@ -16,6 +16,9 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Layout
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import attention_backward_full
+from tintc.ir.ops.embedding import segment, segment_mask
+from tintc.ir.ops.linear import prefix
 
 
 def config(preset: str = "exact", **fields: int) -> SimulatorConfig:
@@ -29,7 +32,7 @@ def layout(at: Stage) -> Layout:
 
 def source_of(node: fx.Node) -> fx.Node:
     """The activation behind a view of its first tokens."""
-    while is_tint(node, "segment"):
+    while is_tint(node, segment):
         node = argument(node, "x")
     return node
 
@@ -43,7 +46,7 @@ def made(at: Stage) -> set[str]:
         for node in at.graph.nodes
         if node.op == "call_function" and info(node).phase in ("forward", "backward")
     ]
-    views = ("segment", "segment_mask", "prefix", "attention_backward_full")
+    views = (segment, segment_mask, prefix, attention_backward_full)
     return {node.name for node in calls if not is_tint(node, *views)}
 
 
@@ -89,11 +92,7 @@ def test_no_coordinate_is_taken_while_it_is_needed(preset: str, layers: int) -> 
     owner: dict[int, str] = {}
     reads = 0
     for node in at.graph.nodes:
-        if (
-            node.op != "call_function"
-            or node.target is operator.getitem
-            or is_tint(node, "segment")
-        ):
+        if node.op != "call_function" or node.target is operator.getitem or is_tint(node, segment):
             continue
         items = [user for user in node.users if user.target is operator.getitem]
         written = [n for n in (node, *items) if n.name in memory]

@@ -6,6 +6,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import is_tint
 from tintc.ir.layout import Layout
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import prefix
 
 
 def layout(**fields: int) -> Layout:
@@ -16,7 +17,7 @@ def layout(**fields: int) -> Layout:
 
 def test_every_slot_that_is_read_has_a_place() -> None:
     at = stage("assign_prefix_slots")
-    reads = {info(n).slot: n for n in at.graph.nodes if is_tint(n, "prefix")}
+    reads = {info(n).slot: n for n in at.graph.nodes if is_tint(n, prefix)}
     assert at.context.layout is not None
     slots = at.context.layout.prefix
     assert set(slots) == set(reads)

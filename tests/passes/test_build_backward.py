@@ -6,6 +6,9 @@ from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_backward
+from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.norm import norm_backward
 
 
 def backward(at: Stage) -> list[str]:
@@ -41,8 +44,8 @@ def test_approximations_come_from_the_config(field: str, value: str) -> None:
         "build_backward", SimulatorConfig.exact(**{field: value, "finite_difference_scale": 77.0})
     )
     for operator, name in (
-        ("norm_backward", "norm_gradient"),
-        ("activation_backward", "activation_gradient"),
+        (norm_backward, "norm_gradient"),
+        (activation_backward, "activation_gradient"),
     ):
         calls = [n for n in found.graph.nodes if is_tint(n, operator)]
         assert calls
@@ -79,7 +82,7 @@ def test_recorded_gradients_are_those_of_autograd() -> None:
         elif node.op == "call_function":
             arguments = torch.fx.node.map_arg(node.args, lambda n: values[n.name])
             result = node.target(*arguments)
-            if is_tint(node, "prefix"):
+            if is_tint(node, prefix):
                 result = result.detach().clone().requires_grad_()
             values[node.name] = result
     log_p = values["logits"].log_softmax(-1).gather(-1, given["targets"][..., None])[..., 0]

@@ -79,7 +79,7 @@ def test_leaves_the_rest_alone(middle, kept: str) -> None:  # type: ignore[no-un
 
 
 def test_casts_between_float_types_go() -> None:
-    """Precision is the primitives' business; a model that works in half precision on its way is
+    """Precision is the operators' business; a model that works in half precision on its way is
     simulated without.
     """
     model = toy(lambda m, x, ids: m.linear(x.float()[..., :].double()).half().double())

@@ -16,6 +16,7 @@ from tests.support.optimized import (
 from tests.support.stages import Stage, assert_golden, printed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.position import window_mask
 from tintc.passes import causal_attention
 
 KERNELS = ("attention_forward", "attention_backward_value", "attention_backward_full")
@@ -55,7 +56,7 @@ def test_leaves_windows() -> None:
     windows = [
         mask
         for mask in masks(at)
-        if any(is_tint(node, "window_mask") for node in (mask, *mask.all_input_nodes))
+        if any(is_tint(node, window_mask) for node in (mask, *mask.all_input_nodes))
     ]
     found = assert_same_results(causal_attention, at)
     assert 0 < len(windows) < len(masks(at))

@@ -20,6 +20,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops import head
+from tintc.ir.ops.linear import linear_forward
 from tintc.passes import chunk_head, low_rank_updates
 
 
@@ -44,7 +45,7 @@ def test_gradients(steps: int) -> None:
             [
                 n
                 for n in found.graph.nodes
-                if info(n).shape[-1:] == (19,) and is_tint(n, "linear_forward")
+                if info(n).shape[-1:] == (19,) and is_tint(n, linear_forward)
             ]
         )
         == 1

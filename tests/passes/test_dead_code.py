@@ -13,6 +13,8 @@ from tests.support.stages import (
 from tintc.ir.builder import Builder
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.elementwise import residual
 
 
 def with_dead_chain(at: Stage) -> tuple[Stage, list[fx.Node]]:
@@ -20,9 +22,9 @@ def with_dead_chain(at: Stage) -> tuple[Stage, list[fx.Node]]:
     with at.graph.inserting_before(at.graph.output_node()):
         build = Builder(at.graph)
         first = build.call(
-            "residual", at.named("logits"), at.named("logits"), phase="forward", step=0
+            residual, at.named("logits"), at.named("logits"), phase="forward", step=0
         )
-        return at, [first, build.call("activation_forward", first, "tanh", phase="forward", step=0)]
+        return at, [first, build.call(activation_forward, first, "tanh", phase="forward", step=0)]
 
 
 def test_removes_chains_that_nothing_uses() -> None:

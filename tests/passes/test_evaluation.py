@@ -11,6 +11,7 @@ from tests.support.toys import toy
 from tintc.ir.builder import Builder
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import embedding
 from tintc.passes.analysis.evaluation import (
     LONGEST,
     Evaluation,
@@ -119,7 +120,7 @@ def test_equal_tables_are_one() -> None:
         again = read_table(build, found.context, torch.arange(20).view(10, 2), "another", like)
         other = read_table(build, found.context, torch.arange(18.0).view(9, 2), "table", like)
     assert again is first
-    assert is_tint(other, "embedding") and other is not first
+    assert is_tint(other, embedding) and other is not first
     assert [tuple(table.shape) for table in found.context.tables.values()] == [(10, 2), (9, 2)]
     assert all(table.dtype == torch.float64 for table in found.context.tables.values())
     assert info(first).shape == ("B", "T", 2)

@@ -19,6 +19,9 @@ from tintc.ir.builder import Builder
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.linear import linear_backward, linear_forward, linear_residual
+from tintc.ir.ops.low_rank import low_rank
 from tintc.passes import fuse_residuals, low_rank_updates
 
 
@@ -32,7 +35,7 @@ def test_forward_and_back() -> None:
     # What is left adds two embeddings, or reads what has another reader.
     for node in calls(found, "residual"):
         assert all(
-            len(x.users) > 1 or not is_tint(x, "linear_forward", "linear_backward", "low_rank")
+            len(x.users) > 1 or not is_tint(x, linear_forward, linear_backward, low_rank)
             for x in node.args
         )
 
@@ -42,7 +45,7 @@ def test_before_factors() -> None:
     at = pruned(exact(steps=2), low_rank_updates)
     found = assert_same_results(fuse_residuals, at)
     below = [
-        node for node in calls(found, "low_rank") if is_tint(argument(node, "y"), "linear_residual")
+        node for node in calls(found, "low_rank") if is_tint(argument(node, "y"), linear_residual)
     ]
     assert {argument(argument(node, "y"), "transpose") for node in below} == {True, False}
 
@@ -54,21 +57,21 @@ def small(make: str) -> Stage:
     x = build.placeholder("input_ids", ("B", "T", 5), role="input")
     w = build.placeholder("weight", (5, 5), role="parameter")
     fields = {"phase": "forward", "step": 0}
-    y = build.call("linear_forward", x, w, None, label="y", **fields)
+    y = build.call(linear_forward, x, w, None, label="y", **fields)
     if make == "another reader":
         z = build.call(
-            "multiply", build.call("residual", y, x, label="sum", **fields), y, label="z", **fields
+            multiply, build.call(residual, y, x, label="sum", **fields), y, label="z", **fields
         )
     elif make == "itself twice":
-        z = build.call("residual", y, y, label="z", **fields)
+        z = build.call(residual, y, y, label="z", **fields)
     elif make == "the product second":
-        z = build.call("residual", x, y, label="z", **fields)
+        z = build.call(residual, x, y, label="z", **fields)
     elif make == "a returned product":
-        z = build.call("residual", x, y, label="z", **fields)
+        z = build.call(residual, x, y, label="z", **fields)
         graph.output({"logits": z, "y": y})
         return Stage(graph, Context(exact()))
     else:
-        z = build.call("residual", x, build.call("scale", y, 0.5, **fields), label="z", **fields)
+        z = build.call(residual, x, build.call(scale, y, 0.5, **fields), label="z", **fields)
     graph.output({"logits": z})
     return Stage(graph, Context(exact()))
 

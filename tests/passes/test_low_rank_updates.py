@@ -18,6 +18,8 @@ from tintc.ir.builder import Builder
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.elementwise import scale
+from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
 from tintc.passes import low_rank_updates
 from tintc.passes.optimize.low_rank_updates import descents
 
@@ -30,12 +32,12 @@ CONFIGS = {
 
 def products_of_updates(at: Stage) -> list[fx.Node]:
     products = [*calls(at, "linear_forward"), *calls(at, "linear_backward")]
-    return [node for node in products if is_tint(argument(node, "weight"), "linear_descent")]
+    return [node for node in products if is_tint(argument(node, "weight"), linear_descent)]
 
 
 def learns_its_bias(product: fx.Node) -> bool:
-    bias = argument(product, "bias") if is_tint(product, "linear_forward") else None
-    return bias is not None and is_tint(bias, "bias_descent")
+    bias = argument(product, "bias") if is_tint(product, linear_forward) else None
+    return bias is not None and is_tint(bias, bias_descent)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -48,7 +50,7 @@ def test_no_weight_descends(config: SimulatorConfig) -> None:
     assert len(calls(found, "low_rank")) == len(products_of_updates(at)) > 0
     assert not calls(found, "linear_descent")
     for node in calls(found, "low_rank"):
-        assert is_tint(argument(argument(node, "y"), "weight"), "prefix")
+        assert is_tint(argument(argument(node, "y"), "weight"), prefix)
         assert argument(node, "x") is argument(node, "y").args[0]
 
 
@@ -74,7 +76,7 @@ def test_forward_and_backward_swap_keys_and_values() -> None:
     found = optimized(low_rank_updates, pruned(exact(steps=2)))
     seen = set()
     for node in calls(found, "low_rank"):
-        forward = is_tint(argument(node, "y"), "linear_forward")
+        forward = is_tint(argument(node, "y"), linear_forward)
         seen.add(forward)
         widths = [info(argument(node, name)).shape[-1] for name in ("x", "keys", "y", "values")]
         assert widths[0] == widths[1] and widths[2] == widths[3]
@@ -100,7 +102,7 @@ def test_a_bias_with_gradients_of_its_own_stays() -> None:
     descent = argument(product, "bias")
     with at.graph.inserting_before(descent):
         other = Builder(at.graph).call(
-            "scale",
+            scale,
             argument(descent, "dy"),
             0.5,
             like=descent,

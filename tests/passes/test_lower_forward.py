@@ -4,6 +4,7 @@ from tintc.ir.builder import input_node
 from tintc.ir.dialect import is_tint
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import prefix
 
 
 def test_adds_every_input_once() -> None:
@@ -26,7 +27,7 @@ def test_every_call_is_of_the_first_forward_pass() -> None:
     for node in stage("lower_forward").graph.nodes:
         if node.op == "call_function":
             assert (info(node).phase, info(node).step) == (
-                (None, None) if is_tint(node, "prefix") else ("forward", 0)
+                (None, None) if is_tint(node, prefix) else ("forward", 0)
             )
 
 

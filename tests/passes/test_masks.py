@@ -28,6 +28,9 @@ from tests.support.stages import inputs, numbers, stage
 from tests.support.tolerances import SIMULATOR, error
 from tests.support.toys import Toy, toy
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.embedding import embedding
+from tintc.ir.ops.position import window_mask
 
 LOW = torch.finfo(torch.float64).min
 
@@ -62,7 +65,7 @@ CAUSAL: dict[str, Toy] = {
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_masks(name: str) -> None:
-    (node,) = calls_of(agree(CAUSAL[name]), "attention_forward")
+    (node,) = calls_of(agree(CAUSAL[name]), attention_forward)
     assert argument(node, "mask").name == "attention_mask"
     assert (argument(node, "bias"), argument(node, "softcap")) == (None, 0.0)
     assert argument(node, "scale") == pytest.approx(
@@ -85,15 +88,15 @@ def test_causal_masks(name: str) -> None:
 )
 def test_windows_count_the_token_itself(form: Callable[[int], Toy], window: int) -> None:
     found = agree(form(window))
-    (node,) = calls_of(found, "attention_forward")
-    assert is_tint(argument(node, "mask"), "window_mask")
+    (node,) = calls_of(found, attention_forward)
+    assert is_tint(argument(node, "mask"), window_mask)
     assert argument(argument(node, "mask"), "window") == window
     assert argument(node, "bias") is None
 
 
 def test_a_window_wider_than_what_was_looked_at_is_none() -> None:
     found = agree(masked(lambda x: causal(x) & (back(x) < 5000)), longest=None)
-    assert not calls_of(found, "window_mask")
+    assert not calls_of(found, window_mask)
     assert found.context.facts.longest == 4096
 
 
@@ -136,9 +139,9 @@ ALIBI: dict[str, Toy] = {
 @pytest.mark.parametrize("name", ALIBI)
 def test_biases_of_keys(name: str) -> None:
     found = agree(ALIBI[name], lengths=(1, 2, 7, 40))
-    (node,) = calls_of(found, "attention_forward")
+    (node,) = calls_of(found, attention_forward)
     table = argument(node, "bias")
-    assert is_tint(table, "embedding")
+    assert is_tint(table, embedding)
     assert argument(table, "index").name == "position_ids"
     assert [tuple(t.shape) for t in found.context.tables.values()] == [(64, 2)]
 
@@ -147,7 +150,7 @@ def test_alibi_within_a_window() -> None:
     found = agree(
         masked(lambda x: torch.where(causal(x) & (back(x) < 4), -slopes() * back(x), NEGATIVE))
     )
-    assert len(calls_of(found, "window_mask")) == len(found.context.tables) == 1
+    assert len(calls_of(found, window_mask)) == len(found.context.tables) == 1
 
 
 CAPPED: dict[str, tuple[Change, float, float]] = {
@@ -163,7 +166,7 @@ def test_soft_caps(name: str) -> None:
     change, scale, cap = CAPPED[name]
     (node,) = calls_of(
         agree(written(lambda s, x: change(s, x).masked_fill(~causal(x), NEGATIVE))),
-        "attention_forward",
+        attention_forward,
     )
     assert argument(node, "scale") == pytest.approx(scale, rel=1e-12)
     assert argument(node, "softcap") == pytest.approx(cap, rel=1e-12)

@@ -14,6 +14,7 @@ from tests.support.tolerances import OPTIMIZED, error
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.linear import linear_forward, stack_rows
 from tintc.ir.outputs import Output
 from tintc.runtime.batch import Batch
 from tintc.runtime.inputs import prepare
@@ -45,7 +46,7 @@ def operators(found: Simulator, **changes: object) -> list[str]:
     return [
         n.name
         for n in optimize(found.program, choices(found, **changes)).nodes
-        if is_tint(n, "stack_rows")
+        if is_tint(n, stack_rows)
     ]
 
 
@@ -54,7 +55,7 @@ def test_q_k_and_v_are_one_product() -> None:
     merged = [
         n
         for n in graph.nodes
-        if is_tint(n, "linear_forward") and is_tint(argument(n, "weight"), "stack_rows")
+        if is_tint(n, linear_forward) and is_tint(argument(n, "weight"), stack_rows)
     ]
     assert [len(argument(argument(n, "weight"), "parts")) for n in merged] == [
         3,
@@ -69,7 +70,7 @@ def test_q_k_and_v_are_one_product() -> None:
 
 def test_gate_and_up_are_one_product() -> None:
     graph = optimize((found := simulator("llama", layers=1)).program, choices(found))
-    groups = [argument(n, "parts") for n in graph.nodes if is_tint(n, "stack_rows")]
+    groups = [argument(n, "parts") for n in graph.nodes if is_tint(n, stack_rows)]
     assert any("gate" in group[0].name and "up" in group[1].name for group in groups)
 
 

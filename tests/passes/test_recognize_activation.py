@@ -10,6 +10,8 @@ from tests.support.spelled import agree, calls_of, refusal
 from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
 from tests.support.toys import Toy, toy
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.elementwise import residual, scale
 
 
 def written_out(
@@ -35,7 +37,7 @@ def test_fires(name: str) -> None:
     model = toy(middle)
     found = stage("recognize_activation", model=model)
     kinds = [
-        argument(node, "kind") for node in found.graph.nodes if is_tint(node, "activation_forward")
+        argument(node, "kind") for node in found.graph.nodes if is_tint(node, activation_forward)
     ]
     assert kinds == [kind]
     assert not {
@@ -65,7 +67,7 @@ def test_nearly_a_gelu_is_none(name: str) -> None:
     kinds = [
         argument(n, "kind")
         for n in stage("recognize_activation", model=model).graph.nodes
-        if is_tint(n, "activation_forward")
+        if is_tint(n, activation_forward)
     ]
     assert kinds == ["tanh"]
     assert_same_numbers("recognize_activation", model=model)
@@ -140,7 +142,7 @@ SPELLINGS = {
 def test_spellings(name: str) -> None:
     function, kind = SPELLINGS[name]
     (node,) = calls_of(
-        agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), "activation_forward"
+        agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), activation_forward
     )
     assert argument(node, "kind") == kind
 
@@ -159,20 +161,20 @@ MULTIPLES = {
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_multiples(name: str) -> None:
     function, factor = MULTIPLES[name]
-    nodes = calls_of(agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), "scale")
+    nodes = calls_of(agree(toy(lambda m, x, ids: m.linear(function(m.linear(x))))), scale)
     assert math.prod(argument(node, "factor") for node in nodes) == pytest.approx(factor, rel=1e-12)
 
 
 def test_soft_caps_are_multiples_of_a_tanh() -> None:
     found = agree(toy(lambda m, x, ids: 5 * torch.tanh(m.linear(x) / 5)))
-    assert [argument(n, "factor") for n in calls_of(found, "scale")] == pytest.approx([0.2, 5.0])
-    assert [argument(n, "kind") for n in calls_of(found, "activation_forward")] == ["tanh"]
+    assert [argument(n, "factor") for n in calls_of(found, scale)] == pytest.approx([0.2, 5.0])
+    assert [argument(n, "kind") for n in calls_of(found, activation_forward)] == ["tanh"]
 
 
 def test_a_residual_is_not_swallowed() -> None:
     for function in (F.silu, torch.tanh, F.gelu):
         found = agree(toy(lambda m, x, ids: x + function(x)))  # noqa: B023 (called at once)
-        assert [len(calls_of(found, name)) for name in ("residual", "activation_forward")] == [1, 1]
+        assert [len(calls_of(found, name)) for name in (residual, activation_forward)] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from tests.support.spelled import agree, calls_of, refusal
 from tests.support.stages import assert_golden, assert_same_numbers, printed, stage
 from tests.support.toys import toy
 from tintc.ir.node_meta import info
+from tintc.ir.ops.elementwise import multiply
 
 FORMS = {
     "one sum": (lambda m, x, ids: x + m.linear(x), 1),
@@ -75,7 +76,7 @@ GATES = {
 @pytest.mark.parametrize("name", GATES)
 def test_gates(name: str) -> None:
     middle, count = GATES[name]
-    assert len(calls_of(agree(toy(middle)), "multiply")) == count
+    assert len(calls_of(agree(toy(middle)), multiply)) == count
 
 
 NO_GATES = {

@@ -12,6 +12,7 @@ from tests.support.tolerances import error
 from tests.support.toys import Toy, toy
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import attention_forward
 
 SDPA = F.scaled_dot_product_attention
 
@@ -80,7 +81,7 @@ def test_fires(name: str) -> None:
     middle, scale = ACCEPTED[name]
     model = toy(middle)
     found = stage("recognize_attention", model=model)
-    (node,) = [n for n in found.graph.nodes if is_tint(n, "attention_forward")]
+    (node,) = [n for n in found.graph.nodes if is_tint(n, attention_forward)]
     assert argument(node, "scale") == pytest.approx(scale, rel=1e-12)
     assert (argument(node, "heads"), argument(node, "kv_heads")) == (2, 2)
     assert argument(node, "mask").name == "attention_mask"
@@ -145,7 +146,7 @@ def test_leaves_the_rest_alone_and_says_why(name: str) -> None:
     found = stage("recognize_attention", model=toy(middle))
     (left,) = [n for n in found.graph.nodes if "scaled_dot_product" in str(n.target)]
     assert reason in info(left).refused
-    assert not [n for n in found.graph.nodes if is_tint(n, "attention_forward")]
+    assert not [n for n in found.graph.nodes if is_tint(n, attention_forward)]
 
 
 def test_a_masks_dependence_on_token_ids_is_seen() -> None:
@@ -158,7 +159,7 @@ def test_a_masks_dependence_on_token_ids_is_seen() -> None:
         )
     )
     found = stage("recognize_attention", model=model)
-    assert not [n for n in found.graph.nodes if is_tint(n, "attention_forward")]
+    assert not [n for n in found.graph.nodes if is_tint(n, attention_forward)]
 
 
 def test_each_layer_is_asked_whether_it_is_causal() -> None:

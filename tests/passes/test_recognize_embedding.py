@@ -8,6 +8,7 @@ from tests.support.stages import assert_golden, assert_same_numbers, inputs, num
 from tests.support.toys import Toy, toy
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import embedding
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def test_whatever_counts_is_a_position(name: str) -> None:
     middle, offset = POSITIONS[name]
     model = toy(middle)
     found = stage("recognize_embedding", model=model)
-    calls = [n for n in found.graph.nodes if is_tint(n, "embedding")]
+    calls = [n for n in found.graph.nodes if is_tint(n, embedding)]
     assert [(argument(n, "index").name, argument(n, "offset")) for n in calls] == [
         ("input_ids", 0),
         ("position_ids", offset),
@@ -102,7 +103,7 @@ def test_a_model_without_positions_has_no_limit() -> None:
 )
 def test_models(model, offset: int) -> None:  # type: ignore[no-untyped-def]
     found = stage("recognize_embedding", model=model)
-    assert sorted(argument(n, "offset") for n in found.graph.nodes if is_tint(n, "embedding")) == [
+    assert sorted(argument(n, "offset") for n in found.graph.nodes if is_tint(n, embedding)) == [
         0,
         offset,
     ]
@@ -161,7 +162,7 @@ ADDED = {  # offset into a learned table, or None for a computed one; the longes
 def test_positions_may_be_added_without_an_embedding(name: str) -> None:
     model, offset, most = ADDED[name]
     found = agree(model, lengths=(1, 2, 7, 9, 10))
-    tokens, positions = calls_of(found, "embedding")
+    tokens, positions = calls_of(found, embedding)
     assert argument(tokens, "index").name == "input_ids"
     assert (argument(positions, "index").name, argument(positions, "offset")) == (
         "position_ids",

@@ -14,10 +14,12 @@ from tests.support.toys import Toy, toy
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.linear import linear_forward, prefix
 
 
 def slots(found) -> list[str | None]:  # type: ignore[no-untyped-def]
-    return [info(n).slot for n in found.graph.nodes if is_tint(n, "prefix")]
+    return [info(n).slot for n in found.graph.nodes if is_tint(n, prefix)]
 
 
 def pieces(*widths: int):  # type: ignore[no-untyped-def]
@@ -110,7 +112,7 @@ def test_keeps_the_numbers_of_models() -> None:
     assert_same_numbers("recognize_linear", model=model)
     found = stage("recognize_linear", model=model)
     transposed = {
-        info(n).slot: argument(n, "transpose") for n in found.graph.nodes if is_tint(n, "prefix")
+        info(n).slot: argument(n, "transpose") for n in found.graph.nodes if is_tint(n, prefix)
     }
     assert transposed["transformer.h.0.attn.c_attn.weight[12:24]"] is True
     assert transposed["transformer.h.0.attn.c_attn.bias[12:24]"] is False
@@ -149,7 +151,7 @@ HEADS: dict[str, Callable[[Headed, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_behind_multiples_and_caps_read_their_table(name: str, tied: bool) -> None:
     found = agree(randomized(Headed(HEADS[name], tied)).double())
-    (head,) = [n for n in calls_of(found, "linear_forward") if info(n).shape[-1] == 19]
+    (head,) = [n for n in calls_of(found, linear_forward) if info(n).shape[-1] == 19]
     assert argument(head, "weight").op == "placeholder"
     assert info(argument(head, "weight")).parameter == ("tokens.weight" if tied else "head.weight")
     assert (argument(head, "bias") is not None) == (name == "with a shift")
@@ -220,7 +222,7 @@ def test_products_that_hold_queries_keys_and_values(name: str) -> None:
     assert sorted(slot for slot in slots(found) if slot and slot.startswith("wide")) == sorted(
         expected
     )
-    (attention,) = calls_of(found, "attention_forward")
+    (attention,) = calls_of(found, attention_forward)
     assert argument(attention, "kv_heads") == groups
 
 
@@ -249,7 +251,7 @@ def test_grouped_queries(name: str, groups: int) -> None:
 
     model = toy(middle)
     model.up = nn.Parameter(torch.randn(6, 12, dtype=torch.float64))
-    (attention,) = calls_of(agree(model), "attention_forward")
+    (attention,) = calls_of(agree(model), attention_forward)
     assert (argument(attention, "heads"), argument(attention, "kv_heads")) == (4, groups)
 
 

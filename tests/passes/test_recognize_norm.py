@@ -10,6 +10,7 @@ from tests.support.toys import toy
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
+from tintc.ir.ops.norm import norm_forward
 
 FORMS = {
     "module": (lambda m, x, ids: m.norm(x), [True, True, 1e-5]),
@@ -27,7 +28,7 @@ def test_fires(name: str) -> None:
     middle, (gain, shift, eps) = FORMS[name]
     model = toy(middle)
     found = stage("recognize_norm", model=model)
-    (norm,) = [n for n in found.graph.nodes if is_tint(n, "norm_forward")]
+    (norm,) = [n for n in found.graph.nodes if is_tint(n, norm_forward)]
     assert [argument(norm, "gamma") is not None, argument(norm, "beta") is not None] == [
         gain,
         shift,
@@ -52,7 +53,7 @@ def test_leaves_the_rest_alone_and_says_why(middle) -> None:  # type: ignore[no-
     assert (
         info(left).refused == "it normalises several dimensions, or its gain or shift is computed"
     )
-    assert not [n for n in found.graph.nodes if is_tint(n, "norm_forward")]
+    assert not [n for n in found.graph.nodes if is_tint(n, norm_forward)]
 
 
 def test_a_norm_over_part_of_a_token_is_not_read_as_one_over_all() -> None:
@@ -220,7 +221,7 @@ def test_spellings(name: str) -> None:
     form, kind, gain, shift, offset = WRITTEN[name]
     model = toy(lambda m, x, ids: form(m, x))
     found = stage("refuse_unsupported", model=model) if name == "through float32" else agree(model)
-    (norm,) = calls_of(found, "norm_forward")
+    (norm,) = calls_of(found, norm_forward)
     assert (argument(norm, "kind"), argument(norm, "heads"), argument(norm, "offset")) == (
         kind,
         1,
@@ -235,7 +236,7 @@ def test_spellings(name: str) -> None:
 
 def test_a_gain_of_two_norms_is_one_slot() -> None:
     found = agree(toy(lambda m, x, ids: m.linear(x * m.scale) * m.scale))
-    first, second = calls_of(found, "norm_forward")
+    first, second = calls_of(found, norm_forward)
     assert argument(first, "gamma") is argument(second, "gamma")
 
 
@@ -268,7 +269,7 @@ def of_heads(form, by_token: bool):  # type: ignore[no-untyped-def]
 def test_norms_of_heads(form, by_token: bool) -> None:  # type: ignore[no-untyped-def]
     model = of_heads(form, by_token)
     model.three = torch.nn.Parameter(torch.tensor([1.1, 0.7, 0.4], dtype=torch.float64))
-    norms = calls_of(agree(model), "norm_forward")
+    norms = calls_of(agree(model), norm_forward)
     assert [argument(n, "heads") for n in norms] == [2, 2]
     assert [info(n).shape[-1] for n in norms] == [6, 6]
 

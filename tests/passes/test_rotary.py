@@ -23,6 +23,7 @@ from tests.support.stages import inputs, numbers
 from tests.support.tolerances import SIMULATOR, error
 from tests.support.toys import Toy
 from tintc.ir.dialect import argument
+from tintc.ir.ops.position import rotary
 
 
 def neighbours(x: Tensor, size: int = 4) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ SPELLINGS = {
 def test_fires(name: str) -> None:
     change, pairing, size = SPELLINGS[name]
     found = agree(turned(change))
-    both = calls_of(found, "rotary")
+    both = calls_of(found, rotary)
     assert [argument(n, "pairing") for n in both] == [pairing] * 2
     assert [argument(n, "heads") for n in both] == [2, 2]
     assert {argument(argument(n, "cos"), "index").name for n in both} == {"position_ids"}
@@ -136,7 +137,7 @@ def test_what_positions_do_need_not_be_a_rotation(change, tables: int) -> None: 
 
 def test_only_queries_turn() -> None:
     found = agree(turned(lambda q, x: rotated(q, *angles(x)), lambda k, x: k))
-    assert len(calls_of(found, "rotary")) == 1
+    assert len(calls_of(found, rotary)) == 1
 
 
 class Short(Toy):

@@ -15,6 +15,10 @@ from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import attention_backward_full, attention_forward
+from tintc.ir.ops.embedding import embedding, segment, segment_mask
+from tintc.ir.ops.linear import linear_backward, linear_forward
+from tintc.ir.ops.norm import norm_backward
 
 
 def config(steps: int = 1, layers: int | None = None) -> SimulatorConfig:
@@ -26,11 +30,11 @@ def test_training_sees_the_segment_and_prediction_sees_all() -> None:
     for node in found.graph.nodes:
         if is_tint(
             node,
-            "attention_forward",
-            "attention_backward_full",
-            "linear_forward",
-            "linear_backward",
-            "norm_backward",
+            attention_forward,
+            attention_backward_full,
+            linear_forward,
+            linear_backward,
+            norm_backward,
         ):
             tokens = (
                 info(node).shape[0][1]
@@ -42,10 +46,10 @@ def test_training_sees_the_segment_and_prediction_sees_all() -> None:
 
 def test_what_is_shared_with_the_last_pass_stays_whole() -> None:
     found = stage("truncate_segment", config(1, layers=1))
-    assert {info(n).shape[1] for n in found.graph.nodes if is_tint(n, "embedding")} == {"T"}
+    assert {info(n).shape[1] for n in found.graph.nodes if is_tint(n, embedding)} == {"T"}
     assert info(found.named("blocks_0_attention")).shape == ("B", "T", 6)
     assert info(found.named("blocks_1_attention")).shape == ("B", "S", 6)
-    cuts = [n.args[0].name for n in found.graph.nodes if is_tint(n, "segment", "segment_mask")]
+    cuts = [n.args[0].name for n in found.graph.nodes if is_tint(n, segment, segment_mask)]
     assert sorted(cuts) == ["attention_mask", "blocks_0_residual_1", "loss_mask", "targets"]
 
 

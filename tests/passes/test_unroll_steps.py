@@ -5,6 +5,7 @@ from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_descent
 
 
 def config(steps: int, layers: int | None = None) -> SimulatorConfig:
@@ -40,7 +41,7 @@ def test_each_copy_reads_the_values_of_the_step_before() -> None:
         node = found.named(f"blocks_1_up_step{step}")
         weight = node.args[1]
         assert info(weight).slot == "blocks.1.up.weight"
-        assert is_tint(weight, "linear_descent")
+        assert is_tint(weight, linear_descent)
         assert info(weight).step == step - 1
     assert (
         found.named("blocks_1_up_weight_1_updated_step2").args[0].name

@@ -1,4 +1,4 @@
-"""Hypothesis strategies and small helpers that the primitives' tests share. Dimensions need not
+"""Hypothesis strategies and small helpers that the operators' tests share. Dimensions need not
 divide each other.
 """
 

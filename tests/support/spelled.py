@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from tests.support.stages import Stage, inputs, numbers, stage
 from tests.support.tolerances import SIMULATOR, error
 from tests.support.toys import Toy, toy
-from tintc.ir.dialect import is_tint
+from tintc.ir.dialect import AnyOperator, is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
 
@@ -69,9 +69,9 @@ def agree_or_refuse(model: nn.Module, lengths: tuple[int, ...] = (2, 7, 12, 30, 
     return "computed right"
 
 
-def calls_of(found: Stage, *names: str) -> list[fx.Node]:
+def calls_of(found: Stage, *operators: AnyOperator) -> list[fx.Node]:
     """The calls of some `tint` operators, in order."""
-    return [node for node in found.graph.nodes if is_tint(node, *names)]
+    return [node for node in found.graph.nodes if is_tint(node, *operators)]
 
 
 def refusals(found: Stage) -> list[str]:

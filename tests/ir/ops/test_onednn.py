@@ -1,4 +1,4 @@
-"""tintc.ir.ops.onednn against the primitives that it stands for, in float32: it has no kernels for
+"""tintc.ir.ops.onednn against the operators that it stands for, in float32: it has no kernels for
 float64.
 """
 

@@ -249,7 +249,7 @@ def test_tiles_add_up(
 
 def test_gradients_reach_through_a_chain() -> None:
     """Forward, activation over the same coordinates' neighbours, descent, and forward again with
-    the new page: as by primitives.
+    the new page: as by the operators.
     """
     at, held = Around(0, 2, 5, 4), tile_of(7, 5, 3, 4, extra=2)
     x, y, z, again = at.range(5), at.range(7), at.range(7), at.range(7)

@@ -54,7 +54,7 @@ def place(family: str, **sizes: int | None) -> tuple[Layout, dict[str, Tensor], 
     reads = [
         n
         for node in at.graph.nodes
-        if node.op == "call_function" and not is_tint(node, "prefix")
+        if node.op == "call_function" and not is_tint(node, prefix)
         for n in node.all_input_nodes
     ]
     tables = [name for n in reads if (name := info(n).parameter) is not None]

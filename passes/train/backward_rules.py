@@ -1,0 +1,140 @@
+"""The backward rule of each forward operator: (pass so far, node, dy) -> gradients of its inputs.
+
+Formulas and approximations: TINT.md section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from tintc.ir.builder import Builder, descendants
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.dialect import AnyOperator, argument, is_tint
+from tintc.ir.node_meta import info
+from tintc.ir.ops.activation import activation_backward, activation_forward
+from tintc.ir.ops.attention import (
+    attention_backward_full,
+    attention_backward_value,
+    attention_forward,
+)
+from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.linear import linear_backward, linear_forward
+from tintc.ir.ops.norm import norm_backward, norm_forward
+from tintc.ir.ops.position import rotary
+from tintc.ir.rules import RuleTable
+
+Gradients = list[tuple[fx.Node, fx.Node]]  # (value, gradient at it)
+
+
+class Backward:
+    """The backward pass under construction. needed: values that depend on a trained slot; no other
+    gets a gradient.
+    """
+
+    def __init__(self, build: Builder, config: SimulatorConfig, needed: set[fx.Node]) -> None:
+        self.build, self.config, self.needed = build, config, needed
+        heads = [
+            n
+            for n in build.graph.nodes
+            if is_tint(n, linear_forward) and info(argument(n, "weight")).slot is None
+        ]
+        self.behind_head = descendants(heads)
+
+    def call(self, operator: AnyOperator, node: fx.Node, *args: Any) -> fx.Node:
+        """A call that belongs to the backward pass of `node`."""
+        return self._call(operator, f"{node.name}_backward", node, *args)
+
+    def seed(self, operator: AnyOperator, logits: fx.Node, *args: Any) -> fx.Node:
+        """The node where the backward pass starts."""
+        return self._call(operator, "loss_gradient", logits, *args)
+
+    def sum(self, node: fx.Node, gradients: list[fx.Node]) -> fx.Node:
+        """All that reaches a value, added up."""
+        total = gradients[0]
+        for more in gradients[1:]:
+            total = self._call(residual, f"{node.name}_gradient", node, total, more)
+        return total
+
+    def _call(self, operator: AnyOperator, label: str, node: fx.Node, *args: Any) -> fx.Node:
+        return self.build.call(operator, *args, like=node, label=label, phase="backward", step=0)
+
+
+BackwardRule = Callable[[Backward, fx.Node, fx.Node], Gradients]
+backward_rule = RuleTable[BackwardRule]("backward", needed_by=lambda o: o.kind == "forward")
+
+
+@backward_rule(residual)
+def _residual(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    return [(x, dy) for x in (argument(node, "x"), argument(node, "y"))]
+
+
+@backward_rule(multiply)
+def _multiply(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    x, y = argument(node, "x"), argument(node, "y")
+    return [
+        (value, backward.call(multiply, node, dy, other))
+        for value, other in ((x, y), (y, x))
+        if value in backward.needed
+    ]
+
+
+@backward_rule(scale)
+def _scale(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    return [(argument(node, "x"), backward.call(scale, node, dy, argument(node, "factor")))]
+
+
+@backward_rule(rotary)
+def _rotary(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    tables = [argument(node, name) for name in ("cos", "sin", "heads", "pairing")]
+    dx = backward.call(rotary, node, dy, *tables, not argument(node, "transpose"))
+    return [(argument(node, "x"), dx)]
+
+
+@backward_rule(linear_forward)
+def _linear(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    x = argument(node, "x")
+    if x not in backward.needed:
+        return []
+    return [(x, backward.call(linear_backward, node, dy, argument(node, "weight")))]
+
+
+@backward_rule(norm_forward)
+def _norm(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    x = argument(node, "x")
+    if x not in backward.needed:
+        return []
+    shared = [argument(node, name) for name in ("gamma", "eps", "kind", "heads", "offset")]
+    how = (backward.config.norm_gradient, backward.config.finite_difference_scale)
+    return [(x, backward.call(norm_backward, node, dy, x, *shared, *how))]
+
+
+@backward_rule(activation_forward)
+def _activation(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    x = argument(node, "x")
+    # A soft-cap of the logits belongs to the loss, whose gradient follows the chain rule
+    # (docs/TINT.md section 2).
+    gradient = "exact" if node in backward.behind_head else backward.config.activation_gradient
+    how = (argument(node, "kind"), gradient, backward.config.finite_difference_scale)
+    return [(x, backward.call(activation_backward, node, dy, x, *how))]
+
+
+@backward_rule(attention_forward)
+def _attention(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    q, k, v, *how = (
+        argument(node, name)
+        for name in ("q", "k", "v", "mask", "bias", "heads", "kv_heads", "scale", "softcap")
+    )
+    if backward.config.attention_gradient == "value":
+        if v not in backward.needed:
+            return []
+        return [(v, backward.call(attention_backward_value, node, dy, q, k, *how))]
+    every = backward.call(attention_backward_full, node, dy, q, k, v, *how)
+    names = ("dq", "dk", "dv")
+    return [
+        (x, backward.build.item(every, i, f"{node.name}_{names[i]}"))
+        for i, x in enumerate((q, k, v))
+        if x in backward.needed
+    ]

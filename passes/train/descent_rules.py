@@ -1,0 +1,50 @@
+"""The descent rule of each operator that reads trained slots: what becomes of them.
+
+y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, inner_lr)
+                                              b' = bias_descent(b, dy, inner_lr)
+y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, dy, inner_lr)
+                                              gamma' = norm_descent(gamma, dy, x, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import fx
+
+from tintc.ir.dialect import AnyOperator, argument
+from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward
+from tintc.ir.ops.norm import norm_descent, norm_forward
+from tintc.ir.rules import RuleTable
+
+
+class Update(NamedTuple):
+    """slot: the weight that an operator reads, None where it has none. args: behind the slot."""
+
+    operator: AnyOperator
+    slot: fx.Node | None
+    args: tuple[Any, ...]
+
+
+DescentRule = Callable[[fx.Node, fx.Node, fx.Node], list[Update]]  # (node, dy, inner_lr)
+descent_rule = RuleTable[DescentRule]("descent", needed_by=lambda o: bool(o.weights))
+
+
+@descent_rule(linear_forward)
+def _linear(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
+    x, weight, bias = (argument(node, name) for name in ("x", "weight", "bias"))
+    return [
+        Update(linear_descent, weight, (dy, x, inner_lr)),
+        Update(bias_descent, bias, (dy, inner_lr)),
+    ]
+
+
+@descent_rule(norm_forward)
+def _norm(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
+    x, gamma, beta = (argument(node, name) for name in ("x", "gamma", "beta"))
+    how = (argument(node, name) for name in ("eps", "kind", "heads"))
+    return [
+        Update(norm_descent, gamma, (dy, x, *how, inner_lr)),
+        Update(bias_descent, beta, (dy, inner_lr)),
+    ]

@@ -1,0 +1,29 @@
+"""What the transformer back end makes of each operator, one file a family. A new family is imported
+here.
+"""
+
+from tintc.runtime.backends.transformer.emitter import transformer_rule
+from tintc.runtime.backends.transformer.rules import (
+    activation,
+    attention,
+    elementwise,
+    embedding,
+    linear,
+    loss,
+    norm,
+    position,
+)
+
+RULES = transformer_rule.complete()
+
+__all__ = [
+    "RULES",
+    "activation",
+    "attention",
+    "elementwise",
+    "embedding",
+    "linear",
+    "loss",
+    "norm",
+    "position",
+]

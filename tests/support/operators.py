@@ -1,0 +1,135 @@
+"""Sample arguments of every operator of the dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from tests.support.shapes import Draw
+from tintc.ir.ops import OPERATORS
+
+
+def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
+    """Arguments for a call: B sequences, T tokens, D inputs, O outputs; own: each sequence has its
+    own weights.
+    """
+    h, g, e = 4, 2, 3
+    x, dx, dy, lr = (
+        draw(b, t, d),
+        draw(b, t, d),
+        draw(b, t, o),
+        torch.tensor(0.1, dtype=torch.float64),
+    )
+    weight, bias = draw.parameter(b, not own, o, d), draw.parameter(b, not own, o)
+    gamma, beta = draw.parameter(b, not own, d), draw.parameter(b, not own, d)
+    q, k, v, do = draw(b, t, h * e), draw(b, t, g * e), draw(b, t, g * e), draw(b, t, h * e)
+    mask = torch.ones(b if own else 1, 1, t, t, dtype=torch.bool).tril()
+    ids, loss_mask = (
+        torch.randint(o, (b, t), generator=draw.generator),
+        torch.ones(b, t, dtype=torch.float64),
+    )
+    cut = (t + 1) // 2
+    bias_BTH = draw(b, t, h) if own else None
+    return {
+        "prefix": (draw(d, 2 * o), o // 2, o, o, True),
+        "embedding": (draw(o + 2, d), ids, 2),
+        "residual": (x, dx),
+        "multiply": (x, dx),
+        "scale": (x, 0.3),
+        "rotary": (
+            draw(b, t, h * 5),
+            draw(b, t, 4),
+            draw(b, t, 4),
+            h,
+            "interleaved" if own else "half",
+            d % 2 == 0,
+        ),
+        "window_mask": (mask, 1 + o % 3),
+        "segment": (x, cut),
+        "segment_mask": (mask, cut),
+        "linear_forward": (x, weight, bias if d % 2 else None),
+        "linear_backward": (dy, weight),
+        "linear_descent": (weight, dy, x, lr),
+        "bias_descent": (bias, dy, lr),
+        "norm_forward": (x, gamma, beta if d % 2 else None, 1e-5, "layer", 1, 0.0),
+        "norm_backward": (
+            draw(b, t, 2 * d),
+            draw(b, t, 2 * d),
+            gamma,
+            1e-5,
+            "rms",
+            2,
+            1.0,
+            "first_order",
+            1000.0,
+        ),
+        "norm_descent": (
+            gamma,
+            draw(b, t, 2 * d),
+            draw(b, t, 2 * d),
+            1e-5,
+            "rms" if d % 2 else "layer",
+            2,
+            lr,
+        ),
+        "activation_forward": (x, "silu"),
+        "activation_backward": (dx, x, "gelu", "exact", 1000.0),
+        "attention_forward": (q, k, v, mask, bias_BTH, h, g, 0.5, 0.0),
+        "attention_backward_value": (do, q, k, mask, bias_BTH, h, g, 0.5, 3.0),
+        "attention_backward_full": (do, q, k, v, mask, bias_BTH, h, g, 0.5, 3.0),
+        "low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
+        "concatenate": ([x, dx],),
+        "linear_residual": (x, weight, bias if d % 2 else None, dy, False),
+        "onednn_product": (x, weight, bias if d % 2 else None, dy if own else None, False),
+        "onednn_low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
+        "onednn_descent": (weight, dy, x, lr),
+        "flash_forward": (q, k, v, h, g, 0.5),
+        "flash_backward": (do, q, k, v, do, draw(b, h, t), h, g, 0.5),
+        "head_gradient": (
+            x,
+            draw(o, d),
+            draw(o) if own else None,
+            ids,
+            loss_mask,
+            "softmax",
+            ["scale", "tanh"],
+            [0.3, 1.0],
+            False,
+        ),
+        "head_logits": (
+            x,
+            draw(o, d),
+            draw(o) if own else None,
+            ["scale"],
+            [0.3],
+            torch.empty(b, t, o, dtype=torch.float64),
+            False,
+        ),
+        "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
+        "token_losses": (dy, ids),
+        "kept_tokens": (x, torch.arange(cut)),
+        "stack_rows": ([draw(o, d), draw(d, d)],),
+        "columns": (x, d // 2, d),
+        "loss_gradient": (dy, ids, loss_mask, "softmax"),
+        "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
+    }[name]
+
+
+FLOAT32 = tuple(name for name in OPERATORS if name.startswith("onednn_"))  # in no other dtype
+# Kernels and loops that serve calls nobody differentiates.
+WITHOUT_DERIVATIVES = tuple(
+    name for name, operator in OPERATORS.items() if operator.whole or name.startswith("flash_")
+)
+
+
+def sample(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> tuple[Any, ...]:
+    """`arguments`, in the operator's dtype and detached where it has no derivative."""
+    given_arguments = arguments(name, b, t, d, o, own, draw)
+    if name in WITHOUT_DERIVATIVES:
+        given_arguments = tree_map_only(Tensor, Tensor.detach, given_arguments)
+    if name in FLOAT32:
+        given_arguments = tree_map_only(Tensor, Tensor.float, given_arguments)
+    return given_arguments
