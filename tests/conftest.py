@@ -1,10 +1,8 @@
-"""Settings of every test: contracts verified after each pass, one torch thread a worker, a fixed
-seed.
-"""
+"""Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
 
 import os
+from typing import Any
 
-os.environ["TINTC_VERIFY"] = "1"  # before tintc is imported
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
-from tests.support.tolerances import MEASURED
+from tests.support.tolerances import MEASURED, measured
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -33,10 +31,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands what it measured to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["measured"] = MEASURED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for kind, value in getattr(node, "workeroutput", {}).get("measured", {}).items():
+        measured(kind, value)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if MEASURED:
         terminalreporter.section("largest figures measured")
-        for kind, value in MEASURED.items():
+        for kind, value in sorted(MEASURED.items()):
             terminalreporter.write_line(f"{value:.1e}  {kind}")
 
 
@@ -57,8 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # toys are too small for two, and xdist keeps the other cores busy
 
 
 @pytest.fixture
