@@ -1,6 +1,8 @@
 """Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
 
 import os
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -51,17 +53,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Brings the tests of one family together: xdist hands out neighbours, and each worker captures
-    a model for itself.
+    """Where a file is marked `neighbours(argument)`, brings together the tests that share a value
+    of it: xdist hands out neighbours, and each worker captures a model for itself.
     """
-    places = [index for index, item in enumerate(items) if item.path.name == "test_families.py"]
-    moved = [items[index] for index in places]
-    names = [
-        item.callspec.params.get("name", "") if hasattr(item, "callspec") else "" for item in moved
-    ]
-    order = sorted(range(len(moved)), key=lambda i: names.index(names[i]))
-    for place, i in zip(places, order, strict=True):
-        items[place] = moved[i]
+    files: dict[Path, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        if item.get_closest_marker("neighbours"):
+            files[item.path].append(index)
+    for places in files.values():
+        moved = [items[index] for index in places]
+        values = [_neighbourhood(item) for item in moved]
+        order = sorted(range(len(moved)), key=lambda i: values.index(values[i]))
+        for place, i in zip(places, order, strict=True):
+            items[place] = moved[i]
+
+
+def _neighbourhood(item: pytest.Item) -> Any:
+    marker, call = item.get_closest_marker("neighbours"), getattr(item, "callspec", None)
+    return None if marker is None or call is None else call.params.get(marker.args[0])
 
 
 @pytest.fixture(autouse=True)

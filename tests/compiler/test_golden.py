@@ -25,7 +25,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["json"]), {
             name: file.get_tensor(name) for name in file.keys()
-        }  # noqa: SIM118
+        }
 
 
 def test_all_six_files_are_here() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
@@ -38,15 +39,20 @@ def some(names: str | tuple[str, ...], rows: Iterable[Any], default: Iterable[An
 
 def covering(sizes: Sequence[int], together: int) -> set[tuple[int, ...]]:
     """Few rows of indices of a product of these sizes which hold every combination of `together`
-    axes' values: each time the row that adds most, the first of equals.
+    axes' values: each time the row that adds most; of equals one whose values were used least.
     """
     together = min(together, len(sizes))
     left = {row: _held(row, together) for row in product(*map(range, sizes))}
     missing = set().union(*left.values())
     chosen: set[tuple[int, ...]] = set()
+    used: Counter[tuple[int, int]] = Counter()
     while missing:
-        best = max(left, key=lambda row: len(left[row] & missing))
+        best = max(
+            left,
+            key=lambda row: (len(left[row] & missing), -sum(map(used.__getitem__, enumerate(row)))),
+        )
         chosen.add(best)
+        used.update(enumerate(best))
         missing -= left.pop(best)
     return chosen
 
@@ -57,4 +63,13 @@ def _held(row: tuple[int, ...], together: int) -> frozenset[tuple[tuple[int, int
 
 
 def _row(values: Sequence[Any], by_default: bool) -> Any:
-    return pytest.param(*values, marks=() if by_default else pytest.mark.slow)
+    marks = () if by_default else (pytest.mark.slow,)
+    return pytest.param(*values, marks=marks, id="-".join(map(_said, values)))
+
+
+def _said(value: Any) -> str:
+    """A value in the name of a test."""
+    if isinstance(value, (list, tuple)):
+        return "-".join(map(_said, value))
+    text = str(value).removeprefix("torch.")
+    return "".join(c if c.isprintable() and c not in "[]" else " " for c in text)
