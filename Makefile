@@ -18,10 +18,10 @@ demo: .venv/.installed ## compile the bundled model, inspect it, run it on a par
 	$(BIN)/tintc inspect $(DEMO)
 	$(BIN)/tintc run $(DEMO) --file examples/paragraph.txt
 
-test: .venv/.installed-test ## run the tests
+test: .venv/.installed-test ## run the tests: every kind of check, on samples of the large grids
 	$(BIN)/pytest -n 2
 
-test-slow: .venv/.installed-test ## run the tests that `make test` leaves out
+test-slow: .venv/.installed-test ## run the rest: the full grids, large models
 	$(BIN)/pytest -n 2 -m slow
 
 check: .venv/.installed-check ## ruff (lint and format), import-linter and mypy --strict

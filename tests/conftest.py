@@ -1,10 +1,10 @@
-"""Settings of every test: contracts verified after each pass, one torch thread a worker, a fixed
-seed.
-"""
+"""Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
 
 import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
-os.environ["TINTC_VERIFY"] = "1"  # before tintc is imported
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
-from tests.support.tolerances import MEASURED
+from tests.support.tolerances import MEASURED, measured
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -33,32 +33,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands what it measured to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["measured"] = MEASURED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for kind, value in getattr(node, "workeroutput", {}).get("measured", {}).items():
+        measured(kind, value)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if MEASURED:
         terminalreporter.section("largest figures measured")
-        for kind, value in MEASURED.items():
+        for kind, value in sorted(MEASURED.items()):
             terminalreporter.write_line(f"{value:.1e}  {kind}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Brings the tests of one family together: xdist hands out neighbours, and each worker captures
-    a model for itself.
+    """Where a file is marked `neighbours(argument)`, brings together the tests that share a value
+    of it: xdist hands out neighbours, and each worker captures a model for itself.
     """
-    places = [index for index, item in enumerate(items) if item.path.name == "test_families.py"]
-    moved = [items[index] for index in places]
-    names = [
-        item.callspec.params.get("name", "") if hasattr(item, "callspec") else "" for item in moved
-    ]
-    order = sorted(range(len(moved)), key=lambda i: names.index(names[i]))
-    for place, i in zip(places, order, strict=True):
-        items[place] = moved[i]
+    files: dict[Path, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        if item.get_closest_marker("neighbours"):
+            files[item.path].append(index)
+    for places in files.values():
+        moved = [items[index] for index in places]
+        values = [_neighbourhood(item) for item in moved]
+        order = sorted(range(len(moved)), key=lambda i: values.index(values[i]))
+        for place, i in zip(places, order, strict=True):
+            items[place] = moved[i]
+
+
+def _neighbourhood(item: pytest.Item) -> Any:
+    marker, call = item.get_closest_marker("neighbours"), getattr(item, "callspec", None)
+    return None if marker is None or call is None else call.params.get(marker.args[0])
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # toys are too small for two, and xdist keeps the other cores busy
 
 
 @pytest.fixture

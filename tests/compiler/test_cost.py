@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
+from tests.support.grid import grid
 from tests.support.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler.cost import Cost, estimate
 from tintc.ir.config import SimulatorConfig
@@ -97,10 +98,9 @@ CASES = [("opt", config) for config in CONFIGS] + [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("family", "config"), CASES)
-def test_estimates(family: str, config: str, shape: str, backend: str) -> None:
+@grid(case=CASES, shape=SHAPES, backend=BACKENDS)
+def test_estimates(case: tuple[str, str], shape: str, backend: str) -> None:
+    family, config = case
     simulator, sizes, ids, train_mask = prepared(family, CONFIGS[config], shape, backend)
     # torch does not count its fused attention on a CPU; the plain one is counted as the products
     # that it is.

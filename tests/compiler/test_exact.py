@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle.compare import assert_equals_reference
-from tests.support.models import FAMILIES, gpt2, opt, ragged_train_mask, simulate, tokens
+from tests.support.grid import grid
+from tests.support.models import FAMILIES, gpt2, opt, ragged_train_mask, simulator_of, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import SIMULATOR, error
 from tintc.ir.config import SimulatorConfig
@@ -16,19 +17,13 @@ from tintc.ir.config import SimulatorConfig
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("layers", [1, None])
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, steps=[1, 3], layers=[1, None], scenario=SCENARIOS)
 def test_float64(family: str, steps: int, layers: int | None, scenario: str) -> None:
     config = SimulatorConfig.exact(inner_lr=0.01, steps=steps, layers=layers)
     assert_equals_reference(FAMILIES[family](), config, **SCENARIOS[scenario](5, 11, 29))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("layers", [1, None])
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(together=1, family=FAMILIES, steps=[1, 3], layers=[1, None], scenario=SCENARIOS)
 def test_float32(family: str, steps: int, layers: int | None, scenario: str) -> None:
     config = SimulatorConfig.exact(inner_lr=0.005, steps=steps, layers=layers)
     assert_equals_reference(
@@ -139,7 +134,7 @@ def test_any_dimensions(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_dimensional_padding_equals_two_dimensional(family: str) -> None:
     inputs = SCENARIOS["padded_left"](4, 11, 29)
-    simulator = simulate(FAMILIES[family](), SimulatorConfig.exact(inner_lr=0.01, steps=2))
+    simulator = simulator_of(FAMILIES[family](), SimulatorConfig.exact(inner_lr=0.01, steps=2))
     real = inputs["attention_mask"].bool()
     cube = real[:, None, :] & real[:, :, None]
     with torch.inference_mode():
@@ -154,7 +149,7 @@ def test_updated_state_dict_loads_back(family: str) -> None:
     any other.
     """
     model = FAMILIES[family]()
-    simulator = simulate(model, SimulatorConfig.exact(inner_lr=0.01, steps=2))
+    simulator = simulator_of(model, SimulatorConfig.exact(inner_lr=0.01, steps=2))
     ids, train_mask = tokens(3, 11, 29), ragged_train_mask(3, 11)
     other = tokens(3, 8, 29, seed=9)
     logits = simulator(ids, train_mask).logits
@@ -172,7 +167,7 @@ def test_updated_state_dict_loads_back(family: str) -> None:
 def test_frozen_weights_do_not_change(family: str) -> None:
     """Embeddings, the head, and blocks below the trained ones keep every bit."""
     model = FAMILIES[family](layers=3)
-    simulator = simulate(model, SimulatorConfig.exact(inner_lr=0.01, layers=2))
+    simulator = simulator_of(model, SimulatorConfig.exact(inner_lr=0.01, layers=2))
     state = simulator.updated_state_dict(tokens(1, 9, 29), torch.ones(1, 9))
     before = model.state_dict()
     changed = {name for name, value in state.items() if not torch.equal(value, before[name])}

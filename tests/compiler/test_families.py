@@ -7,19 +7,19 @@ Each model is compared as it is, within what its casts to float32 cost, and with
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.oracle.casts import no_casts
 from tests.oracle.compare import assert_agrees
 from tests.oracle.reference import reference
 from tests.support.decoders import DECODERS
-from tests.support.families import FAMILIES, VOCAB, Builder
+from tests.support.every import BUILDERS, model_of, simulator_of
+from tests.support.families import FAMILIES, VOCAB
+from tests.support.grid import grid, some
 from tests.support.models import tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.support_table import BEGIN, END, render
@@ -32,17 +32,10 @@ from tests.support.tolerances import (
     measured,
 )
 from tests.support.variants import ROUNDED_ALIBI, VARIANTS
-from tintc.compiler.driver import lower
-from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.program import Program
-from tintc.runtime.simulator import Simulator
 
-BUILDERS: dict[str, Builder] = {
-    **{name: f.build for name, f in FAMILIES.items()},
-    **VARIANTS,
-    **DECODERS,
-}
+pytestmark = pytest.mark.neighbours("name")
+
 CASTING = [
     name
     for name in BUILDERS
@@ -58,27 +51,7 @@ RATE = {"inner_lr": 0.002}
 EXACT = {steps: SimulatorConfig.exact(steps=steps, **RATE) for steps in (1, 2)}
 PAPER = SimulatorConfig.paper(steps=2, **RATE)
 PAPER_OF_VARIANTS = SimulatorConfig.paper(finite_difference_scale=50.0, **RATE)
-as_is_or_wide = pytest.mark.parametrize("wide", [False, True], ids=["as is", "no casts"])
-
-
-@cache
-def model_of(name: str) -> nn.Module:
-    return {**BUILDERS, **ROUNDED_ALIBI}[name]()
-
-
-@cache
-def captured(name: str, wide: bool) -> Captured:
-    with no_casts(wide):
-        return capture(model_of(name))
-
-
-@cache
-def lowered(name: str, wide: bool, config: SimulatorConfig) -> Program:
-    return lower(captured(name, wide).copy(), config)
-
-
-def simulator_of(name: str, wide: bool, config: SimulatorConfig, **options: str) -> Simulator:
-    return Simulator(lowered(name, wide, config), captured(name, wide).tensors, **options)  # type: ignore[arg-type]
+WIDE = {False: "as is", True: "no casts"}
 
 
 def assert_trains_like_autograd(
@@ -110,14 +83,20 @@ def logits_error(name: str, wide: bool) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_initial_logits(name: str) -> None:
-    if name in AS_IS:
-        assert measured("families: initial logits, as is", logits_error(name, False)) < CASTS
-    assert (
-        measured("families: initial logits, without casts", logits_error(name, name in CASTING))
-        < SIMULATOR[torch.float64]
-    )
+@some(
+    ("name", "wide"),
+    [*((name, name in CASTING) for name in BUILDERS), *((name, False) for name in AS_IS)],
+    default=[
+        *((name, name in CASTING) for name in BUILDERS),
+        *((name, False) for name in AS_IS if name in FAMILIES),
+    ],
+)
+def test_initial_logits(name: str, wide: bool) -> None:
+    """The casts of variants as they are: see AS_IS."""
+    as_is = name in CASTING and not wide
+    kind = f"families: initial logits, {'as is' if as_is else 'without casts'}"
+    limit = CASTS if as_is else SIMULATOR[torch.float64]
+    assert measured(kind, logits_error(name, wide)) < limit
 
 
 def test_initial_logits_of_rounded_alibi() -> None:
@@ -129,16 +108,24 @@ def test_initial_logits_of_rounded_alibi() -> None:
     assert logits_error(name, True) < SIMULATOR[torch.float64]
 
 
-@as_is_or_wide
-@pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("name", FAMILIES)
+def of_families(*by_default: tuple[int, bool]) -> Any:
+    """(name, steps, wide): of every family; by default only these (steps, wide)."""
+    kinds = [(steps, wide) for steps in (1, 2) for wide in WIDE]
+    rows = [(name, *kind) for name in FAMILIES for kind in kinds]
+    return some(("name", "steps", "wide"), rows, [row for row in rows if row[1:] in by_default])
+
+
+@of_families((2, False), (2, True))
 def test_exact(name: str, steps: int, wide: bool) -> None:
     """One step on padded sequences, two on ragged training segments."""
     assert_trains_like_autograd(name, EXACT[steps], {1: "padded_left", 2: "ragged"}[steps], wide)
 
 
-@as_is_or_wide
-@pytest.mark.parametrize("name", FAMILIES)
+@some(
+    ("name", "wide"),
+    [(name, wide) for name in FAMILIES for wide in WIDE],
+    default=[(name, True) for name in FAMILIES],
+)
 def test_paper(name: str, wide: bool) -> None:
     assert_trains_like_autograd(name, PAPER, "ragged", wide)
 
@@ -180,20 +167,26 @@ def test_loss_gradients(name: str, loss: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, *DECODERS])
-def test_variant(name: str) -> None:
-    assert_trains_like_autograd(name, EXACT[2], "ragged", True)
-    assert_trains_like_autograd(name, PAPER_OF_VARIANTS, "padded_left", True)
+@some(
+    ("name", "preset"),
+    [(name, preset) for name in (*VARIANTS, *DECODERS) for preset in ("exact", "paper")],
+    default=[(name, "exact") for name in (*VARIANTS, *DECODERS)],
+)
+def test_variant(name: str, preset: str) -> None:
+    config, scenario = {
+        "exact": (EXACT[2], "ragged"),
+        "paper": (PAPER_OF_VARIANTS, "padded_left"),
+    }[preset]
+    assert_trains_like_autograd(name, config, scenario, True)
 
 
-@pytest.mark.parametrize("preset", ["paper", "exact"])
-@pytest.mark.parametrize("name", [*FAMILIES, *DECODERS])
+@grid(together=1, name=[*FAMILIES, *DECODERS], preset=["exact", "paper"])
 def test_both_back_ends_agree(name: str, preset: str) -> None:
     config = {"paper": PAPER if name in FAMILIES else PAPER_OF_VARIANTS, "exact": EXACT[2]}[preset]
     inputs, wide = SCENARIOS["ragged"](2, 9, VOCAB), name in CASTING
     with torch.inference_mode():
         fused, transformer = (
-            simulator_of(name, wide, config, backend=backend)(**inputs).logits
+            simulator_of(name, wide, config, backend)(**inputs).logits
             for backend in ("fused", "transformer")
         )
     assert (

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import tintc
 from tests.support.families import FAMILIES
+from tests.support.grid import grid
 from tests.support.models import simulate, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import UPDATE_COSINE, UPDATE_COSINE_HALF, cosine
@@ -75,9 +76,7 @@ def change_of_logits(simulator: Simulator, **inputs: Tensor) -> Tensor:
     return out.logits.double() - out.initial_logits.double()
 
 
-@pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("preset", ["paper", "exact"])
-@pytest.mark.parametrize("name", NAMES)
+@grid(name=NAMES, preset=["paper", "exact"], dtype=LIMITS)
 def test_direction_of_the_update(name: str, preset: str, dtype: torch.dtype) -> None:
     """Materialized updates of float32 islands (see above) point where the float64 ones do, and are
     as long.
@@ -87,10 +86,7 @@ def test_direction_of_the_update(name: str, preset: str, dtype: torch.dtype) -> 
     assert abs(float(low.norm() / high.norm()) - 1) < 0.02
 
 
-@pytest.mark.parametrize("low_rank", [True, False], ids=["low rank", "materialized"])
-@pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("preset", ["paper", "exact"])
-@pytest.mark.parametrize("name", ["opt", "llama"])
+@grid(name=["opt", "llama"], preset=["paper", "exact"], dtype=LIMITS, low_rank=[True, False])
 def test_effect_on_the_logits(
     name: str, preset: str, dtype: torch.dtype, low_rank: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

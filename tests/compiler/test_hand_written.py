@@ -3,6 +3,7 @@ never computed wrong.
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import transformers
 from torch import Tensor, nn
 
 import tintc
+from tests.support.grid import grid, some
+from tests.support.models import on_all_backends
 from tests.support.spelled import angles, back, causal, counted, heads, merged, rotated
 from tests.support.tolerances import BACKENDS, SIMULATOR, error
 from tintc import save
@@ -139,25 +142,22 @@ def test_equals_autograd(oddity: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.predict_initial(ids), found)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize(
-    "oddity",
-    [
-        "weight shared",
-        "bias shared by norm and linear",
-        "bias shared with a gain",
-        "named like an input",
-        "fixed projection",
-    ],
+SHARED = (
+    "weight shared",
+    "bias shared by norm and linear",
+    "bias shared with a gain",
+    "named like an input",
+    "fixed projection",
 )
+
+
+@grid(together=1, oddity=SHARED, preset=PRESETS)
 def test_both_back_ends_agree(oddity: str, preset: str) -> None:
     """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it
     is.
     """
-    model, config = decoder(oddity), tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2)
-    fused, transformer = (
-        tintc.compile(model, config, backend=backend) for backend in ("fused", "transformer")
-    )
+    config = tintc.SimulatorConfig.preset(preset, inner_lr=0.02, steps=2)
+    fused, transformer = on_all_backends(decoder(oddity), config).values()
     ids, train = (
         torch.arange(2 * 18).reshape(2, 18) % 17,
         (torch.arange(18) < 11).long().expand(2, 18),
@@ -198,7 +198,20 @@ class Renamed(nn.Module):
         return self.head(norm(x))
 
 
-@pytest.mark.parametrize("backend", ["fused", "transformer"])
+NAMED_CONFIG = tintc.SimulatorConfig.exact(inner_lr=0.02)
+NAMED_IDS = torch.arange(18).reshape(1, 18) % 17
+
+
+@cache
+def plainly_named() -> tuple[list[Tensor], Tensor]:
+    """(weights in order, the simulator's logits)."""
+    plain = Renamed("tok", "pos", "ln").double()
+    simulator = tintc.compile(plain, NAMED_CONFIG)
+    with torch.inference_mode():
+        logits = simulator(NAMED_IDS, torch.ones_like(NAMED_IDS)).logits
+    return list(plain.state_dict().values()), logits
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -212,16 +225,15 @@ class Renamed(nn.Module):
     ],
     ids="-".join,
 )
-def test_parts_may_have_any_name(names: tuple[str, str, str], backend: str) -> None:
-    """Names of inputs, of a program's own variables, and of methods of torch's containers."""
-    model, plain = Renamed(*names).double(), Renamed("tok", "pos", "ln").double()
-    plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
-    config, ids = tintc.SimulatorConfig.exact(inner_lr=0.02), torch.arange(18).reshape(1, 18) % 17
-    found = tintc.compile(model, config, backend=backend)(ids, torch.ones_like(ids)).logits
-    assert (
-        error(found, tintc.compile(plain, config)(ids, torch.ones_like(ids)).logits)
-        < BACKENDS[torch.float64]
-    )
+def test_parts_may_have_any_name(names: tuple[str, str, str]) -> None:
+    """Names of inputs, of a program's own variables, and of methods of torch's containers; on both
+    back ends.
+    """
+    model, (weights, expected) = Renamed(*names).double(), plainly_named()
+    model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)))
+    for backend, simulator in on_all_backends(model, NAMED_CONFIG).items():
+        found = simulator(NAMED_IDS, torch.ones_like(NAMED_IDS)).logits
+        assert error(found, expected) < BACKENDS[torch.float64], backend
 
 
 def test_a_buffer_is_no_weight_and_is_not_trained() -> None:
@@ -332,8 +344,11 @@ ODD: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("preset", ["exact", "paper"])
-@pytest.mark.parametrize("name", ODD)
+@some(
+    ("name", "preset"),
+    [(name, preset) for name in ODD for preset in ("exact", "paper")],
+    default=[*((name, "exact") for name in ODD), ("after the sum", "paper")],
+)
 def test_odd_blocks_learn_as_autograd_has_it(name: str, preset: str) -> None:
     """`paper` compares the first logits and both forward passes only; `exact` every update too."""
     blocks = nn.ModuleList(Odd(ODD[name]) for _ in range(2))

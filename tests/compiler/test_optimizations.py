@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tintc
 from tests.support.families import FAMILIES, Builder
+from tests.support.grid import grid, some
 from tests.support.models import simulate, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import OPTIMIZED, error, measured
@@ -96,15 +97,17 @@ def inputs_of(scenario: str, batch: int) -> dict[str, Tensor]:
 
 # (preset, steps, trained layers)
 EVERY = [(preset, steps, layers) for preset in PRESETS for steps in (1, 3) for layers in (None, 1)]
-SIZES = {
-    name: EVERY if name in ("gpt2", "llama") else [("paper", 1, None), ("exact", 3, 1)]
-    for name in MODELS
+FEW = [("paper", 1, None), ("exact", 3, 1)]
+SIZES = dict.fromkeys(MODELS, FEW) | {
+    "gpt2": [*FEW, ("paper", 3, 1)],
+    "llama": [*FEW, ("exact", 1, None), ("exact", 3, None), ("paper", 3, None)],
 }
 
 
-@pytest.mark.parametrize(
+@some(
     ("name", "preset", "steps", "layers"),
-    [(name, *sizes) for name, found in SIZES.items() for sizes in found],
+    [(name, *sizes) for name in MODELS for sizes in EVERY],
+    default=[(name, *sizes) for name, found in SIZES.items() for sizes in found],
 )
 def test_all_equal_none(name: str, preset: str, steps: int, layers: int | None) -> None:
     simulator = simulator_of(name, preset, steps, layers)
@@ -118,8 +121,7 @@ def test_all_equal_none(name: str, preset: str, steps: int, layers: int | None) 
             )  # the steps change something
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["opt", "llama", "gemma2"])
+@grid(together=1, name=["opt", "llama", "gemma2"], preset=PRESETS)
 def test_all_equal_none_in_float32(name: str, preset: str) -> None:
     """As oneDNN is used: it has no kernels for float64."""
     simulator = simulator_of(name, preset, 3, None, FLOAT32)
@@ -127,7 +129,7 @@ def test_all_equal_none_in_float32(name: str, preset: str) -> None:
     assert_equal(called(simulator, True, **inputs_of("ragged", 5)), expected, FLOAT32)
 
 
-@pytest.mark.parametrize(
+@some(
     ("name", "preset"),
     [
         ("opt", "exact"),
@@ -136,6 +138,7 @@ def test_all_equal_none_in_float32(name: str, preset: str) -> None:
         ("mpt", "exact"),
         ("gemma2", "exact"),
     ],
+    default=[("opt", "exact"), ("llama", "paper")],
 )
 def test_each_alone(name: str, preset: str) -> None:
     """One optimization on, then one off."""
@@ -157,7 +160,11 @@ def test_each_alone_with_padding() -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "preset"), [("opt", "exact"), ("llama", "paper")])
+@some(
+    ("name", "preset"),
+    [("opt", "exact"), ("llama", "paper")],
+    default=[("opt", "exact")],
+)
 def test_each_alone_in_float32(name: str, preset: str) -> None:
     simulator = simulator_of(name, preset, 2, None, FLOAT32)
     expected = called(simulator, False, **inputs_of("ragged", 5))
@@ -189,9 +196,7 @@ def test_other_losses(loss_gradient: str) -> None:
     )
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["opt", "llama"])
+@grid(name=["opt", "llama"], preset=PRESETS, steps=[1, 3])
 def test_low_rank_equals_materialized(
     name: str, preset: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,8 +267,7 @@ def test_slices_are_switched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [5, 5]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ["opt", "llama"])
+@grid(together=1, name=["opt", "llama"], preset=PRESETS)
 def test_outer_gradients(name: str, preset: str) -> None:
     """A call that is differentiated takes only optimizations that have derivatives, and gives the
     same gradients.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.oracle.compare import assert_equals_reference
 from tests.oracle.reference import reference
-from tests.support.models import FAMILIES, gpt2, opt, randomized, simulate, tokens
+from tests.support.grid import grid
+from tests.support.models import FAMILIES, gpt2, opt, randomized, simulate, simulator_of, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import SIMULATOR, UPDATE_COSINE, cosine, error, measured
 from tintc.ir.config import SimulatorConfig
@@ -39,11 +40,10 @@ FROM_PAPER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize(("steps", "layers"), [(1, None), (2, 1)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_paper(family: str, steps: int, layers: int | None, scenario: str) -> None:
+@grid(family=FAMILIES, budget=[(1, None), (2, 1)], scenario=SCENARIOS)
+def test_paper(family: str, budget: tuple[int, int | None], scenario: str) -> None:
     """ffn is not D, so the paper code's first defect (TINT.md section 4) would show."""
+    steps, layers = budget
     config = SimulatorConfig.paper(inner_lr=0.01, steps=steps, layers=layers)
     assert_equals_reference(FAMILIES[family](ffn=31), config, **SCENARIOS[scenario](4, 11, 29))
 
@@ -63,9 +63,9 @@ def test_one_deviation_from_exact(family: str, name: str) -> None:
     )
     model, inputs = FAMILIES[family](layers=2), SCENARIOS["ragged"](3, 11, 29)
     assert_equals_reference(model, config, **inputs)
-    exact = simulate(model, SimulatorConfig.exact(inner_lr=0.003, steps=2))(**inputs).logits
+    exact = simulator_of(model, SimulatorConfig.exact(inner_lr=0.003, steps=2))(**inputs).logits
     relu_is_piecewise_linear = family == "opt" and name == "first_order_activation"
-    difference = error(simulate(model, config)(**inputs).logits, exact)
+    difference = error(simulator_of(model, config)(**inputs).logits, exact)
     assert difference > (1e-8 if relu_is_piecewise_linear else 1e-5), (
         "the deviation changes nothing"
     )
@@ -85,7 +85,7 @@ def test_one_deviation_from_paper(family: str, name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_batch_equals_alone(family: str, preset: str, side: str) -> None:
     config = SimulatorConfig.preset(preset, inner_lr=0.01, steps=2)
-    simulator = simulate(FAMILIES[family](), config)
+    simulator = simulator_of(FAMILIES[family](), config)
     inputs = SCENARIOS[side](5, 13, 29)
     with torch.inference_mode():
         together = simulator(**inputs, return_initial=True)
@@ -114,7 +114,7 @@ def test_padded_batch_equals_alone(family: str, preset: str, side: str) -> None:
 
 
 def test_what_padding_holds_does_not_matter() -> None:
-    simulator = simulate(opt(), SimulatorConfig.paper(inner_lr=0.01, steps=2))
+    simulator = simulator_of(opt(), SimulatorConfig.paper(inner_lr=0.01, steps=2))
     inputs = SCENARIOS["padded_both"](4, 13, 29)
     real = inputs["attention_mask"].bool()
     other = {

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 import tintc
 from tests.support.artifacts import artifact
+from tests.support.grid import grid
 from tests.support.models import FAMILIES, gpt2, opt, simulate
 from tintc.compiler.verification import TOLERANCE, verify
 from tintc.ir.config import SimulatorConfig
@@ -18,9 +19,7 @@ from tintc.runtime.simulator import Simulator
 
 
 class TestAgrees:
-    @pytest.mark.parametrize("layers", [1, None])
-    @pytest.mark.parametrize("steps", [1, 3])
-    @pytest.mark.parametrize("family", FAMILIES)
+    @grid(family=FAMILIES, steps=[1, 3], layers=[1, None])
     def test_exact(self, family: str, steps: int, layers: int | None) -> None:
         found = verify(
             compiled(
@@ -138,8 +137,7 @@ PERTURBED = [
 
 
 class TestDisagrees:
-    @pytest.mark.parametrize("operator", PERTURBED)
-    @pytest.mark.parametrize("family", FAMILIES)
+    @grid(together=1, family=FAMILIES, operator=PERTURBED)
     def test_wrong_gradient(self, family: str, operator: str) -> None:
         simulator = compiled(FAMILIES[family](), SimulatorConfig.exact(inner_lr=0.01))
         change(simulator, operator, scaled, which=1)

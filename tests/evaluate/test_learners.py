@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracle.reference import reference
+from tests.support.grid import grid
 from tests.support.models import FAMILIES, tokens
 from tests.support.scenarios import demonstrations, loss_mask, ragged
 from tintc.evaluate.auxiliary import Auxiliary
@@ -50,12 +51,10 @@ def expected(model: nn.Module, config: SimulatorConfig, given: Batch) -> Any:
     )
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"layers": 1, "steps": 3}, {"norm_update": "bias"}, {"inner_lr": -0.01}],
-    ids=str,
+@grid(
+    changes=[{}, {"layers": 1, "steps": 3}, {"norm_update": "bias"}, {"inner_lr": -0.01}],
+    family=FAMILIES,
+    scenario=SCENARIOS,
 )
 def test_dynamic_evaluation_is_autograd_and_sgd(
     family: str, scenario: str, changes: dict[str, Any]

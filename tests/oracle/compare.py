@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.oracle.reference import Reference, reference
-from tests.support.models import simulate
+from tests.support.models import simulator_of
 from tests.support.tolerances import SIMULATOR, error, measured
 from tintc.ir.config import SimulatorConfig
 from tintc.runtime.simulator import Simulator
@@ -34,7 +34,9 @@ def assert_equals_reference(
     dtype = next(model.parameters()).dtype
     expected = reference(copy.deepcopy(model).double(), config, **inputs)
     limit = SIMULATOR[dtype] if tolerance is None else tolerance
-    assert_agrees(simulate(model, config), expected, limit=limit, min_update=min_update, **inputs)
+    assert_agrees(
+        simulator_of(model, config), expected, limit=limit, min_update=min_update, **inputs
+    )
 
 
 def assert_agrees(

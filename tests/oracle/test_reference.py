@@ -15,18 +15,17 @@ from torch import Tensor, nn
 
 from tests.oracle.casts import no_casts
 from tests.oracle.reference import DifferenceActivation, DifferenceNorm, approximated, reference
-from tests.support.decoders import DECODERS
-from tests.support.families import FAMILIES, VOCAB, Builder
+from tests.support.every import BUILDERS
+from tests.support.families import FAMILIES, VOCAB
+from tests.support.grid import some
 from tests.support.norms import is_norm
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
 from tests.support.variants import VARIANTS
 
-BUILDERS: dict[str, Builder] = {
-    **{name: f.build for name, f in FAMILIES.items()},
-    **VARIANTS,
-    **DECODERS,
-}
+# What the variants change is in the reference's way rarely: theirs run in `slow`, but for plain
+# fine-tuning, on which all else rests.
+every_model = some("name", BUILDERS, default=[name for name in BUILDERS if name not in VARIANTS])
 OUTSIDE = ("embed", "wte", "wpe", "lm_head", "head.", "tok.", "pos.", "table", "word_embeddings")
 INPUTS = SCENARIOS["ragged"](2, 9, VOCAB)
 
@@ -90,7 +89,7 @@ def test_exact_is_plain_fine_tuning(name: str) -> None:
     assert error(found.logits, found.initial_logits) > 1e-3
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@every_model
 def test_every_norm_and_activation_is_replaced(name: str) -> None:
     model = BUILDERS[name]()
     changed = approximated(model, PAPER)
@@ -117,7 +116,7 @@ def test_every_norm_and_activation_is_replaced(name: str) -> None:
     assert dict(changed.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@every_model
 def test_differences_tend_to_derivatives(name: str) -> None:
     model = BUILDERS[name]()
     with no_casts():
@@ -153,7 +152,7 @@ def test_probabilities_are_constant_however_they_are_computed(written_out: str, 
     assert error(exact, expected) > 1e-4
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@every_model
 def test_value_attention_leaves_queries_and_keys_alone(name: str) -> None:
     model = BUILDERS[name]()
     with no_casts():

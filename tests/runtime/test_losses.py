@@ -5,6 +5,7 @@ and with gradients on or off.
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.families import FAMILIES as EVERY_FAMILY
+from tests.support.grid import grid
 from tests.support.models import FAMILIES, ragged_train_mask, simulate, tokens
 from tests.support.tolerances import SIMULATOR, error
 from tintc.ir.config import SimulatorConfig
@@ -29,6 +31,12 @@ CONFIGS = {
     "paper": SimulatorConfig.paper(inner_lr=0.01, steps=2),
     "exact, top block": SimulatorConfig.exact(inner_lr=0.01, layers=1),
 }
+
+
+@cache
+def on_backend(family: str, config: str, backend: str) -> Simulator:
+    """Made once: do not change it."""
+    return simulate(FAMILIES[family](), CONFIGS[config], backend=backend)
 
 
 def called(simulator: Simulator) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,13 +56,9 @@ def expected_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("backend", ["fused", "transformer"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, config=CONFIGS, mode=MODES, backend=["fused", "transformer"])
 def test_losses(family: str, config: str, mode: str, backend: str) -> None:
-    fused = simulate(FAMILIES[family](), CONFIGS[config])
-    simulator = Simulator(fused.program, fused.prefix.tensors(), backend=backend)
+    fused, simulator = on_backend(family, config, "fused"), on_backend(family, config, backend)
     ids, train, labels = called(simulator)
     whole = fused(ids, train, labels=labels, return_initial=True)
     with MODES[mode]():
@@ -68,12 +72,9 @@ def test_losses(family: str, config: str, mode: str, backend: str) -> None:
     assert error(found.loss, whole.loss) < LIMIT
 
 
-@pytest.mark.parametrize("backend", ["fused", "transformer"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kept", [1, 4, 11, torch.tensor([7, 0, 7])], ids=str)
+@grid(kept=[1, 4, 11, torch.tensor([7, 0, 7])], mode=MODES, backend=["fused", "transformer"])
 def test_logits_to_keep(kept: int | Tensor, mode: str, backend: str) -> None:
-    fused = simulate(FAMILIES["opt"](), CONFIGS["paper"])
-    simulator = Simulator(fused.program, fused.prefix.tensors(), backend=backend)
+    fused, simulator = on_backend("opt", "paper", "fused"), on_backend("opt", "paper", backend)
     ids, train, labels = called(simulator)
     whole = fused(ids, train, labels=labels, return_initial=True)
     at = kept if isinstance(kept, Tensor) else torch.arange(11 - kept, 11)
@@ -157,7 +158,7 @@ def test_no_logits_of_all_positions_are_held(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_bad_positions(kept: Any, words: str) -> None:
-    simulator = simulate(FAMILIES["opt"](), CONFIGS["paper"])
+    simulator = on_backend("opt", "paper", "fused")
     ids, train, _ = called(simulator)
     with pytest.raises(InputError) as refused:
         simulator(ids, train, logits_to_keep=kept)
@@ -165,7 +166,7 @@ def test_bad_positions(kept: Any, words: str) -> None:
 
 
 def test_bad_labels() -> None:
-    simulator: nn.Module = simulate(FAMILIES["opt"](), CONFIGS["paper"])
+    simulator: nn.Module = on_backend("opt", "paper", "fused")
     ids, train, labels = called(simulator)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="labels hold no target"):
         simulator.losses(ids, train, torch.full_like(labels, -100))

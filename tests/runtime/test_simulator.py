@@ -12,9 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.models import FAMILIES, gpt2, opt, ragged_train_mask, simulate, tokens
+from tests.support.grid import grid
+from tests.support.models import (
+    FAMILIES,
+    gpt2,
+    opt,
+    ragged_train_mask,
+    simulate,
+    simulator_of,
+    tokens,
+)
 from tests.support.scenarios import SCENARIOS
-from tests.support.tolerances import HALF_LOGITS, SIMULATOR, error
+from tests.support.tolerances import HALF, HALF_LOGITS, SIMULATOR, error
 from tintc.ir.config import SimulatorConfig
 from tintc.runtime.simulator import Simulator
 
@@ -80,9 +89,7 @@ def test_outer_gradients(family: str, preset: str) -> None:
         assert abs(difference - expected) < 1e-5 * max(1.0, abs(expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, preset=PRESETS, dtype=[*HALF, torch.float32, torch.float64])
 def test_dtypes(family: str, preset: str, dtype: torch.dtype) -> None:
     reference = a_simulator(preset, family, inner_lr=0.003)
     expected = reference(IDS, TRAIN, return_initial=True, labels=IDS)
@@ -176,7 +183,8 @@ def test_a_sequence_that_is_all_padding_stays_finite() -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predict_with_updates_equals_forward(family: str, scenario: str) -> None:
-    simulator, inputs = a_simulator("paper", family), SCENARIOS[scenario](3, 11, 29)
+    config = SimulatorConfig.paper(inner_lr=0.01, steps=2)
+    simulator, inputs = simulator_of(FAMILIES[family](), config), SCENARIOS[scenario](3, 11, 29)
     with torch.inference_mode():
         updates = simulator.updates(**inputs)
         rest = {

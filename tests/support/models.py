@@ -4,7 +4,9 @@ Weights are larger than a real initialisation's and norms are not trivial, so th
 shows.
 """
 
+import copy
 import dataclasses
+import hashlib
 import json
 from functools import lru_cache
 from typing import Any
@@ -18,7 +20,9 @@ from tests.support.norms import gain_is_added_to_one, is_norm
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.program import Program
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize.optimize import copy_graph
 
 
 def opt(
@@ -99,9 +103,28 @@ def randomized(model: Any, seed: int = 0) -> Any:
 
 
 def simulate(model: nn.Module, config: SimulatorConfig, **options: str) -> Simulator:
-    """Capture, lower, simulator. options: backend and share."""
-    captured = capture_again(model)
-    return Simulator(lower(captured, config), captured.tensors, **options)  # type: ignore[arg-type]
+    """Capture, lower, simulator. options: backend and share. Hugging Face models of one
+    configuration are captured once a process, and lowered once for each config.
+    """
+    program, tensors = _program(model, config)
+    return Simulator(program, tensors, **options)  # type: ignore[arg-type]
+
+
+def simulator_of(model: nn.Module, config: SimulatorConfig) -> Simulator:
+    """The same, made once a process for the same weights, with the programs of its calls: do not
+    change it.
+    """
+    if not isinstance(model, transformers.PreTrainedModel):
+        return simulate(model, config)
+    key = (_what_is_exported(model), _digest(model), config)
+    if key not in _SIMULATORS:
+        if len(_SIMULATORS) == 64:
+            del _SIMULATORS[next(iter(_SIMULATORS))]
+        _SIMULATORS[key] = simulate(copy.deepcopy(model), config)
+    return _SIMULATORS[key]
+
+
+_SIMULATORS: dict[Any, Simulator] = {}
 
 
 def on_all_backends(
@@ -110,12 +133,10 @@ def on_all_backends(
     """Simulators of one program: `fused`, and of the transformer back end one for each way of
     sharing, by its name.
     """
-    captured = capture_again(model)
-    program = lower(captured, config)
-    found = {"fused": Simulator(program, captured.tensors)}
+    program, tensors = _program(model, config)
+    found = {"fused": Simulator(program, tensors)}
     return found | {
-        share: Simulator(program, captured.tensors, backend="transformer", share=share)
-        for share in shares
+        share: Simulator(program, tensors, backend="transformer", share=share) for share in shares
     }
 
 
@@ -125,16 +146,38 @@ def capture_again(model: nn.Module) -> Captured:
     """
     if not isinstance(model, transformers.PreTrainedModel):
         return capture(model)
-    attention = model.config._attn_implementation
-    kept = _exported(
-        type(model),
-        model.config.to_json_string(use_diff=False),
-        attention,
-        model.dtype,
-        casts_removed(),
-    )
-    tensors = {name: dict(model.state_dict(keep_vars=True))[name].detach() for name in kept.tensors}
-    return dataclasses.replace(kept.copy(), tensors=tensors)
+    kept = _exported(*_what_is_exported(model))
+    return dataclasses.replace(kept.copy(), tensors=_tensors(model, kept))
+
+
+def _program(model: nn.Module, config: SimulatorConfig) -> tuple[Program, dict[str, Tensor]]:
+    """A program whose graph is the caller's, and the model's tensors."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        captured = capture(model)
+        return lower(captured, config), captured.tensors
+    exported = _what_is_exported(model)
+    kept = _lowered(config, *exported)
+    program = dataclasses.replace(kept, graph=copy_graph(kept.graph))
+    return program, _tensors(model, _exported(*exported))
+
+
+def _tensors(model: nn.Module, captured: Captured) -> dict[str, Tensor]:
+    state = dict(model.state_dict(keep_vars=True))
+    return {name: state[name].detach() for name in captured.tensors}
+
+
+def _what_is_exported(model: transformers.PreTrainedModel) -> tuple[Any, ...]:
+    """All that a Hugging Face model's graph depends on."""
+    config = model.config
+    described = config.to_json_string(use_diff=False)
+    return type(model), described, config._attn_implementation, model.dtype, casts_removed()
+
+
+def _digest(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for value in model.state_dict().values():
+        found.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -143,6 +186,11 @@ def _exported(
 ) -> Captured:
     loaded = kind.config_class.from_dict(json.loads(config))
     return capture(kind._from_config(loaded, attn_implementation=attention).to(dtype).eval())
+
+
+@lru_cache(maxsize=128)
+def _lowered(config: SimulatorConfig, *exported: Any) -> Program:
+    return lower(_exported(*exported).copy(), config)
 
 
 def tokens(batch: int, length: int, vocab: int, seed: int = 0) -> Tensor:

@@ -43,8 +43,8 @@ UPDATE_COSINE = 0.9999
 UPDATE_COSINE_HALF = 0.99
 
 
-# Largest figure of each kind that this run saw; `pytest` prints them at its end, unless xdist
-# spreads the tests.
+# Largest figure of each kind that this process saw. `pytest` prints those of all its workers at its
+# end.
 MEASURED: dict[str, float] = {}
 
 

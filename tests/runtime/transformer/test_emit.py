@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.both import LIMIT, assert_equal_results, both, odd_model, relative, small_nano
+from tests.support.grid import grid
 from tests.support.models import on_all_backends
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import BACKENDS, HALF, HALF_LOGITS, error, measured
@@ -21,9 +22,7 @@ from tintc.ir.ops.linear import prefix
 from tintc.runtime.backends.transformer.pages import PrefixPages, read_slot
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("family", ["opt", "gpt2"])
+@grid(family=["opt", "gpt2"], preset=PRESETS, scenario=SCENARIOS)
 def test_every_scenario(family: str, preset: str, scenario: str) -> None:
     found = both(family, preset)
     assert_equal_results(found["none"], found["fused"], SCENARIOS[scenario](3, 11, 29))
@@ -44,8 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("family", ["opt", "gpt2"])
+@grid(together=1, family=["opt", "gpt2"], case=CASES)
 def test_every_choice(family: str, case: str) -> None:
     found = both(family, **CASES[case])
     for batch in (1, 3):
@@ -68,8 +66,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", MODELS)
+@grid(together=1, name=MODELS, preset=PRESETS)
 def test_other_models(name: str, preset: str) -> None:
     found = on_all_backends(
         odd_model("opt", **MODELS[name]), SimulatorConfig.preset(preset, inner_lr=0.01, steps=2)
@@ -198,9 +195,7 @@ def test_initial_logits_are_not_overwritten_by_later_steps() -> None:
     )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("family", ["opt", "gpt2"])
+@grid(family=["opt", "gpt2"], dtype=[torch.float32, *HALF], preset=PRESETS)
 def test_lower_precision(family: str, dtype: torch.dtype, preset: str) -> None:
     """Compiled in that dtype, and converted to it."""
     inputs = SCENARIOS["padded_left"](3, 11, 29)

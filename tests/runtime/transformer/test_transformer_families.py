@@ -7,23 +7,18 @@ units, and weights that lie in a product by turns.
 """
 
 import math
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.support.both import LIMIT, Both, assert_equal_results, relative
-from tests.support.decoders import DECODERS
+from tests.support.every import BUILDERS, captured, simulator_of
 from tests.support.families import FAMILIES, VOCAB
 from tests.support.models import simulate
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import BACKENDS, error, measured
-from tests.support.variants import VARIANTS
 from tintc import parameter_report
-from tintc.compiler.driver import lower
-from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import PRESETS, SimulatorConfig
 from tintc.ir.inputs import is_table
 from tintc.ir.ops.embedding import segment, segment_mask
@@ -34,6 +29,8 @@ from tintc.runtime.backends.transformer.pages import PrefixPages, read_slot
 from tintc.runtime.backends.transformer.structure import SHARES
 from tintc.runtime.simulator import Simulator
 
+pytestmark = pytest.mark.neighbours("name")
+
 # Operators and arguments that each model has and OPT and GPT-2 lack.
 MODELS: dict[str, set[str]] = {
     "gemma2": {"rotary half", "window_mask", "softcap", "offset", "multiply", "scale", "groups"},
@@ -42,26 +39,14 @@ MODELS: dict[str, set[str]] = {
     "phi-qk-norm": {"rotary half", "heads", "heads with a shift"},
     "hand-alibi": {"bias", "learned scale", "multiply"},
 }
-BUILDERS: dict[str, Any] = {
-    **{name: family.build for name, family in FAMILIES.items()},
-    **VARIANTS,
-    **DECODERS,
-}
 
 
-@cache
-def captured(name: str) -> Captured:
-    return capture(BUILDERS[name]())
-
-
-@cache
 def simulators(name: str, preset: str) -> Both:
-    """Made once: do not change them."""
-    tensors = captured(name).tensors
-    program = lower(captured(name).copy(), SimulatorConfig.preset(preset, inner_lr=0.002, steps=2))
-    found = {"fused": Simulator(program, tensors)}
+    """Made once a process: do not change them."""
+    config = SimulatorConfig.preset(preset, inner_lr=0.002, steps=2)
+    found = {"fused": simulator_of(name, False, config)}
     return found | {
-        share: Simulator(program, tensors, backend="transformer", share=share) for share in SHARES
+        share: simulator_of(name, False, config, "transformer", share) for share in SHARES
     }
 
 
@@ -145,7 +130,9 @@ def test_counts(name: str, preset: str) -> None:
     # Buffers of floating-point numbers are parameters of a simulator; hand-written ALiBi has its
     # slopes in one.
     parameters = sum(
-        value.numel() for value in captured(name).tensors.values() if value.is_floating_point()
+        value.numel()
+        for value in captured(name, False).tensors.values()
+        if value.is_floating_point()
     )
     for share in ("fused", *SHARES):
         report = parameter_report(found[share])
@@ -171,7 +158,7 @@ def test_pages_give_back_the_model(name: str) -> None:
     model, simulator = BUILDERS[name](), simulators(name, "paper")["none"]
     assert isinstance(simulator.prefix, PrefixPages)
     tensors, tables = simulator.prefix.tensors(), simulator.program.tables
-    own = captured(name).tensors
+    own = captured(name, False).tensors
     assert set(tensors) == {*own, *tables}
     assert all(torch.equal(tensors[key], value) for key, value in {**own, **tables}.items())
     assert {key for key, _ in simulator.prefix.named_buffers()} >= {

@@ -1,0 +1,54 @@
+"""Every model that the tests of families run, by name; captured and lowered once a process."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torch import nn
+
+from tests.oracle.casts import no_casts
+from tests.support.decoders import DECODERS
+from tests.support.families import FAMILIES, Builder
+from tests.support.variants import ROUNDED_ALIBI, VARIANTS
+from tintc.compiler.driver import lower
+from tintc.compiler.frontend.capture import Captured, capture
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.program import Program
+from tintc.runtime.simulator import Simulator
+
+BUILDERS: dict[str, Builder] = {
+    **{name: family.build for name, family in FAMILIES.items()},
+    **VARIANTS,
+    **DECODERS,
+}
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    """Do not change it."""
+    return {**BUILDERS, **ROUNDED_ALIBI}[name]()
+
+
+@cache
+def captured(name: str, wide: bool) -> Captured:
+    """wide: without the casts of the model's code. Copy it before passes rewrite its graph."""
+    with no_casts(wide):
+        return capture(model_of(name))
+
+
+@cache
+def lowered(name: str, wide: bool, config: SimulatorConfig) -> Program:
+    return lower(captured(name, wide).copy(), config)
+
+
+@cache
+def simulator_of(
+    name: str,
+    wide: bool,
+    config: SimulatorConfig,
+    backend: str = "fused",
+    share: str = "none",
+) -> Simulator:
+    """Do not change it."""
+    program, tensors = lowered(name, wide, config), captured(name, wide).tensors
+    return Simulator(program, tensors, backend=backend, share=share)
