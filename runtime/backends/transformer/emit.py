@@ -22,6 +22,7 @@ from tintc.ir.errors import CompilerBug
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import prefix
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.backends.transformer.emitter import Emitter
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
