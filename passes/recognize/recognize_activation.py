@@ -68,7 +68,9 @@ _NO_BOUND = 1e30  # clamps to the largest number of a type bound nothing
 _TOLERANCE = 1e-6  # models write the constants of a GELU with 7 to 10 digits
 
 
-@graph_pass(requires=("well_formed",), ensures=("well_formed",))
+@graph_pass(
+    requires=("well_formed",), ensures=("well_formed",), reads=("max_positions", "max_tokens")
+)
 def recognize_activation(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Repeated, since c tanh(x / c) is an activation only once x / c
     is a multiple.

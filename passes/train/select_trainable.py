@@ -103,8 +103,8 @@ def _refuse_flat(container: str, blocks: list[str], layers: list[fx.Node]) -> No
         index, _, _ = info(node).module.removeprefix(f"{container}.").partition(".")
         if _inside(info(node).module, {container}) and index.isdigit() and index not in blocks:
             raise UnsupportedModelError(
-                f"{container}.{index} ({info(node).source or 'no source line'}) holds linear layers "
-                f"but no attention, unlike {container}.{blocks[0]}; expected every block of "
+                f"{container}.{index} ({info(node).source or 'no source line'}) holds linear "
+                f"layers but no attention, unlike {container}.{blocks[0]}; expected every block of "
                 f"{container} to hold its attention and its feed-forward layers"
             )
 

@@ -257,7 +257,7 @@ class TestNoArtifact:
     def test_other_format_version(self, version: object, saved: Path) -> None:
         seal(saved, lambda manifest: manifest.update(format_version=version))
         with pytest.raises(
-            ArtifactError, match=f"format version {version}; this tintc reads version 3"
+            ArtifactError, match=f"format version {version}; this tintc reads version 4"
         ):
             tintc.load(saved)
 
