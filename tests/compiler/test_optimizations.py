@@ -249,9 +249,9 @@ def test_slices_are_switched(monkeypatch: pytest.MonkeyPatch) -> None:
     simulator, sizes = simulator_of("opt", "exact"), []
     bound = simulator.bound
 
-    def noted(outputs: Any, inputs: dict[str, Tensor], *rest: Any, **more: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        return bound(outputs, inputs, *rest, **more)
+    def noted(call: Call) -> Any:
+        sizes.append(call.shape[0])
+        return bound(call)
 
     monkeypatch.setattr(simulator, "bound", noted)
     for names, expected in (((slices.NAME,), [3, 2]), ((), [5])):

@@ -4,6 +4,7 @@ or against the harness's own `hf`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -375,7 +376,8 @@ def test_a_bad_argument_is_one_line(
     if arguments.get("source") == "tiny-opt" or "shape" in str(arguments.get("source")):
         given = compiled().simulator
         monkeypatch.setattr(adapter, "compile_model", lambda source, config, **options: given)
-        monkeypatch.setattr(given.program.facts, "max_positions", 512)
+        facts = dataclasses.replace(given.program.facts, max_positions=512)
+        monkeypatch.setattr(given.program, "facts", facts)
         if "shape" in arguments["source"]:
             monkeypatch.setattr(given, "tokenizer", None)
     with pytest.raises(TintcError) as caught:
