@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -31,16 +30,13 @@ from torch import Tensor
 
 from tintc.evaluate import choice, losses
 from tintc.evaluate.ablation_grid import EXACT, Variant, grid, select, type_name
+from tintc.evaluate.ablation_rows import Measured, fields_of, row, same_step
 from tintc.evaluate.ablation_settings import Options
 from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
 from tintc.evaluate.update_errors import (
-    KINDS,
-    OUTSIDE,
     Errors,
     ExactGradient,
-    Sums,
     exact_gradient,
     total,
     update_errors,
@@ -143,24 +139,6 @@ class _Models:
             gc.collect()
 
 
-@dataclass
-class _Measured:
-    """errors: one a sequence. before, after: mean losses of the evaluated sequences in the order of
-    the ids.
-    """
-
-    errors: list[Errors]
-    inner_lr: float
-    before: list[float]
-    after: list[float]
-    seconds: float
-
-    @property
-    def differences(self) -> list[float]:
-        """Logarithm of the perplexity after over that before, of each sequence."""
-        return [after - before for before, after in zip(self.before, self.after, strict=True)]
-
-
 class _Ablation:
     def __init__(
         self,
@@ -192,7 +170,7 @@ class _Ablation:
         as their rates start from its.
         """
         self._compute_exact_gradients()
-        measured: dict[str, _Measured] = {}
+        measured: dict[str, Measured] = {}
         types = list(dict.fromkeys(variant.dtype for variant in self._variants))
         for variant in sorted(self._variants, key=lambda variant: types.index(variant.dtype)):
             measured[variant.name] = self._measure(variant, measured.get(EXACT))
@@ -208,7 +186,7 @@ class _Ablation:
             },
             "settings": self._described(),
             "rows": [
-                _row(variant, measured[variant.name], self._variants[0], measured[EXACT])
+                row(variant, measured[variant.name], self._variants[0], measured[EXACT])
                 for variant in self._variants
             ],
         }
@@ -230,7 +208,7 @@ class _Ablation:
             "trained": length // 2,
         }
 
-    def _measure(self, variant: Variant, exact: _Measured | None) -> _Measured:
+    def _measure(self, variant: Variant, exact: Measured | None) -> Measured:
         errors = [self._errors(variant, ids[None]) for ids in self._error_ids]
         inner_lr = self._settings.inner_lr
         if inner_lr is None:
@@ -247,7 +225,7 @@ class _Ablation:
         seconds = statistics.median(
             result["seconds"] for result in after
         )  # the first call also emits the program
-        return _Measured(
+        return Measured(
             errors, inner_lr, self._unmodified[variant.dtype], losses.values(after), seconds
         )
 
@@ -257,7 +235,7 @@ class _Ablation:
         return {
             "experiment": "ablate",
             "what": "errors",
-            "config": _fields(_one_step(variant)),
+            "config": fields_of(_one_step(variant)),
             "dtype": variant.type_name,
             **_sequence(ids_1T),
         }
@@ -292,9 +270,7 @@ class _Ablation:
 
     # --- task performance
 
-    def _chosen_rate(
-        self, variant: Variant, errors: list[Errors], exact: _Measured | None
-    ) -> float:
+    def _chosen_rate(self, variant: Variant, errors: list[Errors], exact: Measured | None) -> float:
         """Of the lowest loss on the sequences to choose on; searched from `exact`'s, at which the
         first step has about the right length.
         """
@@ -313,7 +289,7 @@ class _Ablation:
         if exact is None:
             return choice.choose_rate(loss)
         length = total(sums for found in errors for sums in found.layers.values()).length
-        return choice.choose_rate(loss, start=_same_step(exact.inner_lr, length), coarse=not errors)
+        return choice.choose_rate(loss, start=same_step(exact.inner_lr, length), coarse=not errors)
 
     def _losses(
         self, config: SimulatorConfig | None, dtype: torch.dtype, ids_BT: Tensor, text: str
@@ -324,7 +300,7 @@ class _Ablation:
         shared = {
             "experiment": "ablate",
             "what": "loss",
-            "config": config and _fields(config),
+            "config": config and fields_of(config),
             "dtype": type_name(dtype),
         }
         units = [{**shared, **_sequence(ids_1T)} for ids_1T in ids_BT.unsqueeze(1)]
@@ -362,15 +338,6 @@ def _one_step(variant: Variant) -> SimulatorConfig:
     return dataclasses.replace(variant.config, steps=1)
 
 
-def _fields(config: SimulatorConfig) -> dict[str, Any]:
-    """What a fused simulator's results depend on: every field but the geometry of the prefix."""
-    return {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in ("prefix_tokens", "sim_hidden", "sim_heads")
-    }
-
-
 def _digest(ids_1T: Tensor) -> str:
     return hashlib.sha256(np.asarray(ids_1T.cpu(), dtype="<i8").tobytes()).hexdigest()
 
@@ -378,83 +345,3 @@ def _digest(ids_1T: Tensor) -> str:
 def _sequence(ids_1T: Tensor) -> dict[str, Any]:
     """Which tokens a unit is about, and how many of them are trained on."""
     return {"sequence": _digest(ids_1T), "trained": ids_1T.shape[1] // 2}
-
-
-def _same_step(inner_lr: float, length: float) -> float:
-    """The rate, out of those that `choose_rate` tries, at which updates that are `length` times as
-    long make a step of the same length.
-    """
-    if not (math.isfinite(length) and length > 0 and inner_lr > 0):
-        return choice.START
-    return choice.rate(round(2 * math.log2(inner_lr / length / choice.START)))
-
-
-def _row(
-    variant: Variant, measured: _Measured, exact: Variant, reference: _Measured
-) -> dict[str, Any]:
-    """One row of the report. Cosines, relative errors and lengths are means over sequences."""
-    fields, change = _fields(exact.config), losses.change(measured.differences)
-    return {
-        "variant": variant.name,
-        "config": {
-            name: value for name, value in _fields(variant.config).items() if value != fields[name]
-        },
-        "dtype": variant.type_name,
-        **_errors_of(measured.errors),
-        "inner_lr": measured.inner_lr,
-        "perplexity_before": losses.perplexity(statistics.fmean(measured.before)),
-        "perplexity": losses.perplexity(statistics.fmean(measured.after)),
-        **change,
-        "share": change["change"] / found
-        if (found := losses.change(reference.differences)["change"]) < 0
-        else None,
-        "p_value": None
-        if variant.name == EXACT
-        else _p_value(measured.differences, reference.differences),
-        "n": len(measured.after),
-        "seconds": measured.seconds,
-    }
-
-
-def _p_value(differences: list[float], others: list[float]) -> float:
-    return (
-        paired_p_value(differences, others)
-        if all(map(math.isfinite, differences + others))
-        else math.nan
-    )
-
-
-def _errors_of(errors: list[Errors]) -> dict[str, Any]:
-    """Cosine and relative error of all parameters, of each block and of each kind of parameter; the
-    mean and lowest cosine over blocks.
-    """
-    if not errors:
-        return {
-            **dict.fromkeys(("cosine", "relative_error", "length", "mean_cosine", "min_cosine")),
-            "layers": {},
-            "kinds": {},
-        }
-    whole = _averages([total(found.layers.values()) for found in errors])
-    layers = {
-        name: _averages([found.layers[name] for found in errors]) for name in errors[0].layers
-    }
-    kinds = {
-        name: _averages([found.kinds[name] for found in errors])
-        for name in KINDS
-        if name in errors[0].kinds
-    }
-    cosines = [values["cosine"] for name, values in layers.items() if name != OUTSIDE]
-    return {
-        **whole,
-        "mean_cosine": statistics.fmean(cosines),
-        "min_cosine": min(cosines),
-        "layers": layers,
-        "kinds": kinds,
-    }
-
-
-def _averages(sums: list[Sums]) -> dict[str, float]:
-    return {
-        name: statistics.fmean(getattr(found, name) for found in sums)
-        for name in ("cosine", "relative_error", "length")
-    }

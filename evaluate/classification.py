@@ -14,13 +14,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tintc.evaluate import lessons
 from tintc.evaluate.auxiliary import Auxiliary
+from tintc.evaluate.classification_rows import (
+    ROW_DYNAMIC,
+    ROW_IN_CONTEXT,
+    ROW_UNMODIFIED,
+    averages,
+    compare,
+    plain,
+)
 from tintc.evaluate.draws import (
     Data,
     balanced,
@@ -33,7 +41,6 @@ from tintc.evaluate.judgement import Floats, correctness, quality, summary
 from tintc.evaluate.lessons import FewShot, Lesson, Scores, ZeroShot, digest
 from tintc.evaluate.prompts import Writer
 from tintc.evaluate.settings import UNMODIFIED, Form, Method, Settings, method
-from tintc.evaluate.statistics import paired_p_value
 from tintc.evaluate.store import Store
 from tintc.evaluate.tasks import Example, Task, find_task, read_split
 from tintc.ir.errors import InputError
@@ -45,12 +52,6 @@ _CHUNK = (
 _CHOICE = 0  # seed of the demonstrations that settings are chosen with
 _LONGEST = 256  # tokens of a context
 _ZERO_SHOT_CHOOSING = 16  # items that a learner's rate is chosen on where it trains on each
-_UNMODIFIED, _IN_CONTEXT, _DYNAMIC = "unmodified", "unmodified, in context", "dynamic evaluation"
-_COMPARED = {
-    "p_unmodified": _UNMODIFIED,
-    "p_in_context": _IN_CONTEXT,
-    "p_dynamic_evaluation": _DYNAMIC,
-}
 
 
 def run(
@@ -80,9 +81,9 @@ def run(
     return {
         "experiment": "classify",
         "model": auxiliary.identity,
-        "settings": _plain(settings),
+        "settings": plain(settings),
         "results": results,
-        "averages": _averages(results, settings.shots),
+        "averages": averages(results, settings.shots),
     }
 
 
@@ -177,11 +178,13 @@ class _Cell:
         """Chooses, evaluates and compares."""
         settings = self.settings
         base = self._choose_template()
-        rows = [self._row(_UNMODIFIED, base)]
+        rows = [self._row(ROW_UNMODIFIED, base)]
         if settings.reads_in_context(self.shots):
             rows.append(
                 self._row(
-                    _IN_CONTEXT, self._best(self._try(UNMODIFIED, form="sequence")), form="sequence"
+                    ROW_IN_CONTEXT,
+                    self._best(self._try(UNMODIFIED, form="sequence")),
+                    form="sequence",
                 )
             )
         budgets = settings.budgets_for(self.shots)
@@ -192,14 +195,14 @@ class _Cell:
         first = settings.presets[0]
         rows.append(
             self._row(
-                _DYNAMIC,
-                self._choose_method(_DYNAMIC, first, (chosen[first].method.budget or "",), base),
+                ROW_DYNAMIC,
+                self._choose_method(ROW_DYNAMIC, first, (chosen[first].method.budget or "",), base),
             )
         )
         rows += [self._row(self._name(preset), choice) for preset, choice in chosen.items()]
         for preset, choice in chosen.items():
             rows += self._controls(self._name(preset), choice)
-        _compare(rows)
+        compare(rows)
         return {
             "task": self.task.name,
             "title": self.task.title,
@@ -394,52 +397,3 @@ class _Cell:
 def context_seed(context: Sequence[int]) -> str:
     """An order of an item's tokens that depends on nothing but the item."""
     return " ".join(map(str, context))
-
-
-def _compare(rows: list[dict[str, Any]]) -> None:
-    """Adds to each row the p-values of its difference from those that it is compared with; None for
-    itself, or where there is none.
-    """
-    for key, name in _COMPARED.items():
-        base = next((row for row in rows if row["name"] == name), None)
-        for row in rows:
-            row[key] = (
-                None if base is None or row is base else paired_p_value(row["right"], base["right"])
-            )
-
-
-def _averages(results: list[dict[str, Any]], shots: Sequence[int]) -> list[dict[str, Any]]:
-    """Of each row over all tasks: the mean accuracy, and the paired tests over the items of all
-    tasks together.
-    """
-    found = []
-    for count in shots:
-        cells = [result["rows"] for result in results if result["shots"] == count]
-        rows = []
-        for parts in zip(*cells, strict=True):
-            accuracy = sum(part["accuracy"] for part in parts) / len(parts)
-            right = [value for part in parts for value in part["right"]]
-            same = {"shots": count, "name": parts[0]["name"], "control": parts[0]["control"]}
-            seconds = round(sum(part["seconds"] for part in parts), 3)
-            rows.append(
-                {
-                    **same,
-                    "accuracy": accuracy,
-                    "tasks": len(parts),
-                    "n": len(right),
-                    "seconds": seconds,
-                    "right": right,
-                }
-            )
-        _compare(rows)
-        found += [{name: value for name, value in row.items() if name != "right"} for row in rows]
-    return found
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """JSON values, without what changes no result."""
-    found = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(settings).items()
-    }
-    return {name: value for name, value in found.items() if name not in ("batch", "data_dir")}

@@ -16,23 +16,28 @@ Legend: B sequences, T tokens, V vocabulary, C tokens of a continuation.
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tintc.compiler.artifact import load
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.frontend.devices import device_of, dtype_of
+from tintc.evaluate.lm_eval_requests import (
+    Cut,
+    continuation_logits,
+    cut,
+    greedy,
+    score,
+    whole_number,
+    windows,
+)
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import InputError, NumericalError, TintcError, UsageError
-from tintc.ir.precision import wide
+from tintc.ir.errors import InputError, TintcError, UsageError
 from tintc.runtime.simulator import Simulator
 
 try:
@@ -46,15 +51,6 @@ except ModuleNotFoundError as error:
         f"the lm-evaluation-harness is not installed ({error}); run `pip install 'tintc[lm-eval]'`"
     ) from error
 
-_COMPILE_OPTIONS = (
-    "backend",
-    "share",
-    "revision",
-    "cache_dir",
-    "offline",
-    "trust_remote_code",
-    "seed",
-)
 # What generation reads, and what chooses from which tokens one is sampled: the likeliest is always
 # among them.
 _GREEDY = (
@@ -67,10 +63,15 @@ _GREEDY = (
     "min_p",
     "typical_p",
 )
-
-Cut = tuple[
-    tuple[int, ...], int
-]  # tokens that the model reads, and how many of them, from the left, are the training segment
+_COMPILE_OPTIONS = (
+    "backend",
+    "share",
+    "revision",
+    "cache_dir",
+    "offline",
+    "trust_remote_code",
+    "seed",
+)
 
 
 @register_model("tintc")
@@ -101,7 +102,7 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         **fields: Any,
     ) -> None:
         super().__init__()
-        self.batch_size = _count("batch_size", batch_size)
+        self.batch_size = whole_number("batch_size", batch_size)
         self.simulator = simulator_of(source, artifact, device, dtype, fields).eval()
         self.tokenizer = self.simulator.tokenizer
         if self.tokenizer is None:
@@ -118,9 +119,9 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         self.max_length = (
             min(usual, longest or usual)
             if max_length is None
-            else _count("max_length", max_length, longest)
+            else whole_number("max_length", max_length, longest)
         )
-        self.rolling_context = _count("rolling_context", rolling_context, self.max_length)
+        self.rolling_context = whole_number("rolling_context", rolling_context, self.max_length)
         self._device = self.simulator.device
 
     @property
@@ -323,85 +324,6 @@ def simulator_of(
     return simulator
 
 
-def cut(context: list[int], continuation: list[int], max_length: int) -> Cut:
-    """(tokens that are read, c): context and continuation without its last token, max_length tokens
-    at most, cut from the left; the first c >= 1 of them are what is left of the context. Raises
-    InputError for a continuation without tokens, or longer than max_length."""
-    if not 1 <= len(continuation) <= max_length:
-        raise InputError(
-            f"a continuation has {len(continuation)} tokens; expected 1 to {max_length}, the "
-            "model's max_length"
-        )
-    kept = (context + continuation)[-(max_length + 1) :]
-    return tuple(kept[:-1]), len(kept) - len(continuation)
-
-
-def windows(
-    tokens: list[int], prefix: int, max_length: int, context: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """(tokens in front, chunk) of each chunk of a text; see `loglikelihood_rolling`. With context 1
-    those of the harness's `get_rolling_token_windows` and `make_disjoint_window`."""
-    size = max_length - context + 1
-    for start in range(0, len(tokens), size):
-        end = min(start + size, len(tokens))
-        yield [prefix, *tokens[:start]][max(0, end - max_length) :], tokens[start:end]
-
-
-@torch.inference_mode()
-def continuation_logits(simulator: Simulator, batch: Sequence[Cut]) -> list[Tensor]:
-    """Logits (C, V) at each sequence's last token of the context and all behind it, under the
-    weights that its context gave.
-
-    Sequences are padded on the right, where the causal mask hides what is padding. At learning rate
-    0 nothing is trained.
-    """
-    longest, first = (
-        max(len(tokens) for tokens, _ in batch),
-        min(trained for _, trained in batch) - 1,
-    )
-    ids_BT = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in batch])
-    columns_T, rate = torch.arange(longest), float(simulator.inner_lr.detach())
-    train_BT = columns_T < torch.tensor([[trained if rate else 0] for _, trained in batch])
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*have no training target"
-        )  # as documented of contexts of one token
-        logits = simulator(ids_BT, train_BT, logits_to_keep=columns_T[first:]).logits
-    return [
-        logits[b, trained - 1 - first : len(tokens) - first]
-        for b, (tokens, trained) in enumerate(batch)
-    ]
-
-
-def score(logits_CV: Tensor, continuation: list[int]) -> tuple[float, bool]:
-    """(log-probability, whether it is the greedy one) of a continuation. Raises NumericalError
-    unless the first is finite.
-    """
-    targets_C = torch.tensor(continuation, device=logits_CV.device)
-    total = -float(F.cross_entropy(wide(logits_CV), targets_C, reduction="sum"))
-    if not math.isfinite(total):
-        raise NumericalError(
-            f"a log-likelihood is {total}: the updated weights are too large; pass a smaller "
-            "inner_lr"
-        )
-    return total, bool((logits_CV.argmax(-1) == targets_C).all())
-
-
-@torch.inference_mode()
-def greedy(simulator: Simulator, context: list[int], count: int) -> Iterator[int]:
-    """The likeliest next token, `count` times, under the weights that the context gave; its first
-    token is never a target.
-    """
-    ids = torch.tensor([context])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*have no training target")
-        updates = simulator.updates(ids, torch.ones_like(ids))
-    for _ in range(count):
-        token = int(simulator.predict(updates, ids, logits_to_keep=1).argmax())
-        yield token
-        ids = torch.cat([ids, torch.tensor([[token]])], 1)
-
-
 def generation_settings(settings: dict[str, Any], max_length: int) -> tuple[int, list[str]]:
     """(tokens to generate, stop strings). Raises UsageError for settings of a task that greedy
     generation cannot honour.
@@ -419,28 +341,10 @@ def generation_settings(settings: dict[str, Any], max_length: int) -> tuple[int,
             f"generation with {asked}; only greedy generation is there: pass --gen_kwargs "
             "do_sample=False,temperature=0"
         )
-    count = _count(
+    count = whole_number(
         "max_gen_toks", read["max_gen_toks"], max_length - 1
     )  # one token of context at least
     return count, list(read["until"])
-
-
-def _count(name: str, value: object, most: int | None = None) -> int:
-    """A whole number of at least 1, and at most `most`; the command line may have left it as
-    text.
-    """
-    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, int)
-        or number < 1
-        or number > (most or number)
-    ):
-        raise UsageError(
-            f"{name} is {value!r}; expected a whole number, "
-            f"{f'1 to {most}' if most else 'at least 1'}"
-        )
-    return number
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ import tintc as package
 from tests.support.artifacts import LAYERS, POSITIONS, source_directory
 from tests.support.command import tintc
 from tintc import parameter_report, save
-from tintc.compiler import driver
 from tintc.compiler.cost import estimate
 from tintc.compiler.frontend.sources import load_without_weights
 from tintc.compiler.reports.cost import cost_report
+from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UnsupportedModelError
 from tintc.runtime.backends.transformer.structure import SHARES

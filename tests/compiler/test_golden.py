@@ -24,7 +24,8 @@ FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["json"]), {
-            name: file.get_tensor(name) for name in file.keys()  # noqa: SIM118 (no mapping)
+            name: file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 (no mapping)
         }
 
 

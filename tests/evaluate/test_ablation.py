@@ -23,8 +23,9 @@ from tests.support.families import FAMILIES
 from tests.support.models import opt, simulate, tokens
 from tests.support.tolerances import UPDATE_COSINE_HALF
 from tintc.evaluate import ablation_plot
-from tintc.evaluate.ablation import Settings, _same_step, run
+from tintc.evaluate.ablation import Settings, run
 from tintc.evaluate.ablation_grid import SCALES, Variant, grid, select
+from tintc.evaluate.ablation_rows import same_step
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.choice import rate
 from tintc.evaluate.store import Store
@@ -335,9 +336,9 @@ def test_chosen_rates_are_the_best_tried() -> None:
 
 
 def test_a_search_starts_at_a_step_of_the_same_length() -> None:
-    assert _same_step(1e-4, 1.0) == 1e-4
-    assert _same_step(1e-4, 4.0) == rate(-4) == 2.5e-5
-    assert _same_step(1e-4, 0.0) == _same_step(1e-4, math.nan) == 1e-4
+    assert same_step(1e-4, 1.0) == 1e-4
+    assert same_step(1e-4, 4.0) == rate(-4) == 2.5e-5
+    assert same_step(1e-4, 0.0) == same_step(1e-4, math.nan) == 1e-4
 
 
 def test_without_errors_only_performance_is_measured(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""One request of the harness: how its tokens are cut, scored and continued.
+
+Legend: B sequences, T tokens, V vocabulary, C tokens of a continuation.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.errors import InputError, NumericalError, UsageError
+from tintc.ir.precision import wide
+from tintc.runtime.simulator import Simulator
+
+# Tokens that the model reads, and how many of them, from the left, are the training segment.
+Cut = tuple[tuple[int, ...], int]
+
+
+def cut(context: list[int], continuation: list[int], max_length: int) -> Cut:
+    """(tokens that are read, c): context and continuation without its last token, max_length tokens
+    at most, cut from the left; the first c >= 1 of them are what is left of the context. Raises
+    InputError for a continuation without tokens, or longer than max_length."""
+    if not 1 <= len(continuation) <= max_length:
+        raise InputError(
+            f"a continuation has {len(continuation)} tokens; expected 1 to {max_length}, the "
+            "model's max_length"
+        )
+    kept = (context + continuation)[-(max_length + 1) :]
+    return tuple(kept[:-1]), len(kept) - len(continuation)
+
+
+def windows(
+    tokens: list[int], prefix: int, max_length: int, context: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(tokens in front, chunk) of each chunk of a text; see `loglikelihood_rolling`. With context 1
+    those of the harness's `get_rolling_token_windows` and `make_disjoint_window`."""
+    size = max_length - context + 1
+    for start in range(0, len(tokens), size):
+        end = min(start + size, len(tokens))
+        yield [prefix, *tokens[:start]][max(0, end - max_length) :], tokens[start:end]
+
+
+@torch.inference_mode()
+def continuation_logits(simulator: Simulator, batch: Sequence[Cut]) -> list[Tensor]:
+    """Logits (C, V) at each sequence's last token of the context and all behind it, under the
+    weights that its context gave.
+
+    Sequences are padded on the right, where the causal mask hides what is padding. At learning rate
+    0 nothing is trained.
+    """
+    longest, first = (
+        max(len(tokens) for tokens, _ in batch),
+        min(trained for _, trained in batch) - 1,
+    )
+    ids_BT = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens, _ in batch])
+    columns_T, rate = torch.arange(longest), float(simulator.inner_lr.detach())
+    train_BT = columns_T < torch.tensor([[trained if rate else 0] for _, trained in batch])
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*have no training target"
+        )  # as documented of contexts of one token
+        logits = simulator(ids_BT, train_BT, logits_to_keep=columns_T[first:]).logits
+    return [
+        logits[b, trained - 1 - first : len(tokens) - first]
+        for b, (tokens, trained) in enumerate(batch)
+    ]
+
+
+def score(logits_CV: Tensor, continuation: list[int]) -> tuple[float, bool]:
+    """(log-probability, whether it is the greedy one) of a continuation. Raises NumericalError
+    unless the first is finite.
+    """
+    targets_C = torch.tensor(continuation, device=logits_CV.device)
+    total = -float(F.cross_entropy(wide(logits_CV), targets_C, reduction="sum"))
+    if not math.isfinite(total):
+        raise NumericalError(
+            f"a log-likelihood is {total}: the updated weights are too large; pass a smaller "
+            "inner_lr"
+        )
+    return total, bool((logits_CV.argmax(-1) == targets_C).all())
+
+
+@torch.inference_mode()
+def greedy(simulator: Simulator, context: list[int], count: int) -> Iterator[int]:
+    """The likeliest next token, `count` times, under the weights that the context gave; its first
+    token is never a target.
+    """
+    ids = torch.tensor([context])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*have no training target")
+        updates = simulator.updates(ids, torch.ones_like(ids))
+    for _ in range(count):
+        token = int(simulator.predict(updates, ids, logits_to_keep=1).argmax())
+        yield token
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+
+
+def whole_number(name: str, value: object, most: int | None = None) -> int:
+    """A whole number of at least 1, and at most `most`; the command line may have left it as
+    text.
+    """
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int)
+        or number < 1
+        or number > (most or number)
+    ):
+        raise UsageError(
+            f"{name} is {value!r}; expected a whole number, "
+            f"{f'1 to {most}' if most else 'at least 1'}"
+        )
+    return number
