@@ -153,7 +153,7 @@ def gt(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "Greater", x, y, torch.bool)
 
 
-@operator("ge")
+@operator("ge", "__ge__")
 def ge(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "GreaterOrEqual", x, y, torch.bool)
 

@@ -90,7 +90,10 @@ SMOOTH: dict[str, Activation] = {
     "relu_squared": Activation(_relu_squared, _relu_squared_derivatives),
     "sigmoid": Activation(torch.sigmoid, _sigmoid_derivatives),
 }
-KINDS = ("relu", *SMOOTH)
+# max(x, 0) in three spellings, with torch's derivative of each at exactly 0: relu's, that of
+# clamp(min=0), and that of maximum(x, 0), which shares the gradient between equal arguments.
+RELUS = {"relu": 0.0, "clamp": 1.0, "maximum": 0.5}
+KINDS = (*RELUS, *SMOOTH)
 
 
 @operator(
@@ -100,7 +103,7 @@ KINDS = ("relu", *SMOOTH)
 )
 def activation_forward(x: Tensor, kind: str) -> Tensor:
     """y = a(x); kind is one of KINDS."""
-    return torch.relu(x) if kind == "relu" else SMOOTH[kind].value(x)
+    return torch.relu(x) if kind in RELUS else SMOOTH[kind].value(x)
 
 
 @operator(
@@ -119,10 +122,10 @@ def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: 
     `exact`: a'(x) dy.
     """
     u, v = wide(x), wide(dy)
-    if kind == "relu":
-        dx = _relu_backward(v, u, gradient, scale)
+    if kind in RELUS:
+        dx = v * relu_slope(u, kind) if gradient == "exact" else _relu_difference(v, u, scale)
     elif kind == "relu_squared" and gradient == "first_order":
-        dx = _relu_backward(v, u, gradient, scale) * (torch.relu(u + v / scale) + torch.relu(u))
+        dx = _relu_difference(v, u, scale) * (torch.relu(u + v / scale) + torch.relu(u))
     elif gradient == "first_order" and x.dtype == torch.float64:
         value = SMOOTH[kind].value
         dx = (value(u + v / scale) - value(u)) * scale
@@ -132,10 +135,14 @@ def activation_backward(dy: Tensor, x: Tensor, kind: str, gradient: str, scale: 
     return narrow_like(dx, x)
 
 
-def _relu_backward(dy: Tensor, x: Tensor, gradient: str, scale: float) -> Tensor:
-    if gradient == "exact":
-        return dy * (x > 0)
-    reach = (
-        x * scale
-    )  # N x: the difference is clamped where x + dy/N changes sign, on either side of zero
+def relu_slope(x: Tensor, kind: str) -> Tensor:
+    """1 above 0, 0 below, and at 0 what RELUS says."""
+    if kind == "relu":
+        return x > 0
+    return x >= 0 if kind == "clamp" else (x > 0) * 0.5 + (x >= 0) * 0.5
+
+
+def _relu_difference(dy: Tensor, x: Tensor, scale: float) -> Tensor:
+    """N (a(x + dy/N) - a(x)), whatever the spelling."""
+    reach = x * scale  # the difference is clamped where x + dy/N changes sign, on either side of 0
     return torch.maximum(dy, -reach) + reach.clamp(max=0)

@@ -2,10 +2,11 @@
 
     an elementwise expression of one activation x that is c x
       ->  tint.scale(x, c)
-    ... or one of relu, gelu (exact, tanh, quick), silu, tanh, sigmoid
+    ... or one of relu, clamp, maximum, gelu (exact, tanh, quick), silu, tanh, sigmoid
       ->  tint.activation_forward(x, kind)
 
 Expressions are evaluated on a grid of numbers, not matched, and compared with the known functions.
+At a kink the derivative decides: relu, clamp(min=0) and maximum(x, 0) differ at 0 alone.
 The outermost expression that is one of them wins: a written-out GELU contains a tanh of its own.
 """
 
@@ -20,7 +21,7 @@ from tintc.ir.builder import Builder, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
-from tintc.ir.ops.activation import KINDS, activation_forward
+from tintc.ir.ops.activation import KINDS, RELUS, activation_forward
 from tintc.ir.ops.elementwise import scale
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.evaluation import constant, is_positional, is_weight
@@ -139,7 +140,21 @@ def _inputs(nodes: list[fx.Node], context: Context) -> list[fx.Node]:
 def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | None:
     """A factor, the name of an activation, or None."""
     grid = _grid(inside, context)
-    values: dict[fx.Node, Any] = {x: grid}
+    result = _value(inside, x, grid, context)
+    if result is None or result.shape != grid.shape:
+        return None
+    factor = float(result[-1] / grid[-1])
+    if torch.allclose(
+        result.double(), grid * factor, rtol=1e-12, atol=0
+    ):  # strictly: x + eps is no multiple of x
+        return factor
+    kind = next((kind for kind in KINDS if _close(result, activation_forward(grid, kind))), None)
+    return _relu(inside, x, context) if kind in RELUS else kind
+
+
+def _value(inside: list[fx.Node], x: fx.Node, at: Tensor, context: Context) -> Tensor | None:
+    """The expression's value where x has the given one; None where it cannot be computed."""
+    values: dict[fx.Node, Any] = {x: at}
 
     def value(node: fx.Node) -> Any:
         plain = constant(node, context) if node not in values else None
@@ -147,20 +162,23 @@ def _kind(inside: list[fx.Node], x: fx.Node, context: Context) -> float | str | 
 
     try:
         for node in reversed(inside):
-            values[node] = node.target(
+            values[node] = node.target(  # type: ignore[operator]
                 *fx.node.map_arg(node.args, value), **fx.node.map_arg(node.kwargs, value)
-            )  # type: ignore[operator]
+            )
     except (RuntimeError, TypeError, KeyError):
         return None
     result: Tensor = values[inside[0]]
-    if result.shape != grid.shape:
+    return result
+
+
+def _relu(inside: list[fx.Node], x: fx.Node, context: Context) -> str | None:
+    """Which spelling of max(x, 0) has the derivative at 0 that the expression has."""
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    result = _value(inside, x, zero, context)
+    if result is None or not result.requires_grad:
         return None
-    factor = float(result[-1] / grid[-1])
-    if torch.allclose(
-        result.double(), grid * factor, rtol=1e-12, atol=0
-    ):  # strictly: x + eps is no multiple of x
-        return factor
-    return next((kind for kind in KINDS if _close(result, activation_forward(grid, kind))), None)
+    (slope,) = torch.autograd.grad(result.sum(), zero)
+    return next((kind for kind, at_zero in RELUS.items() if at_zero == float(slope)), None)
 
 
 def _grid(inside: list[fx.Node], context: Context) -> Tensor:

@@ -116,7 +116,8 @@ SPELLINGS = {
     "sigmoid written out": (lambda x: 1 / (1 + torch.exp(-x)), "sigmoid"),
     "x * sigmoid": (lambda x: x * torch.sigmoid(x), "silu"),
     "x / (1 + exp)": (lambda x: x / (1 + torch.exp(-x)), "silu"),
-    "clamped from below": (lambda x: x.clamp(min=0), "relu"),
+    "clamped from below": (lambda x: x.clamp(min=0), "clamp"),
+    "the larger of it and 0": (lambda x: torch.maximum(x, torch.zeros_like(x)), "maximum"),
     "squared": (lambda x: F.relu(x) ** 2, "relu_squared"),
     "squared by itself": (lambda x: F.relu(x) * F.relu(x), "relu_squared"),
     "gelu by erf": (lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))), "gelu"),
@@ -129,7 +130,7 @@ SPELLINGS = {
         "gelu_tanh",
     ),
     "gelu quick": (lambda x: x * torch.sigmoid(1.702 * x), "gelu_quick"),
-    "relu with its half behind": (lambda x: (x + x.abs()) / 2, "relu"),
+    "relu with its half behind": (lambda x: (x + x.abs()) / 2, "maximum"),
     "gelu with its half behind": (
         lambda x: (x * (1.0 + torch.erf(x * 0.7071067811865476))) * 0.5,
         "gelu",

@@ -15,6 +15,8 @@ from tintc.ir.ops.activation import KINDS, activation_backward, activation_forwa
 
 TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "clamp": lambda x: x.clamp(min=0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
@@ -62,13 +64,20 @@ def test_first_order_is_the_difference(
     assert error(activation_backward(dy, x, kind, "first_order", scale), naive) < NAIVE_DIFFERENCE
 
 
-def test_relu_at_zero() -> None:
+@pytest.mark.parametrize("kind", ["relu", "clamp", "maximum", "relu_squared"])
+def test_at_zero(kind: str) -> None:
+    """Each spelling of max(x, 0) has the derivative at its kink that torch gives it."""
+    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    dy = torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
+    (dx,) = torch.autograd.grad(TORCH[kind](x), x, dy)
+    assert torch.equal(activation_backward(dy, x.detach(), kind, "exact", 1000.0), dx)
+
+
+@pytest.mark.parametrize("kind", ["relu", "clamp", "maximum"])
+def test_difference_at_zero(kind: str) -> None:
     x, dy = torch.zeros(3, dtype=torch.float64), torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
     assert torch.equal(
-        activation_backward(dy, x, "relu", "exact", 1000.0), torch.zeros(3, dtype=torch.float64)
-    )
-    assert torch.equal(
-        activation_backward(dy, x, "relu", "first_order", 1000.0),
+        activation_backward(dy, x, kind, "first_order", 1000.0),
         torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64),
     )
 

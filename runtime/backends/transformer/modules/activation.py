@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tintc.ir.ops.activation import SMOOTH, activation_forward
+from tintc.ir.ops.activation import RELUS, SMOOTH, activation_forward, relu_slope
 from tintc.runtime.backends.transformer.modules.norm import Difference, Ones
 from tintc.runtime.backends.transformer.modules.parts import Layer, NarrowAttention, Range, read
 
 
 def slope_of(x: Tensor, kind: str) -> Tensor:
-    """a'(x); of ReLU at 0, 0."""
-    return (x > 0).to(x.dtype) if kind == "relu" else SMOOTH[kind].derivatives(x)[0]
+    """a'(x)."""
+    return relu_slope(x, kind).to(x.dtype) if kind in RELUS else SMOOTH[kind].derivatives(x)[0]
 
 
 class ActivationForward(Layer):
