@@ -21,6 +21,8 @@ from tintc.runtime.backends.transformer.pages import FillTile, PrefixPages, Read
 from tintc.runtime.backends.transformer.structure import SHARES, Structure
 from tintc.runtime.simulator import Simulator
 
+CUTS = tuple(operator.implementation for operator in (segment, segment_mask))
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("family", ["opt", "gpt2", "nano"])
@@ -156,10 +158,10 @@ def test_a_program_is_a_list_of_modules(preset: str, wanted: tuple[str, ...]) ->
     targets = [node.target for node in calls(program, "call_function")]
     assert targets.count(blank) == 1
     assert targets.count(copied) == len(set(wanted) - {"updates"})
-    assert set(targets) <= {blank, copied, segment, segment_mask}
+    assert set(targets) <= {blank, copied, *CUTS}
     inputs = {node for node in program.graph.nodes if node.op == "placeholder"}
     for node in calls(program, "call_function"):
-        if node.target in (segment, segment_mask):
+        if node.target in CUTS:
             assert set(node.all_input_nodes) <= inputs
     for node in calls(program, "call_module"):
         module = program.get_submodule(str(node.target))
@@ -184,7 +186,7 @@ def test_a_module_takes_and_gives_one_stream_or_page(preset: str) -> None:
         assert node.args[0] in streams | pages
         (streams if node.args[0] in streams else pages).add(node)
         rest = {n for n in node.all_input_nodes if n is not node.args[0]}
-        cuts = {n for n in program.graph.nodes if n.target in (segment, segment_mask)}
+        cuts = {n for n in program.graph.nodes if n.target in CUTS}
         assert rest <= streams | pages | inputs | cuts
         used = {n for n in node.all_input_nodes if n in streams}
         assert used == {newest["stream"]} or not used, (

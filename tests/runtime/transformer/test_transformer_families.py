@@ -29,6 +29,8 @@ from tintc.runtime.backends.transformer.pages import PrefixPages, read_slot
 from tintc.runtime.backends.transformer.structure import SHARES
 from tintc.runtime.simulator import Simulator
 
+MASKS = tuple(operator.implementation for operator in (segment, segment_mask, window_mask))
+
 pytestmark = pytest.mark.neighbours("name")
 
 # Operators and arguments that each model has and OPT and GPT-2 lack.
@@ -220,10 +222,8 @@ def test_masks_follow_from_inputs_alone() -> None:
     """
     program = simulators("gemma2", "exact")["none"].emitted()
     inputs = {node for node in program.graph.nodes if node.op == "placeholder"}
-    masks = [
-        node for node in program.graph.nodes if node.target in (segment, segment_mask, window_mask)
-    ]
-    assert window_mask in {node.target for node in masks}
+    masks = [node for node in program.graph.nodes if node.target in MASKS]
+    assert window_mask.implementation in {node.target for node in masks}
     assert all(set(node.all_input_nodes) <= inputs | set(masks) for node in masks)
     for node in program.graph.nodes:
         if node.op == "call_function":
