@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tintc.compiler.checks import check_first_forward
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_source
-from tintc.compiler.verification import check_first_forward
 from tintc.evaluate.learners import DynamicEvaluation, Simulated, Unmodified
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError

@@ -168,7 +168,10 @@ def _slice(
     build: Builder, node: fx.Node, p: fx.Node, table: fx.Node, context: Context
 ) -> fx.Node | None:
     """Rows of a learned table, found by putting random numbers in place of its entries."""
-    *leading, rows, width = context.tensors[info(table).parameter or ""].shape
+    shape = context.tensors[info(table).parameter or ""].shape
+    if len(shape) < 2:
+        return None  # a number, or one for each channel, that scales positions
+    *leading, rows, width = shape
     if any(size != 1 for size in leading) or rows < 2:
         return None
     entries = torch.randn(

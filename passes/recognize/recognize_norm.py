@@ -236,6 +236,8 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
     layout.
     """
     build, node = Builder(graph), norm.result
+    if len(sizes(node)) not in (3, 4):
+        raise Untraceable(f"a value of {len(sizes(node))} axes")
     flat = len(sizes(node)) == 3
     by_token = not flat and str(sizes(node)[1]) == str(
         input_node(graph, "input_ids").meta["val"].shape[1]

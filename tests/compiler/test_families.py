@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.oracle.casts import no_casts
 from tests.oracle.compare import assert_agrees
 from tests.oracle.reference import reference
 from tests.support.decoders import DECODERS
@@ -32,6 +31,7 @@ from tests.support.tolerances import (
     measured,
 )
 from tests.support.variants import ROUNDED_ALIBI, VARIANTS
+from tintc.compiler.casts import no_casts
 from tintc.ir.config import SimulatorConfig
 
 pytestmark = pytest.mark.neighbours("name")

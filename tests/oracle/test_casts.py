@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from tests.oracle.casts import NARROW, no_casts
 from tests.support.families import FAMILIES, VOCAB
 from tests.support.models import tokens
 from tests.support.variants import ROUNDED_ALIBI
+from tintc.compiler.casts import NARROW, no_casts
 from tintc.compiler.frontend.capture import Captured, capture
 
 BUILDERS = {

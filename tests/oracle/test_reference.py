@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.oracle.casts import no_casts
 from tests.oracle.reference import DifferenceActivation, DifferenceNorm, approximated, reference
 from tests.support.every import BUILDERS
 from tests.support.families import FAMILIES, VOCAB
@@ -22,6 +21,7 @@ from tests.support.norms import is_norm
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
 from tests.support.variants import VARIANTS
+from tintc.compiler.casts import no_casts
 
 # What the variants change is in the reference's way rarely: theirs run in `slow`, but for plain
 # fine-tuning, on which all else rests.

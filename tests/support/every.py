@@ -6,10 +6,10 @@ from functools import cache
 
 from torch import nn
 
-from tests.oracle.casts import no_casts
 from tests.support.decoders import DECODERS
 from tests.support.families import FAMILIES, Builder
 from tests.support.variants import ROUNDED_ALIBI, VARIANTS
+from tintc.compiler.casts import no_casts
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig

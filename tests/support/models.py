@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tests.oracle.casts import casts_removed
 from tests.support.norms import gain_is_added_to_one, is_norm
+from tintc.compiler.casts import casts_removed
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig

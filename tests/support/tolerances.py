@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Whole simulators against autograd, after some steps.
 SIMULATOR = {torch.float64: 1e-9, torch.float32: 2e-4}
-# The same against Hugging Face code that casts to float32 on its way (tests/oracle/casts.py takes
+# The same against Hugging Face code that casts to float32 on its way (compiler/casts.py takes
 # the casts out).
 CASTS = 1e-6
 # Logits of a model whose ALiBi is rounded to bfloat16 against those of one whose ALiBi is not.
