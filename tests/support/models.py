@@ -120,7 +120,8 @@ def simulator_of(model: nn.Module, config: SimulatorConfig) -> Simulator:
     if key not in _SIMULATORS:
         if len(_SIMULATORS) == 64:
             del _SIMULATORS[next(iter(_SIMULATORS))]
-        _SIMULATORS[key] = simulate(copy.deepcopy(model), config)
+        with torch.inference_mode(False):  # whoever asks first, its rate may be differentiated
+            _SIMULATORS[key] = simulate(copy.deepcopy(model), config)
     return _SIMULATORS[key]
 
 
