@@ -10,7 +10,7 @@ whatever is wrong behind it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from tintc.compiler.casts import no_casts
 from tintc.compiler.exact import exact_program
 from tintc.compiler.frontend.capture import LogitsOnly, evaluating
 from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.named import Check
 from tintc.ir.precision import HALF
 from tintc.runtime.simulator import Simulator
 
-Check = Literal["forward", "step", "none"]
-CHECKS = ("forward", "step", "none")
+CHECKS = get_args(Check)
 # A step of a model with so many numbers takes less than 2 s on two cores.
 LARGEST_STEPPED = 40_000_000
 

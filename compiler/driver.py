@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tintc.compiler.checks import Check
 from tintc.compiler.checks import check as check_program
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.compiler.frontend.model_checks import check_prefix_memory
@@ -17,6 +16,7 @@ from tintc.compiler.frontend.sources import load_source
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.facts import ModelFacts
+from tintc.ir.named import Check
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import to_records

@@ -9,3 +9,5 @@ from typing import Literal
 Backend = Literal["fused", "transformer"]
 Share = Literal["none", "layers", "all"]
 Number = Literal["float32", "float64", "bfloat16", "float16"]
+
+Check = Literal["forward", "step", "none"]  # what `compile` compares with the model itself

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -99,7 +100,7 @@ def number(value: float) -> str:
 @contextmanager
 def stages(total: int) -> Iterator[Any]:
     """A progress bar over named stages; yields a function to call at the start of each. Silent when
-    not a terminal.
+    not a terminal; with -v each stage and its time is a line on stderr.
     """
     with Progress(
         *(
@@ -114,15 +115,21 @@ def stages(total: int) -> Iterator[Any]:
         disable=Verbosity.quiet or not err.is_terminal,
     ) as progress:
         task = progress.add_task("starting", total=total)
-        begun = -1
+        log, begun = logging.getLogger("tintc"), -1
+        running, since = "", time.monotonic()
 
         def start(name: str) -> None:
-            nonlocal begun
+            nonlocal begun, running, since
+            if running:
+                log.info("%s took %.2f s", running, time.monotonic() - since)
             begun += 1
+            running, since = name, time.monotonic()
             progress.update(task, description=name, completed=begun)
-            logging.getLogger("tintc").info("%s", name)
+            log.info("%s", name)
 
         yield start
+        if running:
+            log.info("%s took %.2f s", running, time.monotonic() - since)
 
 
 @contextmanager

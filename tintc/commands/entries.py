@@ -19,6 +19,7 @@ from tintc.commands.options import (
     SIMULATOR,
     Artifact,
     CallFlags,
+    Checked,
     Common,
     ConfigFlags,
     Construction,
@@ -45,7 +46,7 @@ def compile_command(
     ],
     force: Annotated[bool, Parameter(help="Replace an artifact that exists.")] = False,
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
-    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    construction: Annotated[Checked, flat(SIMULATOR)] = Checked(),
     model: Annotated[Loading, flat(MODEL)] = Loading(),
     seed: Annotated[
         int, WHOLE, Parameter(group=MODEL, help="Of the random weights of a shape.")
@@ -57,6 +58,7 @@ def compile_command(
     options = {
         "backend": construction.backend,
         "share": construction.share,
+        "check": construction.check,
         "seed": seed,
         "dtype": model.torch_dtype(),
         **model.hub(),

@@ -17,7 +17,7 @@ from tintc.commands.flags import Flags, flags_of, shown_default
 from tintc.ir.call_sizes import CallShape
 from tintc.ir.config import PRESETS, Preset, SimulatorConfig
 from tintc.ir.errors import UsageError
-from tintc.ir.named import Backend, Number, Share
+from tintc.ir.named import Backend, Check, Number, Share
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +114,19 @@ class Construction:
         Share,
         Parameter(help="Who shares structural constants: all blocks, or all equal modules."),
     ] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Construction):
+    """The same, and what is checked of it."""
+
+    check: Annotated[
+        Check | None,
+        Parameter(
+            help="Against the model itself: its logits (forward), or also one exact step (step); "
+            "default step up to 40 M parameters."
+        ),
+    ] = None
 
 
 @flags_of(CallShape)
