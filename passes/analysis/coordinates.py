@@ -29,6 +29,7 @@ from tintc.passes.analysis.patterns import (
     LAYOUT,
     aten,
     calls,
+    function_of,
     is_of_tokens,
     same_sizes,
     sizes,
@@ -143,7 +144,7 @@ class _Tracer:
         if not is_fixed(node):
             raise Untraceable(f"{node.target} rearranges by the length of the sequence")
         args, kwargs = self._sizes((operands(node)[1:], node.kwargs))
-        target: Any = node.target
+        target = function_of(node)
 
         def arranged(found: Trace) -> Any:
             return [term.map(lambda x: target(x, *args, **kwargs)) for term in found.terms]

@@ -15,7 +15,7 @@ from tintc.ir.builder import ancestors, input_node
 from tintc.ir.context import Context
 from tintc.ir.dialect import tint_name
 from tintc.ir.node_meta import info
-from tintc.passes.analysis.patterns import aten, calls, sizes
+from tintc.passes.analysis.patterns import aten, calls, function_of, sizes
 
 _LIKE = (
     aten.ones_like,
@@ -128,7 +128,7 @@ class Evaluation:
         else:
             args, kwargs = self.of(node.args), self.of(node.kwargs)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _to_cpu)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return function_of(node)(*args, **kwargs)
 
     def _shape(self, source: Any) -> list[int]:
         """The sizes of a value: numbers, or expressions in the batch and the length, as

@@ -53,6 +53,13 @@ LAYOUT = (  # what only rearranges numbers
 )
 
 
+def function_of(node: fx.Node) -> Any:
+    """What to call for the node's value. A view is a reshape: strides, which copies that were
+    stripped had made fit, mean nothing here.
+    """
+    return aten.reshape.default if calls(node, *VIEWS) else node.target
+
+
 def calls(node: Any, *targets: Any) -> bool:
     """Whether `node` is a call of one of these operators; an overload packet stands for all its
     overloads.

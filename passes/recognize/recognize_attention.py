@@ -34,6 +34,7 @@ from tintc.passes.analysis.patterns import (
     VIEWS,
     aten,
     calls,
+    function_of,
     last_size,
     number,
     only_user,
@@ -183,7 +184,7 @@ def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
             or user.args[0] is not node
         ):
             raise Untraceable("its heads are not merged into (batch, tokens, heads * width)")
-        target: Any = user.target
+        target = function_of(user)
         args, kwargs = values.of((operands(user)[1:], user.kwargs))
         value, node = target(value, *args, **kwargs), user
     return node
