@@ -48,7 +48,7 @@ def expand(page: str) -> str:
 
 def operators() -> str:
     """Every operator of the dialect: schema, meaning, kind of its numbers."""
-    from tintc.ir.dialect import OPERATORS
+    from tintc.ir.ops import OPERATORS
 
     lines = []
     for operator in OPERATORS.values():

@@ -267,6 +267,7 @@ for _name in (
     "eq",
     "ne",
     "gt",
+    "ge",
     "neg",
     "invert",
     "getitem",

@@ -42,10 +42,11 @@ def evaluated_length(context: Context) -> int:
 
 def lengths_below(longest: int) -> list[int]:
     """Where a rule is looked at again, beside the longest sequence: every length up to 64, then
-    two an octave. What is not the same rule everywhere depends on the length and is refused.
+    two an octave up to 1024. What is not the same rule everywhere depends on the length and is
+    refused.
     """
-    ladder = [length for power in range(6, 13) for length in (2**power, 3 * 2 ** (power - 1))]
-    return [length for length in (*range(2, 64), *ladder) if length < longest]
+    ladder = [length for power in range(6, 11) for length in (2**power, 3 * 2 ** (power - 1))]
+    return [length for length in (*range(2, 64), *ladder) if length < min(longest, 1025)]
 
 
 def is_weight(node: Any) -> bool:

@@ -65,6 +65,7 @@ _ELEMENTWISE = (
         aten.hardtanh,
     ),
 )
+_OF_TENSORS = (aten.maximum, aten.minimum)
 _NO_BOUND = 1e30  # clamps to the largest number of a type bound nothing
 _TOLERANCE = 1e-6  # models write the constants of a GELU with 7 to 10 digits
 
@@ -156,9 +157,12 @@ def _value(inside: list[fx.Node], x: fx.Node, at: Tensor, context: Context) -> T
     """The expression's value where x has the given one; None where it cannot be computed."""
     values: dict[fx.Node, Any] = {x: at}
 
-    def value(node: fx.Node) -> Any:
-        plain = constant(node, context) if node not in values else None
-        return values[node] if plain is None else plain
+    def value(source: fx.Node) -> Any:
+        if source in values:
+            return values[source]
+        plain = constant(source, context)
+        # Some operators take tensors alone, others a number in place of one.
+        return torch.tensor(plain, dtype=at.dtype) if calls(node, *_OF_TENSORS) else plain
 
     try:
         for node in reversed(inside):
@@ -173,11 +177,12 @@ def _value(inside: list[fx.Node], x: fx.Node, at: Tensor, context: Context) -> T
 
 def _relu(inside: list[fx.Node], x: fx.Node, context: Context) -> str | None:
     """Which spelling of max(x, 0) has the derivative at 0 that the expression has."""
-    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    result = _value(inside, x, zero, context)
-    if result is None or not result.requires_grad:
-        return None
-    (slope,) = torch.autograd.grad(result.sum(), zero)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        result = _value(inside, x, zero, context)
+        if result is None or not result.requires_grad:
+            return None
+        (slope,) = torch.autograd.grad(result.sum(), zero)
     return next((kind for kind, at_zero in RELUS.items() if at_zero == float(slope)), None)
 
 

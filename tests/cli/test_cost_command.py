@@ -153,7 +153,7 @@ class TestCommand:
         def refuse(*_: object) -> None:
             raise UnsupportedModelError("a gain is read in another way")
 
-        monkeypatch.setattr("tintc.compiler.reports.direct.run_passes", refuse)
+        monkeypatch.setattr("tintc.compiler.exact.run_passes", refuse)
         assert "nothing to compare with" in tintc("cost", "tiny-opt").out
         assert " -  " in tintc("cost", "tiny-opt", "tiny-opt").out
 

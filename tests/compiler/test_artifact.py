@@ -453,10 +453,10 @@ def _full_for_json(patch: pytest.MonkeyPatch) -> None:
 
 
 def _full_for_manifest(patch: pytest.MonkeyPatch) -> None:
-    write = module._write_json
+    write = module.write_json
     patch.setattr(
         module,
-        "_write_json",
+        "write_json",
         lambda file, *rest, **more: (full_disk if file.name == "manifest.json" else write)(
             file, *rest
         ),
@@ -536,7 +536,7 @@ class TestWriting:
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module, "_open_to_others", interrupt)
+        monkeypatch.setattr(module, "open_to_others", interrupt)
         with pytest.raises(KeyboardInterrupt):
             save(simulator, saved, force=True)
         assert listing(tmp_path) == before
@@ -549,7 +549,7 @@ import resource, sys, tintc
 simulator = tintc.load(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
-    simulator.save(sys.argv[2])
+    tintc.save(simulator, sys.argv[2])
 except tintc.ArtifactError as error:
     print(error)
 """

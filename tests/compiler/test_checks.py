@@ -61,7 +61,7 @@ def exact_error(model: nn.Module, simulator: tintc.Simulator, rate: float) -> fl
     gradients = torch.autograd.grad(loss, list(weights.values()))
     scale = max(float(gradient.abs().max()) for gradient in gradients)
     return max(
-        float(((weights[name] - found[name]) / rate - gradient).abs().max()) / scale
+        float(((weights[name].detach() - found[name]) / rate - gradient).abs().max()) / scale
         for name, gradient in zip(weights, gradients, strict=True)
     )
 

@@ -13,7 +13,7 @@ import pytest
 from tintc.ir import errors
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.contracts import PROPERTIES
-from tintc.ir.dialect import OPERATORS
+from tintc.ir.ops import OPERATORS
 from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS
 
 ROOT = Path(__file__).parents[2]

@@ -117,7 +117,10 @@ SPELLINGS = {
     "x * sigmoid": (lambda x: x * torch.sigmoid(x), "silu"),
     "x / (1 + exp)": (lambda x: x / (1 + torch.exp(-x)), "silu"),
     "clamped from below": (lambda x: x.clamp(min=0), "clamp"),
-    "the larger of it and 0": (lambda x: torch.maximum(x, torch.zeros_like(x)), "maximum"),
+    "the larger of it and 0": (
+        lambda x: torch.maximum(x, torch.tensor(0.0, dtype=x.dtype)),
+        "maximum",
+    ),
     "squared": (lambda x: F.relu(x) ** 2, "relu_squared"),
     "squared by itself": (lambda x: F.relu(x) * F.relu(x), "relu_squared"),
     "gelu by erf": (lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))), "gelu"),

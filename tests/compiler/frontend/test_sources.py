@@ -284,17 +284,9 @@ class TestOtherModels:
         assert "looks ahead" in refusal(tmp_path, UnsupportedModelError)
 
     def test_model_without_sdpa_uses_its_own_attention(self, tmp_path: Path) -> None:
-        config = transformers.GPTJConfig(
-            vocab_size=64,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            rotary_dim=4,
-            n_positions=32,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        transformers.GPTJForCausalLM(config).save_pretrained(tmp_path)
+        config = transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+        assert not transformers.BloomForCausalLM._supports_sdpa
+        transformers.BloomForCausalLM(config).save_pretrained(tmp_path)
         assert load_source(tmp_path).model.config._attn_implementation == "eager"
 
     def test_unknown_model_type(self, configure: Callable[..., Path]) -> None:
