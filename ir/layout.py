@@ -93,7 +93,8 @@ class PrefixSlot:
     """One auxiliary weight, or some rows of it, in prefix tokens.
 
     parameter, rows, transpose: where its value comes from in the auxiliary state dict (rows counted
-    after transposing). shape: (O, I) or (D,). trainable: whether descent updates it.
+    after transposing). shape: (O, I) or (D,). trainable: whether it is chosen to learn.
+    updated: whether a gradient reaches it, so that it does; of q and k under `value` none does.
     """
 
     name: str
@@ -103,6 +104,7 @@ class PrefixSlot:
     shape: tuple[int, ...]
     trainable: bool
     tiles: tuple[Tile, ...]
+    updated: bool = False
 
     @property
     def numbers(self) -> int:

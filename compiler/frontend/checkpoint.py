@@ -28,6 +28,7 @@ from tintc.compiler.frontend.model_checks import (
     check_supported,
     listed,
 )
+from tintc.compiler.frontend.quantized import refuse_integers, refuse_scales
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
 _TOKENIZER_FILES = (
@@ -81,10 +82,11 @@ class Checkpoint:
     def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
         """The model, its tokenizer and the digest of its weight files.
 
-        Raises SourceError (weights or tokenizer missing, damaged or not finite) and
+        Raises SourceError (weights or tokenizer missing, damaged, quantized or not finite) and
         UnsupportedModelError (not causal).
         """
         files = _weight_files(directory, self.name)
+        refuse_integers(files, self.name)
         model = self._load_model(directory, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
@@ -199,6 +201,7 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
             "they are incomplete or belong to another model"
         )
     if report["unexpected_keys"]:
+        refuse_scales(report["unexpected_keys"], name)
         _log.warning(
             "%s: weights that %s does not ask for are left out: %s",
             name,

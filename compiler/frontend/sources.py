@@ -284,6 +284,8 @@ def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
 
 
 def _use_module(model: torch.nn.Module, name: str, dtype: torch.dtype | None) -> Source:
+    if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        model = model.module  # the wrapper deals batches out; the model is what it wraps
     own = {value.dtype for value in model.parameters() if value.is_floating_point()}
     if dtype is not None and own != {dtype}:
         found = ", ".join(sorted(str(each) for each in own))

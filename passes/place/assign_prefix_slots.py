@@ -11,6 +11,7 @@ page as many tokens as it has. Nothing has to divide.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -50,16 +51,27 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
         place.matrix(weight, bias)
     for read in vectors:
         place.vector(read)
+    updated = _updated(graph)
+    slots = {
+        name: dataclasses.replace(slot, updated=name in updated)
+        for name, slot in place.slots.items()
+    }
     context.place(
         Layout(
             prefix_tokens=geometry.tokens,
             sim_hidden=geometry.heads * geometry.width,
             sim_heads=geometry.heads,
             pages=place.pages,
-            prefix=place.slots,
+            prefix=slots,
         )
     )
     return graph
+
+
+def _updated(graph: fx.Graph) -> set[str]:
+    """The slots that some descent gives a new value."""
+    returned = graph.output_node().args[0]
+    return set(returned["updates"]) if isinstance(returned, dict) else set()
 
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:

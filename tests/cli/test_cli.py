@@ -262,6 +262,17 @@ class TestInspect:
         default = tintc("inspect", artifact(), "--format", "code").out
         assert default == tintc("inspect", artifact(), "--stage", "lowered", "--format", "code").out
 
+    def test_slots_that_learn_are_those_that_are_updated(self, tmp_path: Path) -> None:
+        """Under value-only attention no gradient reaches q and k."""
+        tintc("compile", "tiny-opt", "-o", tmp_path / "sim", "-q")
+        rows = tintc("inspect", tmp_path / "sim", "--slots").out.split("memory slot")[0]
+        facts = tintc("inspect", tmp_path / "sim", "--json").document
+        learning = [row for row in rows.splitlines() if " yes " in row]
+        reached = [row for row in rows.splitlines() if " no gradient " in row]
+        assert len(learning) == facts["updated_slots"] == 41
+        assert len(learning) + len(reached) == facts["trainable_slots"] == 57
+        assert all(".q_proj." in row or ".k_proj." in row for row in reached)
+
     def test_slots(self, simulator: Simulator) -> None:
         done = tintc("inspect", artifact(), "--slots")
         layout = simulator.program.layout

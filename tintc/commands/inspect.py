@@ -213,7 +213,7 @@ def _print_slots(layout: Layout, form: str) -> None:
     prefix = Table(
         "prefix slot",
         "shape",
-        "trainable",
+        "learns",
         "pages",
         "tokens",
         "rows a token",
@@ -225,7 +225,7 @@ def _print_slots(layout: Layout, form: str) -> None:
         first = slot.tiles[0]
         pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
         shape = shape_text(list(slot.shape))
-        learns = "yes" if slot.trainable else ""
+        learns = "yes" if slot.updated else "no gradient" if slot.trainable else ""
         prefix.add_row(
             slot.name,
             shape,

@@ -22,8 +22,11 @@ import psutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 
+from tests.support.artifacts import source_directory
 from tintc.compiler.frontend import sources
 from tintc.compiler.frontend.checkpoint import weight_names
 from tintc.compiler.frontend.model_checks import check_causal, check_finite
@@ -642,3 +645,48 @@ def test_the_bundled_model() -> None:
     input_ids = source.tokenizer("The river rises in the hills.", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert source.model(input_ids=input_ids, labels=input_ids).loss < 8
+
+
+class TestQuantized:
+    """Checkpoints of codes whose config.json says nothing of it."""
+
+    def rewrite(self, tmp_path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+        folder = Path(shutil.copytree(source_directory(), tmp_path / "model"))
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    def test_integer_matrices(self, tmp_path: Path) -> None:
+        def to_int8(state: dict[str, Tensor]) -> None:
+            name = next(key for key in state if key.endswith("fc1.weight"))
+            state[name] = (state[name] * 100).to(torch.int8)
+
+        folder = self.rewrite(tmp_path, to_int8)
+        with pytest.raises(SourceError, match=r"fc1\.weight hold whole numbers: a quantized"):
+            load_source(folder)
+
+    def test_integer_matrices_of_a_pickle(self, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(source_directory(), tmp_path / "model"))
+        state = load_file(folder / "model.safetensors")
+        name = next(key for key in state if key.endswith("fc2.weight"))
+        torch.save({**state, name: state[name].to(torch.int8)}, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(SourceError, match=r"fc2\.weight hold whole numbers"):
+            load_source(folder)
+
+    @pytest.mark.parametrize("suffix", ["weight_scale", "weight_scale_inv", "SCB", "qzeros"])
+    def test_scales_that_are_left_over(self, suffix: str, tmp_path: Path) -> None:
+        def with_scale(state: dict[str, Tensor]) -> None:
+            name = next(key for key in state if key.endswith("fc1.weight"))
+            state[name] = state[name].to(torch.float8_e4m3fn)
+            state[name.removesuffix("weight") + suffix] = torch.ones(1)
+
+        folder = self.rewrite(tmp_path, with_scale)
+        with pytest.raises(SourceError, match=rf"no place for .*{suffix}: its weights are quant"):
+            load_source(folder)
+
+
+def test_a_wrapper_of_several_devices_is_taken_off() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5))
+    assert load_source(torch.nn.DataParallel(model)).model is model
