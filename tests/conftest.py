@@ -12,6 +12,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
 
 transformers.logging.set_verbosity_error()
@@ -52,10 +53,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{value:.1e}  {kind}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where a file is marked `neighbours(argument)`, brings together the tests that share a value
     of it: xdist hands out neighbours, and each worker captures a model for itself.
     """
+    mark_others_slow(items)
     files: dict[Path, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         if item.get_closest_marker("neighbours"):

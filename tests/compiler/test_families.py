@@ -115,7 +115,7 @@ def of_families(*by_default: tuple[int, bool]) -> Any:
     return some(("name", "steps", "wide"), rows, [row for row in rows if row[1:] in by_default])
 
 
-@of_families((2, False), (2, True))
+@of_families((2, True))
 def test_exact(name: str, steps: int, wide: bool) -> None:
     """One step on padded sequences, two on ragged training segments."""
     assert_trains_like_autograd(name, EXACT[steps], {1: "padded_left", 2: "ragged"}[steps], wide)

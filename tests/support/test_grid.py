@@ -1,10 +1,12 @@
 """The sample of a grid holds what it promises; nothing of the grid is lost."""
 
 from itertools import combinations, product
+from pathlib import Path
 
 import pytest
 
 from tests.support.grid import covering, grid, some
+from tests.support.sampled import EVERY
 
 
 def is_slow(row: object) -> bool:
@@ -48,3 +50,11 @@ def test_some() -> None:
     ]
     with pytest.raises(AssertionError, match="is no part of"):
         some("name", ["a"], default=["b"])
+
+
+def test_sampled_tests_are_there() -> None:
+    """A test that is renamed would run whole again, silently."""
+    root = Path(__file__).parents[1]
+    for test in EVERY:
+        file, _, function = test.partition("::")
+        assert f"def {function}(" in (root / file).read_text(encoding="utf-8"), test
