@@ -22,6 +22,7 @@ from tintc.compiler.frontend.capture import LogitsOnly, evaluating
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.named import Check
 from tintc.ir.precision import HALF
+from tintc.ir.program import Program
 from tintc.runtime.simulator import Simulator
 
 CHECKS = get_args(Check)
@@ -70,7 +71,7 @@ def check_first_forward(simulator: Simulator, model: nn.Module) -> None:
     perturbed = _perturbed(weights)
     _compare_logits(simulator, model, ids, {})
     if perturbed:
-        _compare_logits(_with(simulator, perturbed), model, ids, perturbed)
+        _compare_logits(_with(simulator.program, simulator, perturbed), model, ids, perturbed)
 
 
 def check_step(simulator: Simulator, model: nn.Module) -> None:
@@ -85,17 +86,16 @@ def check_step(simulator: Simulator, model: nn.Module) -> None:
         return
     weights = _weights(simulator, model)
     weights |= _perturbed(weights)
-    tensors = {**simulator.prefix.tensors(), **weights}
-    exact = Simulator(program, {name: t.detach() for name, t in tensors.items()})
+    exact = _with(program, simulator, weights)
     exact.inner_lr.data.fill_(_RATE)
     ids = _ids(simulator, 1, 8)
     with torch.inference_mode():
         found = exact.updated_state_dict(ids, torch.ones_like(ids))
     slots = [slot for slot in program.layout.prefix.values() if slot.trainable]
     names = list(dict.fromkeys(slot.parameter for slot in slots))
-    gradients = _gradients(model, weights, names, ids, simulator.program.aliases)
+    logits, gradients = _gradients(model, weights, names, ids, simulator.program.aliases)
     scale = max(float(g.abs().max()) for g in gradients.values()) or 1.0
-    limit = _limit(simulator, model, ids, weights)
+    limit = _limit(simulator, model, ids, weights, logits)
     for name, gradient in gradients.items():
         step = (weights[name] - found[name]).double() / _RATE
         rounding = torch.finfo(simulator.dtype).eps * float(weights[name].abs().max()) / _RATE
@@ -140,9 +140,10 @@ def _perturbed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _with(simulator: Simulator, weights: dict[str, Tensor]) -> Simulator:
+def _with(program: Program, simulator: Simulator, weights: dict[str, Tensor]) -> Simulator:
+    """A program on the simulator's weights, but for some."""
     tensors = {name: t.detach() for name, t in simulator.prefix.tensors().items()}
-    return Simulator(simulator.program, {**tensors, **weights})
+    return Simulator(program, {**tensors, **weights})
 
 
 def _compare_logits(
@@ -152,7 +153,7 @@ def _compare_logits(
         found = simulator.predict_initial(ids)
         expected = _logits(model, ids, weights, simulator.program.aliases)
     error = _relative(found, expected)
-    limit = _limit(simulator, model, ids, weights)
+    limit = _limit(simulator, model, ids, weights, expected)
     if not error <= limit:
         raise NumericalError(
             f"the compiled forward pass differs from the model's by {error:.1e} of the largest "
@@ -177,34 +178,31 @@ def _gradients(
     names: list[str],
     ids: Tensor,
     aliases: dict[str, str],
-) -> dict[str, Tensor]:
-    """dL/dW of the summed loss; of weights that it does not reach, zeros."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(logits, dL/dW of the summed loss); of weights that it does not reach, zeros."""
     leaves = {name: weights[name].clone().requires_grad_() for name in names}
     with torch.enable_grad():
         logits = _logits(model, ids, {**weights, **leaves}, aliases)
         loss = F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {
+    return logits.detach(), {
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
 
 
 def _limit(
-    simulator: Simulator, model: nn.Module, ids: Tensor, weights: dict[str, Tensor]
+    simulator: Simulator, model: nn.Module, ids: Tensor, weights: dict[str, Tensor], plain: Tensor
 ) -> float:
-    """The type's own, or what the model's casts to a narrower type do to its logits."""
+    """The type's own, or what the model's casts to a narrower type do to its logits, `plain`."""
     limit = _LIMITS[simulator.dtype]
     if simulator.dtype != torch.float64:
         return limit
-    aliases = simulator.program.aliases
-    with torch.inference_mode():
-        plain = _logits(model, ids, weights, aliases)
-        try:
-            with no_casts():
-                wide = _logits(model, ids, weights, aliases)
-        except Exception:  # the model's own code, which may insist on a type
-            return 1e-5
+    try:
+        with torch.inference_mode(), no_casts():
+            wide = _logits(model, ids, weights, simulator.program.aliases)
+    except Exception:  # the model's own code, which may insist on a type
+        return 1e-5
     return max(limit, _OF_CASTS * _relative(plain, wide))
 
 

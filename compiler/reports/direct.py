@@ -18,9 +18,7 @@ def direct_flops(program: Program, sizes: CallSizes) -> int:
     approximations of the program's config can be simulated.
     """
     exact = exact_program(program)
+    if exact is None:
+        return 0
     # In float32 whatever the program's type is: the number of products does not depend on it.
-    return 0 if exact is None else _flops(exact, sizes)
-
-
-def _flops(program: Program, sizes: CallSizes) -> int:
-    return estimate(program, "fused", torch.float32, **sizes, optimize=False).flops
+    return estimate(exact, "fused", torch.float32, **sizes, optimize=False).flops
