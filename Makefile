@@ -19,10 +19,10 @@ demo: .venv/.installed ## compile the bundled model, inspect it, run it on a par
 	$(BIN)/tintc run $(DEMO) --file examples/paragraph.txt
 
 test: .venv/.installed-test ## run the tests: every kind of check, on samples of the large grids
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-slow: .venv/.installed-test ## run the rest: the full grids, large models
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 
 check: .venv/.installed-check ## ruff (lint and format), import-linter and mypy --strict
 	$(BIN)/ruff check .

@@ -1,8 +1,7 @@
 """Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
 
+import gc
 import os
-from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -12,8 +11,13 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from tests.support.every import BUILDERS
 from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
+
+# Graphs are many small objects, and they are kept for other tests: looking for garbage among them
+# took a tenth of the run.
+gc.set_threshold(100_000, 50, 1000)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -55,25 +59,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where a file is marked `neighbours(argument)`, brings together the tests that share a value
-    of it: xdist hands out neighbours, and each worker captures a model for itself.
+    """Tests of one model go to one worker of xdist (`--dist loadgroup`): each worker captures a
+    model for itself.
     """
     mark_others_slow(items)
-    files: dict[Path, list[int]] = defaultdict(list)
-    for index, item in enumerate(items):
-        if item.get_closest_marker("neighbours"):
-            files[item.path].append(index)
-    for places in files.values():
-        moved = [items[index] for index in places]
-        values = [_neighbourhood(item) for item in moved]
-        order = sorted(range(len(moved)), key=lambda i: values.index(values[i]))
-        for place, i in zip(places, order, strict=True):
-            items[place] = moved[i]
-
-
-def _neighbourhood(item: pytest.Item) -> Any:
-    marker, call = item.get_closest_marker("neighbours"), getattr(item, "callspec", None)
-    return None if marker is None or call is None else call.params.get(marker.args[0])
+    for item in items:
+        called: Any = getattr(item, "callspec", None)
+        values = called.params.values() if called is not None else ()
+        model = next((v for v in values if isinstance(v, str) and v in BUILDERS), None)
+        if model is not None:
+            item.add_marker(pytest.mark.xdist_group(model))
 
 
 @pytest.fixture(autouse=True)

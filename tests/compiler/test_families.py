@@ -34,8 +34,6 @@ from tests.support.variants import ROUNDED_ALIBI, VARIANTS
 from tintc.compiler.casts import no_casts
 from tintc.ir.config import SimulatorConfig
 
-pytestmark = pytest.mark.neighbours("name")
-
 CASTING = [
     name
     for name in BUILDERS
@@ -99,6 +97,7 @@ def test_initial_logits(name: str, wide: bool) -> None:
     assert measured(kind, logits_error(name, wide)) < limit
 
 
+@pytest.mark.slow
 def test_initial_logits_of_rounded_alibi() -> None:
     """Where the model's own ALiBi is rounded to bfloat16, the simulator has it rounded or not:
     within that rounding, and no further.

@@ -31,8 +31,6 @@ from tintc.runtime.simulator import Simulator
 
 MASKS = tuple(operator.implementation for operator in (segment, segment_mask, window_mask))
 
-pytestmark = pytest.mark.neighbours("name")
-
 # Operators and arguments that each model has and OPT and GPT-2 lack.
 MODELS: dict[str, set[str]] = {
     "gemma2": {"rotary half", "window_mask", "softcap", "offset", "multiply", "scale", "groups"},
