@@ -6,29 +6,27 @@ error.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from tintc.compiler.frontend.hub import first_line
+from tintc.compiler.frontend.files import read_json
+from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
     check_causal,
     check_finite,
     check_memory,
     check_supported,
-    listed,
 )
 from tintc.compiler.frontend.quantized import refuse_integers, refuse_scales
+from tintc.compiler.frontend.weights import digest, weight_files
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
 _TOKENIZER_FILES = (
@@ -85,12 +83,13 @@ class Checkpoint:
         Raises SourceError (weights or tokenizer missing, damaged, quantized or not finite) and
         UnsupportedModelError (not causal).
         """
-        files = _weight_files(directory, self.name)
+        files = weight_files(directory, self.name)
+        sha256 = digest(files, self.name)
         refuse_integers(files, self.name)
         model = self._load_model(directory, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
-        return Loaded(model, self._load_tokenizer(directory), digest(files))
+        return Loaded(model, self._load_tokenizer(directory), sha256)
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -102,7 +101,7 @@ class Checkpoint:
         """
         if not (directory / "config.json").is_file():
             raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
-        values = _read_json(directory / "config.json", self.name)
+        values = read_json(directory / "config.json", self.name)
         declared = values.get("model_type")
         config_class = (
             transformers.CONFIG_MAPPING[declared]
@@ -237,76 +236,3 @@ def attention_of(config: PreTrainedConfig) -> str | None:
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     return "sdpa" if transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else None
-
-
-def weight_names(directory: Path, present: Collection[str], name: str) -> list[str]:
-    """The weight files among `present`, in transformers' order of preference; an index in
-    `directory` names its shards.
-
-    Raises SourceError for an index that cannot be read.
-    """
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if file in present:
-            return [file]
-        if f"{file}.index.json" in present:
-            shards = _read_json(directory / f"{file}.index.json", name).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise SourceError(
-                    f"{name}: {file}.index.json has no weight_map; expected one written by "
-                    "save_pretrained"
-                )
-            return sorted({str(shard) for shard in shards.values()})
-    return []
-
-
-def _weight_files(directory: Path, name: str) -> list[Path]:
-    """The weight files, all there and every safetensors file whole."""
-    names = weight_names(directory, [path.name for path in directory.iterdir()], name)
-    if not names:
-        raise SourceError(
-            f"{name} has no weights; expected model.safetensors (or its shards and index) or "
-            "pytorch_model.bin"
-        )
-    absent = [file for file in names if not (directory / file).is_file()]
-    if absent:
-        raise SourceError(
-            f"{name} lacks {listed(absent)}, which its index names; fetch or copy the missing files"
-        )
-    for file in names:
-        if file.endswith(".safetensors"):
-            try:
-                with safetensors.safe_open(directory / file, framework="pt"):
-                    pass  # opening checks the header and the length
-            except Exception as error:
-                raise SourceError(
-                    f"{name}: {file} is truncated or damaged ({first_line(error)}); fetch or copy "
-                    "it again"
-                ) from error
-    return [directory / file for file in names]
-
-
-def digest(files: Sequence[Path]) -> str:
-    """The SHA-256 of one file; of several, that of their hexadecimal digests joined in order of
-    their names.
-    """
-    digests = []
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{name} has a {path.name} that cannot be read: {first_line(error)}"
-        ) from error
-    if not isinstance(values, dict):
-        raise SourceError(
-            f"{name} has a {path.name} that holds a {type(values).__name__}; expected a JSON object"
-        )
-    return values

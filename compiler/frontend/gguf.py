@@ -29,21 +29,22 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
-from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report, digest
+from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report
+from tintc.compiler.frontend.files import get_again
 from tintc.compiler.frontend.gguf_metadata import (
     INSTEAD,
     Header,
     check_metadata,
 )
-from tintc.compiler.frontend.hub import first_line
+from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
     check_causal,
     check_finite,
     check_memory,
     check_supported,
-    listed,
 )
+from tintc.compiler.frontend.weights import digest
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
 SUFFIX = ".gguf"
@@ -132,11 +133,12 @@ class GgufFile:
         Raises SourceError (weights missing, of other shapes or not finite, a tokenizer that cannot
         be built) and UnsupportedModelError (not causal).
         """
+        sha256 = digest([self.path], self.name)
         with _alone(self.path) as (directory, file), _without_bars():
             model = self._load_model(directory, file, config)
             check_finite(model, self.name)
             check_causal(model, self.name)
-            return Loaded(model, self._load_tokenizer(directory, file), digest([self.path]))
+            return Loaded(model, self._load_tokenizer(directory, file), sha256)
 
     def _load_model(self, directory: str, file: str, config: PreTrainedConfig) -> torch.nn.Module:
         options: dict[str, Any] = {}
@@ -270,8 +272,8 @@ def _read_header(path: Path, name: str) -> Header:
         tensors = tuple(tensor.name for tensor in reader.tensors)
     except Exception as error:
         raise SourceError(
-            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); fetch "
-            "or copy it again"
+            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); "
+            f"{get_again(path)}"
         ) from error
     if reader.endianess != GGUFEndian.LITTLE:
         raise SourceError(f"{name} is big-endian; expected a little-endian GGUF file")

@@ -9,7 +9,7 @@ retries for half a minute per file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tintc.compiler.frontend.files import check_received
+from tintc.compiler.frontend.messages import first_line
 from tintc.ir.errors import SourceError
 
 TIMEOUT_S = 10.0
@@ -55,10 +57,23 @@ class HubModel:
         """Downloads files into `directory`; those already there cost nothing. Raises
         SourceError.
         """
-        for name in sorted(names) if self.unreachable is None else ():
-            _download(
-                self.name, name, revision=self.commit, cache_dir=self.cache_dir, local_only=False
-            )
+        if self.unreachable is None:
+            for name in sorted(names):
+                _download(
+                    self.name,
+                    name,
+                    revision=self.commit,
+                    cache_dir=self.cache_dir,
+                    local_only=False,
+                )
+
+    def fetch_whole(self, names: Collection[str]) -> None:
+        """The same, and compares each with the digest that the hub gave: for small files. Raises
+        SourceError where one is damaged.
+        """
+        self.fetch(names)
+        for name in sorted(names):
+            check_received(self.directory / name, self.name)
 
     def incomplete(self) -> SourceError:
         """The error for a cache that holds only a part of the model."""
@@ -96,6 +111,7 @@ def locate(name: str, *, revision: str | None, cache_dir: str | None, offline: b
         raise not_cached(
             name, revision=revision, cache_dir=cache_dir, reason=str(unreachable)
         ) from None
+    check_received(config, name)
     if unreachable and not offline:
         _log.warning(
             "%s: the hub cannot be reached (%s); using the copy in the cache", name, unreachable
@@ -207,13 +223,3 @@ def _refusal(error: Exception, name: str, revision: str | None) -> SourceError |
             "whoami`"
         )
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message (two where the first only announces the next), for a
-    message of our own.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:300]

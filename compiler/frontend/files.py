@@ -1,0 +1,80 @@
+"""Single files of a model: whether one is what the hub has, and how to get it anew.
+
+In the hub's cache a file is a link to its content, `blobs/DIGEST`, and the digest is what the hub
+gave: SHA-256 of a large file, git's hash of a small one. What was received is never compared with
+it: a bit that flipped on the way, or on the disk later, would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils.sha import git_hash
+
+from tintc.compiler.frontend.messages import first_line
+from tintc.ir.errors import SourceError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT = re.compile(r"[0-9a-f]{40}")
+_BLOBS = "blobs"
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_received(file: Path, name: str, sha256_of_it: str | None = None) -> None:
+    """Compares a file of the hub's cache with the digest that the hub gave for it; any other file
+    has none. Raises SourceError where they differ.
+
+    sha256_of_it: where it is known already.
+    """
+    given = _given_digest(file)
+    if _SHA256.fullmatch(given):
+        found = sha256_of_it or sha256(file)
+    elif _GIT.fullmatch(given):
+        found = git_hash(file.read_bytes())
+    else:
+        return
+    if found != given:
+        raise SourceError(
+            f"{name}: {file.name} is damaged: its digest is {found}, the hub's is {given}; "
+            f"{get_again(file)}"
+        )
+
+
+def get_again(file: Path) -> str:
+    """What to do about a damaged file."""
+    if not _given_digest(file):
+        return "fetch or copy it again"
+    return f"delete {os.path.realpath(file)} and run the command again to fetch it anew"
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object that a file holds. Raises SourceError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{name} has a {path.name} that cannot be read ({first_line(error)}); {get_again(path)}"
+        ) from error
+    if not isinstance(values, dict):
+        raise SourceError(
+            f"{name} has a {path.name} that holds a {type(values).__name__}; expected a JSON object"
+        )
+    return values
+
+
+def _given_digest(file: Path) -> str:
+    """The digest in the name of what a file of the cache links to; empty for any other file."""
+    if not file.is_symlink():
+        return ""
+    target = Path(os.readlink(file))
+    return target.name if target.parent.name == _BLOBS else ""

@@ -1,0 +1,165 @@
+"""Models of the hub: fetched once, found again without a network, and compared with what the hub
+says that they are.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from tests.support.artifacts import source_directory
+from tests.support.hub import NOBODY, Fault, Hub, copied, digest, point_at, serving
+from tests.support.refusals import refusal
+from tintc.compiler.frontend.sources import load_source
+from tintc.ir.errors import MemoryLimitError
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the model owner/good."""
+    with serving(tmp_path / "hub") as hub:
+        copied(source_directory(), hub.model("owner/good"))
+        point_at(hub.url, monkeypatch)
+        yield hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+def flipped(data: bytes) -> bytes:
+    """As many bytes, of which some in the middle are others."""
+    middle = len(data) // 2
+    return (
+        data[:middle] + bytes(255 - byte for byte in data[middle : middle + 8]) + data[middle + 8 :]
+    )
+
+
+class TestFetched:
+    def test_model_is_fetched_and_cached(
+        self, hub: Hub, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for other in ("tf_model.h5", "pytorch_model.bin", "onnx/model.onnx"):
+            (hub.model("owner/good") / other).parent.mkdir(exist_ok=True)
+            (hub.model("owner/good") / other).write_bytes(b"the same weights in another form")
+        source = load_source("owner/good", cache_dir=cache)
+        assert source.description.kind == "hub"
+        assert len(source.description.revision or "") == 40
+        assert source.description.sha256 == digest(hub.model("owner/good") / WEIGHTS)
+        assert source.tokenizer is not None
+        assert {"config.json", WEIGHTS, "tokenizer.json"} <= hub.fetched()
+        assert not hub.fetched() & {"tf_model.h5", "pytorch_model.bin", "model.onnx"}
+
+        hub.requests.clear()
+        load_source("owner/good", cache_dir=cache)
+        assert not hub.fetched(), "fetched twice"
+
+        hub.requests.clear()
+        offline = load_source("owner/good", cache_dir=cache, offline=True)
+        assert offline.description == source.description
+        assert not hub.requests
+
+        point_at(NOBODY, monkeypatch)
+        assert load_source("owner/good", cache_dir=cache).description == source.description
+
+    def test_weights_that_do_not_fit_are_not_fetched(
+        self, hub: Hub, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+        refusal("owner/good", MemoryLimitError, cache_dir=cache)
+        assert WEIGHTS not in hub.fetched()
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("name", "revision", "words"),
+        [
+            ("owner/private", None, "there is no model owner/private on the hub, or it is private"),
+            ("owner/gated", None, "owner/gated is gated"),
+            ("owner/good", "no-such-revision", "no revision 'no-such-revision'"),
+            ("owner/too/deep", None, "neither a directory nor a hub id"),
+            ("two words", None, "neither a directory nor a hub id"),
+        ],
+    )
+    def test_by_name(
+        self, hub: Hub, cache: str, name: str, revision: str | None, words: str
+    ) -> None:
+        copied(source_directory(), hub.model("owner/gated"))
+        hub.gated.add("owner/gated")
+        assert words in refusal(name, revision=revision, cache_dir=cache)
+
+    def test_repository_without_config(self, hub: Hub, cache: str) -> None:
+        (hub.model("owner/good") / "config.json").unlink()
+        assert "no config.json" in refusal("owner/good", cache_dir=cache)
+
+    def test_repository_without_weights(self, hub: Hub, cache: str) -> None:
+        (hub.model("owner/good") / WEIGHTS).unlink()
+        assert "has no weights" in refusal("owner/good", cache_dir=cache)
+
+    def test_no_network_says_what_to_fetch_and_does_not_hang(
+        self, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        point_at(NOBODY, monkeypatch)
+        start = time.monotonic()
+        message = refusal("facebook/opt-125m", revision="v1", cache_dir=cache)
+        assert time.monotonic() - start < 5
+        assert "hf download facebook/opt-125m --revision v1" in message
+        assert "save_pretrained" in message
+
+    def test_offline_and_only_a_part_in_the_cache(self, hub: Hub, cache: str) -> None:
+        load_source("owner/good", cache_dir=cache)
+        next(Path(cache).rglob(f"snapshots/*/{WEIGHTS}")).unlink()
+        assert "hf download owner/good" in refusal("owner/good", cache_dir=cache, offline=True)
+
+
+class TestDamaged:
+    """A file is compared with the digest that the hub gave for it."""
+
+    @pytest.mark.parametrize("file", [WEIGHTS, "config.json", "tokenizer.json"])
+    def test_on_the_way(self, hub: Hub, cache: str, file: str) -> None:
+        hub.faults.append(Fault(f"*/{file}", change=flipped, method="GET", times=1))
+        message = refusal("owner/good", cache_dir=cache)
+        assert f"owner/good: {file} is damaged: its digest is " in message
+        given = digest(hub.model("owner/good") / file)
+        assert f"the hub's is {given}" in message
+        blob = message.split("delete ")[1].split(" and run")[0]
+        assert Path(blob).name == given
+        # run again alone does not help, what the message says does
+        assert message == refusal("owner/good", cache_dir=cache)
+        assert message == refusal("owner/good", cache_dir=cache, offline=True)
+        os.remove(blob)
+        source = load_source("owner/good", cache_dir=cache)
+        assert source.description.sha256 == digest(hub.model("owner/good") / WEIGHTS)
+
+    def test_shards(self, hub: Hub, cache: str) -> None:
+        model = hub.model("owner/good")
+        (model / WEIGHTS).unlink()
+        load_source(source_directory()).model.save_pretrained(model, max_shard_size="100KB")  # type: ignore[operator]
+        names = sorted(path.name for path in model.glob("model-*"))
+        load_source("owner/good", cache_dir=cache)
+        blob = next(Path(cache).rglob(f"snapshots/*/{names[1]}")).resolve()
+        blob.write_bytes(flipped(blob.read_bytes()))
+        assert f"{names[1]} is damaged" in refusal("owner/good", cache_dir=cache)
+
+    def test_a_directory_of_the_cache(self, hub: Hub, cache: str) -> None:
+        load_source("owner/good", cache_dir=cache)
+        file = next(Path(cache).rglob(f"snapshots/*/{WEIGHTS}"))
+        blob = file.resolve()
+        blob.write_bytes(flipped(blob.read_bytes()))
+        assert f"{WEIGHTS} is damaged" in refusal(file.parent)
+
+    @pytest.mark.parametrize("keep", [0, 100, -1])
+    def test_cut(self, hub: Hub, cache: str, keep: int) -> None:
+        load_source("owner/good", cache_dir=cache)
+        blob = next(Path(cache).rglob(f"snapshots/*/{WEIGHTS}")).resolve()
+        blob.write_bytes(blob.read_bytes()[:keep])
+        message = refusal("owner/good", cache_dir=cache)
+        assert f"{WEIGHTS} is truncated or damaged" in message
+        assert f"delete {blob} and run the command again" in message
