@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend.files import read_json
-from tintc.compiler.frontend.messages import first_line, listed
+from tintc.compiler.frontend.files import linked, read_json
+from tintc.compiler.frontend.messages import first_line, listed, untrusted
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
     check_causal,
@@ -26,17 +26,11 @@ from tintc.compiler.frontend.model_checks import (
     check_supported,
 )
 from tintc.compiler.frontend.quantized import refuse_integers, refuse_scales
-from tintc.compiler.frontend.weights import digest, weight_files
+from tintc.compiler.frontend.tokenizer import load_tokenizer
+from tintc.compiler.frontend.weights import SUFFIXES, digest, weight_files
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
+_ADAPTER = "adapter_config.json"
 _log = logging.getLogger(__name__)
 
 
@@ -83,13 +77,26 @@ class Checkpoint:
         Raises SourceError (weights or tokenizer missing, damaged, quantized or not finite) and
         UnsupportedModelError (not causal).
         """
-        files = weight_files(directory, self.name)
+        files = weight_files(directory, self.name, chosen_weights(config))
         sha256 = digest(files, self.name)
         refuse_integers(files, self.name)
-        model = self._load_model(directory, config, files)
+        self._say_what_is_left_out(directory)
+        with linked(_beside(directory, files), directory.resolve().name) as alone:
+            model = self._load_model(alone, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
-        return Loaded(model, self._load_tokenizer(directory), sha256)
+        tokenizer = load_tokenizer(directory, self.name, **self._arguments)
+        return Loaded(model, tokenizer, sha256)
+
+    def _say_what_is_left_out(self, directory: Path) -> None:
+        if (directory / _ADAPTER).is_file():
+            _log.warning(
+                "%s: the adapter beside the model (%s) is not applied: these are the model's own "
+                "weights; to simulate the adapted model, merge it with peft (merge_and_unload), "
+                "write that with save_pretrained and compile it",
+                self.name,
+                _ADAPTER,
+            )
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -114,7 +121,7 @@ class Checkpoint:
             and config_class not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
             and not self.trust_remote_code
         ):
-            raise self._untrusted()
+            raise untrusted(self.name)
         if config_class is None and not has_code:
             raise UnsupportedModelError(
                 f"{self.name} has model_type {declared!r} in its config.json, which transformers "
@@ -160,25 +167,6 @@ class Checkpoint:
         loaded: torch.nn.Module = model.eval()
         return loaded
 
-    def _load_tokenizer(self, directory: Path) -> Any | None:
-        if not any((directory / file).is_file() for file in _TOKENIZER_FILES):
-            return None
-        try:
-            return AutoTokenizer.from_pretrained(directory, **self._arguments)
-        except Exception as error:
-            if "trust_remote_code" in str(error):
-                raise self._untrusted() from error
-            raise SourceError(
-                f"{self.name}: its tokenizer cannot be loaded: {first_line(error)}"
-            ) from error
-
-    def _untrusted(self) -> SourceError:
-        return SourceError(
-            f"{self.name} brings Python code of its own, which would run on this machine; read it "
-            "first, then pass "
-            "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
-        )
-
 
 def check_report(report: Mapping[str, Any], name: str, described_by: str) -> None:
     """Judges what transformers reports after loading: missing and mismatched weights would hold
@@ -216,7 +204,7 @@ def _looks_like(directory: Path) -> str:
             "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
             "tintc.load"
         )
-    if (directory / "adapter_config.json").is_file():
+    if (directory / _ADAPTER).is_file():
         return (
             "a whole model, but this is an adapter: merge it into its base model and save that "
             "with save_pretrained"
@@ -227,6 +215,22 @@ def _looks_like(directory: Path) -> str:
             "it"
         )
     return "a directory written by save_pretrained"
+
+
+def chosen_weights(config: PreTrainedConfig) -> object:
+    """The file of weights that a config names, which transformers then reads instead of the usual
+    ones; or None.
+    """
+    return getattr(config, "transformers_weights", None)
+
+
+def _beside(directory: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """What transformers is to see of a directory: these weights and no others, and no adapter,
+    which it would put into the model where peft is installed.
+    """
+    unread = {path for ending in SUFFIXES for path in directory.glob(f"*{ending}")}
+    unread = {directory / _ADAPTER, *unread} - set(files)
+    return {path.name: path for path in directory.iterdir() if path not in unread}
 
 
 def attention_of(config: PreTrainedConfig) -> str | None:

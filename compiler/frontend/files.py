@@ -1,4 +1,4 @@
-"""Single files of a model: whether one is what the hub has, and how to get it anew.
+"""Files of a model: whether one is what the hub has, how to get it anew, and which ones others see.
 
 In the hub's cache a file is a link to its content, `blobs/DIGEST`, and the digest is what the hub
 gave: SHA-256 of a large file, git's hash of a small one. What was received is never compared with
@@ -7,10 +7,14 @@ it: a bit that flipped on the way, or on the disk later, would go unnoticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,22 @@ def get_again(file: Path) -> str:
     if not _given_digest(file):
         return "fetch or copy it again"
     return f"delete {os.path.realpath(file)} and run the command again to fetch it anew"
+
+
+@contextlib.contextmanager
+def linked(files: Mapping[str, Path], called: str) -> Iterator[Path]:
+    """A directory of this name that holds these files, or directories, under these names and
+    nothing else: what transformers reads there is what was looked at here.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / called
+        directory.mkdir()
+        for name, path in files.items():
+            try:
+                (directory / name).symlink_to(path.absolute())
+            except OSError:
+                shutil.copyfile(path, directory / name)
+        yield directory
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -16,9 +16,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report
-from tintc.compiler.frontend.files import get_again
+from tintc.compiler.frontend.files import get_again, linked
 from tintc.compiler.frontend.gguf_metadata import (
     INSTEAD,
     Header,
@@ -337,13 +334,8 @@ def _alone(path: Path) -> Iterator[tuple[str, str]]:
     transformers would prefer a config or a tokenizer that lies beside the file, and a file of its
     name in the working directory.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        link = os.path.join(directory, f"model{SUFFIX}")
-        try:
-            os.symlink(path, link)
-        except OSError:
-            shutil.copyfile(path, link)
-        yield directory, link
+    with linked({f"model{SUFFIX}": path}, "model") as directory:
+        yield str(directory), str(directory / f"model{SUFFIX}")
 
 
 @contextlib.contextmanager

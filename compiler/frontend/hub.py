@@ -117,8 +117,14 @@ def locate(name: str, *, revision: str | None, cache_dir: str | None, offline: b
             "%s: the hub cannot be reached (%s); using the copy in the cache", name, unreachable
         )
     directory = config.parent  # <cache>/models--<id>/snapshots/<commit>
-    files = frozenset(path.name for path in directory.iterdir()) if remote is None else remote
+    files = _cached_files(directory) if remote is None else remote
     return HubModel(name, directory, directory.name, files, revision, cache_dir, unreachable)
+
+
+def _cached_files(directory: Path) -> frozenset[str]:
+    """The files of a snapshot whose content is there."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return frozenset(path.relative_to(directory).as_posix() for path in files)
 
 
 def not_cached(
@@ -144,7 +150,7 @@ class _Unreachable(Exception):
 
 
 def _list_files(name: str, revision: str | None) -> frozenset[str]:
-    """The files in a repository's top folder."""
+    """The files of a repository, with their folders."""
     try:
         info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S)
     except (HFValidationError, HfHubHTTPError) as error:
@@ -153,9 +159,7 @@ def _list_files(name: str, revision: str | None) -> frozenset[str]:
         Exception
     ) as error:  # the HTTP library, and so its errors, differ between releases of huggingface_hub
         raise _Unreachable(first_line(error)) from error
-    return frozenset(
-        sibling.rfilename for sibling in info.siblings or () if "/" not in sibling.rfilename
-    )
+    return frozenset(sibling.rfilename for sibling in info.siblings or ())
 
 
 def _download(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from tintc.ir.errors import SourceError
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message (two where the first only announces the next), for a
@@ -20,3 +22,12 @@ def listed(names: Collection[str]) -> str:
     shown = sorted(names)[:3]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def untrusted(name: str) -> SourceError:
+    """The error for a model that brings code."""
+    return SourceError(
+        f"{name} brings Python code of its own, which would run on this machine; read it "
+        "first, then pass "
+        "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
+    )

@@ -33,7 +33,7 @@ import transformers.utils.logging as transformers_logging
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from tintc.compiler.frontend import gguf, hub
-from tintc.compiler.frontend.checkpoint import Checkpoint
+from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import SourceError, UsageError
@@ -267,9 +267,11 @@ def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Sourc
 def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
     """Fetches the config and the tokenizer, and the weights only once they are known to fit."""
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
-    found.fetch_whole({file for file in found.files if file.endswith(endings)})
+    found.fetch_whole({file for file in found.files if "/" not in file and file.endswith(endings)})
     config = checkpoint.read_fitting_config(found.directory)
-    weights = weight_names(found.directory, found.files, found.name)
+    chosen = chosen_weights(config)
+    found.fetch_whole({file for file in found.files if file == chosen and file.endswith(".json")})
+    weights = weight_names(found.directory, found.files, found.name, chosen)
     if found.unreachable and not (weights and found.files.issuperset(weights)):
         raise found.incomplete()
     found.fetch(weights)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import safetensors
 
@@ -12,34 +13,68 @@ from tintc.compiler.frontend.files import check_received, get_again, read_json, 
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.ir.errors import SourceError
 
+_USUAL = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+SUFFIXES = (".safetensors", ".bin")
 
-def weight_names(directory: Path, present: Collection[str], name: str) -> list[str]:
-    """The weight files among `present`, in transformers' order of preference; an index in
+
+def weight_names(
+    directory: Path, present: Collection[str], name: str, chosen: object = None
+) -> list[str]:
+    """The weight files that transformers reads, if they are among `present`; an index in
     `directory` names its shards.
 
-    Raises SourceError for an index that cannot be read.
+    chosen: `transformers_weights` of the config, which goes before the usual names. Raises
+    SourceError for an index that cannot be read, or a name that leads out of the directory.
     """
-    for file in ("model.safetensors", "pytorch_model.bin"):
+    for file in _candidates(chosen, name):
         if file in present:
-            return [file]
-        if f"{file}.index.json" in present:
-            shards = read_json(directory / f"{file}.index.json", name).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise SourceError(
-                    f"{name}: {file}.index.json has no weight_map; expected one written by "
-                    "save_pretrained"
-                )
-            return sorted({str(shard) for shard in shards.values()})
+            return _shards(directory / file, name) if file.endswith(_INDEX) else [file]
     return []
 
 
-def weight_files(directory: Path, name: str) -> list[Path]:
-    """The weight files, all there and every safetensors file whole."""
-    names = weight_names(directory, [path.name for path in directory.iterdir()], name)
-    if not names:
+def _candidates(chosen: object, name: str) -> list[str]:
+    if chosen is None:
+        return [file + ending for file in _USUAL for ending in ("", _INDEX)]
+    file = str(chosen)
+    if not (_is_inside(file) and file.endswith((".safetensors", f".safetensors{_INDEX}"))):
         raise SourceError(
-            f"{name} has no weights; expected model.safetensors (or its shards and index) or "
-            "pytorch_model.bin"
+            f"{name}: transformers_weights in its config.json is {file!r}; expected a "
+            ".safetensors file of the same directory, or the index of several"
+        )
+    return [file]
+
+
+def _shards(index: Path, name: str) -> list[str]:
+    shards = read_json(index, name).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise SourceError(
+            f"{name}: {index.name} has no weight_map; expected one written by save_pretrained"
+        )
+    found = sorted({str(shard) for shard in shards.values()})
+    outside = [shard for shard in found if not _is_inside(shard)]
+    if outside:
+        raise SourceError(
+            f"{name}: {index.name} names {listed(outside)}, outside the model's directory; "
+            "expected files beside it, as save_pretrained writes them"
+        )
+    return found
+
+
+def _is_inside(file: str) -> bool:
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts and path.suffix != ""
+
+
+def weight_files(directory: Path, name: str, chosen: object = None) -> list[Path]:
+    """The weight files, all there and every safetensors file whole. chosen: see `weight_names`."""
+    present = [file for file in _candidates(chosen, name) if os.path.lexists(directory / file)]
+    names = weight_names(directory, present, name, chosen)
+    if not names:
+        expected = "model.safetensors (or its shards and index) or pytorch_model.bin"
+        raise SourceError(
+            f"{name} has no weights; expected "
+            + (f"{chosen}, which its config.json names" if chosen else expected)
         )
     absent = [file for file in names if not (directory / file).is_file()]
     if absent:
