@@ -47,6 +47,7 @@ from tintc.compiler.artifact_files import (
     sha256,
     write_json,
 )
+from tintc.compiler.frontend.libraries import offline
 from tintc.compiler.frontend.tokenizer import needs_code, without_code
 from tintc.compiler.reports.summary import report
 from tintc.ir.builder import outputs
@@ -316,8 +317,9 @@ def _tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with offline():
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # transformers raises what its readers raise
         raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

@@ -14,26 +14,21 @@ missing, damaged or not finite are refused before anything is compiled.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.utils.logging as hub_logging
 import torch
-import transformers.utils.logging as transformers_logging
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend import gguf, hub
+from tintc.compiler.frontend import gguf, hub, libraries
 from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
+from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import SourceError, UsageError
@@ -115,7 +110,8 @@ def load_source(
     dtype = dtype or torch.float32
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    with _quiet():
+    asks = kind == "hub" or trust_remote_code  # code may lie in another repository
+    with libraries.quiet(), libraries.offline(offline or not asks):
         if kind == "shape":
             return _build_shape(name, seed, dtype)
         if kind in ("gguf", "package"):
@@ -125,7 +121,9 @@ def load_source(
         )
         if kind == "hub":
             return _load_hub(
-                hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline),
+                hub.locate(
+                    Repository(name, revision=revision, cache_dir=cache_dir), offline=offline
+                ),
                 checkpoint,
             )
         directory = _bundled_directory() if kind == "bundled" else _existing_directory(name)
@@ -159,7 +157,7 @@ def load_without_weights(
             "out"
         )
     if kind in ("gguf", "package"):
-        with _quiet():
+        with libraries.quiet(), libraries.offline():
             file = _open_gguf(kind, name, dtype)
             config = file.read_config()
             return Source(
@@ -171,11 +169,17 @@ def load_without_weights(
         name, dtype, trust_remote_code, local_only=offline or not trust_remote_code
     )
     commit = None
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    asks = kind == "hub" or trust_remote_code
+    with (
+        libraries.quiet(),
+        libraries.offline(offline or not asks),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         if kind == "shape":
             config = _shape_config(name)
         elif kind == "hub":
-            found = hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline)
+            asked = Repository(name, revision=revision, cache_dir=cache_dir)
+            found = hub.locate(asked, offline=offline)
             config, commit = checkpoint.read_config(found.directory), found.commit
         elif kind == "directory" and os.path.isfile(os.path.expanduser(name)):
             shutil.copyfile(os.path.expanduser(name), os.path.join(scratch, "config.json"))
@@ -272,8 +276,7 @@ def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
     chosen = chosen_weights(config)
     found.fetch_whole({file for file in found.files if file == chosen and file.endswith(".json")})
     weights = weight_names(found.directory, found.files, found.name, chosen)
-    if found.unreachable and not (weights and found.files.issuperset(weights)):
-        raise found.incomplete()
+    found.check_complete(weights)
     found.fetch(weights)
     loaded = checkpoint.load(found.directory, config)
     description = SourceDescription(
@@ -345,27 +348,3 @@ def _as_json(config: Any) -> dict[str, Any] | None:
     for key in ("_name_or_path", "_model_name_or_path"):
         values.pop(key, None)
     return values
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the warnings and bars of transformers and of the hub's client, and puts their
-    settings back.
-
-    The hub's own download bars stay: they are the only sign of life of a long download, and hide
-    without a terminal.
-    """
-    levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import http.server
+import importlib.util
 import json
 import re
 import shutil
@@ -25,6 +26,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import datasets
 import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 LARGE = (".safetensors", ".bin", ".gguf", ".parquet", ".arrow")
@@ -248,9 +251,9 @@ def serving(root: Path) -> Iterator[Hub]:
             server.server_close()
 
 
-def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this process's hub client and datasets ask another hub, which was read from the
-    environment when they were imported.
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch, home: Path | None = None) -> None:
+    """Has this process's hub client and datasets ask another hub, and use other caches, both of
+    which were read from the environment when they were imported; and sends its telemetry anew.
     """
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", url)
@@ -259,9 +262,51 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)  # at a third place
+    telemetry = "huggingface_hub.utils._detect_agent"  # not in every release
+    if importlib.util.find_spec(telemetry):
+        monkeypatch.setattr(importlib.import_module(telemetry), "_registry", None)
+    if home is not None:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents"), raising=False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
 
 
 def copied(folder: Path, target: Path) -> Path:
     """A copy of a folder whose parents are made."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copytree(folder, target))
+
+
+def write_parquet(file: Path, columns: dict[str, list[Any]]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def wikitext(hub: Hub) -> Path:
+    """A small data set of the name, layout and card of WikiText-2."""
+    folder = hub.dataset("Salesforce/wikitext")
+    name = "wikitext-2-raw-v1"
+    (folder / name).mkdir(parents=True)
+    for split in ("train", "test", "validation"):
+        lines = [
+            f" the {split} river runs through town {i} and then to the sea \n" for i in range(60)
+        ]
+        write_parquet(folder / name / f"{split}-00000-of-00001.parquet", {"text": lines})
+    splits = "".join(
+        f"  - split: {split}\n    path: {name}/{split}-*\n"
+        for split in ("train", "test", "validation")
+    )
+    card = f"---\nconfigs:\n- config_name: {name}\n  data_files:\n{splits}---\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def sst2(hub: Hub) -> Path:
+    """A small data set of the name and columns of SST-2."""
+    folder = hub.dataset("stanfordnlp/sst2")
+    (folder / "data").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        texts = [f"a {'good' if i % 2 else 'bad'} {split} film number {i}" for i in range(24)]
+        columns = {"sentence": texts, "label": [i % 2 for i in range(24)]}
+        write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", columns)
+    return folder
