@@ -5,9 +5,8 @@ With demonstrations a learner trains on them once and answers every test item; z
 on each item's own text. Labels are scored by log-likelihood, with or without calibration. Template,
 calibration, learning rate and budget are chosen on training data alone: the template by the
 unmodified model, for all; rate, budget and calibration by each simulator; rate and calibration by
-dynamic evaluation, which has the budget of the first simulator.
-Two controls show where a gain comes from: gradient ascent, and labels (zero-shot: tokens) that are
-shuffled before they are learnt.
+dynamic evaluation, which has the budget of the first simulator. Two controls show where a gain
+comes from: gradient ascent, and labels (zero-shot: tokens) that are shuffled before.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ from tintc.evaluate.tasks import Example, Task, find_task
 from tintc.ir.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-_CHUNK = (
-    50  # items that a zero-shot learner trains on in one stored unit: an interruption loses no more
-)
+# Items that a zero-shot learner trains on in one stored unit: an interruption loses no more.
+_CHUNK = 50
 _CHOICE = 0  # seed of the demonstrations that settings are chosen with
 _LONGEST = 256  # tokens of a context
 _ZERO_SHOT_CHOOSING = 16  # items that a learner's rate is chosen on where it trains on each

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,10 +23,13 @@ _ON_THE_HUB = re.compile(r"hf://datasets/(?P<name>.+?)@(?P<commit>[0-9a-f]{40})/
 
 @dataclass(frozen=True)
 class Access:
-    """How the hub is asked. cache_dir: of what was made of a data set; offline: read that alone."""
+    """How the hub is asked. cache_dir: of what was made of a data set. offline: read that alone.
+    before: called before anything is fetched.
+    """
 
     cache_dir: str | None = None
     offline: bool = False
+    before: Callable[[], None] = lambda: None
 
 
 USUAL = Access()
@@ -47,6 +50,7 @@ class HubSplit:
 
     def columns(self, columns: Iterable[str], access: Access) -> list[list[Any]]:
         """The values of some columns. Raises SourceError where the hub or the cache gives none."""
+        access.before()
         asked = Repository(self.path, "dataset")
         _, reason = hub.ask(asked, offline=access.offline)
         if reason is not None and self.first is not None:

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,6 +33,7 @@ from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import SourceError, UsageError
+from tintc.ir.named import FETCH, LOAD
 
 BUNDLED = "tiny-opt"
 SHAPE_PREFIX = "shape:"
@@ -80,12 +82,14 @@ def load_source(
     trust_remote_code: bool = False,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Source:
     """Resolves a source to a model (see the top of this file for what a source can be).
 
     dtype: of the weights, float32 by default. A module keeps its own dtype and its own training
-    flag; every other model comes in eval mode. Neither the global random state nor the verbosity of
-    transformers is left changed.
+    flag; every other model comes in eval mode. progress: called with FETCH before files of the hub
+    are asked for, and with LOAD when they are there. Neither the global random state nor the
+    verbosity of transformers is left changed.
 
     Raises SourceError (cannot be found, fetched or read; weights missing, damaged or not finite),
     UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit)
@@ -120,12 +124,8 @@ def load_source(
             name, dtype, trust_remote_code, local_only=offline or not trust_remote_code
         )
         if kind == "hub":
-            return _load_hub(
-                hub.locate(
-                    Repository(name, revision=revision, cache_dir=cache_dir), offline=offline
-                ),
-                checkpoint,
-            )
+            asked = Repository(name, revision=revision, cache_dir=cache_dir)
+            return _load_hub(asked, checkpoint, offline=offline, progress=progress)
         directory = _bundled_directory() if kind == "bundled" else _existing_directory(name)
         return _load_directory(kind, directory, checkpoint)
 
@@ -268,8 +268,16 @@ def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Sourc
     )
 
 
-def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
+def _load_hub(
+    asked: Repository,
+    checkpoint: Checkpoint,
+    *,
+    offline: bool,
+    progress: Callable[[str], None],
+) -> Source:
     """Fetches the config and the tokenizer, and the weights only once they are known to fit."""
+    progress(FETCH)
+    found = hub.locate(asked, offline=offline)
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
     found.fetch_whole({file for file in found.files if "/" not in file and file.endswith(endings)})
     config = checkpoint.read_fitting_config(found.directory)
@@ -278,6 +286,7 @@ def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
     weights = weight_names(found.directory, found.files, found.name, chosen)
     found.check_complete(weights)
     found.fetch(weights)
+    progress(LOAD)
     loaded = checkpoint.load(found.directory, config)
     description = SourceDescription(
         "hub",

@@ -21,6 +21,7 @@ from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
 from tintc.ir.errors import UsageError
+from tintc.ir.named import FETCH
 
 Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
 
@@ -50,9 +51,9 @@ def run_lm(
     )
 
 
-def access_of(how: dict[str, Any]) -> Access:
+def access_of(how: dict[str, Any], before: Callable[[], None] = lambda: None) -> Access:
     """How data are fetched: as the model is. how: options of `Auxiliary`."""
-    return Access(cache_dir=how["cache_dir"], offline=how["offline"])
+    return Access(cache_dir=how["cache_dir"], offline=how["offline"], before=before)
 
 
 def other_text(
@@ -85,7 +86,7 @@ def run_classify(
         how,
         output,
         lambda auxiliary, store, show: classification.run(
-            auxiliary, chosen, store, show, access_of(how)
+            auxiliary, chosen, store, show, access_of(how, lambda: show(FETCH, 0, 0))
         ),
         as_json,
     )
