@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend.files import linked, read_json
+from tintc.compiler.frontend.files import ADAPTER, check_there, linked, looks_like, read_json
 from tintc.compiler.frontend.messages import first_line, listed, untrusted
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
@@ -30,7 +30,6 @@ from tintc.compiler.frontend.tokenizer import load_tokenizer
 from tintc.compiler.frontend.weights import SUFFIXES, digest, weight_files
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
-_ADAPTER = "adapter_config.json"
 _log = logging.getLogger(__name__)
 
 
@@ -52,13 +51,13 @@ class Checkpoint:
     trust_remote_code: bool
     local_only: bool
 
-    def read_fitting_config(self, directory: Path) -> PreTrainedConfig:
-        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do
-        not.
-        """
-        config = self.read_config(directory)
+    def check_fits(self, config: PreTrainedConfig) -> None:
+        """Raises MemoryLimitError for a model whose weights do not fit in memory."""
         check_memory(config, self.name, self.dtype, self.trust_remote_code)
-        return config
+
+    def weight_files(self, directory: Path, config: PreTrainedConfig) -> list[Path]:
+        """Its weight files. Raises SourceError for those that are missing or cut."""
+        return weight_files(directory, self.name, chosen_weights(config))
 
     def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
         """The model on the meta device: shapes and no numbers. Raises SourceError for a config that
@@ -71,13 +70,12 @@ class Checkpoint:
         }
         return build_without_weights(config, self.name, **options)
 
-    def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
-        """The model, its tokenizer and the digest of its weight files.
+    def load(self, directory: Path, config: PreTrainedConfig, files: Sequence[Path]) -> Loaded:
+        """The model, its tokenizer and the digest of its weight files, which are `files`.
 
         Raises SourceError (weights or tokenizer missing, damaged, quantized or not finite) and
         UnsupportedModelError (not causal).
         """
-        files = weight_files(directory, self.name, chosen_weights(config))
         sha256 = digest(files, self.name)
         refuse_integers(files, self.name)
         self._say_what_is_left_out(directory)
@@ -89,13 +87,13 @@ class Checkpoint:
         return Loaded(model, tokenizer, sha256)
 
     def _say_what_is_left_out(self, directory: Path) -> None:
-        if (directory / _ADAPTER).is_file():
+        if (directory / ADAPTER).is_file():
             _log.warning(
                 "%s: the adapter beside the model (%s) is not applied: these are the model's own "
                 "weights; to simulate the adapted model, merge it with peft (merge_and_unload), "
                 "write that with save_pretrained and compile it",
                 self.name,
-                _ADAPTER,
+                ADAPTER,
             )
 
     @property
@@ -106,8 +104,10 @@ class Checkpoint:
         """The config of a model that is supported; no weights are needed yet. Raises SourceError
         and UnsupportedModelError.
         """
+        check_there(directory / "config.json", self.name)
         if not (directory / "config.json").is_file():
-            raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
+            expected = looks_like([path.name for path in directory.iterdir()])
+            raise SourceError(f"{self.name} has no config.json; expected a directory, {expected}")
         values = read_json(directory / "config.json", self.name)
         declared = values.get("model_type")
         config_class = (
@@ -197,26 +197,6 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
         )
 
 
-def _looks_like(directory: Path) -> str:
-    """What to tell the user about a directory without config.json."""
-    if (directory / "manifest.json").is_file():
-        return (
-            "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
-            "tintc.load"
-        )
-    if (directory / _ADAPTER).is_file():
-        return (
-            "a whole model, but this is an adapter: merge it into its base model and save that "
-            "with save_pretrained"
-        )
-    if files := sorted(path.name for path in directory.glob("*.gguf")):
-        return (
-            f"a directory written by save_pretrained, or the path of one GGUF file: {files[0]} in "
-            "it"
-        )
-    return "a directory written by save_pretrained"
-
-
 def chosen_weights(config: PreTrainedConfig) -> object:
     """The file of weights that a config names, which transformers then reads instead of the usual
     ones; or None.
@@ -229,7 +209,7 @@ def _beside(directory: Path, files: Sequence[Path]) -> dict[str, Path]:
     which it would put into the model where peft is installed.
     """
     unread = {path for ending in SUFFIXES for path in directory.glob(f"*{ending}")}
-    unread = {directory / _ADAPTER, *unread} - set(files)
+    unread = {directory / ADAPTER, *unread} - set(files)
     return {path.name: path for path in directory.iterdir() if path not in unread}
 
 

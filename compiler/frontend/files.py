@@ -1,4 +1,5 @@
-"""Files of a model: whether one is what the hub has, how to get it anew, and which ones others see.
+"""Files of a model: whether each is there, whole and what the hub has, how to get it anew, and
+which ones others see.
 
 In the hub's cache a file is a link to its content, `blobs/DIGEST`, and the digest is what the hub
 gave: SHA-256 of a large file, git's hash of a small one. What was received is never compared with
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tintc.ir.errors import SourceError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT = re.compile(r"[0-9a-f]{40}")
 _BLOBS = "blobs"
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how git-lfs begins what stands for a file
+ADAPTER = "adapter_config.json"
 
 
 def sha256(file: Path) -> str:
@@ -77,8 +80,53 @@ def linked(files: Mapping[str, Path], called: str) -> Iterator[Path]:
         yield directory
 
 
+def check_there(file: Path, name: str) -> None:
+    """Raises SourceError for what only stands for a file: a link to nothing, a pointer of git-lfs.
+    What is not there at all is none of it.
+    """
+    if file.is_symlink() and not file.exists():
+        raise SourceError(
+            f"{name}: {file.name} is a link to {os.readlink(file)}, which does not exist; copy the "
+            "file itself"
+        )
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(len(_POINTER))
+    except OSError:  # whoever reads it says why
+        return
+    if begins == _POINTER:
+        raise SourceError(
+            f"{name}: {file.name} is a pointer of git-lfs, not the file itself; run `git lfs pull` "
+            "in its directory"
+        )
+
+
+def looks_like(names: Collection[str], hub_id: str | None = None) -> str:
+    """What was expected of a directory, or of a repository of the hub, that is no model which
+    transformers can load: by the names of its files.
+    """
+    if "manifest.json" in names:
+        return (
+            "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
+            "tintc.load"
+        )
+    if ADAPTER in names:
+        return (
+            "a whole model, but this is an adapter: merge it into its base model and save that "
+            "with save_pretrained"
+        )
+    if files := sorted(file for file in names if file.lower().endswith(".gguf")):
+        whole = "a model that transformers can load" if hub_id else "one save_pretrained wrote"
+        fetched = f", fetched with `hf download {hub_id} {files[0]}`" if hub_id else " in it"
+        return f"{whole}, or the path of one GGUF file: {files[0]}{fetched}"
+    if hub_id and not names:
+        return "a model, but this revision holds no files"
+    return "a model that transformers can load" if hub_id else "one that save_pretrained wrote"
+
+
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """The object that a file holds. Raises SourceError for anything else."""
+    check_there(path, name)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

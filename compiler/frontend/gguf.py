@@ -27,7 +27,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report
-from tintc.compiler.frontend.files import get_again, linked
+from tintc.compiler.frontend.files import check_there, get_again, linked
 from tintc.compiler.frontend.gguf_metadata import (
     INSTEAD,
     Header,
@@ -207,6 +207,7 @@ def open_file(path: Path, name: str, dtype: torch.dtype) -> GgufFile:
     """
     check_installed()
     path = path.absolute()
+    check_there(path, name)
     if not path.is_file():
         raise SourceError(
             f"{name} {'is no file' if path.exists() else 'does not exist'}; expected a GGUF file"

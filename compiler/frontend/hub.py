@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from tintc.compiler.frontend.files import check_received
+from tintc.compiler.frontend.files import check_received, looks_like
 from tintc.compiler.frontend.hub_errors import (
     Repository,
     UnreachableError,
@@ -83,8 +83,7 @@ def locate(asked: Repository, *, offline: bool) -> HubModel:
     remote, reason = ask(asked, offline=offline)
     if remote is not None and "config.json" not in remote:
         raise SourceError(
-            f"{asked.name} on the hub has no config.json; expected a model that transformers can "
-            "load"
+            f"{asked.name} on the hub has no config.json; expected {looks_like(remote, asked.name)}"
         )
     try:
         config = _download(asked, "config.json", asked.revision, local_only=remote is None)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -27,6 +28,7 @@ EXPECTED = (
     "tiny-opt, smollm2-135m, shape:NAME, a directory, a .gguf file or a hub id such as "
     "facebook/opt-125m"
 )
+_SECONDS = re.compile(r"Retry after (\d+) seconds")  # as the client reads other headers
 _LENGTHS = re.compile(r"should be of size (\d+) but has size (\d+)")
 
 
@@ -120,7 +122,9 @@ def refusal(error: Exception, asked: Repository) -> SourceError | None:
 
 def not_fetched(error: Exception, file: str, asked: Repository) -> SourceError:
     """Why a file of a repository that is there could not be fetched."""
-    of_hub = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    told = isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
+    of_hub = error.__cause__ if told else error
+    assert isinstance(of_hub, Exception)
     refused = refusal(error, asked) or refusal(of_hub, asked)
     if refused is not None:
         return refused
@@ -183,6 +187,8 @@ def _named(status: int) -> str:
 def _rate_limit(error: Exception) -> str:
     assert isinstance(error, HfHubHTTPError)
     seconds = error.response.headers.get("Retry-After") or ""
+    if not seconds.isdigit() and (said := _SECONDS.search(str(error))):
+        seconds = said[1]
     wait = f"wait {seconds} seconds" if seconds.isdigit() else "wait some minutes"
     return (
         f"the hub's rate limit is reached (HTTP 429): {wait}, or run `hf auth login`, as it is "

@@ -31,7 +31,7 @@ from tintc.compiler.frontend import gguf, hub, libraries
 from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
 from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
-from tintc.compiler.frontend.weights import weight_names
+from tintc.compiler.frontend.weights import no_weights, weight_names
 from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.named import FETCH, LOAD
 
@@ -103,11 +103,7 @@ def load_source(
         raise UsageError(
             f"source is a {type(source).__name__}; expected a name, a path or a torch.nn.Module"
         )
-    if revision is not None and kind != "hub":
-        raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
-            "out"
-        )
+    _check_revision(revision, kind, name)
 
     if isinstance(source, torch.nn.Module):
         return _use_module(source, name, dtype)
@@ -151,11 +147,7 @@ def load_without_weights(
     UnsupportedModelError and UsageError.
     """
     kind, name = _kind_of(source), os.fspath(source)
-    if revision is not None and kind != "hub":
-        raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
-            "out"
-        )
+    _check_revision(revision, kind, name)
     if kind in ("gguf", "package"):
         with libraries.quiet(), libraries.offline():
             file = _open_gguf(kind, name, dtype)
@@ -192,6 +184,18 @@ def load_without_weights(
     return Source(
         model, None, SourceDescription(kind, name, revision=commit, config=_as_json(config))
     )
+
+
+def _check_revision(revision: str | None, kind: str, name: str) -> None:
+    if revision is not None and kind != "hub":
+        raise UsageError(
+            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
+            "out"
+        )
+    if revision is not None and not revision.strip():
+        raise UsageError(
+            "the revision is empty; expected a branch, a tag or a commit hash of the hub, or none"
+        )
 
 
 def _kind_of(source: str | os.PathLike[str]) -> str:
@@ -257,7 +261,10 @@ def _load_gguf(kind: str, file: gguf.GgufFile) -> Source:
 
 
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:
-    loaded = checkpoint.load(directory, checkpoint.read_fitting_config(directory))
+    loaded_config = checkpoint.read_config(directory)
+    files = checkpoint.weight_files(directory, loaded_config)
+    checkpoint.check_fits(loaded_config)
+    loaded = checkpoint.load(directory, loaded_config, files)
     config = _as_json(loaded.model.config)
     # Where a directory lay on this machine is nobody else's business; its digest says what it held.
     name = directory.resolve().name if kind == "directory" else checkpoint.name
@@ -280,14 +287,19 @@ def _load_hub(
     found = hub.locate(asked, offline=offline)
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
     found.fetch_whole({file for file in found.files if "/" not in file and file.endswith(endings)})
-    config = checkpoint.read_fitting_config(found.directory)
+    config = checkpoint.read_config(found.directory)
     chosen = chosen_weights(config)
     found.fetch_whole({file for file in found.files if file == chosen and file.endswith(".json")})
     weights = weight_names(found.directory, found.files, found.name, chosen)
     found.check_complete(weights)
+    if not weights:
+        raise no_weights(found.name, found.files, chosen, hub_id=found.name)
+    checkpoint.check_fits(config)
     found.fetch(weights)
     progress(LOAD)
-    loaded = checkpoint.load(found.directory, config)
+    loaded = checkpoint.load(
+        found.directory, config, checkpoint.weight_files(found.directory, config)
+    )
     description = SourceDescription(
         "hub",
         found.name,

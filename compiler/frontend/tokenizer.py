@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tintc.compiler.frontend.files import check_there
 from tintc.compiler.frontend.messages import first_line, untrusted
 from tintc.ir.errors import SourceError
 
@@ -22,6 +23,7 @@ _VOCABULARIES = (
     "tekken.json",
     "*.tiktoken",
 )
+_BESIDE = (_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 _SAMPLES = ("The river rises in the hills.", " 12.5 x\n\n\tÄ 漢字 🙂", "a")
 _log = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ def load_tokenizer(directory: Path, name: str, **arguments: Any) -> Any | None:
     arguments: of AutoTokenizer. Raises SourceError for one that is damaged, or code of its own that
     is not trusted.
     """
-    vocabulary = any(path.is_file() for each in _VOCABULARIES for path in directory.glob(each))
+    for path in _named(directory, *_VOCABULARIES, *_BESIDE):
+        check_there(path, name)
+    vocabulary = any(path.is_file() for path in _named(directory, *_VOCABULARIES))
     if not vocabulary and not (directory / _CONFIG).is_file():
         return None
     try:
@@ -56,6 +60,11 @@ def load_tokenizer(directory: Path, name: str, **arguments: Any) -> Any | None:
         _CONFIG,
     )
     return None
+
+
+def _named(directory: Path, *patterns: str) -> list[Path]:
+    """Files of these names, links to nothing among them."""
+    return [path for path in directory.iterdir() if any(path.match(each) for each in patterns)]
 
 
 def _has_tokens(tokenizer: Any) -> bool:

@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 
 import safetensors
 
-from tintc.compiler.frontend.files import check_received, get_again, read_json, sha256
+from tintc.compiler.frontend.files import (
+    ADAPTER,
+    check_received,
+    check_there,
+    get_again,
+    looks_like,
+    read_json,
+    sha256,
+)
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.ir.errors import SourceError
 
@@ -66,16 +74,29 @@ def _is_inside(file: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and path.suffix != ""
 
 
+def no_weights(
+    name: str, files: Collection[str], chosen: object, hub_id: str | None = None
+) -> SourceError:
+    """The error for a model without weights, which may have them in another form. files: those that
+    it has; hub_id: where that is on the hub.
+    """
+    if chosen is not None:
+        expected = f"{chosen}, which its config.json names"
+    elif ADAPTER in files or any(file.lower().endswith(".gguf") for file in files):
+        expected = looks_like([file for file in files if file != "manifest.json"], hub_id)
+    else:
+        expected = "model.safetensors (or its shards and index) or pytorch_model.bin"
+    return SourceError(f"{name} has no weights; expected {expected}")
+
+
 def weight_files(directory: Path, name: str, chosen: object = None) -> list[Path]:
     """The weight files, all there and every safetensors file whole. chosen: see `weight_names`."""
     present = [file for file in _candidates(chosen, name) if os.path.lexists(directory / file)]
     names = weight_names(directory, present, name, chosen)
     if not names:
-        expected = "model.safetensors (or its shards and index) or pytorch_model.bin"
-        raise SourceError(
-            f"{name} has no weights; expected "
-            + (f"{chosen}, which its config.json names" if chosen else expected)
-        )
+        raise no_weights(name, os.listdir(directory), chosen)
+    for file in names:
+        check_there(directory / file, name)
     absent = [file for file in names if not (directory / file).is_file()]
     if absent:
         raise SourceError(

@@ -198,3 +198,49 @@ class TestTokenizerOfItsOwnCode:
         assert "the tokenizer OwnTokenizer is Python code" in caplog.text
         assert package.load(tmp_path / "sim").tokenizer is None
         assert "no tokenizer" in tintc("run", tmp_path / "sim", "--text", TEXT).refused(2)
+
+
+class TestFilesThatAreNone:
+    """A link to nothing, and what git leaves of a large file where git-lfs is not installed."""
+
+    @pytest.mark.parametrize("file", [WEIGHTS, "config.json", "tokenizer.json"])
+    def test_dangling_links(self, directory: Path, file: str) -> None:
+        (directory / file).unlink()
+        (directory / file).symlink_to("../blobs/nowhere")
+        message = refusal(directory)
+        assert f"{file} is a link to ../blobs/nowhere, which does not exist" in message
+        assert "index" not in message
+
+    def test_a_dangling_gguf_file(self, tmp_path: Path) -> None:
+        (tmp_path / "model.gguf").symlink_to("elsewhere.gguf")
+        message = refusal(tmp_path / "model.gguf")
+        assert "is a link to elsewhere.gguf, which does not exist" in message
+
+    @pytest.mark.parametrize(
+        "file", [WEIGHTS, "pytorch_model.bin", "config.json", "tokenizer.json", "model.gguf"]
+    )
+    def test_pointers(self, directory: Path, file: str) -> None:
+        if file == "pytorch_model.bin":
+            (directory / WEIGHTS).unlink()
+        (directory / file).write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456789\n"
+        )
+        source = directory / file if file.endswith(".gguf") else directory
+        message = refusal(source)
+        assert f"{file} is a pointer of git-lfs" in message and "run `git lfs pull`" in message
+
+    def test_nothing_else_is_looked_at(self, directory: Path) -> None:
+        (directory / "data.json").symlink_to("nowhere")
+        (directory / "pytorch_model.bin").symlink_to("nowhere")
+        load_source(directory)
+
+
+def test_compile_without_a_tokenizer_does_not_suggest_to_run(
+    directory: Path, tmp_path: Path
+) -> None:
+    with_one = tintc("compile", directory, "-o", tmp_path / "one").err
+    assert f"tintc run {tmp_path / 'one'}" in with_one
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    without = tintc("compile", directory, "-o", tmp_path / "none").err
+    assert "tintc run" not in without and "token ids" in without
