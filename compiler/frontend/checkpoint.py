@@ -107,7 +107,7 @@ class Checkpoint:
         check_there(directory / "config.json", self.name)
         if not (directory / "config.json").is_file():
             expected = looks_like([path.name for path in directory.iterdir()])
-            raise SourceError(f"{self.name} has no config.json; expected a directory, {expected}")
+            raise SourceError(f"{self.name} has no config.json; expected {expected}")
         values = read_json(directory / "config.json", self.name)
         declared = values.get("model_type")
         config_class = (

@@ -28,6 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT = re.compile(r"[0-9a-f]{40}")
 _BLOBS = "blobs"
 _POINTER = b"version https://git-lfs.github.com/spec/"  # how git-lfs begins what stands for a file
+_WRITTEN = "a directory written by save_pretrained"
 ADAPTER = "adapter_config.json"
 
 
@@ -115,13 +116,13 @@ def looks_like(names: Collection[str], hub_id: str | None = None) -> str:
             "a whole model, but this is an adapter: merge it into its base model and save that "
             "with save_pretrained"
         )
-    if files := sorted(file for file in names if file.lower().endswith(".gguf")):
-        whole = "a model that transformers can load" if hub_id else "one save_pretrained wrote"
+    whole = "a model that transformers can load" if hub_id else _WRITTEN
+    if files := sorted(file for file in names if file.endswith(".gguf")):
         fetched = f", fetched with `hf download {hub_id} {files[0]}`" if hub_id else " in it"
         return f"{whole}, or the path of one GGUF file: {files[0]}{fetched}"
     if hub_id and not names:
         return "a model, but this revision holds no files"
-    return "a model that transformers can load" if hub_id else "one that save_pretrained wrote"
+    return whole
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

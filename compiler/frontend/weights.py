@@ -82,7 +82,7 @@ def no_weights(
     """
     if chosen is not None:
         expected = f"{chosen}, which its config.json names"
-    elif ADAPTER in files or any(file.lower().endswith(".gguf") for file in files):
+    elif ADAPTER in files or any(file.endswith(".gguf") for file in files):
         expected = looks_like([file for file in files if file != "manifest.json"], hub_id)
     else:
         expected = "model.safetensors (or its shards and index) or pytorch_model.bin"
