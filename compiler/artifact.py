@@ -6,7 +6,7 @@
                          the tint dialect
     weights.safetensors  the auxiliary weights by their own names, and the inner learning rate
     report.json          what `tintc compile` prints
-    tokenizer files      as transformers saves them, where the source had any
+    tokenizer files      as transformers saves them, where the source had any that needs no code
 
 Loading runs no code from it, unpickles nothing and checks every checksum. Writing is atomic: a
 temporary directory beside the target, then a rename.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import platform
 import shutil
 import tempfile
@@ -46,6 +47,8 @@ from tintc.compiler.artifact_files import (
     sha256,
     write_json,
 )
+from tintc.compiler.frontend.libraries import offline
+from tintc.compiler.frontend.tokenizer import needs_code, without_code
 from tintc.compiler.reports.summary import report
 from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
@@ -74,6 +77,7 @@ _PROPERTIES = (
     "memory_slots_disjoint",
 )
 _LIBRARIES = ("torch", "transformers", "safetensors")
+_log = logging.getLogger(__name__)
 
 
 def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path:
@@ -225,14 +229,7 @@ def _write(simulator: Simulator, root: Path) -> None:
     }
     save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / WEIGHTS)
     write_json(root / REPORT, report(simulator))
-    if simulator.tokenizer is not None:
-        try:
-            simulator.tokenizer.save_pretrained(str(root / TOKENIZER))
-            _forget_origin(root / TOKENIZER / "tokenizer_config.json")
-        except (
-            Exception
-        ) as error:  # the tokenizers library raises a bare Exception when the disk is full
-            raise OSError(f"the tokenizer cannot be saved: {error}") from error
+    _write_tokenizer(simulator.tokenizer, root)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
@@ -254,6 +251,28 @@ def _write(simulator: Simulator, root: Path) -> None:
         },
     }
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
+
+
+def _write_tokenizer(tokenizer: Any, root: Path) -> None:
+    """As one of transformers' own classes: what an artifact holds is loaded without code."""
+    if tokenizer is not None and needs_code(tokenizer):
+        kind = type(tokenizer).__name__
+        tokenizer = without_code(tokenizer)
+        if tokenizer is None:
+            _log.warning(
+                "the tokenizer %s is Python code, which an artifact does not hold: it is left "
+                "out, and `tintc run` has none; use tintc.load, and call it with token ids",
+                kind,
+            )
+    if tokenizer is None:
+        return
+    try:
+        tokenizer.save_pretrained(str(root / TOKENIZER))
+        _forget_origin(root / TOKENIZER / "tokenizer_config.json")
+    except (
+        Exception
+    ) as error:  # the tokenizers library raises a bare Exception when the disk is full
+        raise OSError(f"the tokenizer cannot be saved: {error}") from error
 
 
 def _forget_origin(file: Path) -> None:
@@ -298,8 +317,9 @@ def _tokenizer(root: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with offline():
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # transformers raises what its readers raise
         raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

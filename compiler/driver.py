@@ -16,7 +16,7 @@ from tintc.compiler.frontend.sources import load_source
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.facts import ModelFacts
-from tintc.ir.named import Check
+from tintc.ir.named import LOAD, Check
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import to_records
@@ -72,7 +72,7 @@ def compile(
     config = config or SimulatorConfig.paper()
     check_backend(backend, share)
     say = progress or (lambda stage: None)
-    say("load")
+    say(LOAD)
     loaded = load_source(
         source,
         revision=revision,
@@ -81,6 +81,7 @@ def compile(
         trust_remote_code=trust_remote_code,
         seed=seed,
         dtype=dtype,
+        progress=say,
     )
     say("capture")
     captured = capture(loaded.model)

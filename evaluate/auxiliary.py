@@ -19,6 +19,7 @@ from tintc.evaluate.learners import DynamicEvaluation, Simulated, Unmodified
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError
 from tintc.ir.facts import ModelFacts
+from tintc.ir.named import LOAD
 from tintc.runtime.simulator import Simulator
 
 
@@ -38,8 +39,8 @@ class Auxiliary:
         progress: Callable[[str], None] = lambda stage: None,
         **options: Any,
     ) -> None:
-        progress("load")
-        loaded = load_source(source, **options)
+        progress(LOAD)
+        loaded = load_source(source, progress=progress, **options)
         self.tokenizer = tokenizer or loaded.tokenizer
         if self.tokenizer is None:
             raise SourceError(

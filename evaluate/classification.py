@@ -5,9 +5,8 @@ With demonstrations a learner trains on them once and answers every test item; z
 on each item's own text. Labels are scored by log-likelihood, with or without calibration. Template,
 calibration, learning rate and budget are chosen on training data alone: the template by the
 unmodified model, for all; rate, budget and calibration by each simulator; rate and calibration by
-dynamic evaluation, which has the budget of the first simulator.
-Two controls show where a gain comes from: gradient ascent, and labels (zero-shot: tokens) that are
-shuffled before they are learnt.
+dynamic evaluation, which has the budget of the first simulator. Two controls show where a gain
+comes from: gradient ascent, and labels (zero-shot: tokens) that are shuffled before.
 """
 
 from __future__ import annotations
@@ -37,18 +36,19 @@ from tintc.evaluate.draws import (
     shuffled_tokens,
     with_shuffled_labels,
 )
+from tintc.evaluate.examples import read_splits
+from tintc.evaluate.hub_rows import USUAL, Access
 from tintc.evaluate.judgement import Floats, correctness, quality, summary
 from tintc.evaluate.lessons import FewShot, Lesson, Scores, ZeroShot, digest
 from tintc.evaluate.prompts import Writer
 from tintc.evaluate.settings import UNMODIFIED, Form, Method, Settings, method
 from tintc.evaluate.store import Store
-from tintc.evaluate.tasks import Example, Task, find_task, read_split
+from tintc.evaluate.tasks import Example, Task, find_task
 from tintc.ir.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-_CHUNK = (
-    50  # items that a zero-shot learner trains on in one stored unit: an interruption loses no more
-)
+# Items that a zero-shot learner trains on in one stored unit: an interruption loses no more.
+_CHUNK = 50
 _CHOICE = 0  # seed of the demonstrations that settings are chosen with
 _LONGEST = 256  # tokens of a context
 _ZERO_SHOT_CHOOSING = 16  # items that a learner's rate is chosen on where it trains on each
@@ -59,22 +59,20 @@ def run(
     settings: Settings,
     store: Store,
     progress: Progress = lambda text, done, total: None,
+    access: Access = USUAL,
 ) -> dict[str, Any]:
     """The whole experiment as a JSON object: results of each task and number of shots, and their
     averages over tasks.
 
     Units that the store holds are not computed again. progress: called before each unit with what
-    it is, and how many of how many are done. Raises InputError for data that do not fit, UsageError
-    for settings that do not.
+    it is, and how many of how many are done. access: to the hub's data. Raises InputError for data
+    that do not fit, SourceError where there are none, UsageError for settings that do not.
     """
     bench = _Bench(auxiliary, settings, store, progress)
     results = []
     for name in settings.tasks:
         task = find_task(name)
-        train, test = (
-            read_split(task, "train", settings.data_dir),
-            read_split(task, "test", settings.data_dir),
-        )
+        train, test = read_splits(task, settings.data_dir, access)
         data = divide(train, test, len(task.labels), choose=settings.choose, limit=settings.limit)
         results += [_Cell(bench, task, data, shots).result() for shots in settings.shots]
     progress("done", bench.total, bench.total)

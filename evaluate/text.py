@@ -9,21 +9,20 @@ import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tintc.evaluate.hub_rows import USUAL, Access, HubSplit
 from tintc.ir.errors import InputError
 
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a named data set lies: arguments of `datasets.load_dataset`, and which split is
-    evaluated and which one is chosen on.
-    documents: so many are read at most; None for all."""
+    """Where a named data set lies on the hub, and which split is evaluated and which one is chosen
+    on. documents: so many are read at most; None for all."""
 
     path: str
     name: str
@@ -51,17 +50,17 @@ class Text:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def read_text(data: str, *, choose: bool = False, cache_dir: str | None = None) -> Text:
+def read_text(data: str, *, choose: bool = False, access: Access = USUAL) -> Text:
     """A UTF-8 text file, a JSONL file of {"text": ...}, or a name out of HUB_TEXTS (choose: its
     split for choosing).
 
     Documents of a JSONL file or of a hub split are joined by an empty line. Raises InputError for
-    what cannot be read or holds no text.
+    what cannot be read or holds no text, SourceError where the hub gives nothing.
     """
     if data in HUB_TEXTS:
         hub = HUB_TEXTS[data]
         split = hub.chosen_on if choose else hub.evaluated
-        return Text(f"{data} ({split})", _not_empty(data, _hub_text(data, hub, split, cache_dir)))
+        return Text(f"{data} ({split})", _not_empty(data, _hub_text(hub, split, access)))
     path = Path(data)
     if not path.is_file():
         raise InputError(
@@ -113,21 +112,11 @@ def _not_empty(name: str, text: str) -> str:
     return text
 
 
-def _hub_text(data: str, hub: HubText, split: str, cache_dir: str | None) -> str:
-    import datasets
-
-    try:
-        streaming = hub.documents is not None  # c4 has 300 GB
-        rows = datasets.load_dataset(
-            hub.path, hub.name, split=split, streaming=streaming, cache_dir=cache_dir
-        )
-        return _join(row["text"] for row in islice(rows, hub.documents))
-    except Exception as error:  # datasets raises whatever its file systems raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{data} could not be fetched from the hub ({reason}); with no network, give a local "
-            "file: --data FILE"
-        ) from None
+def _hub_text(hub: HubText, split: str, access: Access) -> str:
+    # c4 has 300 GB
+    found = HubSplit(hub.path, split, "a local file: --data FILE", hub.name, hub.documents)
+    (texts,) = found.columns(["text"], access)
+    return _join(texts)
 
 
 def token_ids(tokenizer: Any, text: Text) -> Tensor:

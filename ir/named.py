@@ -11,3 +11,7 @@ Share = Literal["none", "layers", "all"]
 Number = Literal["float32", "float64", "bfloat16", "float16"]
 
 Check = Literal["forward", "step", "none"]  # what `compile` compares with the model itself
+
+# Stages of a compile or an experiment that somebody acts on: while files are fetched, the hub's
+# client may draw bars of its own.
+FETCH, LOAD = "fetch", "load"

@@ -6,39 +6,30 @@ error.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend.hub import first_line
+from tintc.compiler.frontend.files import ADAPTER, check_there, linked, looks_like, read_json
+from tintc.compiler.frontend.messages import first_line, listed, untrusted
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
     check_causal,
     check_finite,
     check_memory,
     check_supported,
-    listed,
 )
 from tintc.compiler.frontend.quantized import refuse_integers, refuse_scales
+from tintc.compiler.frontend.tokenizer import load_tokenizer
+from tintc.compiler.frontend.weights import SUFFIXES, digest, weight_files
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -60,13 +51,13 @@ class Checkpoint:
     trust_remote_code: bool
     local_only: bool
 
-    def read_fitting_config(self, directory: Path) -> PreTrainedConfig:
-        """`read_config` of a model whose weights fit in memory. Raises MemoryLimitError if they do
-        not.
-        """
-        config = self.read_config(directory)
+    def check_fits(self, config: PreTrainedConfig) -> None:
+        """Raises MemoryLimitError for a model whose weights do not fit in memory."""
         check_memory(config, self.name, self.dtype, self.trust_remote_code)
-        return config
+
+    def weight_files(self, directory: Path, config: PreTrainedConfig) -> list[Path]:
+        """Its weight files. Raises SourceError for those that are missing or cut."""
+        return weight_files(directory, self.name, chosen_weights(config))
 
     def without_weights(self, config: PreTrainedConfig) -> torch.nn.Module:
         """The model on the meta device: shapes and no numbers. Raises SourceError for a config that
@@ -79,18 +70,31 @@ class Checkpoint:
         }
         return build_without_weights(config, self.name, **options)
 
-    def load(self, directory: Path, config: PreTrainedConfig) -> Loaded:
-        """The model, its tokenizer and the digest of its weight files.
+    def load(self, directory: Path, config: PreTrainedConfig, files: Sequence[Path]) -> Loaded:
+        """The model, its tokenizer and the digest of its weight files, which are `files`.
 
         Raises SourceError (weights or tokenizer missing, damaged, quantized or not finite) and
         UnsupportedModelError (not causal).
         """
-        files = _weight_files(directory, self.name)
+        sha256 = digest(files, self.name)
         refuse_integers(files, self.name)
-        model = self._load_model(directory, config, files)
+        self._say_what_is_left_out(directory)
+        with linked(_beside(directory, files), directory.resolve().name) as alone:
+            model = self._load_model(alone, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
-        return Loaded(model, self._load_tokenizer(directory), digest(files))
+        tokenizer = load_tokenizer(directory, self.name, **self._arguments)
+        return Loaded(model, tokenizer, sha256)
+
+    def _say_what_is_left_out(self, directory: Path) -> None:
+        if (directory / ADAPTER).is_file():
+            _log.warning(
+                "%s: the adapter beside the model (%s) is not applied: these are the model's own "
+                "weights; to simulate the adapted model, merge it with peft (merge_and_unload), "
+                "write that with save_pretrained and compile it",
+                self.name,
+                ADAPTER,
+            )
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -100,9 +104,11 @@ class Checkpoint:
         """The config of a model that is supported; no weights are needed yet. Raises SourceError
         and UnsupportedModelError.
         """
+        check_there(directory / "config.json", self.name)
         if not (directory / "config.json").is_file():
-            raise SourceError(f"{self.name} has no config.json; expected {_looks_like(directory)}")
-        values = _read_json(directory / "config.json", self.name)
+            expected = looks_like([path.name for path in directory.iterdir()])
+            raise SourceError(f"{self.name} has no config.json; expected {expected}")
+        values = read_json(directory / "config.json", self.name)
         declared = values.get("model_type")
         config_class = (
             transformers.CONFIG_MAPPING[declared]
@@ -115,7 +121,7 @@ class Checkpoint:
             and config_class not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
             and not self.trust_remote_code
         ):
-            raise self._untrusted()
+            raise untrusted(self.name)
         if config_class is None and not has_code:
             raise UnsupportedModelError(
                 f"{self.name} has model_type {declared!r} in its config.json, which transformers "
@@ -161,25 +167,6 @@ class Checkpoint:
         loaded: torch.nn.Module = model.eval()
         return loaded
 
-    def _load_tokenizer(self, directory: Path) -> Any | None:
-        if not any((directory / file).is_file() for file in _TOKENIZER_FILES):
-            return None
-        try:
-            return AutoTokenizer.from_pretrained(directory, **self._arguments)
-        except Exception as error:
-            if "trust_remote_code" in str(error):
-                raise self._untrusted() from error
-            raise SourceError(
-                f"{self.name}: its tokenizer cannot be loaded: {first_line(error)}"
-            ) from error
-
-    def _untrusted(self) -> SourceError:
-        return SourceError(
-            f"{self.name} brings Python code of its own, which would run on this machine; read it "
-            "first, then pass "
-            "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
-        )
-
 
 def check_report(report: Mapping[str, Any], name: str, described_by: str) -> None:
     """Judges what transformers reports after loading: missing and mismatched weights would hold
@@ -210,24 +197,20 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
         )
 
 
-def _looks_like(directory: Path) -> str:
-    """What to tell the user about a directory without config.json."""
-    if (directory / "manifest.json").is_file():
-        return (
-            "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
-            "tintc.load"
-        )
-    if (directory / "adapter_config.json").is_file():
-        return (
-            "a whole model, but this is an adapter: merge it into its base model and save that "
-            "with save_pretrained"
-        )
-    if files := sorted(path.name for path in directory.glob("*.gguf")):
-        return (
-            f"a directory written by save_pretrained, or the path of one GGUF file: {files[0]} in "
-            "it"
-        )
-    return "a directory written by save_pretrained"
+def chosen_weights(config: PreTrainedConfig) -> object:
+    """The file of weights that a config names, which transformers then reads instead of the usual
+    ones; or None.
+    """
+    return getattr(config, "transformers_weights", None)
+
+
+def _beside(directory: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """What transformers is to see of a directory: these weights and no others, and no adapter,
+    which it would put into the model where peft is installed.
+    """
+    unread = {path for ending in SUFFIXES for path in directory.glob(f"*{ending}")}
+    unread = {directory / ADAPTER, *unread} - set(files)
+    return {path.name: path for path in directory.iterdir() if path not in unread}
 
 
 def attention_of(config: PreTrainedConfig) -> str | None:
@@ -237,76 +220,3 @@ def attention_of(config: PreTrainedConfig) -> str | None:
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     return "sdpa" if transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else None
-
-
-def weight_names(directory: Path, present: Collection[str], name: str) -> list[str]:
-    """The weight files among `present`, in transformers' order of preference; an index in
-    `directory` names its shards.
-
-    Raises SourceError for an index that cannot be read.
-    """
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if file in present:
-            return [file]
-        if f"{file}.index.json" in present:
-            shards = _read_json(directory / f"{file}.index.json", name).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise SourceError(
-                    f"{name}: {file}.index.json has no weight_map; expected one written by "
-                    "save_pretrained"
-                )
-            return sorted({str(shard) for shard in shards.values()})
-    return []
-
-
-def _weight_files(directory: Path, name: str) -> list[Path]:
-    """The weight files, all there and every safetensors file whole."""
-    names = weight_names(directory, [path.name for path in directory.iterdir()], name)
-    if not names:
-        raise SourceError(
-            f"{name} has no weights; expected model.safetensors (or its shards and index) or "
-            "pytorch_model.bin"
-        )
-    absent = [file for file in names if not (directory / file).is_file()]
-    if absent:
-        raise SourceError(
-            f"{name} lacks {listed(absent)}, which its index names; fetch or copy the missing files"
-        )
-    for file in names:
-        if file.endswith(".safetensors"):
-            try:
-                with safetensors.safe_open(directory / file, framework="pt"):
-                    pass  # opening checks the header and the length
-            except Exception as error:
-                raise SourceError(
-                    f"{name}: {file} is truncated or damaged ({first_line(error)}); fetch or copy "
-                    "it again"
-                ) from error
-    return [directory / file for file in names]
-
-
-def digest(files: Sequence[Path]) -> str:
-    """The SHA-256 of one file; of several, that of their hexadecimal digests joined in order of
-    their names.
-    """
-    digests = []
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{name} has a {path.name} that cannot be read: {first_line(error)}"
-        ) from error
-    if not isinstance(values, dict):
-        raise SourceError(
-            f"{name} has a {path.name} that holds a {type(values).__name__}; expected a JSON object"
-        )
-    return values

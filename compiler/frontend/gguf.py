@@ -16,9 +16,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +26,22 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
-from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report, digest
+from tintc.compiler.frontend.checkpoint import Loaded, attention_of, check_report
+from tintc.compiler.frontend.files import check_there, get_again, linked
 from tintc.compiler.frontend.gguf_metadata import (
     INSTEAD,
     Header,
     check_metadata,
 )
-from tintc.compiler.frontend.hub import first_line
+from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
     check_causal,
     check_finite,
     check_memory,
     check_supported,
-    listed,
 )
+from tintc.compiler.frontend.weights import digest
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
 SUFFIX = ".gguf"
@@ -132,11 +130,12 @@ class GgufFile:
         Raises SourceError (weights missing, of other shapes or not finite, a tokenizer that cannot
         be built) and UnsupportedModelError (not causal).
         """
+        sha256 = digest([self.path], self.name)
         with _alone(self.path) as (directory, file), _without_bars():
             model = self._load_model(directory, file, config)
             check_finite(model, self.name)
             check_causal(model, self.name)
-            return Loaded(model, self._load_tokenizer(directory, file), digest([self.path]))
+            return Loaded(model, self._load_tokenizer(directory, file), sha256)
 
     def _load_model(self, directory: str, file: str, config: PreTrainedConfig) -> torch.nn.Module:
         options: dict[str, Any] = {}
@@ -208,6 +207,7 @@ def open_file(path: Path, name: str, dtype: torch.dtype) -> GgufFile:
     """
     check_installed()
     path = path.absolute()
+    check_there(path, name)
     if not path.is_file():
         raise SourceError(
             f"{name} {'is no file' if path.exists() else 'does not exist'}; expected a GGUF file"
@@ -270,8 +270,8 @@ def _read_header(path: Path, name: str) -> Header:
         tensors = tuple(tensor.name for tensor in reader.tensors)
     except Exception as error:
         raise SourceError(
-            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); fetch "
-            "or copy it again"
+            f"{name} is truncated, damaged or of an unknown version ({first_line(error)}); "
+            f"{get_again(path)}"
         ) from error
     if reader.endianess != GGUFEndian.LITTLE:
         raise SourceError(f"{name} is big-endian; expected a little-endian GGUF file")
@@ -335,13 +335,8 @@ def _alone(path: Path) -> Iterator[tuple[str, str]]:
     transformers would prefer a config or a tokenizer that lies beside the file, and a file of its
     name in the working directory.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        link = os.path.join(directory, f"model{SUFFIX}")
-        try:
-            os.symlink(path, link)
-        except OSError:
-            shutil.copyfile(path, link)
-        yield directory, link
+    with linked({f"model{SUFFIX}": path}, "model") as directory:
+        yield str(directory), str(directory / f"model{SUFFIX}")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ model without weights that tells.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 from typing import Any
 
 import psutil
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend.hub import first_line
+from tintc.compiler.frontend.messages import first_line, listed
 from tintc.ir.errors import MemoryLimitError, SourceError, UnsupportedModelError
 
 
@@ -144,13 +143,6 @@ def check_causal(model: torch.nn.Module, name: str) -> None:
             f"{name} looks ahead: the logits of a token depend on later tokens; expected a causal "
             "language model"
         )
-
-
-def listed(names: Collection[str]) -> str:
-    """A few of many names: `a, b, c and 4 more`."""
-    shown = sorted(names)[:3]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _is_finite(value: torch.Tensor) -> bool:

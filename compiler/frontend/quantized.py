@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from tintc.compiler.frontend.model_checks import listed
+from tintc.compiler.frontend.messages import listed
 from tintc.ir.errors import SourceError
 
 _INTEGERS = re.compile(r"[IU]\d+")  # types of safetensors: I8, U8, I32, ...

@@ -14,28 +14,26 @@ missing, damaged or not finite are refused before anything is compiled.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.utils.logging as hub_logging
 import torch
-import transformers.utils.logging as transformers_logging
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend import gguf, hub
-from tintc.compiler.frontend.checkpoint import Checkpoint, weight_names
+from tintc.compiler.frontend import gguf, hub, libraries
+from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
+from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
+from tintc.compiler.frontend.weights import no_weights, weight_names
 from tintc.ir.errors import SourceError, UsageError
+from tintc.ir.named import FETCH, LOAD
 
 BUNDLED = "tiny-opt"
 SHAPE_PREFIX = "shape:"
@@ -84,12 +82,14 @@ def load_source(
     trust_remote_code: bool = False,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Source:
     """Resolves a source to a model (see the top of this file for what a source can be).
 
     dtype: of the weights, float32 by default. A module keeps its own dtype and its own training
-    flag; every other model comes in eval mode. Neither the global random state nor the verbosity of
-    transformers is left changed.
+    flag; every other model comes in eval mode. progress: called with FETCH before files of the hub
+    are asked for, and with LOAD when they are there. Neither the global random state nor the
+    verbosity of transformers is left changed.
 
     Raises SourceError (cannot be found, fetched or read; weights missing, damaged or not finite),
     UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit)
@@ -103,18 +103,15 @@ def load_source(
         raise UsageError(
             f"source is a {type(source).__name__}; expected a name, a path or a torch.nn.Module"
         )
-    if revision is not None and kind != "hub":
-        raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
-            "out"
-        )
+    _check_revision(revision, kind, name)
 
     if isinstance(source, torch.nn.Module):
         return _use_module(source, name, dtype)
     dtype = dtype or torch.float32
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    with _quiet():
+    asks = kind == "hub" or trust_remote_code  # code may lie in another repository
+    with libraries.quiet(), libraries.offline(offline or not asks):
         if kind == "shape":
             return _build_shape(name, seed, dtype)
         if kind in ("gguf", "package"):
@@ -123,10 +120,8 @@ def load_source(
             name, dtype, trust_remote_code, local_only=offline or not trust_remote_code
         )
         if kind == "hub":
-            return _load_hub(
-                hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline),
-                checkpoint,
-            )
+            asked = Repository(name, revision=revision, cache_dir=cache_dir)
+            return _load_hub(asked, checkpoint, offline=offline, progress=progress)
         directory = _bundled_directory() if kind == "bundled" else _existing_directory(name)
         return _load_directory(kind, directory, checkpoint)
 
@@ -152,13 +147,9 @@ def load_without_weights(
     UnsupportedModelError and UsageError.
     """
     kind, name = _kind_of(source), os.fspath(source)
-    if revision is not None and kind != "hub":
-        raise UsageError(
-            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
-            "out"
-        )
+    _check_revision(revision, kind, name)
     if kind in ("gguf", "package"):
-        with _quiet():
+        with libraries.quiet(), libraries.offline():
             file = _open_gguf(kind, name, dtype)
             config = file.read_config()
             return Source(
@@ -170,11 +161,17 @@ def load_without_weights(
         name, dtype, trust_remote_code, local_only=offline or not trust_remote_code
     )
     commit = None
-    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+    asks = kind == "hub" or trust_remote_code
+    with (
+        libraries.quiet(),
+        libraries.offline(offline or not asks),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         if kind == "shape":
             config = _shape_config(name)
         elif kind == "hub":
-            found = hub.locate(name, revision=revision, cache_dir=cache_dir, offline=offline)
+            asked = Repository(name, revision=revision, cache_dir=cache_dir)
+            found = hub.locate(asked, offline=offline)
             config, commit = checkpoint.read_config(found.directory), found.commit
         elif kind == "directory" and os.path.isfile(os.path.expanduser(name)):
             shutil.copyfile(os.path.expanduser(name), os.path.join(scratch, "config.json"))
@@ -187,6 +184,18 @@ def load_without_weights(
     return Source(
         model, None, SourceDescription(kind, name, revision=commit, config=_as_json(config))
     )
+
+
+def _check_revision(revision: str | None, kind: str, name: str) -> None:
+    if revision is not None and kind != "hub":
+        raise UsageError(
+            f"revision is {revision!r}, but {name} does not come from the hub; leave the revision "
+            "out"
+        )
+    if revision is not None and not revision.strip():
+        raise UsageError(
+            "the revision is empty; expected a branch, a tag or a commit hash of the hub, or none"
+        )
 
 
 def _kind_of(source: str | os.PathLike[str]) -> str:
@@ -252,7 +261,10 @@ def _load_gguf(kind: str, file: gguf.GgufFile) -> Source:
 
 
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:
-    loaded = checkpoint.load(directory, checkpoint.read_fitting_config(directory))
+    loaded_config = checkpoint.read_config(directory)
+    files = checkpoint.weight_files(directory, loaded_config)
+    checkpoint.check_fits(loaded_config)
+    loaded = checkpoint.load(directory, loaded_config, files)
     config = _as_json(loaded.model.config)
     # Where a directory lay on this machine is nobody else's business; its digest says what it held.
     name = directory.resolve().name if kind == "directory" else checkpoint.name
@@ -263,16 +275,31 @@ def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Sourc
     )
 
 
-def _load_hub(found: hub.HubModel, checkpoint: Checkpoint) -> Source:
+def _load_hub(
+    asked: Repository,
+    checkpoint: Checkpoint,
+    *,
+    offline: bool,
+    progress: Callable[[str], None],
+) -> Source:
     """Fetches the config and the tokenizer, and the weights only once they are known to fit."""
+    progress(FETCH)
+    found = hub.locate(asked, offline=offline)
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
-    found.fetch(file for file in found.files if file.endswith(endings))
-    config = checkpoint.read_fitting_config(found.directory)
-    weights = weight_names(found.directory, found.files, found.name)
-    if found.unreachable and not (weights and found.files.issuperset(weights)):
-        raise found.incomplete()
+    found.fetch_whole({file for file in found.files if "/" not in file and file.endswith(endings)})
+    config = checkpoint.read_config(found.directory)
+    chosen = chosen_weights(config)
+    found.fetch_whole({file for file in found.files if file == chosen and file.endswith(".json")})
+    weights = weight_names(found.directory, found.files, found.name, chosen)
+    found.check_complete(weights)
+    if not weights:
+        raise no_weights(found.name, found.files, chosen, hub_id=found.name)
+    checkpoint.check_fits(config)
     found.fetch(weights)
-    loaded = checkpoint.load(found.directory, config)
+    progress(LOAD)
+    loaded = checkpoint.load(
+        found.directory, config, checkpoint.weight_files(found.directory, config)
+    )
     description = SourceDescription(
         "hub",
         found.name,
@@ -342,27 +369,3 @@ def _as_json(config: Any) -> dict[str, Any] | None:
     for key in ("_name_or_path", "_model_name_or_path"):
         values.pop(key, None)
     return values
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the warnings and bars of transformers and of the hub's client, and puts their
-    settings back.
-
-    The hub's own download bars stay: they are the only sign of life of a long download, and hide
-    without a terminal.
-    """
-    levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -162,52 +162,6 @@ def test_bad_outputs(text: Path, tmp_path: Path) -> None:
     assert (folder / "units.jsonl").read_text() == "mine\n"
 
 
-def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    message = tintc("eval", "lm", source_directory(), "--data", "wikitext-2").refused(2)
-    assert (
-        "could not be fetched from the hub (no route to host)" in message
-        and "--data FILE" in message
-    )
-
-
-def test_hub_splits(monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
-    """The test split is evaluated, and the validation split is what rates are chosen on."""
-    import datasets
-
-    asked = []
-
-    def load(path: str, name: str, *, split: str, **_: Any) -> list[dict[str, str]]:
-        asked.append((path, name, split))
-        return [{"text": text.read_text() + split}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    small = (
-        "--length",
-        16,
-        "--limit",
-        1,
-        "--choosing",
-        1,
-        "--train-fraction",
-        "0.5",
-        "--seeds",
-        "1",
-        "--json",
-    )
-    report = tintc("eval", "lm", source_directory(), "--data", "wikitext-2", *small).document
-    assert [split for *_, split in asked] == ["test", "validation"]
-    assert (
-        report["data"]["name"] == "wikitext-2 (test)"
-        and report["data"]["chosen_on"] == "wikitext-2 (validation)"
-    )
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of one task, in the layout that --data-dir wants."""

@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from tintc.evaluate.draws import balanced, divide, in_random_order, with_shuffled_labels
-from tintc.evaluate.tasks import Example, find_task, load_tasks, read_split
-from tintc.ir.errors import InputError, SourceError, UsageError
+from tintc.evaluate.examples import read_split
+from tintc.evaluate.hub_rows import Access, HubSplit
+from tintc.evaluate.tasks import Example, find_task, load_tasks
+from tintc.ir.errors import InputError, UsageError
 
 GOOD = '{"text": "fine", "label": 1}\n'
 
@@ -126,28 +127,15 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_asked_for_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = datasets.Dataset.from_dict(
-        {"title": ["Good ", "x"], "content": ["buy it", "y"], "label": [1, -1]}
-    )
     asked: list[Any] = []
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda path, split: asked.append((path, split)) or rows
-    )
+
+    def columns(split: HubSplit, names: list[str], access: Access) -> list[list[Any]]:
+        asked.append((split.path, split.split, names))
+        return [["Good ", "x"], ["buy it", "y"], [1, -1]]
+
+    monkeypatch.setattr(HubSplit, "columns", columns)
     assert read_split(find_task("amazon"), "test") == [Example("Good buy it", 1)]  # -1 is no label
-    assert asked == [("fancyzhx/amazon_polarity", "test")]
-
-
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: str, split: str) -> None:
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        SourceError,
-        match=r"stanfordnlp/sst2 \(validation\) cannot be loaded: no route; "
-        "expected a network, or --data-dir",
-    ):
-        read_split(find_task("sst2"), "test")
+    assert asked == [("fancyzhx/amazon_polarity", "test", ["title", "content", "label"])]
 
 
 def test_division_is_disjoint_and_the_same_for_each_call() -> None:

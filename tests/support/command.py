@@ -9,13 +9,24 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from rich.console import Console
+
 from tintc import cli
+from tintc.commands import console
 from tintc.commands.console import Verbosity
+
+
+@contextlib.contextmanager
+def as_terminal() -> Iterator[None]:
+    """Bars are drawn: the console decides when it is made whether it is at a terminal."""
+    with mock.patch.object(console, "err", Console(stderr=True, highlight=False, soft_wrap=True)):
+        yield
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,16 @@ class Finished:
         return self.err
 
 
-def tintc(*arguments: object, stdin: bytes = b"") -> Finished:
-    """`tintc ARGUMENTS` in this process."""
-    out, err = io.StringIO(), io.StringIO()
+class Terminal(io.StringIO):
+    """Takes text as a terminal would."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def tintc(*arguments: object, stdin: bytes = b"", terminal: bool = False) -> Finished:
+    """`tintc ARGUMENTS` in this process. terminal: whether standard error is one."""
+    out, err = io.StringIO(), Terminal() if terminal else io.StringIO()
     code: Any = None
     with (
         mock.patch.object(sys, "argv", ["tintc", *map(str, arguments)]),
@@ -54,6 +72,7 @@ def tintc(*arguments: object, stdin: bytes = b"") -> Finished:
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        as_terminal() if terminal else contextlib.nullcontext(),
     ):
         warnings.simplefilter("default")
         try:

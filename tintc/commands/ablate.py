@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.evaluate import finish, other_text, resumable
+from tintc.commands.evaluate import access_of, finish, other_text, resumable
 from tintc.evaluate import ablation, reports
 from tintc.evaluate.ablation_grid import grid, select
 from tintc.evaluate.ablation_settings import Asked
@@ -36,8 +36,8 @@ def run(
     asked.check()
     select(grid(base), asked.only)  # an unknown name is refused before anything is loaded
     folder = None if output is None else reports.prepare_directory(output.expanduser())
-    text = read_text(data, cache_dir=how["cache_dir"])
-    other = other_text(data, choose, how["cache_dir"], asked.inner_lr)
+    text = read_text(data, access=access_of(how))
+    other = other_text(data, choose, access_of(how), asked.inner_lr)
     how = {**how, "dtype": how["dtype"] or torch.float32}
     start = time.monotonic()
     with console.work() as show:

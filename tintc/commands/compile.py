@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.compiler.artifact import save
+from tintc.compiler.artifact_files import TOKENIZER, check_target
 from tintc.ir.config import SimulatorConfig
 
 
@@ -25,7 +26,6 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Compiles, writes the artifact and prints its report."""
-    from tintc.compiler.artifact_files import check_target
     from tintc.compiler.driver import compile as compile_model
     from tintc.compiler.reports.summary import report
 
@@ -50,10 +50,17 @@ def run(
     console.print_table(summary(facts), fold=True)
     if not console.Verbosity.quiet:
         console.err.print(
-            f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; "
-            f"next: tintc inspect {output}, or tintc run {output} --text '...'",
+            f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; {_next(output)}",
             markup=False,
         )
+
+
+def _next(output: Path) -> str:
+    """What can be done with an artifact: texts need a tokenizer."""
+    look = f"next: tintc inspect {output}"
+    if (output.expanduser() / TOKENIZER).is_dir():
+        return f"{look}, or tintc run {output} --text '...'"
+    return f"{look}, or tintc.load from Python: without a tokenizer it takes token ids, no texts"
 
 
 def _peak_memory() -> int:

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tintc.ir.json_values import finite
+from tintc.ir.named import FETCH
 
 _UNLIMITED = 10_000  # columns; a table without a box takes what it needs
 
@@ -53,7 +54,7 @@ def configure_logging() -> None:
 
     warnings.showwarning = show
     if Verbosity.quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # compiler/frontend/libraries.py reads it
 
 
 def print_json(value: Any) -> None:
@@ -97,6 +98,16 @@ def number(value: float) -> str:
     return f"{value:g}"
 
 
+def _leave_room(progress: Progress, stage: str) -> None:
+    """Takes the bar away while files are fetched: the hub's client draws its own there, and of two
+    on one terminal none can be read.
+    """
+    if stage == FETCH:
+        progress.stop()
+    else:
+        progress.start()
+
+
 @contextmanager
 def stages(total: int) -> Iterator[Any]:
     """A progress bar over named stages; yields a function to call at the start of each. Silent when
@@ -115,16 +126,18 @@ def stages(total: int) -> Iterator[Any]:
         disable=Verbosity.quiet or not err.is_terminal,
     ) as progress:
         task = progress.add_task("starting", total=total)
-        log, begun = logging.getLogger("tintc"), -1
+        log, begun = logging.getLogger("tintc"), [""]
         running, since = "", time.monotonic()
 
         def start(name: str) -> None:
-            nonlocal begun, running, since
+            nonlocal running, since
             if running:
                 log.info("%s took %.2f s", running, time.monotonic() - since)
-            begun += 1
+            if name not in (FETCH, begun[-1]):  # fetching is a part of loading
+                begun.append(name)
             running, since = name, time.monotonic()
-            progress.update(task, description=name, completed=begun)
+            progress.update(task, description=name, completed=len(begun) - 2)
+            _leave_room(progress, name)
             log.info("%s", name)
 
         yield start
@@ -159,6 +172,7 @@ def work() -> Iterator[Any]:
         def show(text: str, done: int = 0, total: int | None = None) -> None:
             nonlocal last
             progress.update(task, description=text, completed=done, total=total)
+            _leave_room(progress, text)
             if text != last:
                 logging.getLogger("tintc").info("%s", text)
             last = text

@@ -15,11 +15,13 @@ from rich.table import Table as RichTable
 from tintc.commands import console
 from tintc.evaluate import classification, figure, language, reports, tables
 from tintc.evaluate.auxiliary import Auxiliary
+from tintc.evaluate.hub_rows import Access
 from tintc.evaluate.language_settings import Settings as LanguageSettings
 from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
 from tintc.ir.errors import UsageError
+from tintc.ir.named import FETCH
 
 Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
 
@@ -37,8 +39,9 @@ def run_lm(
     """Prints and keeps the table of `tintc.evaluate.language.run`."""
     chosen = LanguageSettings(**settings)
     chosen.check()
-    text = read_text(data, cache_dir=how["cache_dir"])
-    choosing = other_text(data, choose, how["cache_dir"], chosen.inner_lr)
+    access = access_of(how)
+    text = read_text(data, access=access)
+    choosing = other_text(data, choose, access, chosen.inner_lr)
     measure(
         source,
         how,
@@ -48,8 +51,13 @@ def run_lm(
     )
 
 
+def access_of(how: dict[str, Any], before: Callable[[], None] = lambda: None) -> Access:
+    """How data are fetched: as the model is. how: options of `Auxiliary`."""
+    return Access(cache_dir=how["cache_dir"], offline=how["offline"], before=before)
+
+
 def other_text(
-    data: str, choose: str | None, cache_dir: str | None, inner_lr: float | None
+    data: str, choose: str | None, access: Access, inner_lr: float | None
 ) -> Text | None:
     """The text to choose rates on: what was named, or the other split of a hub data set. Raises
     UsageError where nothing is chosen.
@@ -60,7 +68,7 @@ def other_text(
         )
     if inner_lr is not None or (choose is None and data not in HUB_TEXTS):
         return None
-    return read_text(choose or data, choose=choose is None, cache_dir=cache_dir)
+    return read_text(choose or data, choose=choose is None, access=access)
 
 
 def run_classify(
@@ -77,7 +85,9 @@ def run_classify(
         source,
         how,
         output,
-        lambda auxiliary, store, show: classification.run(auxiliary, chosen, store, show),
+        lambda auxiliary, store, show: classification.run(
+            auxiliary, chosen, store, show, access_of(how, lambda: show(FETCH, 0, 0))
+        ),
         as_json,
     )
 

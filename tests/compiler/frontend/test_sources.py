@@ -1,23 +1,17 @@
 """Sources: every kind loads, and every bad one is refused with the right error before anything is
 compiled.
-
-The hub is a small server on this machine that answers as the real one does.
 """
 
 import hashlib
-import http.server
 import json
 import logging
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub.constants
 import psutil
 import pytest
 import torch
@@ -27,19 +21,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from tests.support.artifacts import source_directory
+from tests.support.refusals import refusal
 from tintc.compiler.frontend import sources
-from tintc.compiler.frontend.checkpoint import weight_names
 from tintc.compiler.frontend.model_checks import check_causal, check_finite
 from tintc.compiler.frontend.sources import BUNDLED, load_source, shape_names
+from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import (
     MemoryLimitError,
     SourceError,
-    TintcError,
     UnsupportedModelError,
     UsageError,
 )
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -53,15 +46,6 @@ OPT: dict[str, Any] = {
 
 def tiny_opt_model() -> transformers.OPTForCausalLM:
     return transformers.OPTForCausalLM(transformers.OPTConfig(**OPT))
-
-
-def refusal(source: Any, error: type[TintcError] = SourceError, **options: Any) -> str:
-    """The message with which `source` is refused: exactly this error, on one line."""
-    with pytest.raises(TintcError) as caught:
-        load_source(source, **options)
-    assert caught.type is error
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -478,162 +462,6 @@ class TestFinite:
         check_finite(torch.nn.Linear(2, 2, device="meta"), "it")
         check_finite(torch.nn.Embedding(0, 2), "it")
         check_causal(torch.nn.Linear(2, 2, device="meta"), "it")
-
-
-class FakeHub:
-    """Serves `files` as models of a hub: owner/good, owner/gated, owner/private, owner/down."""
-
-    def __init__(self, files: Path) -> None:
-        self.files = files
-        self.requests: list[str] = []
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(self.path.split("?")[0])
-                self.send_response(status)
-                for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        missing = lambda code: (404, {"X-Error-Code": code}, b"")  # noqa: E731
-        if "owner/down" in path:
-            return 503, {}, b""
-        if not any(f"owner/{name}" in path for name in ("good", "gated")):
-            return 401, {"X-Error-Code": "RepoNotFound"}, b""
-        if "no-such-revision" in path:
-            return missing("RevisionNotFound")
-        if path.startswith("/api/models/"):
-            files = [{"rfilename": file.name} for file in self.files.iterdir()] + [
-                {"rfilename": "onnx/model.onnx"}
-            ]
-            return (
-                200,
-                {"Content-Type": "application/json"},
-                json.dumps({"id": "x", "sha": COMMIT, "siblings": files}).encode(),
-            )
-        if "owner/gated" in path:
-            return 403, {"X-Error-Code": "GatedRepo"}, b""
-        file = self.files / path.rsplit("/", 1)[1]
-        if not file.is_file():
-            return missing("EntryNotFound")
-        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}"'}, file.read_bytes()
-
-
-class TestHub:
-    @pytest.fixture
-    def point_at(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-        def point(url: str) -> None:
-            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-            template = url + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
-        return point
-
-    @pytest.fixture
-    def hub(self, directory: Path, point_at: Callable[[str], None]) -> Iterator[FakeHub]:
-        hub = FakeHub(directory)
-        thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        point_at(hub.url)
-        yield hub
-        hub.server.shutdown()
-        thread.join()
-        hub.server.server_close()
-
-    @pytest.fixture
-    def no_network(self, point_at: Callable[[str], None]) -> None:
-        point_at("http://127.0.0.1:9")  # the discard port: nobody listens
-
-    def test_model_is_fetched_and_cached(
-        self, hub: FakeHub, tmp_path: Path, point_at: Callable[[str], None]
-    ) -> None:
-        (hub.files / "tf_model.h5").write_bytes(b"the weights of another library")
-        (hub.files / "pytorch_model.bin").write_bytes(b"the same weights once more")
-        cache = str(tmp_path / "cache")
-        source = load_source("owner/good", cache_dir=cache)
-        assert source.description.kind == "hub"
-        assert source.description.revision == COMMIT
-        assert source.description.sha256 == load_source(hub.files).description.sha256
-        assert source.tokenizer is not None
-        fetched = {
-            request.rsplit("/", 1)[1]
-            for request in hub.requests
-            if request.startswith("GET /owner")
-        }
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
-        assert not fetched & {"tf_model.h5", "pytorch_model.bin", "model.onnx"}
-
-        hub.requests.clear()
-        load_source("owner/good", cache_dir=cache)
-        assert not [request for request in hub.requests if request.startswith("GET /owner")], (
-            "fetched twice"
-        )
-
-        hub.requests.clear()
-        offline = load_source("owner/good", cache_dir=cache, offline=True)
-        assert offline.description == source.description
-        assert not hub.requests
-
-        point_at("http://127.0.0.1:9")
-        assert load_source("owner/good", cache_dir=cache).description == source.description
-
-    def test_weights_that_do_not_fit_are_not_fetched(
-        self, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
-        refusal("owner/good", MemoryLimitError, cache_dir=str(tmp_path / "cache"))
-        assert not any("model.safetensors" in request for request in hub.requests)
-
-    @pytest.mark.parametrize(
-        ("name", "revision", "words"),
-        [
-            ("owner/private", None, "there is no model owner/private on the hub, or it is private"),
-            ("owner/gated", None, "owner/gated is gated"),
-            ("owner/good", "no-such-revision", "no revision 'no-such-revision'"),
-            ("owner/down", None, "503"),
-            ("owner/too/deep", None, "neither a directory nor a hub id"),
-            ("two words", None, "neither a directory nor a hub id"),
-        ],
-    )
-    def test_refusals(
-        self, hub: FakeHub, tmp_path: Path, name: str, revision: str | None, words: str
-    ) -> None:
-        assert words in refusal(name, revision=revision, cache_dir=str(tmp_path / "cache"))
-
-    def test_repository_without_config(self, hub: FakeHub, tmp_path: Path) -> None:
-        (hub.files / "config.json").unlink()
-        assert "no config.json" in refusal("owner/good", cache_dir=str(tmp_path / "cache"))
-
-    def test_repository_without_weights(self, hub: FakeHub, tmp_path: Path) -> None:
-        (hub.files / "model.safetensors").unlink()
-        assert "has no weights" in refusal("owner/good", cache_dir=str(tmp_path / "cache"))
-
-    @pytest.mark.usefixtures("no_network")
-    def test_no_network_says_what_to_fetch_and_does_not_hang(self, tmp_path: Path) -> None:
-        start = time.monotonic()
-        message = refusal("facebook/opt-125m", revision="v1", cache_dir=str(tmp_path / "cache"))
-        assert time.monotonic() - start < 5
-        assert "hf download facebook/opt-125m --revision v1" in message
-        assert "save_pretrained" in message
-
-    def test_offline_and_only_a_part_in_the_cache(self, hub: FakeHub, tmp_path: Path) -> None:
-        cache = tmp_path / "cache"
-        load_source("owner/good", cache_dir=str(cache))
-        next(cache.rglob("snapshots/*/model.safetensors")).unlink()
-        assert "hf download owner/good" in refusal("owner/good", cache_dir=str(cache), offline=True)
 
 
 def test_the_bundled_model() -> None:
