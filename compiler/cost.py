@@ -61,15 +61,7 @@ def estimate(
     memory of one, beside the whole inputs and logits. Raises UsageError for an unknown name."""
     names = [name for name in check_names(optimize) if name != onednn_products.name]
     with _without_numbers(backend) as device, torch.no_grad():
-        shapes = {
-            record.parameter: record.shape
-            for node in program.graph.nodes
-            if (record := info(node)).parameter is not None
-        }
-        weights = {
-            name: torch.empty([int(size) for size in shape], dtype=dtype)
-            for name, shape in shapes.items()
-        }
+        weights = weights_without_numbers(program, dtype)
         # Which modules share a copy changes no cost of a call, and one copy is the least to make.
         simulator = Simulator(
             program,
@@ -85,12 +77,12 @@ def estimate(
         )
         full, rest = divmod(batch, size)
         calls = {
-            n: _call(simulator, _inputs(n, tokens, dtype, device), segment)
+            n: _call(simulator, inputs_without_numbers(n, tokens, dtype, device), segment)
             for n in {size, rest} - {0}
         }
         inputs = sum(
             value.untyped_storage().nbytes()
-            for value in _inputs(batch, tokens, dtype, device).values()
+            for value in inputs_without_numbers(batch, tokens, dtype, device).values()
         )
     one = calls[size]
     flops = full * one.flops + (calls[rest].flops if rest else 0)
@@ -110,7 +102,23 @@ class _Call:
     result_bytes: int
 
 
-def _inputs(batch: int, tokens: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+def weights_without_numbers(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
+    """An empty tensor for every weight that the program reads."""
+    shapes = {
+        record.parameter: record.shape
+        for node in program.graph.nodes
+        if (record := info(node)).parameter is not None
+    }
+    return {
+        name: torch.empty([int(size) for size in shape], dtype=dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def inputs_without_numbers(
+    batch: int, tokens: int, dtype: torch.dtype, device: str
+) -> dict[str, Tensor]:
+    """An empty tensor for every input of a call on sequences without padding."""
     sizes = {"B": batch, "T": tokens}
     dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
     inputs = {

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+from torch import fx
+
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
+from tintc.ir.dialect import argument
 from tintc.ir.errors import UnsupportedModelError
-from tintc.ir.pass_manager import run_passes
+from tintc.ir.node_meta import info
+from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import from_records
 from tintc.passes import DEFAULT_PIPELINE
@@ -23,13 +29,39 @@ def exact_program(program: Program, steps: int | None = None) -> Program | None:
     """
     config = program.config.exact_counterpart()
     config = dataclasses.replace(config, steps=steps or config.steps)
-    context = Context(config, facts=program.facts)
-    graph = from_records([record.to_dict() for record in program.stages["canonical"]])
-    try:
-        run_passes(graph, context, _AFTER_CANONICAL)
-    except UnsupportedModelError:
+    lowered = _passed(program, config, _AFTER_CANONICAL)
+    if lowered is None:
         return None
+    graph, context = lowered
     assert context.layout is not None
     return dataclasses.replace(
         program, graph=graph, config=config, facts=context.facts, layout=context.layout, stages={}
     )
+
+
+def learning_parameters(program: Program) -> set[str]:
+    """Names of the auxiliary parameters that exact fine-tuning of the same layers trains; where it
+    cannot be simulated, of those that the program itself does.
+    """
+    chosen = _passed(program, program.config.exact_counterpart(), (select_trainable,))
+    if chosen is None:
+        return {slot.parameter for slot in program.layout.prefix.values() if slot.trainable}
+    graph, _ = chosen
+    return {
+        parameter
+        for node in graph.nodes
+        if info(node).trainable
+        and (parameter := info(argument(node, "parameter")).parameter) is not None
+    }
+
+
+def _passed(
+    program: Program, config: SimulatorConfig, passes: Sequence[Pass]
+) -> tuple[fx.Graph, Context] | None:
+    """The canonical graph behind these passes; None if one refuses it."""
+    context = Context(config, facts=program.facts)
+    graph = from_records([record.to_dict() for record in program.stages["canonical"]])
+    try:
+        return run_passes(graph, context, passes), context
+    except UnsupportedModelError:
+        return None

@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+MEASURED = ROOT / "docs" / "measured"  # what slow commands printed with --json
 _MARK = re.compile(r"^<!-- generated: ([a-z_]+)(?: ([\w.-]+))? -->$", re.MULTILINE)
 
 # Every command that prints JSON on `tiny-opt` in seconds; each finds the files of those before it.
@@ -186,6 +187,31 @@ def result(name: str) -> str:
     return f"{table}\n`{report['command']}`\n\n![{name}](../results/{name}.png)"
 
 
+def cost_of_shapes() -> str:
+    """The stored output of `tintc cost` over published shapes, as the table that it prints."""
+    from tintc.commands.console import number
+
+    report = json.loads((MEASURED / "cost.json").read_text(encoding="utf-8"))
+    header = ("model", "auxiliary", "K", "D_sim", "H_sim", "pages", "`none`", "`layers`", "`all`")
+    rows = []
+    for facts in report["models"]:
+        parameters, layout = facts["parameters"], facts["layout"]
+        sizes = (layout[name] for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages"))
+        rows.append(
+            (
+                facts["source"].removeprefix("shape:"),
+                number(parameters["auxiliary"]),
+                *map(str, sizes),
+                *map(number, parameters["shares"].values()),
+                number(facts["flops"]),
+                f"{facts['flops'] / facts['direct_flops']:.2f}",
+                *(f"{facts[name] / 1e9:,.4g}" for name in ("weight_bytes", "peak_bytes")),
+                f"{facts['seconds']:.0f}",
+            )
+        )
+    return _table((*header, "FLOP", "of direct", "weights GB", "peak GB", "s"), rows)
+
+
 def _keys(document: Any) -> str:
     rows = [(f"`{path}`", kind, example) for path, kind, example in _walk(document, "")]
     return _table(("key", "type", "example"), rows)
@@ -272,6 +298,7 @@ PARTS: dict[str, Callable[..., str]] = {
         optional_packages,
         help_texts,
         json_outputs,
+        cost_of_shapes,
         result,
     )
 }

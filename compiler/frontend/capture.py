@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 
 from tintc.compiler.frontend.functional import functional
@@ -91,15 +92,15 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T,
     V).
     """
-    with evaluating(model), _all_on_meta(model) as buffers:
+    with evaluating(model), _weights_without_numbers(model):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
-        program = functional(program)
+        with quietly():
+            program = functional(program)
     tensors, aliases = _state(model)
     graph = program.graph_module.graph
-    constants = _name_placeholders(graph, program, tensors, aliases, buffers)
-    tensors |= {name: value for name, value in buffers.items() if name in tensors}
+    constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
         if node.op == "call_function":
             info(node).module, info(node).source = module_path(node), source_line(node)
@@ -108,27 +109,34 @@ def capture(model: nn.Module) -> Captured:
 
 
 @contextmanager
-def _all_on_meta(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Of a model whose weights have no numbers, puts the buffers on the meta device as well, and
-    back. Yields them by name.
+def _weights_without_numbers(model: nn.Module) -> Iterator[None]:
+    """Of a model whose weights are on the meta device, puts fake ones of the CPU in their place,
+    and back: what its buffers hold and its code makes keeps its numbers, which are all that masks,
+    positions and constants are read from.
     """
     if _device(model).type != "meta":
-        yield {}
+        yield
         return
-    places = [
-        (module, name, value)
+    places: list[tuple[dict[str, Any], str, Tensor]] = [
+        (held, name, value)
         for module in model.modules()
-        for name, value in module._buffers.items()
-        if value is not None
+        for held in (module._parameters, module._buffers)
+        for name, value in held.items()
+        if value is not None and value.is_meta
     ]
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    for module, name, value in places:
-        module._buffers[name] = value.to("meta")
+    fake: dict[Tensor, Tensor] = {}  # tied ones stay tied
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for _, _, value in places:
+            empty = torch.empty(value.shape, dtype=value.dtype)
+            is_weight = isinstance(value, nn.Parameter)
+            fake.setdefault(value, nn.Parameter(empty, value.requires_grad) if is_weight else empty)
+    for held, name, value in places:
+        held[name] = fake[value]
     try:
-        yield buffers
+        yield
     finally:
-        for module, name, value in places:
-            module._buffers[name] = value
+        for held, name, value in places:
+            held[name] = value
 
 
 @contextmanager
@@ -238,7 +246,7 @@ def _stands_at(length: int, program: torch.export.ExportedProgram, wrapper: Logi
             expected, found = wrapper(ids), program.module(check_guards=False)(input_ids=ids)
     except Exception:  # the model, or the graph, cannot do it: whatever it raises
         return False
-    return expected.device.type == "meta" or bool(
+    return isinstance(expected, FakeTensor) or bool(
         torch.allclose(expected, found, rtol=1e-4, atol=1e-6)
     )
 
@@ -291,10 +299,9 @@ def _name_placeholders(
     program: torch.export.ExportedProgram,
     tensors: dict[str, Tensor],
     aliases: dict[str, str],
-    buffers: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """Gives each placeholder its role, merges tied ones, and returns the values of those outside
-    the state dict: those in `buffers`, or as the program holds them."""
+    the state dict."""
     specs = {getattr(spec.arg, "name", ""): spec for spec in program.graph_signature.input_specs}
     constants: dict[str, Tensor] = {}
     first: dict[str, fx.Node] = {}
@@ -310,7 +317,7 @@ def _name_placeholders(
         name = aliases.get(name, name)
         if name not in tensors:
             held = program.constants if full_name in program.constants else program.state_dict
-            constants[node.name] = buffers[name] if name in buffers else held[full_name]
+            constants[node.name] = held[full_name]
             continue
         record.role, record.parameter, record.shape = "parameter", name, tuple(tensors[name].shape)
         record.buffer = spec.kind == InputKind.BUFFER

@@ -5,17 +5,24 @@ model without weights that tells.
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.ir.errors import MemoryLimitError, SourceError, UnsupportedModelError
+
+_LARGE = 2**22  # elements: a mask over 2048 tokens is not larger
 
 
 def check_supported(config: PreTrainedConfig, name: str) -> None:
@@ -40,7 +47,7 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
     options: of from_config. Raises SourceError for a config that makes no model.
     """
     try:
-        with _EmptyOnMeta():
+        with _weights_on_meta(), _LargeOnMeta():
             model: torch.nn.Module = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), **options
             )
@@ -48,23 +55,40 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
         raise SourceError(
             f"{name}: no model can be built from its config: {first_line(error)}"
         ) from error
-    moved: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
-    for module in model.modules():
-        for label, parameter in module.named_parameters(recurse=False):
-            if parameter not in moved:
-                moved[parameter] = torch.nn.Parameter(parameter.detach().to("meta"))
-            module._parameters[label] = moved[parameter]
     return model.eval()
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """torch.empty, which layers make their weights with, allocates nothing. What is made by
-    anything else is, until it is moved.
+@contextmanager
+def _weights_on_meta() -> Iterator[None]:
+    """What this thread registers as a parameter loses its numbers at once; tied ones stay tied."""
+    thread, moved = threading.get_ident(), WeakTensorKeyDictionary()
+
+    def move(_: torch.nn.Module, __: str, value: torch.nn.Parameter | None) -> Any:
+        if value is None or value.is_meta or threading.get_ident() != thread:
+            return None
+        if value not in moved:
+            moved[value] = torch.nn.Parameter(value.detach().to("meta"), value.requires_grad)
+        return moved[value]
+
+    hook = register_module_parameter_registration_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """torch.empty, which layers make their weights with, allocates nothing where only a weight is
+    so large. A buffer that is made so and filled has its numbers.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        changed = {**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}
-        return func(*args, **changed)
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            empty: Tensor = func(*args, **{**kwargs, "device": "meta"})
+            if empty.numel() > _LARGE:
+                return empty
+        return func(*args, **kwargs)
 
 
 def check_memory(

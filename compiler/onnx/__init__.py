@@ -28,7 +28,8 @@ DEFAULT_OPSET = 20
 
 @dataclass(frozen=True)
 class Exported:
-    """path: of the model. data: of its external weights, or None. nodes: how many operators.
+    """path: of the model. data: of its external weights, or None. inputs: all that the model takes,
+    by their names there. nodes: how many operators.
     weight_bytes: of weights. file_bytes: of both files. check: None where it was not asked for.
     seconds: all of it."""
 
@@ -90,6 +91,7 @@ def export_onnx(
     report = None
     names, wanted = check_inputs(inputs), check_outputs(outputs)
     nodes = len(model.proto.graph.node)
+    takes = tuple(value.name for value in model.proto.graph.input)
     with staged(path) as written:
         progress("write the weights")
         write(model, written, external=external)
@@ -104,7 +106,7 @@ def export_onnx(
         path,
         data,
         opset,
-        names,
+        takes,
         wanted,
         nodes,
         weight_bytes,

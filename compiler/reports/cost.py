@@ -41,14 +41,14 @@ def cost_report(
 
     Everything is computed on shapes alone (meta device): `parameters` is what
     `Simulator.parameter_report` would count, FLOPs count matrix products, a multiplication and an
-    addition as two. `direct_flops` are those of fine-tuning the auxiliary model itself by exact
-    gradients over the same tokens, steps and layers, and predicting with the result. peak_bytes:
+    addition as two. `direct_flops` are those of the loop that one would write with
+    torch.autograd over the same tokens, steps and layers (`reports/direct.py`). peak_bytes:
     weights and the most that the tensors of a call hold at once. options: of
     `load_without_weights`.
 
     Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages,
     memory_width: coordinates of an input token), batch, tokens, trained_tokens, parameters, flops,
-    direct_flops (0 where exact gradients cannot be simulated), weight_bytes, peak_bytes.
+    direct_flops, weight_bytes, peak_bytes.
 
     Raises SourceError, UnsupportedModelError and UsageError.
     """

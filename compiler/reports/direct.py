@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from tintc.compiler.cost import estimate
-from tintc.compiler.exact import exact_program
+from tintc.compiler.cost import inputs_without_numbers, weights_without_numbers
+from tintc.compiler.exact import learning_parameters
 from tintc.ir.call_sizes import CallSizes
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
+from tintc.runtime.compiled import Call
+from tintc.runtime.simulator import Simulator
 
 
 def direct_flops(program: Program, sizes: CallSizes) -> int:
-    """FLOPs of one call that fine-tunes by exact gradients, as torch.autograd would: the same
-    tokens, steps and layers, without optimizations, and a prediction with the result.
+    """FLOPs of the loop that one would write by hand with torch.autograd, as torch counts them: for
+    every step the forward pass over the training segment and the backward pass to the weights that
+    are chosen to learn, then the forward pass that predicts with the result. The same layers learn,
+    for as many steps.
 
-    A multiplication and an addition count as two, matrix products only. 0 where only the
-    approximations of the program's config can be simulated.
+    A multiplication and an addition count as two, matrix products only. It does not depend on how
+    the program approximates gradients.
     """
-    exact = exact_program(program)
-    if exact is None:
-        return 0
+    batch, tokens, segment = sizes["batch"], sizes["tokens"], sizes["segment"]
     # In float32 whatever the program's type is: the number of products does not depend on it.
-    return estimate(exact, "fused", torch.float32, **sizes, optimize=False).flops
+    # torch counts no fused attention of a CPU, which is written out instead.
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+        weights = weights_without_numbers(program, torch.float32)
+        simulator = Simulator(program, weights, optimize=False).requires_grad_(False)
+        for name in learning_parameters(program):
+            simulator.prefix.get_parameter(name).requires_grad_()
+        with FlopCounterMode(display=False) as step:
+            logits = _forward(simulator, batch, segment)
+            logits.sum().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad(), FlopCounterMode(display=False) as prediction:
+            _forward(simulator, batch, tokens)
+    return int(program.config.steps * step.get_total_flops() + prediction.get_total_flops())
+
+
+def _forward(simulator: Simulator, batch: int, tokens: int) -> torch.Tensor:
+    """Logits of the auxiliary model as it is."""
+    inputs = inputs_without_numbers(batch, tokens, simulator.dtype, "cpu")
+    call = Call((Output.INITIAL_LOGITS,), inputs, tokens, causal=True)
+    return simulator.run(call)[Output.INITIAL_LOGITS]

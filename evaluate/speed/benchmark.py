@@ -249,10 +249,12 @@ def matmul_size(device: str) -> int:
 
 
 def device_name(device: str) -> str:
-    """What the machine calls its processor or accelerator."""
+    """What the machine calls its processor or accelerator; of a processor also the vector
+    instructions that torch uses, on which speed depends as much.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor()
+    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _processor() -> str:

@@ -392,6 +392,42 @@ class TestRun:
             "run", artifact(), "--text", "caf\udce9 au lait"
         ).refused(2)
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("docs.jsonl", '{"text": "The sea."}\n{"text": "The hills."}\n'),
+            ("docs.jsonl", '["The sea."]\n'),
+            ("docs.txt", '\n{"text": "The sea."}\n{"text": "The hills."}\n'),
+            ("docs.txt", '{"text": "The sea."}'),
+        ],
+    )
+    def test_json_lines_are_no_plain_text(self, name: str, text: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(text)
+        for given in (("--file", tmp_path / name), ("-",)):
+            if given == ("-",) and not text.strip().startswith("{"):
+                continue  # nothing but its name says what it is
+            message = tintc("run", artifact(), *given, stdin=text.encode()).refused(2)
+            assert "holds JSON objects" in message
+            assert "tintc eval lm --data" in message
+
+    def test_text_that_looks_like_json_is_taken_where_it_is_meant(self, tmp_path: Path) -> None:
+        assert tintc("run", artifact(), "--text", '{"text": "The sea and the hills."}').code == 0
+        (tmp_path / "set.txt").write_text("{ the sea } and the hills of the town")
+        assert tintc("run", artifact(), "--file", tmp_path / "set.txt").code == 0
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("run", "x", "--file", "a", "--file", "b"),
+            ("run", "x", "--text", "a", "--text", "b"),
+            ("eval", "lm", "x", "--data", "a", "--data", "b"),
+            ("ablate", "x", "--data", "a", "--choose", "a", "--choose", "b"),
+        ],
+    )
+    def test_of_several_texts_none_is_left_out(self, command: tuple[str, ...]) -> None:
+        message = tintc(*command).refused(2)
+        assert f"{command[-2]} is given more than once; expected one" in message
+
     def test_longer_than_the_positions(self) -> None:
         message = tintc("run", artifact(), "--text", " ".join([TEXT] * 20)).refused(2)
         assert (

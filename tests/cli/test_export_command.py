@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -73,7 +74,16 @@ class TestExport:
         )
         done = tintc("export", artifact(), "--onnx", tmp_path / "m.onnx", *further, *options)
         assert (done.code, done.err) == (0, ""), done
-        assert done.document["inputs"] == ["attention_mask", "position_ids"]
+        session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+        assert done.document["inputs"] == [value.name for value in session.get_inputs()]
+        assert done.document["inputs"] == [
+            "input_ids",
+            "train_mask",
+            "attention_mask",
+            "position_ids",
+            "inner_lr",
+            "labels",
+        ]
         assert done.document["outputs"] == ["logits", "losses"]
         assert done.document["data"] == str(tmp_path / "m.onnx.data")
         assert done.document["check"]["agrees"]
@@ -83,6 +93,7 @@ class TestExport:
     def test_no_check(self, tmp_path: Path) -> None:
         done = tintc("export", artifact(), "--onnx", tmp_path / "m.onnx", "--no-check", "--json")
         assert done.document["check"] is None
+        assert done.document["inputs"] == ["input_ids", "train_mask", "inner_lr"]
 
     def test_metadata(self) -> None:
         about = {

@@ -43,6 +43,21 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 6000
 
 
+def test_a_ratio_of_speed_names_its_processor() -> None:
+    """And those of two other processors stand beside it, as it holds for one alone."""
+    (row,) = (
+        line for line in (ROOT / "README.md").read_text().splitlines() if "tintc bench" in line
+    )
+    speed = (ROOT / "docs" / "guides" / "speed.md").read_text()
+    table = [line.split(" | ") for line in speed.splitlines() if re.match(r"\| \w+-\w+, \d", line)]
+    assert len(table) >= 6
+    assert all("EPYC" in processor or "AVX-512" in processor for _, processor, *_ in table)
+    ratios = {ratio for name, _, ratio, *_ in table if name == "| OPT-125M, 256 x 8"}
+    assert len(ratios) == 3
+    assert all(ratio in row for ratio in ratios)
+    assert "AMD EPYC" in row and "with AVX-512" in row
+
+
 def page(folder: Path, text: str) -> int:
     (folder / "page.md").write_text(text, encoding="utf-8")
     (folder / "run").mkdir()

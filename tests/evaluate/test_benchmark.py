@@ -231,7 +231,8 @@ class TestClock:
             rates = benchmark.matmul_rates(dtype, "cpu")
             assert rates.keys() - {"oneDNN"} == {"torch.mm"}
             assert all(rate > 0 for rate in rates.values())
-        assert benchmark.device_name("cpu")
+        name = benchmark.device_name("cpu")
+        assert name.endswith(f", {torch.backends.cpu.get_cpu_capability()}")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

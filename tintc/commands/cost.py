@@ -70,7 +70,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
             *(str(layout[name]) for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")),
             *(console.number(total) for total in totals),
             console.number(facts["flops"]),
-            f"{facts['flops'] / facts['direct_flops']:.2f}" if facts["direct_flops"] else "-",
+            f"{facts['flops'] / facts['direct_flops']:.2f}",
             *(f"{facts[name] / 1e9:,.4g}" for name in ("weight_bytes", "peak_bytes")),
             f"{facts['seconds']:.1f}",
         )

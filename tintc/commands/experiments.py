@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from tintc.commands.flags import Flags, flags_of
+from tintc.commands.flags import ONCE, Flags, flags_of
 from tintc.commands.options import (
     MODEL,
     OPTIONS,
@@ -27,6 +27,7 @@ from tintc.ir.config import SimulatorConfig
 
 Data = Annotated[
     str,
+    ONCE,
     Parameter(
         metavar="NAME|FILE",
         help="wikitext-2, wikitext-103, c4, a text file, or a JSONL file of {text}.",
@@ -34,6 +35,7 @@ Data = Annotated[
 ]
 Choose = Annotated[
     str | None,
+    ONCE,
     Parameter(
         metavar="FILE",
         help="Text to choose learning rates on; default the hub's other split, or the first "

@@ -56,19 +56,12 @@ def run(
 
 
 def _print(exported: Exported) -> None:
-    asked = [
-        "input_ids",
-        "train_mask",
-        *exported.inputs,
-        "inner_lr",
-        *(["labels"] if any(kind.of_losses for kind in exported.outputs) else []),
-    ]
     beside = "" if exported.data is None else f", weights in {exported.data.name}"
     rows = {
         "model": f"{exported.path}: {exported.file_bytes / 1e6:.1f} MB{beside}, of which "
         f"{exported.weight_bytes / 1e6:.1f} MB are weights",
         "graph": f"{exported.nodes} operators of opset {exported.opset}",
-        "inputs": ", ".join(asked),
+        "inputs": ", ".join(exported.inputs),
         "outputs": ", ".join(exported.outputs),
     }
     if exported.check is not None:

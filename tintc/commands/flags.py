@@ -36,6 +36,7 @@ def at_least(least: int) -> Parameter:
 
 
 WHOLE = Parameter(converter=_whole)
+ONCE = Parameter(allow_repeating=False)  # of what is read: the last of several does not replace it
 
 T = TypeVar("T", bound="Flags")
 Shown = Callable[[dataclasses.Field[Any]], str]

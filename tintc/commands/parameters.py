@@ -87,11 +87,6 @@ def answers(facts: dict[str, Any]) -> dict[str, str]:
 
 def flops_text(flops: int, direct: int) -> str:
     """FLOPs of a call beside those of fine-tuning the model directly."""
-    if not direct:
-        return (
-            f"{console.number(flops)}FLOP; exact gradients of this model cannot be simulated, so "
-            "there is nothing to compare with"
-        )
     found, compared = console.number(flops), console.number(direct)
     return (
         f"{found}FLOP, {flops / direct:.2f} times the {compared}FLOP of fine-tuning the model "

@@ -11,6 +11,7 @@ from cyclopts import (
     CoercionError,
     CycloptsError,
     MissingArgumentError,
+    RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -39,6 +40,8 @@ def _reason(error: CycloptsError, app: App) -> str:
             return f"No such option: {got}{_meant(got.partition('=')[0], known)}"
         case MissingArgumentError() if error.argument is not None:
             return _missing(error)
+        case RepeatArgumentError():
+            return f"{error.token.keyword} is given more than once; expected one"
         case CoercionError() | ValidationError() if error.argument is not None:
             return _bad_value(error)
     return str(error)

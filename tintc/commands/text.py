@@ -4,6 +4,7 @@ here imports torch.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tintc.commands import console
-from tintc.commands.flags import at_least
+from tintc.commands.flags import ONCE, at_least
 from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
@@ -21,9 +22,10 @@ from tintc.ir.errors import InputError, NumericalError, UsageError
 class Reading:
     """What text is read, and what is done with it."""
 
-    text: Annotated[str | None, Parameter(allow_leading_hyphen=True, help="The text.")] = None
+    text: Annotated[str | None, ONCE, Parameter(allow_leading_hyphen=True, help="The text.")] = None
     file: Annotated[
         str | None,
+        ONCE,
         Parameter(
             allow_leading_hyphen=True, metavar="FILE", help="A UTF-8 text file, or - as above."
         ),
@@ -83,7 +85,22 @@ def _read(text: str | None, file: str | None) -> str:
         raise InputError(f"cannot read {name}: {reason}") from error
     if not text.strip():
         raise InputError("the text is empty; expected a few sentences")
+    if file is not None and _holds_objects(file, text):
+        raise InputError(
+            f"{name} holds JSON objects, not one plain text, and their braces would be trained on; "
+            "pass the text alone (--text TEXT takes anything as it is), or read the documents with "
+            "tintc eval lm --data FILE.jsonl"
+        )
     return text.strip()
+
+
+def _holds_objects(file: str, text: str) -> bool:
+    """Whether a file is JSON lines, by its name or by its first line."""
+    try:
+        first = json.loads(text.strip().partition("\n")[0])
+    except ValueError:
+        first = None
+    return isinstance(first, dict) or Path(file).suffix.lower() in (".jsonl", ".ndjson")
 
 
 def check_length(tokens: int, limit: int | None) -> None:
