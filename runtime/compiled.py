@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -90,14 +90,31 @@ class Compiled(nn.Module):
             self.prefix = PrefixEmbeddings(tensors)
         else:
             self.prefix = PrefixPages(program.layout, tensors, transformer.tables(program))
-            self.structure = Structure(
-                program.layout, share, program.facts.block_path, self.dtype, self.device
-            )
-            transformer.emit(program, self.structure, LOWERED)  # makes every module once
+            self.structure = self._made_structure()
         self.inner_lr = nn.Parameter(
             torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device)
         )
         self._programs = Programs(program, self.structure, optimize, torch_compile)
+
+    def _made_structure(self) -> Structure:
+        """All structural constants, for the prefix as it is."""
+        layout, blocks = self.program.layout, self.program.facts.block_path
+        structure = Structure(layout, self.share, blocks, self.dtype, self.device)
+        transformer.emit(self.program, structure, LOWERED)  # makes every module once
+        return structure
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What an artifact holds, and the settings of a module: constants and emitted programs are
+        made again.
+        """
+        modules = {name: m for name, m in self._modules.items() if name != "structure"}
+        settings = self._programs.enabled, self._programs.torch_compile
+        return {**self.__dict__, "_modules": modules, "_programs": settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.structure = None if self.backend == "fused" else self._made_structure()
+        self._programs = Programs(self.program, self.structure, *state["_programs"])
 
     @property
     def config(self) -> SimulatorConfig:
