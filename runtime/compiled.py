@@ -5,7 +5,8 @@ Legend: B sequences, T tokens, K kept positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -130,6 +131,14 @@ class Compiled(nn.Module):
         """Device of the weights."""
         return self._weight.device
 
+    def check_has_numbers(self) -> None:
+        """Raises UsageError on the meta device, where weights have shapes alone."""
+        if self.device.type == "meta":
+            raise UsageError(
+                "the simulator is on the meta device, where weights have no numbers; expected one "
+                "with numbers: move it with to_empty(device=...) and load its state dict"
+            )
+
     @property
     def optimizations(self) -> tuple[str, ...]:
         """Names of the optimizations of the fused back end that are on; set it to switch them. They
@@ -217,8 +226,9 @@ class Compiled(nn.Module):
         return dict(updates)
 
     def _results(self, call: Call) -> dict[str, Result]:
-        module, arguments = self.bound(call)
-        return self._programs.runnable(module, self._differentiable)(*arguments)
+        with _without_autocast(self.device.type):
+            module, arguments = self.bound(call)
+            return self._programs.runnable(module, self._differentiable)(*arguments)
 
     def _run_whole(self, call: Call) -> dict[Output, Tensor]:
         found = self._results(call)
@@ -308,6 +318,8 @@ class Compiled(nn.Module):
         # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and
         # three in bfloat16.
         exact = self.inner_lr.detach().clone()
+        if exact.is_meta:  # `to_empty` brings it back
+            exact = torch.tensor(self.config.inner_lr, dtype=torch.float64)
         wide = {
             name: table.clone()
             for name, table in self.prefix.tensors().items()
@@ -319,3 +331,15 @@ class Compiled(nn.Module):
             if name in wide and table.dtype in HALF:
                 table.data = wide[name].to(table.device, torch.float32)
         return self
+
+
+@contextmanager
+def _without_autocast(device_type: str) -> Iterator[None]:
+    """A program is emitted for the type of its weights: its finite differences would lose their
+    digits in a narrower one, and its kernels take no mixture.
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            yield
+    else:
+        yield
