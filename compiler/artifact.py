@@ -85,6 +85,7 @@ def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path
     cannot be written; in both cases what was there stays as it was."""
     path = Path(path).expanduser()
     check_target(path, force=force)
+    simulator.check_has_numbers()
     target = path.resolve()  # `.` has no parent to write beside
     new_parents = [parent for parent in target.parents if not parent.exists()]
     temporary = None

@@ -137,6 +137,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
             f"the simulator is in {simulator.dtype}; expected torch.float64: call .double() or "
             "load with dtype=torch.float64"
         )
+    simulator.check_has_numbers()
     limit = simulator.program.facts.longest
     if tokens < 2 or (limit is not None and tokens > limit):
         raise UsageError(f"tokens is {tokens}; expected 2 to {limit or 'any number'}")

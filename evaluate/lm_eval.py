@@ -35,6 +35,7 @@ from tintc.evaluate.lm_eval_requests import (
     score,
     whole_number,
     windows,
+    with_bos,
 )
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, TintcError, UsageError
@@ -83,7 +84,8 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     only inner_lr can be changed. At inner_lr 0 nothing is trained.
     batch_size: sequences a call. max_length: tokens that the model reads at most; by default those
     of its config. rolling_context: tokens that each chunk of `loglikelihood_rolling` is
-    conditioned, and trained, on at least. device, dtype: of the weights, by name.
+    conditioned, and trained, on at least. add_bos_token: whether texts start with bos; by default
+    as the tokenizer has it. device, dtype: of the weights, by name.
 
     Raises UsageError for an argument that makes no sense, InputError for a model without tokenizer,
     and what `tintc.compile` and `tintc.load` raise.
@@ -97,6 +99,7 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         batch_size: int | str = 1,
         max_length: int | None = None,
         rolling_context: int = 1,
+        add_bos_token: bool | None = None,
         device: str | None = None,
         dtype: str | None = None,
         **fields: Any,
@@ -109,6 +112,9 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
             raise InputError(
                 f"{source or artifact} has no tokenizer; pass a source that brings one"
             )
+        if add_bos_token is not None:
+            self.tokenizer = with_bos(self.tokenizer, add_bos_token)
+        self.add_bos_token = add_bos_token
         config, longest = (
             self.simulator.source.get("config") or {},
             self.simulator.program.facts.longest,
@@ -167,13 +173,13 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text; by default with the special tokens that the tokenizer adds, unless the
-        text starts with its bos already.
+        """Tokens of a text; by default with the special tokens that the tokenizer adds, or as
+        add_bos_token says, unless the text starts with its bos already.
         """
-        if add_special_tokens is None and utils.has_bos_prefix(
-            string, self.tokenizer.decode([self.prefix_token_id])
-        ):
-            add_special_tokens = False
+        if add_special_tokens is None:
+            start = self.tokenizer.decode([self.prefix_token_id])
+            has_one = utils.has_bos_prefix(string, start)
+            add_special_tokens = False if has_one else self.add_bos_token
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer(string, verbose=False, **options)["input_ids"])
 

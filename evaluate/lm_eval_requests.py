@@ -5,9 +5,11 @@ Legend: B sequences, T tokens, V vocabulary, C tokens of a continuation.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,19 @@ def greedy(simulator: Simulator, context: list[int], count: int) -> Iterator[int
         token = int(simulator.predict(updates, ids, logits_to_keep=1).argmax())
         yield token
         ids = torch.cat([ids, torch.tensor([[token]])], 1)
+
+
+def with_bos(tokenizer: Any, add: object) -> Any:
+    """A copy of the tokenizer that puts its bos in front of a text, or does not. Raises UsageError
+    unless `add` is True or False, InputError where there is no bos.
+    """
+    if not isinstance(add, bool):
+        raise UsageError(f"add_bos_token is {add!r}; expected True or False")
+    if add and tokenizer.bos_token_id is None:
+        raise InputError("this tokenizer has no bos token; leave add_bos_token out")
+    changed = copy.deepcopy(tokenizer)
+    changed.add_bos_token = add
+    return changed
 
 
 def whole_number(name: str, value: object, most: int | None = None) -> int:

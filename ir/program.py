@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx
 
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.facts import ModelFacts
 from tintc.ir.layout import Layout
-from tintc.ir.records import NodeRecord
+from tintc.ir.records import NodeRecord, from_records, to_records
 
 
 @dataclass
@@ -27,3 +28,11 @@ class Program:
     tables: dict[str, Tensor] = field(default_factory=dict)
     # Records of the graph and of the earlier stages: captured, canonical, lowered.
     stages: dict[str, list[NodeRecord]] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The graph as records, as an artifact has it: operators of torch cannot be pickled."""
+        return {**self.__dict__, "graph": [record.to_dict() for record in to_records(self.graph)]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.graph = from_records(state["graph"])

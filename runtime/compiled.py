@@ -5,9 +5,10 @@ Legend: B sequences, T tokens, K kept positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -90,14 +91,31 @@ class Compiled(nn.Module):
             self.prefix = PrefixEmbeddings(tensors)
         else:
             self.prefix = PrefixPages(program.layout, tensors, transformer.tables(program))
-            self.structure = Structure(
-                program.layout, share, program.facts.block_path, self.dtype, self.device
-            )
-            transformer.emit(program, self.structure, LOWERED)  # makes every module once
+            self.structure = self._made_structure()
         self.inner_lr = nn.Parameter(
             torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device)
         )
         self._programs = Programs(program, self.structure, optimize, torch_compile)
+
+    def _made_structure(self) -> Structure:
+        """All structural constants, for the prefix as it is."""
+        layout, blocks = self.program.layout, self.program.facts.block_path
+        structure = Structure(layout, self.share, blocks, self.dtype, self.device)
+        transformer.emit(self.program, structure, LOWERED)  # makes every module once
+        return structure
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What an artifact holds, and the settings of a module: constants and emitted programs are
+        made again.
+        """
+        modules = {name: m for name, m in self._modules.items() if name != "structure"}
+        settings = self._programs.enabled, self._programs.torch_compile
+        return {**self.__dict__, "_modules": modules, "_programs": settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.structure = None if self.backend == "fused" else self._made_structure()
+        self._programs = Programs(self.program, self.structure, *state["_programs"])
 
     @property
     def config(self) -> SimulatorConfig:
@@ -112,6 +130,14 @@ class Compiled(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self._weight.device
+
+    def check_has_numbers(self) -> None:
+        """Raises UsageError on the meta device, where weights have shapes alone."""
+        if self.device.type == "meta":
+            raise UsageError(
+                "the simulator is on the meta device, where weights have no numbers; expected one "
+                "with numbers: move it with to_empty(device=...) and load its state dict"
+            )
 
     @property
     def optimizations(self) -> tuple[str, ...]:
@@ -200,8 +226,9 @@ class Compiled(nn.Module):
         return dict(updates)
 
     def _results(self, call: Call) -> dict[str, Result]:
-        module, arguments = self.bound(call)
-        return self._programs.runnable(module, self._differentiable)(*arguments)
+        with _without_autocast(self.device.type):
+            module, arguments = self.bound(call)
+            return self._programs.runnable(module, self._differentiable)(*arguments)
 
     def _run_whole(self, call: Call) -> dict[Output, Tensor]:
         found = self._results(call)
@@ -291,6 +318,8 @@ class Compiled(nn.Module):
         # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and
         # three in bfloat16.
         exact = self.inner_lr.detach().clone()
+        if exact.is_meta:  # `to_empty` brings it back
+            exact = torch.tensor(self.config.inner_lr, dtype=torch.float64)
         wide = {
             name: table.clone()
             for name, table in self.prefix.tensors().items()
@@ -302,3 +331,15 @@ class Compiled(nn.Module):
             if name in wide and table.dtype in HALF:
                 table.data = wide[name].to(table.device, torch.float32)
         return self
+
+
+@contextmanager
+def _without_autocast(device_type: str) -> Iterator[None]:
+    """A program is emitted for the type of its weights: its finite differences would lose their
+    digits in a narrower one, and its kernels take no mixture.
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            yield
+    else:
+        yield

@@ -49,7 +49,7 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
     columns_T = torch.arange(tokens, device=device)
     completed = complete(plain, columns_T, dtype)
     segment, untrained = tokens, 0
-    if not torch.compiler.is_compiling():
+    if has_values(completed.carries_BT):
         segment, untrained = _check_values(facts, batch, completed, columns_T)
     return Inputs(completed.tensors, segment, untrained, causal=plain.attention_mask is None)
 
@@ -58,11 +58,11 @@ def _plain(batch: Batch, device: torch.device) -> Batch:
     """The same on the device, ids and positions as int64, after checking types and shapes. A mask
     without padding is left out: the causal mask is all there is then, and kernels know it.
     """
-    ids_BT = _integers("input_ids", batch.input_ids, None).to(device)
+    ids_BT = placed("input_ids", _integers("input_ids", batch.input_ids, None), device)
     shape = (ids_BT.shape[0], ids_BT.shape[1])
 
     def mask(name: str, value: Tensor | None, *more: tuple[int, ...]) -> Tensor | None:
-        return None if value is None else _mask(name, value, (shape, *more)).to(device)
+        return None if value is None else placed(name, _mask(name, value, (shape, *more)), device)
 
     train = mask("train_mask", batch.train_mask)
     loss = mask("loss_mask", batch.loss_mask)
@@ -71,13 +71,13 @@ def _plain(batch: Batch, device: torch.device) -> Batch:
         attention = None
     positions = batch.position_ids
     if positions is not None:
-        positions = _integers("position_ids", positions, shape).to(device)
+        positions = placed("position_ids", _integers("position_ids", positions, shape), device)
     train = torch.zeros_like(ids_BT, dtype=torch.bool) if train is None else train
     return Batch(ids_BT, train, loss, attention, positions)
 
 
 def _is_all_true(mask: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and bool(mask.all())
+    return has_values(mask) and bool(mask.all())
 
 
 def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor:
@@ -108,6 +108,23 @@ def check_tensor(name: str, value: object) -> None:
     """Raises InputError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether numbers can be looked at: not on the meta device, nor while torch traces."""
+    return not tensor.is_meta and not torch.compiler.is_compiling()
+
+
+def placed(name: str, value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the simulator's device. Raises InputError for one without numbers where there
+    must be some.
+    """
+    if value.is_meta and device.type != "meta":
+        raise InputError(
+            f"{name} is on the meta device, where tensors have no numbers; this simulator is on "
+            f"{device}: pass numbers, or move the simulator to meta for shapes alone"
+        )
+    return value.to(device)
 
 
 def check_updates(

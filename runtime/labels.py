@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tintc.ir.errors import InputError
 from tintc.ir.precision import wide
-from tintc.runtime.inputs import check_tensor
+from tintc.runtime.inputs import check_tensor, has_values, placed
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
             f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected whole numbers of "
             f"shape {tuple(input_ids.shape)}"
         )
-    if torch.compiler.is_compiling():
+    if not has_values(labels):
         return labels.long()
     if not bool((labels[:, 1:] != -100).any()):
         raise InputError(
@@ -63,14 +63,12 @@ def kept_positions(
                 "numbers, at least one"
             )
         positions = logits_to_keep.long()
-        if not torch.compiler.is_compiling() and bool(
-            ((positions < 0) | (positions >= tokens)).any()
-        ):
+        if has_values(positions) and bool(((positions < 0) | (positions >= tokens)).any()):
             raise InputError(
                 f"logits_to_keep holds {positions.tolist()[:8]}; the sequence has positions 0 to "
                 f"{tokens - 1}"
             )
-        return positions.to(device)
+        return placed("logits_to_keep", positions, device)
     if (
         isinstance(logits_to_keep, bool)
         or not isinstance(logits_to_keep, int)

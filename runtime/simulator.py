@@ -9,22 +9,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from tintc.ir.builder import outputs
+from tintc.ir.errors import UsageError
 from tintc.ir.inputs import is_table
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.batch import Batch
 from tintc.runtime.compiled import Call, Compiled
 from tintc.runtime.description import as_html, as_text, describe
-from tintc.runtime.inputs import Inputs, check_tensor, check_updates, prepare
+from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.prefix import put_rows
+
+_NO_TORCHSCRIPT = (
+    "TorchScript (torch.jit.trace, torch.jit.script) takes no simulator, whose program depends on "
+    "the kind of call; use torch.export.export(simulator, (input_ids, train_mask)), or "
+    "tintc.export_onnx for ONNX"
+)
 
 
 class Simulator(Compiled):
@@ -43,7 +51,11 @@ class Simulator(Compiled):
 
     In float16 and bfloat16 the weights, products and updates are of that type (norm differences,
     softmax and losses run in float32); updates far below a weight's own precision are rounded away.
-    The inner learning rate is float64 throughout.
+    The inner learning rate is float64 throughout. torch.autocast changes nothing in a call: finite
+    differences are written for the type of the weights; `simulator.bfloat16()` is another one.
+
+    On the meta device calls give shapes. Pickles and torch.save hold what an artifact does; load
+    only those that you trust: unlike an artifact's, their loading runs code.
     """
 
     def __init__(
@@ -219,6 +231,10 @@ class Simulator(Compiled):
         call = Call((kind,), inputs.tensors, tokens, inputs.causal, kept)
         return self.run(call)[kind]
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        raise UsageError(_NO_TORCHSCRIPT)
+
     def __repr__(self) -> str:
         return as_text(describe(self, self.source))
 
@@ -244,9 +260,12 @@ class Simulator(Compiled):
 
     def _labels(self, labels: Tensor, batch: Batch) -> Tensor:
         vocabulary = self.program.facts.vocab_size
-        return check_labels(labels, batch.input_ids, vocabulary).to(self.device)
+        checked = check_labels(labels, batch.input_ids, vocabulary)
+        return placed("labels", checked, self.device)
 
     def _prepare(self, batch: Batch) -> Inputs:
+        if torch.jit.is_tracing():
+            raise UsageError(_NO_TORCHSCRIPT)
         return prepare(self.program.facts, self.dtype, self.device, batch)
 
     def _train(self, batch: Batch, stacklevel: int = 3) -> Inputs:

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from tintc.commands import entries, experiments
 from tintc.commands.console import Verbosity, configure_logging, err, out
-from tintc.commands.help import PlainHelp
+from tintc.commands.help import PlainHelp, says
 from tintc.commands.options import OPTIONS, Common
 from tintc.commands.refused import one_line
 from tintc.ir.errors import TintcError, UsageError
@@ -80,6 +80,13 @@ measured.command(experiments.classify_command, name="classify", sort_key=1)
 
 
 @app.command(name="--install-completion", group=OTHER, version_flags=[])
+@says(
+    """Have the shell complete commands and options.
+
+    Writes a script, and a line that reads it into the shell's startup file if the script goes where
+    the shell looks.
+    """
+)
 def install_completion(
     *,
     shell: Annotated[
@@ -95,11 +102,6 @@ def install_completion(
         ),
     ] = None,
 ) -> None:
-    """Have the shell complete commands and options.
-
-    Writes a script, and a line that reads it into the shell's startup file if the script goes where
-    the shell looks.
-    """
     from cyclopts.completion.detect import ShellDetectionError
 
     try:

@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +70,7 @@ class LogitsOnly(nn.Module):
         self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        out = self.auxiliary(input_ids, **self.options)
-        logits = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
+        logits = _logits(self.auxiliary(input_ids, **self.options))
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             shape = (
                 f"a tensor of {logits.ndim} dimensions"
@@ -84,6 +83,15 @@ class LogitsOnly(nn.Module):
                 "tintc simulates causal language models, called as model(input_ids)"
             )
         return logits
+
+
+def _logits(out: Any) -> Any:
+    """What is called so in an output or a dict; the first of several values; else the value."""
+    if isinstance(out, Mapping):
+        return out.get("logits", out)
+    if isinstance(out, (tuple, list)) and not hasattr(out, "logits"):
+        return out[0] if out else out
+    return getattr(out, "logits", out)
 
 
 def capture(model: nn.Module) -> Captured:
@@ -199,11 +207,12 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
             *(f"batch >= {n}" for n in (least,) if n > 2),
             *(f"batch <= {n}" for n in (most,) if n is not None),
         ]
-        found += [f"tokens >= {shortest}"] if shortest > 2 else []
+        found = [*([f"tokens >= {shortest}"] if shortest > 2 else []), *found]
+        loss = shortest == 3  # two tokens have one target, for which it is traced in another way
         raise UnsupportedModelError(
             f"{type(wrapper.auxiliary).__name__} computes different things for different batches "
-            f"or lengths ({'; '.join(found[:3])}); "
-            "expected one computation for all"
+            f"or lengths ({'; '.join(found[:3])}); expected one computation for all"
+            + ("; if it computes a loss, have it return the logits alone" if loss else "")
         )
     if broken is not None:
         longest = (

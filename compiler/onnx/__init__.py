@@ -82,6 +82,7 @@ def export_onnx(
     """
     start, path = time.monotonic(), Path(path).expanduser()
     check_target(path, force=force)
+    simulator.check_has_numbers()
     progress("write the graph")
     model = build(simulator, inputs, outputs, opset)
     if optimize:

@@ -113,7 +113,23 @@ def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:
         if len(offsets) == 1:  # now it is known how many rows are left
             longest = min(rows - offsets[0], most)
             tried += [(1, length) for length in (longest, *lengths_below(longest))]
-    return offsets[0] if len(set(offsets)) == 1 else "its positions depend on the length"
+    if len(set(offsets)) > 1:
+        return "its positions depend on the length"
+    if longest == rows - offsets[0] < SHORT and _goes_on(index, longest + 1, rows, context):
+        return f"its index goes on behind the table's {rows} rows, and repeats some of them"
+    return offsets[0]
+
+
+def _goes_on(index: fx.Node, length: int, rows: int, context: Context) -> bool:
+    """Whether the index names rows of the table where consecutive positions do no longer: then it
+    counts something else, such as types of tokens.
+    """
+    try:
+        value = Evaluation(1, length, context).of(index)
+        named = torch.broadcast_to(value, (1, length))
+    except _UNEVALUABLE:
+        return False
+    return bool(((named >= 0) & (named < rows)).all())
 
 
 def _added_positions(build: Builder, node: fx.Node, context: Context) -> None:
@@ -185,6 +201,10 @@ def _slice(
         for length in (longest, *lengths_below(longest))
     ):
         info(node).refused = "what it adds is no table of positions, read from one row on"
+        return None
+    behind = _rows(p, 1, longest + 1, context, given) if longest == rows - offset < SHORT else ""
+    if not isinstance(behind, str):
+        info(node).refused = f"what it adds goes on behind the {rows} rows of its table"
         return None
     context.limit_positions(rows - offset)
     label = short_label(info(table).parameter or "positions")

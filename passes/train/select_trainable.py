@@ -84,9 +84,11 @@ def _find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
         and all(index.isdigit() for index in indices)
     ]
     if not found:
+        seen = list(dict.fromkeys(".".join(path) or "the model itself" for path in paths))
         raise UnsupportedModelError(
             f"no stack of blocks: expected one ModuleList that holds the model's {len(anchors)} "
-            "attention layers (or linear layers), as in model.layers.0, model.layers.1, ..."
+            "attention layers (or linear layers), as in model.layers.0, model.layers.1, ...; "
+            f"{'they are in ' + ', '.join(seen[:3]) if seen else 'there are none'}"
         )
     # Where a whole stack is one child of a Sequential, the blocks are the children of the stack.
     container, blocks = next((one for one in found if len(one[1]) > 1), found[0])

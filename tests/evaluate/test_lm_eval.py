@@ -4,6 +4,7 @@ or against the harness's own `hf`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -32,6 +33,7 @@ from tests.oracle.reference import reference
 from tests.support.artifacts import POSITIONS, TEXT, artifact, source_directory
 from tintc.evaluate import lm_eval as adapter
 from tintc.evaluate.lm_eval import TintcLM
+from tintc.evaluate.lm_eval_requests import with_bos
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, NumericalError, TintcError, UsageError
 
@@ -331,6 +333,54 @@ def test_at_rate_0_every_number_is_that_of_the_harness_s_own_model(model: TintcL
     )
 
 
+def test_whether_bos_is_added_is_said_as_to_the_harness_s_own_model(
+    model: TintcLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tokenizer that adds it by itself and one that does not, as Llama's and GPT-2's."""
+    adds = huggingface()[1]
+    does_not = copy.deepcopy(adds)
+    does_not.add_bos_token = False
+    settings = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}
+    simulator, numbers = model.simulator, {}
+    simulator.inner_lr.data.zero_()
+    monkeypatch.setattr(adapter, "compile_model", lambda source, config, **options: simulator)
+    for tokenizer, said in [(adds, None), (adds, False), (does_not, None), (does_not, True)]:
+        tokenizer.save_pretrained(tmp_path)
+        monkeypatch.setattr(simulator, "tokenizer", tokenizer)
+        found = TintcLM("it", add_bos_token=said, batch_size=4)
+        hf = HFLM(
+            huggingface()[0],
+            tokenizer=str(tmp_path),
+            add_bos_token=said,
+            batch_size=1,
+            max_length=POSITIONS,
+            device="cpu",
+        )
+        pairs = [*PAIRS, ("", "The river"), ("</s>The river", " runs")]
+        expected = hf.loglikelihood(asked(*pairs), disable_tqdm=True)
+        assert same(quiet_log_likelihoods(found, pairs), expected)
+        texts = asked((LONG,), ("The sea.",))
+        rolling = hf.loglikelihood_rolling(texts, disable_tqdm=True)
+        assert found.loglikelihood_rolling(texts, disable_tqdm=True) == pytest.approx(
+            rolling, rel=1e-9
+        )
+        wanted = asked((TEXT, settings))
+        assert found.generate_until(wanted) == hf.generate_until(wanted)
+        numbers[tokenizer is adds, said] = (expected[0][0], rolling[0])
+    assert numbers[True, None] == pytest.approx(numbers[False, True])
+    assert numbers[True, False] == pytest.approx(numbers[False, None])
+    assert numbers[True, None] != pytest.approx(numbers[False, None])
+    assert simulator.tokenizer is does_not
+    assert does_not.add_bos_token is False
+
+
+def test_a_bos_that_is_not_there_cannot_be_added() -> None:
+    without = transformers.AutoTokenizer.from_pretrained(source_directory(), bos_token=None)
+    with pytest.raises(InputError, match="this tokenizer has no bos token; leave add_bos_token"):
+        with_bos(without, True)
+    assert with_bos(without, False)("The river").input_ids == tokens_of("The river")[1:]
+
+
 def test_a_rate_that_spoils_the_weights_is_said(model: TintcLM) -> None:
     model.simulator.inner_lr.data.fill_(1e200)
     with pytest.raises(NumericalError, match=r"a log-likelihood is .*; pass a smaller inner_lr"):
@@ -357,6 +407,7 @@ SOURCE = {"source": "tiny-opt"}
             {"rolling_context": 9, "max_length": 8, **SOURCE},
             "rolling_context is 9; expected a whole number, 1 to 8",
         ),
+        ({"add_bos_token": "yes", **SOURCE}, "add_bos_token is 'yes'; expected True or False"),
         ({"dtype": "float8", **SOURCE}, "dtype is 'float8'; expected one of float32, "),
         ({"device": "tpu", **SOURCE}, "device is 'tpu'; expected cpu, cuda or cuda:N"),
         (

@@ -89,6 +89,21 @@ def test_leaves_the_rest_alone_and_says_why(name: str) -> None:
     assert reason in info(left[0]).refused
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_few_rows_that_repeat_are_types_and_no_positions(by_hand: bool) -> None:
+    """As positions they would limit sequences to two tokens."""
+
+    def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
+        index = arange(x) % 2
+        return x + (m.types.weight[index] if by_hand else m.types(index))
+
+    model = toy(middle)
+    model.types = torch.nn.Embedding(2, 6).double()
+    assert "goes on behind the" in refusal(model)
+    model.types = torch.nn.Embedding(3, 6).double()
+    assert "behind the" not in refusal(model)
+
+
 def test_a_model_without_positions_has_no_limit() -> None:
     def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:
         return m.linear(x)

@@ -11,6 +11,7 @@ from collections import defaultdict
 import pytest
 
 EVERY = {
+    "compiler/test_containers.py::test_token_types_are_refused_with_their_place": 4,
     "compiler/test_cost.py::test_estimates": 4,
     "compiler/test_exact.py::test_any_dimensions": 2,
     "compiler/test_exact.py::test_batch_and_length": 2,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tintc.commands.flags import WHOLE, Flags, at_least, flags_of
+from tintc.commands.help import says
 from tintc.commands.options import (
     DEVICE,
     MODEL,
@@ -37,6 +38,7 @@ from tintc.ir.errors import UsageError
 from tintc.ir.named import Number
 
 
+@says("Compile a model into a simulator.")
 def compile_command(
     source: Source,
     /,
@@ -53,7 +55,6 @@ def compile_command(
     ] = 0,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Compile a model into a simulator."""
     chosen = config.chosen()
     options = {
         "backend": construction.backend,
@@ -68,6 +69,7 @@ def compile_command(
     command.run(source, output, chosen, force=force, as_json=common.as_json, options=options)
 
 
+@says("Show a simulator: summary, graph, slots or parameters.")
 def inspect_command(
     path: Artifact,
     /,
@@ -75,12 +77,12 @@ def inspect_command(
     view: Annotated[View, flat(OPTIONS)] = View(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Show a simulator: summary, graph, slots or parameters."""
     from tintc.commands import inspect as command
 
     command.run(path, view, as_json=common.as_json)
 
 
+@says("Train on the first part of a text and predict the rest.")
 def run_command(
     path: Annotated[
         Path,
@@ -97,7 +99,6 @@ def run_command(
     dtype: Annotated[Number | None, Parameter(help="Of the weights; default as stored.")] = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Train on the first part of a text and predict the rest."""
     if stray is not None:
         raise UsageError(
             f"unexpected argument {stray!r}; pass --text TEXT, --file FILE, or - to read standard "
@@ -146,6 +147,12 @@ class Exporting:
         return given if self.opset is None else {**given, "opset": self.opset}
 
 
+@says(
+    """Write a simulator as an ONNX model.
+
+    Exit code 5 if onnxruntime disagrees with torch.
+    """
+)
 def export_command(
     path: Artifact,
     /,
@@ -166,10 +173,6 @@ def export_command(
     exporting: Annotated[Exporting, flat(OPTIONS)] = Exporting(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Write a simulator as an ONNX model.
-
-    Exit code 5 if onnxruntime disagrees with torch.
-    """
     from tintc.commands import export as command
     from tintc.compiler.frontend.devices import dtype_of
 
@@ -178,6 +181,12 @@ def export_command(
     )
 
 
+@says(
+    """Compare a simulator with torch.autograd in float64.
+
+    Exit code 5 on disagreement.
+    """
+)
 def verify_command(
     path: Artifact,
     /,
@@ -190,15 +199,18 @@ def verify_command(
     seed: Annotated[int, WHOLE, Parameter(help="Of the random sequence.")] = 0,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Compare a simulator with torch.autograd in float64.
-
-    Exit code 5 on disagreement.
-    """
     from tintc.commands import verify as command
 
     command.run(path, tokens=tokens, seed=seed, as_json=common.as_json)
 
 
+@says(
+    """Count parameters, FLOPs and memory from configs alone.
+
+    No weights are read, so the model may be of any size. Several models give a table, with --json
+    a list.
+    """
+)
 def cost_command(
     *sources: Annotated[
         str,
@@ -215,11 +227,6 @@ def cost_command(
     model: Annotated[Loading, flat(MODEL)] = Loading(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Count parameters, FLOPs and memory from configs alone.
-
-    No weights are read, so the model may be of any size. Several models give a table, with --json
-    a list.
-    """
     chosen = config.chosen()
     options: dict[str, Any] = {
         "backend": construction.backend,
@@ -252,6 +259,13 @@ class BenchConfigFlags(ConfigFlags):
     """Every field of SimulatorConfig, at another rate."""
 
 
+@says(
+    """Time a simulator against a fine-tuning loop.
+
+    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
+    random tokens. Exit code 5 on disagreement.
+    """
+)
 def bench_command(
     source: Source,
     /,
@@ -261,11 +275,6 @@ def bench_command(
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Time a simulator against a fine-tuning loop.
-
-    The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
-    random tokens. Exit code 5 on disagreement.
-    """
     chosen = config.chosen() if config.config else config.chosen(inner_lr=_BENCH_RATE)
     settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
     if (device := model.torch_device()) is not None:
@@ -277,8 +286,8 @@ def bench_command(
     command.run(source, chosen, settings, as_json=common.as_json)
 
 
+@says("Show versions and hardware.")
 def env_command(*, common: Annotated[Common, flat(OUTPUT)] = Common()) -> None:
-    """Show versions and hardware."""
     from tintc.commands import env as command
 
     command.run(as_json=common.as_json)

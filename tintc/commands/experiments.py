@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tintc.commands.flags import ONCE, Flags, flags_of
+from tintc.commands.help import says
 from tintc.commands.options import (
     MODEL,
     OPTIONS,
@@ -69,6 +70,14 @@ class LanguageFlags(Flags):
     """What `tintc eval lm` measures."""
 
 
+@says(
+    """Perplexity of the rest of each sequence after training on its first part.
+
+    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same
+    budget), the simulator, and two controls: its gradient with the sign flipped, and training on
+    the same tokens in random order.
+    """
+)
 def lm_command(
     source: Source,
     /,
@@ -81,12 +90,6 @@ def lm_command(
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Perplexity of the rest of each sequence after training on its first part.
-
-    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same
-    budget), the simulator, and two controls: its gradient with the sign flipped, and training on
-    the same tokens in random order.
-    """
     given = {**over_presets(config, ("inner_lr", "steps", "layers")), **asked.given()}
     how = model.everything()
     from tintc.commands import evaluate as command
@@ -106,6 +109,14 @@ class ClassifyFlags(Flags):
     """What `tintc eval classify` measures."""
 
 
+@says(
+    """Accuracy of text classification, zero-shot and with demonstrations.
+
+    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the
+    simulator, and two controls: its gradient with the sign flipped, and training on shuffled
+    labels. Rate, budget, template and calibration are chosen on training data.
+    """
+)
 def classify_command(
     source: Source,
     /,
@@ -116,12 +127,6 @@ def classify_command(
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Accuracy of text classification, zero-shot and with demonstrations.
-
-    For each task: the unmodified model, true dynamic evaluation (torch.autograd, same budgets), the
-    simulator, and two controls: its gradient with the sign flipped, and training on shuffled
-    labels. Rate, budget, template and calibration are chosen on training data.
-    """
     given = {**over_presets(config, ("inner_lr",)), **asked.given()}
     how = model.everything()
     from tintc.commands import evaluate as command
@@ -160,6 +165,13 @@ class AblationFlags(Flags):
     """What `tintc ablate` measures."""
 
 
+@says(
+    """Measure what each approximation costs.
+
+    In its update, as cosine and relative error against the exact gradient, and in the perplexity
+    after it: each approximation alone, all of the paper's together, and lower float formats.
+    """
+)
 def ablate_command(
     source: Source,
     /,
@@ -172,11 +184,6 @@ def ablate_command(
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    """Measure what each approximation costs.
-
-    In its update, as cosine and relative error against the exact gradient, and in the perplexity
-    after it: each approximation alone, all of the paper's together, and lower float formats.
-    """
     fields = config.fields()
     rate = fields.pop("inner_lr", None)
     base = SimulatorConfig.exact(**fields)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cyclopts.help import HelpEntry, HelpPanel
 from rich.console import Console, ConsoleOptions
@@ -11,6 +13,18 @@ from rich.text import Text
 
 _NAMES = 30  # columns; a longer name has a line of its own
 _WIDEST = 100
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def says(text: str) -> Callable[[Command], Command]:
+    """What `--help` says of a command. A plain docstring would be gone under `python -OO`."""
+
+    def describe(command: Command) -> Command:
+        command.__doc__ = inspect.cleandoc(text)
+        return command
+
+    return describe
 
 
 class PlainHelp:
