@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from tintc.compiler.cost import estimate
+from tintc.compiler.reports.described import Report
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes, trained_tokens
@@ -17,7 +18,7 @@ from tintc.ir.ops.linear import prefix
 from tintc.runtime.simulator import Simulator
 
 
-def report(simulator: Simulator) -> dict[str, Any]:
+def report(simulator: Simulator) -> Report:
     """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of
     `tokens`, half of it trained.
     """
