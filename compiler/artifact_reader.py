@@ -33,6 +33,7 @@ from tintc.compiler.reports.described import Report
 from tintc.ir.errors import ArtifactError
 
 LARGEST_JSON = 2**29  # bytes: hundreds of times what the largest models need
+_MORE = 2**20  # bytes that a file may have more than the manifest says to be read at all
 _AGAIN = "compile the model again"
 _REPORT = TypeAdapter(Report)
 T = TypeVar("T")
@@ -72,7 +73,9 @@ def read_manifest(root: Path) -> Manifest:
 
 def read_graph(root: Path) -> Graph:
     """graph.json, whose digest `read_manifest` has checked. Raises ArtifactError."""
-    return _checked(GRAPH_SCHEMA.validate_json, read_plain(root / GRAPH, LARGEST_JSON), root / GRAPH)
+    return _checked(
+        GRAPH_SCHEMA.validate_json, read_plain(root / GRAPH, LARGEST_JSON), root / GRAPH
+    )
 
 
 def read_report(root: Path) -> Report:
@@ -138,7 +141,7 @@ def _check_file(root: Path, name: str, seal: Seal) -> None:
         if (root / folder).is_symlink() and folder != Path("."):
             raise ArtifactError(f"{root / folder} is a link; expected a directory")
     size = _plain_size(file)
-    if size != seal.bytes:
+    if size > seal.bytes + _MORE:
         raise ArtifactError(
             f"{file} is altered or truncated: it has {size:,} bytes, the manifest says "
             f"{seal.bytes:,}"
@@ -167,4 +170,6 @@ def _checked(validate: Callable[[bytes], T], content: bytes, file: Path) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:200]
-        raise ArtifactError(f"{file} is malformed at {place}: {first['msg'][:200]}; {_AGAIN}") from None
+        raise ArtifactError(
+            f"{file} is malformed at {place}: {first['msg'][:200]}; {_AGAIN}"
+        ) from None

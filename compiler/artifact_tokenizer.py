@@ -62,7 +62,9 @@ def _check(file: Path) -> None:
             raise ArtifactError(
                 f"{file} adds {len(added):,} tokens; expected at most {_MOST_ADDED:,}"
             )
-        ids += [t.get("id") for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+        ids += (
+            [t.get("id") for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+        )
         ids += [int(key) for key in added if key.isdecimal()] if isinstance(added, dict) else []
     largest = max((number for number in ids if type(number) is int), default=0)
     if largest >= _LARGEST_ID:
