@@ -38,9 +38,9 @@ from tintc.compiler.artifact_files import (
     open_to_others,
     write_json,
 )
+from tintc.compiler.artifact_problems import graph_problems, weight_problems
 from tintc.compiler.artifact_reader import manifest_digest, read_graph, read_manifest, seal_of
 from tintc.compiler.artifact_schema import GRAPH, REPORT, TOKENIZER, WEIGHTS, Manifest
-from tintc.compiler.artifact_problems import graph_problems, weight_problems
 from tintc.compiler.artifact_tokenizer import load_tokenizer
 from tintc.compiler.reports.summary import report
 from tintc.ir.config import SimulatorConfig

@@ -7,10 +7,10 @@ these types; what the values mean together is checked in `artifact.py`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from tintc.ir.facts import ModelFacts
 from tintc.ir.layout import Layout
@@ -115,7 +115,7 @@ class Graph(BaseModel):
     def records(self) -> dict[str, list[NodeRecord]]:
         """By stage."""
         return {
-            stage: [NodeRecord(**record) for record in getattr(self, stage)]  # type: ignore[arg-type]
+            stage: [NodeRecord(**record) for record in getattr(self, stage)]
             for stage in Graph.model_fields
         }
 

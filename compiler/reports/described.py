@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 _exactly = with_config(ConfigDict(strict=True, extra="forbid"))
-Phases = TypedDict("Phases", {"forward": int, "backward": int, "descent": int})
+
+
+class Phases(TypedDict):
+    forward: int
+    backward: int
+    descent: int
 
 
 @_exactly
@@ -81,7 +86,7 @@ class Report(TypedDict):
     source: SourceNames
     config: dict[str, Any]
     inner_lr: float
-    backend: Literal["fused", "transformer"]
+    backend: str
     share: str
     auxiliary_parameters: int
     parameters: ParameterReport

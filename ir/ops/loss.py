@@ -12,7 +12,6 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import demand, demand_activation, demand_one_of, said
 from tintc.ir.precision import narrow_like, wide
 
-
 KINDS = ("softmax", "quadratic")
 
 

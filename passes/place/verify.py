@@ -1,8 +1,8 @@
 """Proves that a lowered graph is sound; changes nothing.
 
-Well formed, only `tint` operators with operands of their types, recorded shapes follow from the rules, nothing reads a later
-step, no dead code, every slot has a place, and no two ranges that are live together overlap. Raises
-CompilerBug otherwise.
+Well formed, only `tint` operators with operands of their types, recorded shapes follow from the
+rules, nothing reads a later step, no dead code, every slot has a place and is read as it lies
+there, and no two ranges that are live together overlap. Raises CompilerBug otherwise.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_reader import read_graph, read_manifest, read_report
+from tintc.compiler.reports.described import Report
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.errors import UsageError
