@@ -32,50 +32,31 @@ from safetensors.torch import save_file
 
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
-    GRAPH,
     MANIFEST,
     OWN_DIGEST,
-    REPORT,
-    TOKENIZER,
-    WEIGHTS,
     check_target,
-    manifest_digest,
     move_into_place,
     open_to_others,
-    read_json,
-    read_manifest,
-    sha256,
     write_json,
 )
-from tintc.compiler.frontend.libraries import offline
+from tintc.compiler.artifact_problems import graph_problems, weight_problems
+from tintc.compiler.artifact_reader import manifest_digest, read_graph, read_manifest, seal_of
+from tintc.compiler.artifact_schema import GRAPH, REPORT, TOKENIZER, WEIGHTS, Manifest
+from tintc.compiler.artifact_tokenizer import load_tokenizer
 from tintc.compiler.frontend.tokenizer import needs_code, without_code
 from tintc.compiler.reports.summary import report
-from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.context import Context
-from tintc.ir.contracts import check_property
 from tintc.ir.errors import ArtifactError
-from tintc.ir.facts import ModelFacts
 from tintc.ir.inputs import is_wide_table
-from tintc.ir.layout import Layout
-from tintc.ir.node_meta import info
 from tintc.ir.precision import HALF
 from tintc.ir.program import Program
-from tintc.ir.records import NodeRecord, from_records
+from tintc.ir.records import from_records
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
 INNER_LR = "tintc.inner_lr"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
-_PROPERTIES = (
-    "well_formed",
-    "tint_only",
-    "shapes_agree",
-    "named_outputs",
-    "prefix_slots_disjoint",
-    "memory_slots_disjoint",
-)
 _LIBRARIES = ("torch", "transformers", "safetensors")
 _log = logging.getLogger(__name__)
 
@@ -114,12 +95,14 @@ def _malformed(root: Path) -> Iterator[None]:
     try:
         yield
     except (
+        ArithmeticError,
         LookupError,
         TypeError,
         ValueError,
         AttributeError,
         AssertionError,
         StopIteration,
+        RuntimeError,  # torch's, of sizes and names that it refuses; RecursionError
     ) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -128,25 +111,26 @@ def _malformed(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _program(root: Path, manifest: dict[str, Any]) -> Program:
-    graph = read_json(root / GRAPH)
+def _program(root: Path, manifest: Manifest) -> Program:
+    stages = read_graph(root).records()
     return Program(
-        graph=from_records(graph["lowered"]),
-        config=SimulatorConfig.from_dict(manifest["config"]),
-        facts=ModelFacts(**manifest["facts"]),
-        layout=Layout.from_dict(manifest["layout"]),
-        aliases=dict(manifest["aliases"]),
-        stages={
-            name: [NodeRecord(**record) for record in records] for name, records in graph.items()
-        },
+        graph=from_records([record.to_dict() for record in stages["lowered"]]),
+        config=SimulatorConfig.from_dict(manifest.config),
+        facts=manifest.facts,
+        layout=manifest.layout,
+        aliases=dict(manifest.aliases),
+        stages=stages,
     )
 
 
 def read_program(path: str | Path) -> Program:
     """The program of an artifact; its weights are not read. Raises ArtifactError as `load` does."""
     root = Path(path).expanduser()
+    manifest = read_manifest(root)
     with _malformed(root):
-        return _program(root, read_manifest(root))
+        program = _program(root, manifest)
+        _refuse(root, graph_problems(program))
+    return program
 
 
 def load(
@@ -163,59 +147,25 @@ def load(
     inner_lr = tensors.pop(INNER_LR)
     with _malformed(root):
         program = _program(root, manifest)
-        source = dict(manifest["source"])
-        backend, share = str(manifest["backend"]), str(manifest["share"])
-        check_backend(backend, share)
-        problems = _problems(program, tensors)
-    if problems:
-        raise ArtifactError(
-            f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again"
+        check_backend(manifest.backend, manifest.share)
+        _refuse(root, graph_problems(program) or weight_problems(program, tensors, inner_lr))
+        simulator = Simulator(
+            program,
+            tensors,
+            backend=manifest.backend,
+            share=manifest.share,
+            source=manifest.source.model_dump(),
+            tokenizer=load_tokenizer(root / TOKENIZER),
         )
-    simulator = Simulator(
-        program, tensors, backend=backend, share=share, source=source, tokenizer=_tokenizer(root)
-    )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
 
 
-def _problems(program: Program, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Why the graph is not a lowered one, or where graph, layout and weights do not fit each
-    other.
-    """
-    names = [record.name for record in program.stages["lowered"]]
-    context = Context(program.config, facts=program.facts, layout=program.layout)
-    problems = [] if isinstance(program.facts.block_path, str) else ["its block_path is no text"]
-    problems += (
-        []
-        if names == [node.name for node in program.graph.nodes]
-        else ["its nodes have names that tintc does not give"]
-    )
-    problems += [
-        problem for name in _PROPERTIES for problem in check_property(name, program.graph, context)
-    ]
-    nodes = program.graph.find_nodes(op="placeholder")
-    parameters = [(name, node) for node in nodes if (name := info(node).parameter) is not None]
-    named = {
-        *(name for name, _ in parameters),
-        *(slot.parameter for slot in program.layout.prefix.values()),
-        *program.aliases.values(),
-    }
-    problems += [
-        f"there is no weight {name}" for name in sorted(map(str, named)) if name not in tensors
-    ]
-    if not problems:
-        slots = program.layout.prefix
-        problems += [
-            f"there is no slot {name}"
-            for name in outputs(program.graph)["updates"]
-            if name not in slots
-        ]
-        problems += [
-            f"{name} has another shape"
-            for name, node in parameters
-            if info(node).shape != tuple(tensors[name].shape)
-        ]
-    return problems
+def _refuse(root: Path, problems: list[str]) -> None:
+    if problems:
+        raise ArtifactError(
+            f"{root} is malformed: {'; '.join(problems[:3])[:500]}; compile the model again"
+        )
 
 
 def _write(simulator: Simulator, root: Path) -> None:
@@ -245,12 +195,13 @@ def _write(simulator: Simulator, root: Path) -> None:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
-        "sha256": {
-            str(f.relative_to(root).as_posix()): sha256(f)
+        "files": {
+            str(f.relative_to(root).as_posix()): seal_of(f).model_dump()
             for f in sorted(root.rglob("*"))
             if f.is_file()
         },
     }
+    manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
 
 
@@ -308,19 +259,3 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.T
     changes = dtype is not None and tensor.is_floating_point() and name != INNER_LR
     wanted = torch.float32 if is_wide_table(name) and dtype in HALF else dtype
     return tensor.to(wanted if changes else tensor.dtype, copy=True)
-
-
-def _tokenizer(root: Path) -> Any:
-    """The saved tokenizer, or None. Only transformers' own classes are loaded."""
-    folder = root / TOKENIZER
-    if not folder.is_dir():
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        with offline():
-            return AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # transformers raises what its readers raise
-        raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

@@ -1,8 +1,7 @@
-"""The directory of an artifact: names, digests, and writes that are done whole or not at all."""
+"""The directory of an artifact: where it may go, and writes that are done whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,11 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tintc.ir.errors import ArtifactError, UsageError
+from tintc.ir.errors import UsageError
 
-FORMAT_VERSION = 4
-MANIFEST, GRAPH, REPORT = "manifest.json", "graph.json", "report.json"
-WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer"
+FORMAT_VERSION = 5
+MANIFEST = "manifest.json"
 OWN_DIGEST = "manifest_sha256"
 
 
@@ -50,70 +48,13 @@ def _foreign(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         strange = (
-            sorted(found - {MANIFEST, *manifest["sha256"]})
+            sorted(found - {MANIFEST, *manifest["files"]})
             if "format_version" in manifest
             else sorted(found)
         )
     except (OSError, ValueError, TypeError, KeyError):
         return "is no tintc artifact" if found else None
     return f"holds {', '.join(strange[:3])}" if strange else None
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest, after checking the format version, its own checksum and that of every file.
-    Raises ArtifactError.
-    """
-    file = root / MANIFEST
-    if not os.path.isfile(file):
-        raise ArtifactError(
-            f"{root} is no tintc artifact: it has no {MANIFEST} (tintc compile SOURCE -o DIR "
-            "writes one)"
-        )
-    manifest = read_json(file)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{root} has format version {version}; this tintc reads version {FORMAT_VERSION}: "
-            "compile the model again"
-        )
-    _check_digest(file, manifest_digest(manifest), manifest.get(OWN_DIGEST))
-    expected = manifest.get("sha256")
-    if not isinstance(expected, dict):
-        raise ArtifactError(f"{file} lists no checksums; compile the model again")
-    loaded = {
-        GRAPH,
-        WEIGHTS,
-        REPORT,
-        *(f.relative_to(root).as_posix() for f in (root / TOKENIZER).rglob("*") if f.is_file()),
-    }
-    for name in sorted(loaded | set(expected)):
-        _check_digest(root / name, sha256(root / name), expected.get(name))
-    return dict(manifest)
-
-
-def _check_digest(file: Path, found: str, expected: object) -> None:
-    if found != expected:
-        raise ArtifactError(
-            f"{file} is altered or truncated: its sha256 is {found}, the manifest says "
-            f"{expected or 'nothing of it'}"
-        )
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Of the manifest's content without this digest itself."""
-    content = {name: value for name, value in manifest.items() if name != OWN_DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content. Raises ArtifactError if it cannot be read."""
-    try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtifactError(
-            f"{file} cannot be read: {error.strerror}; its sha256 cannot be checked"
-        ) from error
 
 
 def open_to_others(root: Path) -> None:
@@ -147,10 +88,3 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 def write_json(file: Path, value: Any, indent: int | None = 1) -> None:
     file.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}; compile the model again") from error

@@ -71,7 +71,8 @@ class Builder:
         # A caller may give the shape where the argument came from torch.export and has no rule of
         # its own.
         shape = changes.pop("shape", None)
-        node.meta[KEY] = NodeInfo(module=origin.module, source=origin.source, dtype=called.dtype)
+        dtype = called.dtype or info(args[0]).dtype
+        node.meta[KEY] = NodeInfo(module=origin.module, source=origin.source, dtype=dtype)
         node.meta[KEY].shape = shape if shape is not None else infer_shape(node)
         node.meta[KEY] = dataclasses.replace(node.meta[KEY], **changes)
         return node

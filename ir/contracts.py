@@ -15,6 +15,7 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint, tint_name
 from tintc.ir.layout import PrefixSlot, Range
 from tintc.ir.node_meta import info
+from tintc.ir.operands import operands_fit, slots_fit
 from tintc.ir.ops.embedding import segment
 from tintc.ir.ops.linear import prefix
 
@@ -42,10 +43,13 @@ def shapes_agree(graph: fx.Graph, context: Context) -> Problems:
         reshaped = any(
             tint_name(n) is None and n.op == "call_function" for n in node.all_input_nodes
         )
-        if tint_name(node) and not reshaped and infer_shape(node) != info(node).shape:
-            problems.append(
-                f"{node.name} has shape {info(node).shape}, its rule gives {infer_shape(node)}"
-            )
+        if tint_name(node) and not reshaped:
+            try:
+                given: object = infer_shape(node)
+            except ValueError as error:
+                given = f"no shape: {error}"
+            if given != info(node).shape:
+                problems.append(f"{node.name} has shape {info(node).shape}, its rule gives {given}")
     return problems
 
 
@@ -73,6 +77,11 @@ def named_outputs(graph: fx.Graph, context: Context) -> Problems:
     if not isinstance(returned, dict) or set(returned) != {"logits", "initial_logits", "updates"}:
         return ["the graph's outputs are not logits, initial_logits and updates"]
     updates = returned["updates"]
+    values = [returned["logits"], returned["initial_logits"]]
+    if not isinstance(updates, dict) or not all(
+        isinstance(value, fx.Node) for value in (*values, *updates.values())
+    ):
+        return ["the graph does not return nodes"]
     return [
         f"{slot} is given the value of {info(node).slot}"
         for slot, node in updates.items()
@@ -269,6 +278,8 @@ PROPERTIES: dict[str, Callable[[fx.Graph, Context], Problems]] = {
     check.__name__: check
     for check in (
         well_formed,
+        operands_fit,
+        slots_fit,
         shapes_agree,
         tint_only,
         one_logits_output,

@@ -49,7 +49,8 @@ class Operator(Generic[P, R]):
     shape: ShapeRule  # arguments, with shapes in place of tensors -> shape, or one for each output
     meaning: str  # in one line
     kind: Kind
-    dtype: DType  # of the result
+    dtype: DType | None  # of the result; None: that of the first argument
+    takes: Mapping[str, DType]  # the arguments that are tensors of another kind than float
     weights: tuple[str, ...]  # arguments that descents update
     whole: bool  # its implementation loops: emitted code calls it instead of tracing it
 
@@ -82,7 +83,8 @@ def operator(
     shape: ShapeRule,
     meaning: str,
     kind: Kind = "forward",
-    dtype: DType = "float",
+    dtype: DType | None = "float",
+    takes: Mapping[str, DType] = MappingProxyType({}),
     weights: tuple[str, ...] = (),
     whole: bool = False,
 ) -> Callable[[Callable[P, R]], Operator[P, R]]:
@@ -101,7 +103,7 @@ def operator(
         # nothing more.
         _LIBRARY.impl(name, implementation, "CompositeImplicitAutograd")
         declared = Operator(
-            name, schema, implementation, shape, meaning, kind, dtype, weights, whole
+            name, schema, implementation, shape, meaning, kind, dtype, takes, weights, whole
         )
         _BY_NAME[name] = _BY_TARGET[declared.target] = declared
         return declared

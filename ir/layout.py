@@ -82,6 +82,10 @@ class Tile:
     coordinates: Range
     row_width: int
 
+    def __post_init__(self) -> None:
+        if self.page < 0 or self.row_width < 1 or not self.tokens.size:
+            raise ValueError(f"page {self.page}, rows of {self.row_width} numbers: no tile")
+
     @property
     def groups(self) -> int:
         """Rows in one token, S; the last may be padding."""
@@ -106,6 +110,10 @@ class PrefixSlot:
     tiles: tuple[Tile, ...]
     updated: bool = False
 
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (1, 2) or min(self.shape) < 1:
+            raise ValueError(f"{self.name} has shape {self.shape}; expected a vector or a matrix")
+
     @property
     def numbers(self) -> int:
         """Numbers of the weight itself, without padding."""
@@ -127,7 +135,7 @@ class MemorySlot:
 @dataclass(frozen=True)
 class Layout:
     """K, D_sim, H_sim, all slots, and the number of pages. Every tile that holds a matrix is whole
-    heads wide.
+    heads wide. Raises ValueError for what is none.
     """
 
     prefix_tokens: int
@@ -136,6 +144,11 @@ class Layout:
     pages: int
     prefix: dict[str, PrefixSlot] = field(default_factory=dict)
     memory: dict[str, MemorySlot] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = (self.prefix_tokens, self.sim_hidden, self.sim_heads, self.pages)
+        if min(sizes) < 1:
+            raise ValueError(f"{', '.join(map(str, sizes))} are no sizes of a layout")
 
     @property
     def head_width(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tintc.compiler.reports.described import Modules, ParameterReport, Part
 from tintc.ir.inputs import is_table
 from tintc.runtime.backends.transformer.emit import tables
 from tintc.runtime.backends.transformer.pages import PrefixPages
@@ -14,7 +15,7 @@ from tintc.runtime.backends.transformer.structure import SHARES, Structure, Use,
 from tintc.runtime.simulator import Simulator
 
 
-def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str, Any]:
+def parameter_report(simulator: Simulator, share: str | None = None) -> ParameterReport:
     """What every parameter is for, as JSON values. `total` is sum(p.numel() for p in
     simulator.parameters()).
 
@@ -32,6 +33,38 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
     """
     share = share or simulator.share
     check_backend(simulator.backend, share)
+    structure, steps = simulator.structure, simulator.config.steps
+    parts = _parts(simulator, share)
+    total = sum(part["count"] for part in parts)
+    rows = [] if structure is None else _rows(structure, share)
+
+    def in_phase(phase: str) -> int:
+        return sum(row["count"] for row in rows if row["phase"] == phase)
+
+    return {
+        "backend": simulator.backend,
+        "share": share,
+        "auxiliary": sum(
+            t.numel()
+            for name, t in simulator.prefix.tensors().items()
+            if t.is_floating_point() and not is_table(name)
+        ),
+        "total": total,
+        "parts": parts,
+        "structure": rows,
+        "by_phase": {
+            "forward": in_phase("forward"),
+            "backward": in_phase("backward"),
+            "descent": in_phase("descent"),
+        },
+        "shares": {}
+        if structure is None
+        else {s: total - structure.numbers(share) + structure.numbers(s) for s in SHARES},
+        "passes": {"forward": steps + 1, "backward": steps, "descent": steps},
+    }
+
+
+def _parts(simulator: Simulator, share: str) -> list[Part]:
     layout, prefix, structure = simulator.program.layout, simulator.prefix, simulator.structure
     if isinstance(prefix, PrefixPages):
         held, formula = (
@@ -47,7 +80,7 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
         )
         formula = "as they are: this back end pads nothing"
     named = "weights in prefix slots" if structure is None else "prefix numbers"
-    parts: list[dict[str, Any]] = [
+    parts: list[Part] = [
         {"name": named, "count": held, "formula": formula},
         {
             "name": "tables",
@@ -68,40 +101,14 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> dict[str
                 "formula": f"(K + 1) * 2 d, d = {layout.head_width}",
             },
         ]
-    parts.append({"name": "inner learning rate", "count": 1, "formula": "1"})
-    total = sum(part["count"] for part in parts)
-    rows = [] if structure is None else _rows(structure, share)
-    return {
-        "backend": simulator.backend,
-        "share": share,
-        "auxiliary": sum(
-            t.numel()
-            for name, t in prefix.tensors().items()
-            if t.is_floating_point() and not is_table(name)
-        ),
-        "total": total,
-        "parts": parts,
-        "structure": rows,
-        "by_phase": {
-            phase: sum(row["count"] for row in rows if row["phase"] == phase)
-            for phase in ("forward", "backward", "descent")
-        },
-        "shares": {}
-        if structure is None
-        else {s: total - structure.numbers(share) + structure.numbers(s) for s in SHARES},
-        "passes": {
-            "forward": simulator.config.steps + 1,
-            "backward": simulator.config.steps,
-            "descent": simulator.config.steps,
-        },
-    }
+    return [*parts, {"name": "inner learning rate", "count": 1, "formula": "1"}]
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _rows(structure: Structure, share: str) -> list[dict[str, Any]]:
+def _rows(structure: Structure, share: str) -> list[Modules]:
     """Uses that have the same kind and size of module, in order of their first one. copies:
     different modules among them.
     """
@@ -110,7 +117,7 @@ def _rows(structure: Structure, share: str) -> list[dict[str, Any]]:
         alike[use.phase, use.operator, use.module, use.formula, tuple(use.sizes.items())].append(
             use
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[Modules] = []
     counted: set[str] = set()
     for (phase, operator, module, formula, sizes), uses in alike.items():
         owners = {

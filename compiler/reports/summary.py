@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from torch import fx
 
 from tintc.compiler.cost import estimate
+from tintc.compiler.reports.described import Report
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes, trained_tokens
@@ -17,7 +17,7 @@ from tintc.ir.ops.linear import prefix
 from tintc.runtime.simulator import Simulator
 
 
-def report(simulator: Simulator) -> dict[str, Any]:
+def report(simulator: Simulator) -> Report:
     """Facts of a compiled simulator, as JSON values. Costs are estimates for one sequence of
     `tokens`, half of it trained.
     """
@@ -26,12 +26,15 @@ def report(simulator: Simulator) -> dict[str, Any]:
     sizes = call_sizes(program.facts)
     cost = estimate(program, simulator.backend, dtype, **sizes)
     weight_bytes = sum(p.numel() * p.element_size() for p in simulator.parameters())
-    operators = Counter(tint_name(node) for node in program.graph.nodes if tint_name(node))
+    operators = Counter(name for node in program.graph.nodes if (name := tint_name(node)))
     trainable = [slot for slot in layout.prefix.values() if slot.trainable]
     updated = outputs(program.graph)["updates"]
     return {
         "source": {
-            key: simulator.source.get(key) for key in ("kind", "name", "revision", "sha256")
+            "kind": simulator.source.get("kind"),
+            "name": simulator.source.get("name"),
+            "revision": simulator.source.get("revision"),
+            "sha256": simulator.source.get("sha256"),
         },
         "config": program.config.to_dict(),
         "inner_lr": float(simulator.inner_lr.detach()),
@@ -56,7 +59,7 @@ def report(simulator: Simulator) -> dict[str, Any]:
         "sim_heads": layout.sim_heads,
         "pages": layout.pages,
         "prefix_numbers": layout.prefix_numbers,
-        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], str(item[0])))),
+        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         "depth": depth(program.graph)
         if simulator.structure is None
         else len(simulator.structure.uses),

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.ops.shapes import same_shape
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import alike, demand, demand_one_of
 from tintc.ir.precision import narrow_like, wide
 
 _TANH_SCALE = math.sqrt(2 / math.pi)
@@ -94,11 +95,24 @@ SMOOTH: dict[str, Activation] = {
 # clamp(min=0), and that of maximum(x, 0), which shares the gradient between equal arguments.
 RELUS = {"relu": 0.0, "clamp": 1.0, "maximum": 0.5}
 KINDS = (*RELUS, *SMOOTH)
+GRADIENTS = ("first_order", "exact")
+
+
+def _activation_shape(x: Shape, kind: str) -> Shape:
+    demand_one_of(kind, KINDS)
+    return x
+
+
+def _backward_shape(dy: Shape, x: Shape, kind: str, gradient: str, scale: float) -> Shape:
+    demand_one_of(kind, KINDS)
+    demand_one_of(gradient, GRADIENTS)
+    demand(scale > 0, f"the scale of a difference is {scale}; expected a number above 0")
+    return alike(dy, x)
 
 
 @operator(
     "(Tensor x, str kind) -> Tensor",
-    shape=same_shape,
+    shape=_activation_shape,
     meaning="a(x)",
 )
 def activation_forward(x: Tensor, kind: str) -> Tensor:
@@ -108,7 +122,7 @@ def activation_forward(x: Tensor, kind: str) -> Tensor:
 
 @operator(
     "(Tensor dy, Tensor x, str kind, str gradient, float scale) -> Tensor",
-    shape=same_shape,
+    shape=_backward_shape,
     meaning="dx of an activation, first-order or exact",
     kind="backward",
 )

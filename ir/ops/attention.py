@@ -18,7 +18,29 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import demand, demand_activation, part, said
 from tintc.ir.precision import HALF
+
+
+def _demand_scores(
+    q: Shape, k: Shape, mask: Shape | None, bias: Shape | None, heads: int, kv_heads: int
+) -> None:
+    """That queries, keys, mask and biases are of the same tokens and heads."""
+    for x in (q, k):
+        demand_activation(x)
+    demand(q[:-1] == k[:-1], f"q is {said(q)} and k {said(k)}; expected the same tokens")
+    demand(
+        part(q[-1], heads) == part(k[-1], kv_heads) and heads % kv_heads == 0,
+        f"{heads} heads of q {said(q)} do not fit {kv_heads} of k {said(k)}",
+    )
+    demand(
+        mask is None or mask in [(n, 1, q[1], q[1]) for n in (1, q[0])],
+        f"a mask has shape {said(mask or ())}; expected (B, 1, {q[1]}, {q[1]})",
+    )
+    demand(
+        bias is None or bias == (*q[:-1], heads),
+        f"a bias has shape {said(bias or ())}; expected (B, {q[1]}, {heads})",
+    )
 
 
 def _attention_shape(
@@ -31,8 +53,9 @@ def _attention_shape(
     kv_heads: int,
     *_: float,
 ) -> Shape:
-    assert isinstance(v[-1], int)
-    return (*q[:-1], v[-1] // kv_heads * heads)
+    _demand_scores(q, k, mask, bias, heads, kv_heads)
+    demand(v[:-1] == q[:-1], f"v is {said(v)} and q {said(q)}; expected the same tokens")
+    return (*q[:-1], part(v[-1], kv_heads) * heads)
 
 
 @operator(
@@ -40,6 +63,7 @@ def _attention_shape(
     "float scale, float softcap) -> Tensor",
     shape=_attention_shape,
     meaning="softmax(scale q k^T + bias + mask) v",
+    takes={"mask": "bool"},
 )
 def attention_forward(
     q: Tensor,
@@ -81,8 +105,9 @@ def _value_shape(
     kv_heads: int,
     *_: float,
 ) -> Shape:
-    assert isinstance(do[-1], int)
-    return (*do[:-1], do[-1] // heads * kv_heads)
+    _demand_scores(q, k, mask, bias, heads, kv_heads)
+    demand(do[:-1] == q[:-1], f"do is {said(do)} and q {said(q)}; expected the same tokens")
+    return (*do[:-1], part(do[-1], heads) * kv_heads)
 
 
 @operator(
@@ -91,6 +116,7 @@ def _value_shape(
     shape=_value_shape,
     meaning="dv with the probabilities held constant",
     kind="backward",
+    takes={"mask": "bool"},
 )
 def attention_backward_value(
     do: Tensor,
@@ -111,7 +137,12 @@ def attention_backward_value(
     return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
 
 
-def _full_shape(do: Shape, q: Shape, k: Shape, v: Shape, *_: object) -> tuple[Shape, Shape, Shape]:
+def _full_shape(
+    do: Shape, q: Shape, k: Shape, v: Shape, mask: Shape | None, bias: Shape | None, heads: int,
+    kv_heads: int, *how: float,
+) -> tuple[Shape, Shape, Shape]:  # fmt: skip
+    out = _attention_shape(q, k, v, mask, bias, heads, kv_heads)
+    demand(do == out, f"do has shape {said(do)}; expected {said(out)}")
     return q, k, v
 
 
@@ -121,6 +152,7 @@ def _full_shape(do: Shape, q: Shape, k: Shape, v: Shape, *_: object) -> tuple[Sh
     shape=_full_shape,
     meaning="dq, dk, dv through the scores",
     kind="backward",
+    takes={"mask": "bool"},
 )
 def attention_backward_full(
     do: Tensor,
@@ -175,10 +207,17 @@ def flash_forward(
     return _merge(o_BHTE), sums_BHT
 
 
+def _flash_backward_shape(
+    do: Shape, q: Shape, k: Shape, v: Shape, o: Shape, sums: Shape, heads: int, kv_heads: int,
+    scale: float,
+) -> tuple[Shape, Shape, Shape]:  # fmt: skip
+    return _full_shape(do, q, k, v, None, None, heads, kv_heads)
+
+
 @operator(
     "(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor sums, int heads, int "
     "kv_heads, float scale) -> (Tensor, Tensor, Tensor)",
-    shape=_full_shape,
+    shape=_flash_backward_shape,
     meaning="attention_backward_full, by torch's fused kernel",
     kind="optimization",
 )

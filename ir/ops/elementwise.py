@@ -6,12 +6,12 @@ Source: TINT.md section 2, "Residual" and "Activation" (gated units).
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.ops.shapes import same_shape
+from tintc.ir.ops.shapes import alike, same_shape
 
 
 @operator(
     "(Tensor x, Tensor y) -> Tensor",
-    shape=same_shape,
+    shape=alike,
     meaning="sum of two activations or gradients",
 )
 def residual(x: Tensor, y: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def residual(x: Tensor, y: Tensor) -> Tensor:
 
 @operator(
     "(Tensor x, Tensor y) -> Tensor",
-    shape=same_shape,
+    shape=alike,
     meaning="product of two activations",
 )
 def multiply(x: Tensor, y: Tensor) -> Tensor:

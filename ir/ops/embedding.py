@@ -5,9 +5,16 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import demand, said
 
 
 def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
+    demand(
+        len(table) == 2 or (len(table) == 3 and table[0] == 1),
+        f"a table has shape {said(table)}; expected (V, D)",
+    )
+    demand(len(index) == 2, f"an index has shape {said(index)}; expected (B, T)")
+    demand(offset >= 0, f"a table starts at row {offset}; expected at least 0")
     return (*index, table[-1])
 
 
@@ -16,6 +23,7 @@ def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
     shape=_embedding_shape,
     meaning="rows of a token or position table",
     kind="read",
+    takes={"index": "int"},
 )
 def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
     """Row index + offset of a table, (V, D) or (1, V, D), as (B, T, D). Some models' positions
@@ -27,6 +35,7 @@ def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
 
 
 def _segment_shape(x: Shape, length: object) -> Shape:
+    demand(len(x) >= 2, f"a value has shape {said(x)}; expected (B, T, ...)")
     return (x[0], "S", *x[2:])
 
 
@@ -35,6 +44,8 @@ def _segment_shape(x: Shape, length: object) -> Shape:
     shape=_segment_shape,
     meaning="first tokens of a sequence",
     kind="read",
+    dtype=None,
+    takes={"length": "int"},
 )
 def segment(x: Tensor, length: int) -> Tensor:
     """The first `length` tokens of (B, T, ...): a causal model's training pass needs no others."""
@@ -57,6 +68,7 @@ def kept_tokens(x_BTD: Tensor, kept_K: Tensor) -> Tensor:
 
 
 def _segment_mask_shape(mask: Shape, length: object) -> Shape:
+    demand(len(mask) == 4, f"a mask has shape {said(mask)}; expected (B, 1, T, T)")
     return (*mask[:-2], "S", "S")
 
 
@@ -66,6 +78,7 @@ def _segment_mask_shape(mask: Shape, length: object) -> Shape:
     meaning="first queries and keys of a mask",
     kind="read",
     dtype="bool",
+    takes={"mask": "bool", "length": "int"},
 )
 def segment_mask(mask_BxTT: Tensor, length: int) -> Tensor:
     """The first `length` queries and keys of an attention mask."""

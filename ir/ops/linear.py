@@ -11,12 +11,25 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import each_matrix, each_vector
+from tintc.ir.ops.shapes import (
+    demand,
+    demand_activation,
+    demand_weight,
+    each_matrix,
+    each_vector,
+    said,
+)
 
 
 def _prefix_shape(parameter: Shape, start: int, stop: int, period: int, transpose: bool) -> Shape:
+    demand(len(parameter) in (1, 2), f"a parameter has shape {said(parameter)}; expected 1 or 2")
     rows, rest = (parameter[-1], parameter[:-1]) if transpose else (parameter[0], parameter[1:])
+    demand(
+        0 <= start < stop <= period and not (transpose and not rest),
+        f"{start}:{stop} of {period} are no rows of {said(parameter)}",
+    )
     assert isinstance(rows, int)
+    demand(rows % period == 0, f"{rows} rows are no multiple of {period}")
     return ((stop - start) * (rows // period), *rest)
 
 
@@ -74,6 +87,10 @@ def columns(x_BTD: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
+    demand_activation(x)
+    demand(len(weight) in (2, 3), f"a weight has shape {said(weight)}; expected (O, I)")
+    demand_weight(weight, x[0], weight[-2], x[-1])
+    demand_weight(bias, x[0], weight[-2])
     return (*x[:-1], weight[-2])
 
 
@@ -95,6 +112,9 @@ def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def _backward_shape(dy: Shape, weight: Shape) -> Shape:
+    demand_activation(dy)
+    demand(len(weight) in (2, 3), f"a weight has shape {said(weight)}; expected (O, I)")
+    demand_weight(weight, dy[0], dy[-1], weight[-1])
     return (*dy[:-1], weight[-1])
 
 
@@ -132,9 +152,28 @@ def linear_residual(
     ) + addend_BTO
 
 
+def _descent_shape(weight: Shape, dy: Shape, x: Shape, inner_lr: Shape) -> Shape:
+    for activation in (dy, x):
+        demand_activation(activation)
+    demand(dy[:-1] == x[:-1], f"dy is {said(dy)} and x {said(x)}; expected the same tokens")
+    demand_weight(weight, dy[0], dy[-1], x[-1])
+    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    return each_matrix(weight)
+
+
+def _bias_shape(bias: Shape, dy: Shape, inner_lr: Shape) -> Shape:
+    demand_activation(dy)
+    demand(len(bias) in (1, 2) and isinstance(bias[-1], int), f"a bias has shape {said(bias)}")
+    demand_weight(bias, dy[0], bias[-1])
+    demand(int(bias[-1]) > 0, f"a bias has shape {said(bias)}")
+    demand(int(dy[-1]) % int(bias[-1]) == 0, f"a bias {said(bias)} does not fit {said(dy)}")
+    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    return each_vector(bias)
+
+
 @operator(
     "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
-    shape=each_matrix,
+    shape=_descent_shape,
     meaning="W - eta sum_t dy x^T",
     kind="descent",
 )
@@ -147,7 +186,7 @@ def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tens
 
 @operator(
     "(Tensor bias, Tensor dy, Tensor inner_lr) -> Tensor",
-    shape=each_vector,
+    shape=_bias_shape,
     meaning="b - eta sum_t dy",
     kind="descent",
 )

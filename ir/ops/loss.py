@@ -9,15 +9,28 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import same_shape
+from tintc.ir.ops.shapes import demand, demand_activation, demand_one_of, said
 from tintc.ir.precision import narrow_like, wide
+
+KINDS = ("softmax", "quadratic")
+
+
+def _loss_shape(logits: Shape, targets: Shape, mask: Shape, kind: str) -> Shape:
+    demand_activation(logits)
+    demand_one_of(kind, KINDS)
+    demand(
+        targets == mask == logits[:-1],
+        f"logits {said(logits)}, targets {said(targets)} and mask {said(mask)} do not fit",
+    )
+    return logits
 
 
 @operator(
     "(Tensor logits, Tensor targets, Tensor mask, str kind) -> Tensor",
-    shape=same_shape,
+    shape=_loss_shape,
     meaning="gradient of the summed loss at the logits",
     kind="backward",
+    takes={"targets": "int"},
 )
 def loss_gradient(z_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, kind: str) -> Tensor:
     """Gradient at the logits, (B, T, V): m_t (softmax(z_t) - 1_y), or m_t (z_t - 1_y) for
@@ -33,6 +46,11 @@ def loss_gradient(z_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, kind: str)
 
 
 def _mean_embedding_shape(weight: Shape, targets: Shape, mask: Shape) -> Shape:
+    demand(len(weight) == 2, f"the head has shape {said(weight)}; expected (V, D)")
+    demand(
+        len(targets) == 2 and targets == mask,
+        f"targets {said(targets)} and mask {said(mask)} do not fit",
+    )
     return (*targets, weight[-1])
 
 
@@ -41,6 +59,7 @@ def _mean_embedding_shape(weight: Shape, targets: Shape, mask: Shape) -> Shape:
     shape=_mean_embedding_shape,
     meaning="mean_v E[v] - E[y], no softmax",
     kind="backward",
+    takes={"targets": "int"},
 )
 def mean_embedding_gradient(weight_VD: Tensor, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Gradient at h_t without a softmax, (B, T, D): m_t (mean_v E[v] - E[y])."""

@@ -13,16 +13,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.ops.shapes import each_vector, same_shape
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import (
+    alike,
+    demand,
+    demand_activation,
+    demand_one_of,
+    demand_weight,
+    each_vector,
+    part,
+    said,
+)
 from tintc.ir.precision import narrow_like, wide
 
 KINDS = ("layer", "rms", "scale")
+GRADIENTS = ("first_order", "exact")
+
+
+def _demand_norm(x: Shape, eps: float, kind: str, heads: int, *vectors: Shape | None) -> None:
+    demand_activation(x)
+    demand_one_of(kind, KINDS)
+    demand(eps >= 0, f"eps is {eps}; expected at least 0")
+    size = part(x[-1], heads)
+    for vector in vectors:
+        demand_weight(vector, x[0], size)
+
+
+def _norm_shape(
+    x: Shape, gamma: Shape | None, beta: Shape | None, eps: float, kind: str, heads: int, *_: float
+) -> Shape:
+    _demand_norm(x, eps, kind, heads, gamma, beta)
+    return x
+
+
+def _backward_shape(
+    dy: Shape, x: Shape, gamma: Shape | None, eps: float, kind: str, heads: int, offset: float,
+    gradient: str, scale: float,
+) -> Shape:  # fmt: skip
+    _demand_norm(x, eps, kind, heads, gamma)
+    demand_one_of(gradient, GRADIENTS)
+    demand(scale > 0, f"the scale of a difference is {scale}; expected a number above 0")
+    return alike(dy, x)
+
+
+def _descent_shape(
+    gamma: Shape, dy: Shape, x: Shape, eps: float, kind: str, heads: int, inner_lr: Shape
+) -> Shape:
+    _demand_norm(x, eps, kind, heads, gamma)
+    alike(dy, x)
+    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    return each_vector(gamma)
 
 
 @operator(
     "(Tensor x, Tensor? gamma, Tensor? beta, float eps, str kind, int heads, float offset) ->"
     " Tensor",
-    shape=same_shape,
+    shape=_norm_shape,
     meaning="(gamma + offset) f(x) + beta",
     weights=("gamma", "beta"),
 )
@@ -50,7 +96,7 @@ def norm_forward(
 @operator(
     "(Tensor dy, Tensor x, Tensor? gamma, float eps, str kind, int heads, float offset, str "
     "gradient, float scale) -> Tensor",
-    shape=same_shape,
+    shape=_backward_shape,
     meaning="dx of a norm, first-order or exact",
     kind="backward",
 )
@@ -93,7 +139,7 @@ def norm_backward(
 @operator(
     "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, int heads, Tensor inner_lr) -> "
     "Tensor",
-    shape=each_vector,
+    shape=_descent_shape,
     meaning="gamma - eta sum_t dy f(x)",
     kind="descent",
 )

@@ -9,14 +9,34 @@ import torch
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.ops.shapes import same_shape
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import demand, demand_activation, demand_one_of, part, said
 
 PAIRINGS = ("half", "interleaved")
 
 
+def _rotary_shape(
+    x: Shape, cos: Shape, sin: Shape, heads: int, pairing: str, transpose: bool
+) -> Shape:
+    demand_activation(x)
+    demand_one_of(pairing, PAIRINGS)
+    turned = cos[-1] if cos and isinstance(cos[-1], int) else 1
+    demand(
+        cos == sin == (*x[:-1], turned) and turned % 2 == 0 and turned <= part(x[-1], heads),
+        f"tables {said(cos)} and {said(sin)} do not turn {heads} heads of {said(x)}",
+    )
+    return x
+
+
+def _window_shape(mask: Shape, window: int) -> Shape:
+    demand(len(mask) == 4, f"a mask has shape {said(mask)}; expected (B, 1, T, T)")
+    demand(window > 0, f"a window has {window} tokens; expected at least 1")
+    return mask
+
+
 @operator(
     "(Tensor x, Tensor cos, Tensor sin, int heads, str pairing, bool transpose) -> Tensor",
-    shape=same_shape,
+    shape=_rotary_shape,
     meaning="pairs of coordinates turned by their position",
 )
 def rotary(
@@ -50,10 +70,11 @@ def partner(x: Tensor, size: int, pairing: str) -> Tensor:
 
 @operator(
     "(Tensor mask, int window) -> Tensor",
-    shape=same_shape,
+    shape=_window_shape,
     meaning="a mask, narrowed to the last tokens",
     kind="read",
     dtype="bool",
+    takes={"mask": "bool"},
 )
 def window_mask(mask_BxTT: Tensor, window: int) -> Tensor:
     """The mask, narrowed to the last `window` tokens, a query's own included. One that then may

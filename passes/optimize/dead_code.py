@@ -1,4 +1,5 @@
-"""Removes what no output needs: operators without users and parameters that nothing reads.
+"""Removes what no output needs: operators without users, and parameters and constants that
+nothing reads.
 
 y = op(x)   (y unused)  ->  nothing
 """
@@ -16,6 +17,7 @@ from tintc.ir.pass_manager import graph_pass
 def dead_code(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. The simulator's own inputs stay, used or not."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and (node.op == "call_function" or info(node).role == "parameter"):
+        kept = node.op == "output" or info(node).role == "input"
+        if not node.users and not kept:
             graph.erase_node(node)
     return graph

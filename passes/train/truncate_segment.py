@@ -62,7 +62,7 @@ def _cut(graph: fx.Graph, source: fx.Node, length: fx.Node) -> fx.Node:
         behind = [n for n in graph.nodes if n.op == "placeholder"][-1]
     operator = segment_mask if info(source).dtype == "bool" else segment
     with graph.inserting_after(behind):
-        fields = {"dtype": info(source).dtype, "phase": "forward", "step": 0}
+        fields = {"phase": "forward", "step": 0}
         return Builder(graph).call(
             operator, source, length, like=source, label=f"{source.name}_segment", **fields
         )

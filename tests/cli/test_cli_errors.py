@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import tintc as package
 from tests.support.artifacts import (
     POSITIONS,
     TEXT,
@@ -353,7 +354,7 @@ class TestArtifacts:
             copy_of(artifact(), tmp_path / "sim"),
             lambda manifest: manifest.update(format_version=99),
         )
-        assert "has format version 99; this tintc reads version 4" in tintc(
+        assert "has format version 99; this tintc reads version 5" in tintc(
             command[0], folder, *command[1:]
         ).refused(1)
 
@@ -452,10 +453,10 @@ class TestRun:
         ).refused(2)
 
     def test_token_ids_beyond_the_vocabulary(self, tmp_path: Path) -> None:
-        folder = seal(
-            copy_of(artifact(), tmp_path / "sim"),
-            lambda manifest: manifest["facts"].update(vocab_size=9),
-        )
+        model = copy_of(source_directory(), tmp_path / "model")
+        small = opt(vocab=9, hidden=12, heads=3, ffn=20, layers=1, positions=64)
+        small.float().save_pretrained(model)
+        folder = package.save(package.compile(str(model)), tmp_path / "sim")
         assert "this model's tokens are 0 to 8" in tintc("run", folder, "--text", TEXT).refused(2)
 
 

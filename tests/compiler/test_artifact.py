@@ -249,15 +249,16 @@ class TestDamage:
         message = str(caught.value)
         assert name in message
         assert "\n" not in message
-        assert "sha256" in message or name == "manifest.json"
+        said = ("the manifest says", "cannot be read", "has no manifest.json")
+        assert any(text in message for text in said)
 
 
 class TestNoArtifact:
-    @pytest.mark.parametrize("version", [0, 1, 2, "3", None])
+    @pytest.mark.parametrize("version", [0, 1, 4, "5", None])
     def test_other_format_version(self, version: object, saved: Path) -> None:
         seal(saved, lambda manifest: manifest.update(format_version=version))
         with pytest.raises(
-            ArtifactError, match=f"format version {version}; this tintc reads version 4"
+            ArtifactError, match=f"format version {version}; this tintc reads version 5"
         ):
             tintc.load(saved)
 
@@ -328,7 +329,7 @@ FORGED_GRAPHS: dict[str, Callable[[Any], Any]] = {
 }
 FORGED_MANIFESTS: dict[str, Any] = {
     name: [None, 7, [7], {"a": 1}]
-    for name in ("config", "facts", "aliases", "layout", "sha256", "manifest_sha256")
+    for name in ("config", "facts", "aliases", "layout", "files", "manifest_sha256")
 } | {"source": [None, 7, [7]]}
 
 

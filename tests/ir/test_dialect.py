@@ -65,7 +65,9 @@ def test_shape_rule_equals_the_results_shape(
     )
     assert by_rule(name, given_arguments, b, t) == shapes
     number = torch.float32 if name in FLOAT32 else torch.float64
-    kind = {"bool": torch.bool, "float": number, "int": torch.int64}[OPERATORS[name].dtype]
+    kind = {"bool": torch.bool, "float": number, "int": torch.int64}[
+        OPERATORS[name].dtype or "float"
+    ]
     assert all(r.dtype == kind for r in (result if isinstance(result, (tuple, list)) else [result]))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import tintc
 from tests.support.models import opt
 from tintc import save
-from tintc.compiler.artifact_files import manifest_digest, sha256
+from tintc.compiler.artifact_reader import manifest_digest, seal_of
 from tintc.ir.config import SimulatorConfig
 
 VOCAB, POSITIONS, LAYERS = 4096, 64, 2
@@ -75,7 +75,7 @@ def seal(root: Path, change: Callable[[dict[str, Any]], None] = lambda manifest:
             for file in root.rglob("*")
             if file.is_file() and file.name != "manifest.json"
         )
-        manifest["sha256"] = {name: sha256(root / name) for name in names}
+        manifest["files"] = {name: seal_of(root / name).model_dump() for name in names}
         change(manifest)
         manifest["manifest_sha256"] = manifest_digest(manifest)
 

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from tintc.commands import console
 from tintc.compiler.artifact import save
-from tintc.compiler.artifact_files import TOKENIZER, check_target
+from tintc.compiler.artifact_files import check_target
+from tintc.compiler.artifact_schema import TOKENIZER
+from tintc.compiler.reports.described import Report
 from tintc.ir.config import SimulatorConfig
 
 
@@ -69,12 +71,12 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def summary(facts: dict[str, Any]) -> Table:
+def summary(facts: Report) -> Table:
     """The report as a table of a dozen rows."""
     return console.named({**_computed(facts), **_built(facts)})
 
 
-def _computed(facts: dict[str, Any]) -> dict[str, str]:
+def _computed(facts: Report) -> dict[str, str]:
     """What the simulator computes, and of which model."""
     config, number = facts["config"], console.number
     approximations = ", ".join(
@@ -92,7 +94,7 @@ def _computed(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _built(facts: dict[str, Any]) -> dict[str, str]:
+def _built(facts: Report) -> dict[str, str]:
     """What it is made of, and what a call costs."""
     estimate, number = facts["estimate"], console.number
     shared = f", structural constants shared: {facts['share']}"

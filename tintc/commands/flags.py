@@ -52,6 +52,17 @@ class _NotGiven:
 NOT_GIVEN = _NotGiven()
 
 
+class _NotChecked:
+    """Of a flag whose value pydantic leaves alone. cyclopts asks it wherever somebody has imported
+    it, and it would refuse NOT_GIVEN.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
+
 class Flags:
     """What was given on the command line of the fields of another dataclass; see `flags_of`."""
 
@@ -98,7 +109,7 @@ def flags_of(
                 optional = hint is not int
                 read = Parameter(converter=_whole_or_none) if optional else WHOLE
                 parameter = Parameter.combine(parameter, read)
-            kind.__annotations__[each.name] = Annotated[hint, parameter]
+            kind.__annotations__[each.name] = Annotated[hint, parameter, _NotChecked()]
             setattr(kind, each.name, NOT_GIVEN)
         kind._lists, kind._left_out = lists, leave_out
         return dataclasses.dataclass(frozen=True, kw_only=True)(kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
-from tintc.compiler.artifact_files import read_manifest
+from tintc.compiler.artifact_reader import read_graph, read_manifest, read_report
+from tintc.compiler.reports.described import Report
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.errors import UsageError
@@ -28,20 +28,20 @@ def run(path: Path, asked: View, *, as_json: bool) -> None:
     manifest = read_manifest(path)
     stage = view.stage or "lowered"
     if view.slots:
-        _print_slots(Layout.from_dict(manifest["layout"]), view.form)
+        _print_slots(manifest.layout, view.form)
     elif view.node is not None:
         _print_node(_records(path, stage), view.node, stage, view.form)
     elif view.stage is not None or view.form in ("code", "dot"):
         _print_graph(path, stage, view.form)
     else:
-        facts = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        facts = read_report(path)
         if view.params:
             _print_parameters(path, facts, view.form)
         else:
             _print_summary(facts, view.form)
 
 
-def _print_summary(facts: dict[str, Any], form: str) -> None:
+def _print_summary(facts: Report, form: str) -> None:
     if form == "json":
         console.print_json(facts)
         return
@@ -50,7 +50,7 @@ def _print_summary(facts: dict[str, Any], form: str) -> None:
     console.print_table(_operators(facts["operators"]))
 
 
-def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
+def _print_parameters(path: Path, facts: Report, form: str) -> None:
     parameters, estimate = facts["parameters"], facts["estimate"]
     if form == "json":
         console.print_json(parameters)
@@ -72,8 +72,7 @@ def _records(path: Path, stage: str) -> list[NodeRecord]:
         return to_records(load(path).emitted(differentiable=False).graph)
     if stage == "optimized":
         return to_records(load(path).optimized())
-    graph = json.loads((path / "graph.json").read_text(encoding="utf-8"))
-    return [NodeRecord(**record) for record in graph[stage]]
+    return read_graph(path).records()[stage]
 
 
 def _print_graph(path: Path, stage: str, form: str) -> None:

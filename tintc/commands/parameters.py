@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
 from tintc.commands import console
+from tintc.compiler.reports.described import ParameterReport
 
 _LETTERS = (
     "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the "
@@ -15,7 +14,7 @@ _LETTERS = (
 )
 
 
-def print_parameters(facts: dict[str, Any]) -> None:
+def print_parameters(facts: ParameterReport) -> None:
     """The parts, then the structural constants by phase, operator and module."""
     parts = Table("part", "parameters", "of all", "formula", box=None, padding=(0, 2, 0, 0))
     for part in facts["parts"]:
@@ -57,7 +56,7 @@ def print_parameters(facts: dict[str, Any]) -> None:
     console.print_table(phases)
 
 
-def answers(facts: dict[str, Any]) -> dict[str, str]:
+def answers(facts: ParameterReport) -> dict[str, str]:
     """What a reviewer asks about the parameters, by topic."""
     counts = {part["name"]: part["count"] for part in facts["parts"]}
     own = (

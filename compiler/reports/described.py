@@ -1,0 +1,113 @@
+"""What reports hold, as types: `report.json` is checked against them when it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+_exactly = with_config(ConfigDict(strict=True, extra="forbid"))
+
+
+class Phases(TypedDict):
+    forward: int
+    backward: int
+    descent: int
+
+
+@_exactly
+class Part(TypedDict):
+    """Some of a simulator's parameters, and where their number comes from."""
+
+    name: str
+    count: int
+    formula: str
+
+
+@_exactly
+class Modules(TypedDict):
+    """Uses of one kind and size of module of the transformer back end."""
+
+    phase: str
+    operator: str
+    module: str
+    formula: str
+    sizes: dict[str, int]
+    numbers: int
+    uses: int
+    copies: int
+    count: int
+
+
+@_exactly
+class ParameterReport(TypedDict):
+    """`tintc.parameter_report`. shares: what the structural constants count under each way of
+    sharing.
+    """
+
+    backend: str
+    share: str
+    auxiliary: int
+    total: int
+    parts: list[Part]
+    structure: list[Modules]
+    by_phase: Phases
+    shares: dict[str, int]
+    passes: Phases
+
+
+@_exactly
+class SourceNames(TypedDict):
+    """Where the auxiliary model came from."""
+
+    kind: str | None
+    name: str | None
+    revision: str | None
+    sha256: str | None
+
+
+@_exactly
+class CallEstimate(TypedDict):
+    """One call of `batch` sequences."""
+
+    batch: int
+    tokens: int
+    training_segment: int
+    flops: int
+    weight_bytes: int
+    peak_bytes: int
+
+
+@_exactly
+class Report(TypedDict):
+    """`report.json`, and `tintc inspect --json`."""
+
+    source: SourceNames
+    config: dict[str, Any]
+    inner_lr: float
+    backend: str
+    share: str
+    auxiliary_parameters: int
+    parameters: ParameterReport
+    blocks: int
+    trained_blocks: int
+    max_positions: int | None
+    max_tokens: int | None
+    vocab_size: int
+    prefix_slots: int
+    trainable_slots: int
+    updated_slots: int
+    updated_parameters: int
+    memory_slots: int
+    kept_activations: int
+    memory_width: int
+    prefix_tokens: int
+    sim_hidden: int
+    sim_heads: int
+    pages: int
+    prefix_numbers: int
+    operators: dict[str, int]
+    depth: int
+    dtype: str
+    estimate: CallEstimate
