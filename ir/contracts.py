@@ -13,7 +13,7 @@ from torch import fx
 from tintc.ir.builder import infer_shape
 from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint, tint_name
-from tintc.ir.layout import PrefixSlot, Range
+from tintc.ir.layout import PrefixSlot, Range, first_overlap
 from tintc.ir.node_meta import info
 from tintc.ir.operands import operands_fit, slots_fit
 from tintc.ir.ops.embedding import segment
@@ -149,7 +149,7 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
             f"{layout.prefix_tokens} tokens do not fit a head of {layout.sim_hidden} / "
             f"{layout.sim_heads} coordinates"
         )
-    taken: dict[int, list[tuple[str, Range, Range]]] = {}
+    taken: dict[int, list[tuple[str, Range, Range]]] = {}  # by page
     for slot in layout.prefix.values():
         problems += _uncovered(slot)
         for tile in slot.tiles:
@@ -166,10 +166,10 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
                 or tile.coordinates.size != tile.groups * tile.row_width
             ):
                 problems.append(f"{slot.name} is not cut into whole heads in page {tile.page}")
-            for name, tokens, coordinates in taken.setdefault(tile.page, []):
-                if tokens.overlaps(tile.tokens) and coordinates.overlaps(tile.coordinates):
-                    problems.append(f"{slot.name} and {name} overlap in page {tile.page}")
-            taken[tile.page].append((slot.name, tile.tokens, tile.coordinates))
+            taken.setdefault(tile.page, []).append((slot.name, tile.coordinates, tile.tokens))
+    for page, tiles in taken.items():
+        if pair := first_overlap(tiles):
+            problems.append(f"{pair[1]} and {pair[0]} overlap in page {page}")
     return problems
 
 
@@ -184,14 +184,11 @@ def _uncovered(slot: PrefixSlot) -> Problems:
         if covered == slot.numbers
         else [f"tiles of {slot.name} hold {covered} numbers; the slot has {slot.numbers}"]
     )
-    for i, tile in enumerate(slot.tiles):
+    for tile in slot.tiles:
         if tile.rows.stop > whole[0].stop or tile.columns.stop > whole[1].stop:
             problems.append(f"a tile of {slot.name} leaves the slot")
-        if any(
-            tile.rows.overlaps(other.rows) and tile.columns.overlaps(other.columns)
-            for other in slot.tiles[:i]
-        ):
-            problems.append(f"two tiles of {slot.name} hold the same numbers")
+    if first_overlap((slot.name, tile.rows, tile.columns) for tile in slot.tiles):
+        problems.append(f"two tiles of {slot.name} hold the same numbers")
     return problems
 
 
@@ -257,20 +254,21 @@ def memory_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
     problems += [
         f"{name} has a memory slot but is no activation" for name in sorted(set(slots) - living)
     ]
-    active: list[fx.Node] = []
-    for node, life in sorted(lives.items(), key=lambda item: item[1].start) if not problems else ():
+    if problems:
+        return problems
+    for node, life in lives.items():
         slot = slots[node.name]
         if slot.last != names[life.stop] or slot.coordinates.size != info(node).shape[-1]:
             problems.append(
                 f"the slot of {slot.name} has another size or last reader than the activation"
             )
-        active = [other for other in active if lives[other].stop >= life.start]
-        problems += [
-            f"{node.name} and {other.name} share coordinates while both are live"
-            for other in active
-            if slots[other.name].coordinates.overlaps(slot.coordinates)
-        ]
-        active.append(node)
+    # a slot is taken until its last reader has read
+    boxes = (
+        (node.name, Range(life.start, life.stop + 1), slots[node.name].coordinates)
+        for node, life in lives.items()
+    )
+    if pair := first_overlap(boxes):
+        problems.append(f"{pair[1]} and {pair[0]} share coordinates while both are live")
     return problems
 
 

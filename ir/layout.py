@@ -9,9 +9,12 @@ lives at once needs (`memory_width`), usually far wider than D_sim.
 
 from __future__ import annotations
 
+import heapq
 import math
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,32 @@ class Range:
 
     def __str__(self) -> str:
         return f"{self.start}:{self.stop}"
+
+
+T = TypeVar("T")
+
+
+def first_overlap(boxes: Iterable[tuple[T, Range, Range]]) -> tuple[T, T] | None:
+    """Two that share a point of their two ranges, or None.
+
+    A sweep along the first range: of the boxes that it cuts, the second ranges are kept in order,
+    so that each new one is compared with its neighbours alone.
+    """
+    ends: list[tuple[int, int]] = []  # of the first range; start of the second
+    cut: list[tuple[int, int, T]] = []  # start and stop of the second range
+    for found, along, across in sorted(boxes, key=lambda box: box[1].start):
+        if not along.size or not across.size:
+            continue
+        while ends and ends[0][0] <= along.start:
+            _, start = heapq.heappop(ends)
+            del cut[bisect_left(cut, start, key=lambda each: each[0])]
+        place = bisect_left(cut, across.start, key=lambda each: each[0])
+        for start, stop, other in cut[max(place - 1, 0) : place + 1]:
+            if start < across.stop and across.start < stop:
+                return other, found
+        cut.insert(place, (across.start, across.stop, found))
+        heapq.heappush(ends, (along.stop, across.start))
+    return None
 
 
 @dataclass(frozen=True)
