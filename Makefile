@@ -8,7 +8,8 @@ DEMO := .demo/tiny-opt
 INSTALL = $(BIN)/python -m pip install -c constraints.txt -e
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs clean
+FUZZ := 1
+.PHONY: help demo test test-slow fuzz check docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +24,9 @@ test: .venv/.installed-test ## run the tests: every kind of check, on samples of
 
 test-slow: .venv/.installed-test ## run the rest: the full grids, large models
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow
+
+fuzz: .venv/.installed-test ## spoil artifacts and kill commands at random, at most 10 minutes; FUZZ=10 for longer
+	$(BIN)/pytest -n 2 tests/fuzz --fuzz $(FUZZ)
 
 check: .venv/.installed-check ## ruff (lint and format), import-linter and mypy --strict
 	$(BIN)/ruff check .

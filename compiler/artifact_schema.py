@@ -64,7 +64,7 @@ class Manifest(BaseModel):
 
     model_config = _STRICT
     format_version: Count
-    config: dict[Text, bool | int | float | Text | None]
+    config: dict[Text, bool | Count | float | Text | None]
     backend: Literal["fused", "transformer"]
     share: Literal["none", "layers", "all"]
     source: Origin

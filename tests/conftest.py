@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from tests.support.counted import COUNTED, counted
 from tests.support.every import BUILDERS
 from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
@@ -36,18 +37,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite the golden printed graphs of tests/golden/passes",
     )
+    parser.addoption(
+        "--fuzz",
+        type=float,
+        default=0.05,
+        help="how much of tests/fuzz runs; `make fuzz` runs all, 1",
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker of xdist hands what it measured to the process that prints."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["measured"] = MEASURED
+        session.config.workeroutput["counted"] = COUNTED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    for kind, value in getattr(node, "workeroutput", {}).get("measured", {}).items():
+    output = getattr(node, "workeroutput", {})
+    for kind, value in output.get("measured", {}).items():
         measured(kind, value)
+    for test, results in output.get("counted", {}).items():
+        for result, reasons in results.items():
+            for why, times in reasons.items():
+                counted(test, result, why, times)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -55,6 +68,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest figures measured")
         for kind, value in sorted(MEASURED.items()):
             terminalreporter.write_line(f"{value:.1e}  {kind}")
+    for test, results in sorted(COUNTED.items()):
+        terminalreporter.section(test)
+        for result, reasons in sorted(results.items()):
+            terminalreporter.write_line(f"{sum(reasons.values()):5}  {result}")
+            for why, times in sorted(reasons.items()):
+                if why:
+                    terminalreporter.write_line(f"       {times:5}  {why}")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
