@@ -5,6 +5,7 @@ model without weights that tells.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -48,13 +49,25 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
         raise SourceError(
             f"{name}: no model can be built from its config: {first_line(error)}"
         ) from error
-    moved: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
+    _replace_parameters(model, lambda parameter: parameter.detach().to("meta"))
+    return model.eval()
+
+
+def with_unwritten_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """Moves the parameters from the meta device to the CPU, in memory that nobody writes to: the
+    system gives none before, so that it costs nothing.
+    """
+    _replace_parameters(model, lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu"))
+    return model
+
+
+def _replace_parameters(model: torch.nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+    replaced: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
     for module in model.modules():
         for label, parameter in module.named_parameters(recurse=False):
-            if parameter not in moved:
-                moved[parameter] = torch.nn.Parameter(parameter.detach().to("meta"))
-            module._parameters[label] = moved[parameter]
-    return model.eval()
+            if parameter not in replaced:
+                replaced[parameter] = torch.nn.Parameter(by(parameter))
+            module._parameters[label] = replaced[parameter]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
