@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import fx, nn
 
 from tintc.compiler.checks import check as check_program
 from tintc.compiler.frontend.capture import Captured, capture
-from tintc.compiler.frontend.model_checks import check_prefix_memory
+from tintc.compiler.frontend.model_checks import check_prefix_memory, with_unwritten_weights
 from tintc.compiler.frontend.sources import load_source
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
+from tintc.ir.errors import TintcError, UnsupportedModelError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.named import LOAD, Check
 from tintc.ir.pass_manager import run_passes
@@ -25,6 +27,7 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 
 Progress = Callable[[str], None]
+_log = logging.getLogger(__name__)
 _CANONICAL_AFTER = "refuse_unsupported"
 
 
@@ -82,6 +85,7 @@ def compile(
         seed=seed,
         dtype=dtype,
         progress=say,
+        examine=examiner(config),
     )
     say("capture")
     captured = capture(loaded.model)
@@ -112,6 +116,26 @@ def compile(
     say("check")
     check_program(simulator, loaded.model, check)
     return simulator
+
+
+def examiner(config: SimulatorConfig) -> Callable[[nn.Module], None]:
+    """Captures and lowers a model whose weights are on the meta device, for what that raises: their
+    numbers decide nothing of it.
+    """
+
+    def examine(model: nn.Module) -> None:
+        try:
+            try:
+                lower(capture(model), config)
+            except UnsupportedModelError:
+                # Numbers that a model's own code makes on its weights' device have no value there.
+                lower(capture(with_unwritten_weights(model)), config)
+        except TintcError:
+            raise
+        except Exception as error:  # is raised again, with weights, if it is no matter of these
+            _log.debug("the model without weights: %s", error)
+
+    return examine
 
 
 def lower(captured: Captured, config: SimulatorConfig) -> Program:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tintc.compiler.checks import check_first_forward
-from tintc.compiler.driver import lower
+from tintc.compiler.driver import examiner, lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_source
 from tintc.evaluate.learners import DynamicEvaluation, Simulated, Unmodified
@@ -40,7 +40,8 @@ class Auxiliary:
         **options: Any,
     ) -> None:
         progress(LOAD)
-        loaded = load_source(source, progress=progress, **options)
+        examine = examiner(SimulatorConfig.paper())
+        loaded = load_source(source, progress=progress, examine=examine, **options)
         self.tokenizer = tokenizer or loaded.tokenizer
         if self.tokenizer is None:
             raise SourceError(

@@ -6,8 +6,10 @@ error.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ from tintc.compiler.frontend.tokenizer import load_tokenizer
 from tintc.compiler.frontend.weights import SUFFIXES, digest, weight_files
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
+_IMPLEMENTATIONS = {
+    prefix + name + suffix
+    for name in ("attn_implementation", "experts_implementation")
+    for prefix, suffix in (("", ""), ("_", ""), ("_", "_internal"))
+}
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +90,9 @@ class Checkpoint:
             model = self._load_model(alone, config, files)
         check_finite(model, self.name)
         check_causal(model, self.name)
-        tokenizer = load_tokenizer(directory, self.name, **self._arguments)
+        values = read_json(directory / "config.json", self.name)  # which a tokenizer reads, too
+        with _without_implementations(directory, values) as cleaned:
+            tokenizer = load_tokenizer(cleaned, self.name, **self._arguments)
         return Loaded(model, tokenizer, sha256)
 
     def _say_what_is_left_out(self, directory: Path) -> None:
@@ -128,7 +137,8 @@ class Checkpoint:
                 f"{transformers.__version__} does not know"
             )
         try:
-            config = AutoConfig.from_pretrained(directory, **self._arguments)
+            with _without_implementations(directory, values) as cleaned:
+                config = AutoConfig.from_pretrained(cleaned, **self._arguments)
         except Exception as error:
             raise SourceError(
                 f"{self.name} has a config.json that transformers refuses: {first_line(error)}"
@@ -195,6 +205,27 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
             described_by,
             listed(report["unexpected_keys"]),
         )
+
+
+@contextlib.contextmanager
+def _without_implementations(directory: Path, values: dict[str, Any]) -> Iterator[Path]:
+    """The directory with a config.json that names no implementation of attention or experts: tintc
+    chooses that, and one of the hub would be code that transformers fetches and runs.
+    """
+    cleaned = _clean(values)
+    if cleaned == values:
+        yield directory
+        return
+    others = {path.name: path for path in directory.iterdir() if path.name != "config.json"}
+    with linked(others, directory.resolve().name) as copy:
+        (copy / "config.json").write_text(json.dumps(cleaned), encoding="utf-8")
+        yield copy
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(each) for key, each in value.items() if key not in _IMPLEMENTATIONS}
+    return [_clean(each) for each in value] if isinstance(value, list) else value
 
 
 def chosen_weights(config: PreTrainedConfig) -> object:

@@ -77,7 +77,8 @@ def linked(files: Mapping[str, Path], called: str) -> Iterator[Path]:
             try:
                 (directory / name).symlink_to(path.absolute())
             except OSError:
-                shutil.copyfile(path, directory / name)
+                copy = shutil.copytree if path.is_dir() else shutil.copyfile
+                copy(path, directory / name)
         yield directory
 
 

@@ -66,6 +66,10 @@ class HubModel:
         for name in sorted(names):
             check_received(self.directory / name, self.name)
 
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether these files were fetched already."""
+        return all((self.directory / name).is_file() for name in names)
+
     def check_complete(self, names: Collection[str]) -> None:
         """Raises SourceError if the hub cannot be asked and the cache lacks one of these, or if
         there is none at all.

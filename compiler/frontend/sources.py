@@ -83,13 +83,15 @@ def load_source(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     progress: Callable[[str], None] = lambda stage: None,
+    examine: Callable[[torch.nn.Module], None] = lambda model: None,
 ) -> Source:
     """Resolves a source to a model (see the top of this file for what a source can be).
 
     dtype: of the weights, float32 by default. A module keeps its own dtype and its own training
     flag; every other model comes in eval mode. progress: called with FETCH before files of the hub
-    are asked for, and with LOAD when they are there. Neither the global random state nor the
-    verbosity of transformers is left changed.
+    are asked for, and with LOAD when they are there. examine: called with the model on the meta
+    device before weights are fetched, to raise what it will raise in any case. Neither the global
+    random state nor the verbosity of transformers is left changed.
 
     Raises SourceError (cannot be found, fetched or read; weights missing, damaged or not finite),
     UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit)
@@ -121,7 +123,7 @@ def load_source(
         )
         if kind == "hub":
             asked = Repository(name, revision=revision, cache_dir=cache_dir)
-            return _load_hub(asked, checkpoint, offline=offline, progress=progress)
+            return _load_hub(asked, checkpoint, offline=offline, progress=progress, examine=examine)
         directory = _bundled_directory() if kind == "bundled" else _existing_directory(name)
         return _load_directory(kind, directory, checkpoint)
 
@@ -281,8 +283,11 @@ def _load_hub(
     *,
     offline: bool,
     progress: Callable[[str], None],
+    examine: Callable[[torch.nn.Module], None],
 ) -> Source:
-    """Fetches the config and the tokenizer, and the weights only once they are known to fit."""
+    """Fetches the config and the tokenizer, and the weights only once they are known to fit, and
+    to be of a model that will be accepted.
+    """
     progress(FETCH)
     found = hub.locate(asked, offline=offline)
     endings = (*_SMALL_FILES, ".py") if checkpoint.trust_remote_code else _SMALL_FILES
@@ -295,6 +300,10 @@ def _load_hub(
     if not weights:
         raise no_weights(found.name, found.files, chosen, hub_id=found.name)
     checkpoint.check_fits(config)
+    if not found.holds(weights):
+        progress(LOAD)
+        examine(checkpoint.without_weights(config))
+        progress(FETCH)
     found.fetch(weights)
     progress(LOAD)
     loaded = checkpoint.load(

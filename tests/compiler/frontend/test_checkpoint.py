@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import tintc as package
 from tests.support.artifacts import TEXT, copy_of, edit_json, source_directory
-from tests.support.command import tintc
+from tests.support.command import process, tintc
 from tests.support.hub import copied, point_at, serving
 from tests.support.refusals import refusal
 from tintc import save
-from tintc.compiler.frontend.sources import load_source
+from tintc.compiler.frontend.checkpoint import Checkpoint
+from tintc.compiler.frontend.sources import load_source, load_without_weights
 
 WEIGHTS, OTHER = "model.safetensors", "other.safetensors"
 NORM = "model.decoder.final_layer_norm.bias"
@@ -198,6 +199,98 @@ class TestTokenizerOfItsOwnCode:
         assert "the tokenizer OwnTokenizer is Python code" in caplog.text
         assert package.load(tmp_path / "sim").tokenizer is None
         assert "no tokenizer" in tintc("run", tmp_path / "sim", "--text", TEXT).refused(2)
+
+
+# As much of the package `kernels` as transformers imports; fetching one leaves a marker.
+KERNELS = """
+import os, pathlib
+
+def get_kernel(*_, **__):
+    pathlib.Path(os.environ["MARKER"]).write_text("fetched and run")
+    raise FileNotFoundError("no kernel")
+
+class Anything:
+    def __init__(self, *_, **__): ...
+    def __call__(self, *_, **__): return lambda wrapped: wrapped
+    def __getattr__(self, name): return Anything()
+
+def __getattr__(name):
+    if name.startswith("__"): raise AttributeError(name)
+    return Anything()
+"""
+
+
+class TestImplementations:
+    """Nothing in a config chooses code."""
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            {"attn_implementation": "flash_attention_2"},
+            {"_attn_implementation": "flash_attention_2"},
+            {"attn_implementation": "someone/some-kernel"},
+            {"_attn_implementation": "someone/some-kernel", "output_attentions": True},
+            {"_attn_implementation_internal": "someone/some-kernel"},
+            {"attn_implementation": {"": "someone/some-kernel"}},
+            {"attn_implementation": 3, "experts_implementation": "sonicmoe"},
+            {"attn_implementation": "eager"},
+        ],
+        ids=str,
+    )
+    def test_ours_whatever_a_config_says(
+        self, directory: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fetch(*_: Any, **__: Any) -> None:
+            pytest.fail("a kernel was fetched")
+
+        kernels = transformers.integrations.hub_kernels
+        monkeypatch.setattr(kernels, "get_kernel", fetch)
+        for module in (kernels, transformers.modeling_utils):
+            monkeypatch.setattr(module, "is_kernels_available", lambda: True)
+        edit_json(directory / "config.json", lambda config: config.update(entries))
+        source = load_source(directory)
+        assert source.model.config._attn_implementation == "sdpa"
+        assert "someone" not in json.dumps(source.description.config)
+        assert load_without_weights(str(directory)).model.config._attn_implementation == "sdpa"
+
+    def test_a_model_without_sdpa(self, tmp_path: Path) -> None:
+        config = transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+        transformers.BloomForCausalLM(config).save_pretrained(tmp_path / "model")
+        entries = {"_attn_implementation": "someone/some-kernel"}
+        edit_json(tmp_path / "model" / "config.json", lambda config: config.update(entries))
+        assert load_source(tmp_path / "model").model.config._attn_implementation == "eager"
+
+    def test_parts_of_a_config(self, tmp_path: Path) -> None:
+        parts = {"text_config": {"attn_implementation": "someone/some-kernel", "hidden_size": 16}}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", **parts}))
+        config = Checkpoint("it", torch.float32, False, True).read_config(tmp_path)
+        assert config.text_config.hidden_size == 16
+        assert config.text_config._attn_implementation is None
+
+    def test_no_kernel_is_fetched_where_the_package_is_installed(
+        self, directory: Path, tmp_path: Path
+    ) -> None:
+        installed = tmp_path / "installed"
+        (installed / "kernels" / "layer").mkdir(parents=True)
+        (installed / "kernels" / "__init__.py").write_text(KERNELS)
+        (installed / "kernels" / "layer" / "__init__.py").write_text("")
+        (installed / "kernels" / "layer" / "mode.py").write_text("class Mode: ...\n")
+        version = transformers.utils.import_utils.KERNELS_MIN_VERSION
+        (installed / f"kernels-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n"
+        (installed / f"kernels-{version}.dist-info" / "METADATA").write_text(metadata)
+        entries = {"attn_implementation": "someone/some-kernel"}
+        edit_json(directory / "config.json", lambda config: config.update(entries))
+        code = (
+            f"import sys; sys.path.insert(0, {str(installed)!r})\n"
+            "from transformers.utils import is_kernels_available\n"
+            "assert is_kernels_available()\n"
+            f"import os; os.environ['MARKER'] = {str(tmp_path / 'marker')!r}\n"
+            f"import tintc; tintc.compile({str(directory)!r}, check='none')\n"
+        )
+        finished = process(code=code)
+        assert finished.returncode == 0, finished.stderr
+        assert not (tmp_path / "marker").exists()
 
 
 class TestFilesThatAreNone:

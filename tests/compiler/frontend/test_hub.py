@@ -7,19 +7,29 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import psutil
 import pytest
+import torch
+import transformers
 
+import tintc as package
 from tests.support.artifacts import source_directory
+from tests.support.families import FAMILIES
 from tests.support.hub import NOBODY, Fault, Hub, copied, digest, point_at, serving
 from tests.support.refusals import refusal
+from tintc.compiler import driver
 from tintc.compiler.frontend import hub as hub_module
+from tintc.compiler.frontend.capture import Captured, capture
+from tintc.compiler.frontend.model_checks import with_unwritten_weights
 from tintc.compiler.frontend.sources import load_source
-from tintc.ir.errors import MemoryLimitError, UsageError
+from tintc.evaluate.auxiliary import Auxiliary
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import MemoryLimitError, UnsupportedModelError, UsageError
 
 WEIGHTS = "model.safetensors"
 
@@ -301,3 +311,97 @@ class TestOtherForms:
             message = refusal(source, cache_dir=cache)
             assert f"{WEIGHTS}.index.json names ../../escape.safetensors, outside" in message
             assert "again" not in message
+
+
+class TestRefusedByItsConfig:
+    """What the graph alone decides is decided before gigabytes of weights are fetched."""
+
+    CONFIGS: ClassVar[dict[str, transformers.PreTrainedConfig]] = {
+        "mamba": transformers.MambaConfig(
+            vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1
+        ),
+        "mixtral": transformers.MixtralConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=2,
+        ),
+        "gemma3": transformers.Gemma3Config(
+            text_config={
+                "vocab_size": 64,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 8,
+            },
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            mm_tokens_per_image=1,
+        ),
+    }
+
+    @pytest.mark.parametrize(
+        ("name", "make"),
+        [
+            ("mamba", package.compile),
+            ("mamba", Auxiliary),
+            pytest.param("mixtral", package.compile, marks=pytest.mark.slow),
+            pytest.param("gemma3", package.compile, marks=pytest.mark.slow),
+        ],
+    )
+    def test_nothing_is_fetched(
+        self, hub: Hub, cache: str, name: str, make: Callable[..., object]
+    ) -> None:
+        model = hub.model("owner/refused")
+        model.mkdir()
+        self.CONFIGS[name].save_pretrained(model)
+        (model / WEIGHTS).write_bytes(b"weights")
+        with pytest.raises(UnsupportedModelError) as caught:
+            make("owner/refused", cache_dir=cache)
+        assert "\n" not in str(caught.value)
+        assert WEIGHTS not in hub.fetched()
+
+    def test_unwritten_weights_cost_no_memory(self) -> None:
+        model = torch.nn.Linear(2**14, 2**14, device="meta")  # 1 GB
+        before = psutil.Process().memory_info().rss
+        assert with_unwritten_weights(model).weight.device.type == "cpu"
+        assert psutil.Process().memory_info().rss - before < 1e8
+
+    @pytest.mark.parametrize("name", ["gpt_neo", pytest.param("falcon", marks=pytest.mark.slow)])
+    def test_what_the_meta_device_alone_cannot_do_is_fetched(
+        self, hub: Hub, cache: str, name: str
+    ) -> None:
+        made = FAMILIES[name].build(torch.float32)
+        made.save_pretrained(hub.model(f"owner/{name}"))  # type: ignore[operator]
+        package.compile(f"owner/{name}", cache_dir=cache, check="forward")
+
+    def test_config_of_a_simulator_too(self, hub: Hub, cache: str) -> None:
+        config = SimulatorConfig.paper(layers=3)
+        with pytest.raises(UsageError, match="layers is 3; expected 1 to 2"):
+            package.compile("owner/good", config, cache_dir=cache)
+        assert WEIGHTS not in hub.fetched()
+
+    def test_what_is_in_the_cache_is_not_looked_at_twice(
+        self, hub: Hub, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[torch.device] = []
+
+        def captured(model: torch.nn.Module) -> Captured:
+            seen.append(next(model.parameters()).device)
+            return capture(model)
+
+        monkeypatch.setattr(driver, "capture", captured)
+        for _ in range(2):
+            package.compile("owner/good", cache_dir=cache, check="none")
+        assert [device.type for device in seen] == ["meta", "cpu", "cpu"]
