@@ -1,4 +1,6 @@
-"""Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
+"""Settings of every test: one torch thread, a fixed seed; and what is measured and counted, said at
+the end.
+"""
 
 import os
 from collections import defaultdict
@@ -12,6 +14,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from tests.support.counted import COUNTED, add, lines
 from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
 
@@ -35,15 +38,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of xdist hands what it measured to the process that prints."""
+    """A worker of xdist hands what it measured and counted to the process that prints."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["measured"] = MEASURED
+        session.config.workeroutput |= {"measured": MEASURED, "counted": COUNTED}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    for kind, value in getattr(node, "workeroutput", {}).get("measured", {}).items():
+    output = getattr(node, "workeroutput", {})
+    for kind, value in output.get("measured", {}).items():
         measured(kind, value)
+    add(output.get("counted", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -51,6 +56,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest figures measured")
         for kind, value in sorted(MEASURED.items()):
             terminalreporter.write_line(f"{value:.1e}  {kind}")
+    for test in sorted(COUNTED):
+        terminalreporter.section(test)
+        for line in lines(test):
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
