@@ -1,4 +1,6 @@
-"""Settings of every test: one torch thread, a fixed seed; and what is measured, said at the end."""
+"""Settings of every test: one torch thread, a fixed seed; and what is measured and counted, said at
+the end.
+"""
 
 import gc
 import os
@@ -11,7 +13,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
-from tests.support.counted import COUNTED, counted
+from tests.support.counted import COUNTED, add, lines
 from tests.support.every import BUILDERS
 from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
@@ -46,10 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of xdist hands what it measured to the process that prints."""
+    """A worker of xdist hands what it measured and counted to the process that prints."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["measured"] = MEASURED
-        session.config.workeroutput["counted"] = COUNTED
+        session.config.workeroutput |= {"measured": MEASURED, "counted": COUNTED}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,10 +58,7 @@ def pytest_testnodedown(node: Any) -> None:
     output = getattr(node, "workeroutput", {})
     for kind, value in output.get("measured", {}).items():
         measured(kind, value)
-    for test, results in output.get("counted", {}).items():
-        for result, reasons in results.items():
-            for why, times in reasons.items():
-                counted(test, result, why, times)
+    add(output.get("counted", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -68,13 +66,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest figures measured")
         for kind, value in sorted(MEASURED.items()):
             terminalreporter.write_line(f"{value:.1e}  {kind}")
-    for test, results in sorted(COUNTED.items()):
+    for test in sorted(COUNTED):
         terminalreporter.section(test)
-        for result, reasons in sorted(results.items()):
-            terminalreporter.write_line(f"{sum(reasons.values()):5}  {result}")
-            for why, times in sorted(reasons.items()):
-                if why:
-                    terminalreporter.write_line(f"       {times:5}  {why}")
+        for line in lines(test):
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow

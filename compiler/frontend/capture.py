@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind
 
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import is_reserved
@@ -104,9 +105,14 @@ def capture(model: nn.Module) -> Captured:
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
+<<<<<<< HEAD
         with quietly():
             program = functional(program)
     tensors, aliases = _state(model)
+=======
+        program = functional(program)
+    tensors, aliases = state_of(model)
+>>>>>>> hc
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
@@ -280,27 +286,6 @@ def _bounds(program: torch.export.ExportedProgram) -> list[tuple[int, int | None
 def _device(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     return first.device if first is not None else torch.device("cpu")
-
-
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict with tied entries once, under the name that comes first, and the other
-    names.
-    """
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first_name: dict[tuple[int, tuple[int, ...]], str] = {}
-    live = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    for name in model.state_dict():
-        tensor = live[name]
-        key = (id(tensor), tuple(tensor.shape))
-        if key in first_name:
-            aliases[name] = first_name[key]
-        else:
-            first_name[key] = name
-            tensors[name] = tensor.detach()
-    return tensors, aliases
 
 
 def _name_placeholders(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,17 +62,14 @@ def with_unwritten_weights(model: torch.nn.Module) -> torch.nn.Module:
     """Moves the parameters from the meta device to the CPU, in memory that nobody writes to: the
     system gives none before, so that it costs nothing.
     """
-    _replace_parameters(model, lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu"))
-    return model
-
-
-def _replace_parameters(model: torch.nn.Module, by: Callable[[Tensor], Tensor]) -> None:
     replaced: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
     for module in model.modules():
-        for label, parameter in module.named_parameters(recurse=False):
-            if parameter not in replaced:
-                replaced[parameter] = torch.nn.Parameter(by(parameter))
-            module._parameters[label] = replaced[parameter]
+        for label, meta in module.named_parameters(recurse=False):
+            if meta not in replaced:
+                empty = torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
+                replaced[meta] = torch.nn.Parameter(empty)
+            module._parameters[label] = replaced[meta]
+    return model
 
 
 @contextmanager

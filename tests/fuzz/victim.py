@@ -88,7 +88,7 @@ def attacked(of: str, action: Callable[[], None]) -> None:
             counted(of, "refused")
         else:
             said = ""
-            counted(of, "loaded and run")
+            counted(of, "ran")
     assert "\n" not in said and len(said) < 2000, said[:3000]
     assert not os.path.exists("executed"), "code out of the artifact ran"
 
