@@ -105,14 +105,9 @@ def capture(model: nn.Module) -> Captured:
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
-<<<<<<< HEAD
         with quietly():
             program = functional(program)
-    tensors, aliases = _state(model)
-=======
-        program = functional(program)
     tensors, aliases = state_of(model)
->>>>>>> hc
     graph = program.graph_module.graph
     constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
