@@ -47,10 +47,10 @@ class _Memory(NamedTuple):
     def of(cls, tensor: Tensor) -> _Memory:
         steps = zip(tensor.shape, tensor.stride(), strict=True)
         span = 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0
-        start = tensor.storage_offset()
+        start = int(tensor.storage_offset()) * tensor.element_size()
+        end = start + int(span) * tensor.element_size()
         storage = tensor.untyped_storage()._cdata
-        places = (start * tensor.element_size(), (start + span) * tensor.element_size())
-        return cls(storage, *places, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return cls(storage, start, end, tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _refuse_overlaps(names: dict[_Memory, str], parameters: set[str]) -> None:
