@@ -17,6 +17,7 @@ from torch import Tensor
 from tintc.compiler.artifact import save
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
+from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
 from tintc.evaluate.speed import benchmark
@@ -27,6 +28,7 @@ from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
+from tintc.ir.named import LOAD
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
@@ -117,8 +119,15 @@ def bench_report(
     with the loop.
     """
     settings.check()
-    progress("load")
-    model = load_source(source, dtype=settings.dtype, seed=settings.seed, **settings.options).model
+    progress(LOAD)
+    model = load_source(
+        source,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        progress=progress,
+        examine=examiner(config),
+        **settings.options,
+    ).model
     progress("compile")
     how: dict[str, Any] = {
         "optimize": settings.optimizations,
