@@ -12,11 +12,11 @@ from torch import fx, nn
 
 from tintc.compiler.checks import check as check_program
 from tintc.compiler.frontend.capture import Captured, capture
-from tintc.compiler.frontend.model_checks import check_prefix_memory, with_unwritten_weights
+from tintc.compiler.frontend.model_checks import check_prefix_memory
 from tintc.compiler.frontend.sources import load_source
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
-from tintc.ir.errors import TintcError, UnsupportedModelError
+from tintc.ir.errors import TintcError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.named import LOAD, Check
 from tintc.ir.pass_manager import run_passes
@@ -125,11 +125,7 @@ def examiner(config: SimulatorConfig) -> Callable[[nn.Module], None]:
 
     def examine(model: nn.Module) -> None:
         try:
-            try:
-                lower(capture(model), config)
-            except UnsupportedModelError:
-                # Numbers that a model's own code makes on its weights' device have no value there.
-                lower(capture(with_unwritten_weights(model)), config)
+            lower(capture(model), config)
         except TintcError:
             raise
         except Exception as error:  # is raised again, with weights, if it is no matter of these

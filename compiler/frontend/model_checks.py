@@ -58,20 +58,6 @@ def build_without_weights(config: PreTrainedConfig, name: str, **options: Any) -
     return model.eval()
 
 
-def with_unwritten_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Moves the parameters from the meta device to the CPU, in memory that nobody writes to: the
-    system gives none before, so that it costs nothing.
-    """
-    replaced: dict[Tensor, torch.nn.Parameter] = {}  # tied ones stay tied
-    for module in model.modules():
-        for label, meta in module.named_parameters(recurse=False):
-            if meta not in replaced:
-                empty = torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
-                replaced[meta] = torch.nn.Parameter(empty)
-            module._parameters[label] = replaced[meta]
-    return model
-
-
 @contextmanager
 def _weights_on_meta() -> Iterator[None]:
     """What this thread registers as a parameter loses its numbers at once; tied ones stay tied."""
