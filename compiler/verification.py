@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import build_without_weights
-from tintc.ir.errors import UsageError
+from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.inputs import is_table
 from tintc.runtime.simulator import Simulator
 
@@ -213,21 +214,7 @@ def _reference(simulator: Simulator) -> tuple[str, Forward]:
                 (ids,),
             ),
         )
-    from transformers import AutoConfig
-
-    fields = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
-    model = build_without_weights(
-        AutoConfig.for_model(config["model_type"], **fields), config["model_type"]
-    ).double()
-    aliases = simulator.program.aliases
-    missing = (
-        {name for name, _ in model.named_parameters()}
-        - set(simulator.prefix.tensors())
-        - set(aliases)
-    )
-    assert not missing, (
-        f"the rebuilt model has parameters that the artifact lacks: {sorted(missing)}"
-    )
+    model, aliases = _rebuilt(config, simulator), simulator.program.aliases
 
     def forward(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
         tied = {alias: weights[name] for alias, name in aliases.items()}
@@ -238,6 +225,33 @@ def _reference(simulator: Simulator) -> tuple[str, Forward]:
         return logits
 
     return f"autograd through {type(model).__name__}", forward
+
+
+def _rebuilt(config: dict[str, Any], simulator: Simulator) -> nn.Module:
+    """The model that a config describes, without numbers. Raises SourceError for a config that is
+    not that of the simulator's weights: whoever wrote the artifact wrote it, too.
+    """
+    from transformers import AutoConfig
+
+    fields = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
+    kind = str(config.get("model_type"))
+    try:
+        described = AutoConfig.for_model(kind, **fields)
+    except Exception as error:  # whatever transformers raises for it
+        raise SourceError(f"the config of {kind} cannot be read: {first_line(error)}") from error
+    model = build_without_weights(described, kind).double()
+    held, aliases = simulator.prefix.tensors(), simulator.program.aliases
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if name not in aliases and (name not in held or held[name].shape != parameter.shape)
+    ]
+    if wrong:
+        raise SourceError(
+            f"the config of {kind} describes other weights than the simulator has: "
+            f"{listed(wrong)}; compile the model again"
+        )
+    return model
 
 
 class _FirstForward(nn.Module):

@@ -14,7 +14,7 @@ from tests.support.grid import grid
 from tests.support.models import FAMILIES, gpt2, opt, simulate
 from tintc.compiler.verification import TOLERANCE, verify
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import UsageError
+from tintc.ir.errors import SourceError, UsageError
 from tintc.runtime.simulator import Simulator
 
 
@@ -210,3 +210,30 @@ class TestFigures:
                 verify(simulator, tokens=tokens)
         with pytest.raises(UsageError, match=r"expected torch\.float64"):
             verify(simulator.float(), tokens=9)
+
+
+class TestConfigsOfAnybody:
+    """The config comes with an artifact, which anybody may have written."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model_type": "nobody"},
+            {"model_type": None},
+            {"hidden_size": 24, "word_embed_proj_dim": 24},
+            {"num_hidden_layers": 5},
+            {"hidden_size": "wide"},
+            {"num_attention_heads": 0},
+            {"attn_implementation": "someone/some-kernel"},
+            {"_attn_implementation": "flash_attention_2"},
+        ],
+    )
+    def test_is_refused_in_one_line_or_verified(self, change: dict[str, Any]) -> None:
+        simulator = compiled(opt(), SimulatorConfig.exact())
+        simulator.source["config"] |= change
+        if any(name.endswith("attn_implementation") for name in change):
+            assert verify(simulator, tokens=13).agrees
+            return
+        with pytest.raises(SourceError) as caught:
+            verify(simulator, tokens=13)
+        assert "\n" not in str(caught.value)
