@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tintc.ir.errors import SourceError
+from tintc.ir.errors import SourceError, raise_if_interrupted
 
 TIMEOUT_S = 10.0
 EXPECTED = (
@@ -211,8 +211,9 @@ def _refusal(error: Exception, name: str, revision: str | None) -> SourceError |
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message (two where the first only announces the next), for a
-    message of our own.
+    message of our own. Raises KeyboardInterrupt where the error came of one.
     """
+    raise_if_interrupted(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tintc import interrupts
 from tintc.ir.json_values import finite
 
 _UNLIMITED = 10_000  # columns; a table without a box takes what it needs
@@ -120,6 +121,7 @@ def stages(total: int) -> Iterator[Any]:
 
         def start(name: str) -> None:
             nonlocal begun, running, since
+            interrupts.check()
             if running:
                 log.info("%s took %.2f s", running, time.monotonic() - since)
             begun += 1
@@ -158,6 +160,7 @@ def work() -> Iterator[Any]:
 
         def show(text: str, done: int = 0, total: int | None = None) -> None:
             nonlocal last
+            interrupts.check()
             progress.update(task, description=text, completed=done, total=total)
             if text != last:
                 logging.getLogger("tintc").info("%s", text)
