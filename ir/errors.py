@@ -54,3 +54,16 @@ class CompilerBug(AssertionError):
     """A pass broke its own contract: never the user's fault. Please report it with the model's
     config.
     """
+
+
+def raise_if_interrupted(error: BaseException) -> None:
+    """Raises KeyboardInterrupt if the error came of one: what unwinds in a library that is
+    interrupted may fail in turn, and then says something else.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from tintc import interrupts
 from tintc.commands import entries, experiments
 from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp, says
@@ -131,34 +133,37 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging()
+    interrupts.watch()
     try:
         call(sys.argv[1:])
-    except CycloptsError as error:
-        _fail(one_line(error, app), 2)
-    except TintcError as error:
-        _fail(str(error), error.exit_code)
-    except MemoryError:
-        _fail(_OUT_OF_MEMORY, 4)
-    except (KeyboardInterrupt, EOFError):
-        _fail("interrupted", 130)
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(
-            error
-        ):  # torch's
-            _fail(_OUT_OF_MEMORY, 4)
-        reason = " ".join(str(error).split()) or "no message"
-        _fail(
-            f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please "
-            "report it)",
-            1,
-        )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    if Verbosity.debug:
+        interrupts.check()
+    except SystemExit:
         raise
-    err.print("error: " + " ".join(message.split()), markup=False)
-    sys.exit(code)
+    except BaseException as error:
+        message, code = _ending(error)
+        if Verbosity.debug:
+            if code != interrupts.EXIT_CODE:
+                raise
+            traceback.print_exc()
+        err.print("error: " + " ".join(message.split()), markup=False)
+        interrupts.forget()
+        sys.exit(code)
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """The line and the exit code of a command that raised this."""
+    if interrupts.came() or isinstance(error, (KeyboardInterrupt, EOFError)):
+        return interrupts.MESSAGE, interrupts.EXIT_CODE
+    if isinstance(error, CycloptsError):
+        return one_line(error, app), 2
+    if isinstance(error, TintcError):
+        return str(error), error.exit_code
+    torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    if torchs or isinstance(error, MemoryError):
+        return _OUT_OF_MEMORY, 4
+    reason = " ".join(str(error).split()) or "no message"
+    message = f"unexpected {type(error).__name__}: {reason[:300]}"
+    return f"{message} (--debug shows where; please report it)", 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
-from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 from tintc.ir.inputs import is_reserved
 from tintc.ir.node_meta import KEY, info
 
@@ -173,6 +173,7 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export raises whatever the traced code or the tracer raises
+        raise_if_interrupted(error)
         raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
     return program
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tintc.ir.errors import SourceError
+from tintc.ir.errors import SourceError, raise_if_interrupted
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message (two where the first only announces the next), for a
-    message of our own.
+    message of our own. Raises KeyboardInterrupt where the error came of one.
     """
+    raise_if_interrupted(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]

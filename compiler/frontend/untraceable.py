@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from tintc.compiler.frontend.origin import module_path, source_line
 from tintc.ir.builder import ancestors
-from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 
 _ORDINARY = """
     embedding linear addmm mm matmul bmm baddbmm scaled_dot_product_attention softmax
@@ -79,7 +79,8 @@ def _strange_operators(wrapper: nn.Module, ids: Tensor) -> list[str]:
             graph = torch.export.export(
                 wrapper, (), {"input_ids": torch.zeros_like(ids)}, strict=False
             ).graph  # a tensor without marks
-    except Exception:  # whatever the model or the tracer raises: then there is nothing to name
+    except Exception as error:  # the model's or the tracer's: then there is nothing to name
+        raise_if_interrupted(error)
         return []
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:

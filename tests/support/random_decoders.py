@@ -76,7 +76,8 @@ class Block(nn.Module):
             made = [Parallel(draw, made, norm, width)]
         else:
             made = [Sublayer(draw, part, norm, width) for part in made]
-        if draw.often("a list of sublayers", 0.5):
+        numbered = draw.often("a list of sublayers", 0.5)
+        if numbered and order != "aam":  # a list of attentions in a list of blocks is refused
             self.sublayers = nn.ModuleList(made)
         else:
             self.sublayers = nn.ModuleDict({f"part_{i}": part for i, part in enumerate(made)})

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tintc import interrupts
 from tintc.ir.json_values import finite
 from tintc.ir.named import FETCH
 
@@ -131,6 +132,7 @@ def stages(total: int) -> Iterator[Any]:
 
         def start(name: str) -> None:
             nonlocal running, since
+            interrupts.check()
             if running:
                 log.info("%s took %.2f s", running, time.monotonic() - since)
             if name not in (FETCH, begun[-1]):  # fetching is a part of loading
@@ -171,6 +173,7 @@ def work() -> Iterator[Any]:
 
         def show(text: str, done: int = 0, total: int | None = None) -> None:
             nonlocal last
+            interrupts.check()
             progress.update(task, description=text, completed=done, total=total)
             _leave_room(progress, text)
             if text != last:
