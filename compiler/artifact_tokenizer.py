@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from tintc.compiler.artifact_reader import read_plain
 from tintc.compiler.frontend.libraries import offline
-from tintc.ir.errors import ArtifactError
+from tintc.ir.errors import ArtifactError, raise_if_interrupted
 
 _LARGEST_FILE = 2**27  # bytes; the largest published tokenizer.json have some 30 MB
 _MOST_ADDED = 20_000  # each is added by a loop of Python; the most that is published is some 6,000
@@ -38,6 +38,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
+        raise_if_interrupted(error)
         raise ArtifactError(
             f"{folder} cannot be read as a tokenizer: {type(error).__name__}: {_line(error)}"
         ) from error
