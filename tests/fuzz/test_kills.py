@@ -25,15 +25,20 @@ FIRST, LAST = 0.4, 9.0
 WHAT = ("compile", "export", "eval")
 
 
+def target(what: str, folder: Path) -> Path:
+    return folder / ("out.onnx" if what == "export" else "out")
+
+
 def command(what: str, folder: Path) -> list[str]:
-    """A command that writes `folder / "out"`."""
+    """A command that writes the target."""
+    written = str(target(what, folder))
     if what == "compile":
-        return ["compile", "tiny-opt", "-o", str(folder / "out"), "--force"]
+        return ["compile", "tiny-opt", "-o", written, "--force"]
     if what == "export":
-        return ["export", str(artifact()), "--onnx", str(folder / "out"), "--force"]
+        return ["export", str(artifact()), "--onnx", written, "--force"]
     text = Path(__file__).parents[2] / "examples" / "paragraph.txt"
     sizes = ["--length", "64", "--limit", "2", "--choosing", "1", "--seeds", "1"]
-    return ["eval", "lm", "tiny-opt", "--data", str(text), *sizes, "-o", str(folder / "out")]
+    return ["eval", "lm", "tiny-opt", "--data", str(text), *sizes, "-o", written]
 
 
 def assert_whole(what: str, path: Path) -> None:
@@ -74,18 +79,22 @@ def stopped(what: str, folder: Path, how: signal.Signals, after: float) -> tuple
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_nothing_half_written(how: signal.Signals, cases: range, tmp_path: Path) -> None:
     what = WHAT[cases.start // 5 % len(WHAT)]
+    written = target(what, tmp_path)
     for case in cases:
         after = random.Random(case).uniform(FIRST, LAST)
         code, said = stopped(what, tmp_path, how, after)
         if how is signal.SIGINT and code != 0:
-            assert (code, said.strip().splitlines()[-1:]) == (130, ["interrupted"]), (after, said)
+            assert (code, said.strip().splitlines()[-1:]) == (130, ["error: interrupted"]), (
+                after,
+                said,
+            )
             assert "Traceback" not in said
-            assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == []
+            assert [path.name for path in tmp_path.iterdir() if path != written] == []
         counted(f"{how.name} of {what}", "ran" if code == 0 else "refused")
-        if (tmp_path / "out").exists():
-            assert_whole(what, tmp_path / "out")
+        if written.exists():
+            assert_whole(what, written)
     process = start(what, tmp_path)
     said = process.communicate(timeout=10 * PATIENCE_S)[1]
     assert process.returncode == 0, said
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert_whole(what, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [written]
+    assert_whole(what, written)
