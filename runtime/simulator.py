@@ -264,7 +264,7 @@ class Simulator(Compiled):
         return placed("labels", checked, self.device)
 
     def _prepare(self, batch: Batch) -> Inputs:
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise UsageError(_NO_TORCHSCRIPT)
         return prepare(self.program.facts, self.dtype, self.device, batch)
 

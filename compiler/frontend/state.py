@@ -47,10 +47,15 @@ class _Memory(NamedTuple):
     def of(cls, tensor: Tensor) -> _Memory:
         steps = zip(tensor.shape, tensor.stride(), strict=True)
         span = 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0
-        start = tensor.storage_offset()
-        storage = tensor.untyped_storage()._cdata
-        places = (start * tensor.element_size(), (start + span) * tensor.element_size())
-        return cls(storage, *places, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        start, size = int(tensor.storage_offset()), tensor.element_size()
+        return cls(
+            tensor.untyped_storage()._cdata,
+            start * size,
+            (start + span) * size,
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
+        )
 
 
 def _refuse_overlaps(names: dict[_Memory, str], parameters: set[str]) -> None:
