@@ -9,7 +9,7 @@
     tokenizer files      as transformers saves them, where the source had any that needs no code
 
 Loading runs no code from it, unpickles nothing and checks every checksum. Writing is atomic: a
-temporary directory beside the target, then a rename.
+temporary directory beside the target (`compiler/beside.py`), then a rename.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import dataclasses
 import json
 import logging
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tintc.compiler import beside
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
     MANIFEST,
@@ -69,19 +68,16 @@ def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path
     simulator.check_has_numbers()
     target = path.resolve()  # `.` has no parent to write beside
     new_parents = [parent for parent in target.parents if not parent.exists()]
-    temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        _write(simulator, temporary)
-        open_to_others(temporary)
-        move_into_place(temporary, target)
+        with beside.temporary(target) as written:
+            _write(simulator, written)
+            open_to_others(written)
+            move_into_place(written, target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ArtifactError(f"cannot write {path}: {reason}; nothing was left behind") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         if not target.exists():
             for parent in new_parents:
                 with contextlib.suppress(OSError):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from tintc.compiler import beside
 from tintc.ir.errors import UsageError
 
 FORMAT_VERSION = 5
@@ -17,8 +16,11 @@ OWN_DIGEST = "manifest_sha256"
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Raises UsageError if an artifact cannot be written to `path`."""
+    """Raises UsageError if an artifact cannot be written to `path`, after removing what killed
+    processes left beside it.
+    """
     path = path.expanduser()
+    beside.clear(path.resolve())
     try:
         if path.exists() and not force:
             raise UsageError(
@@ -74,16 +76,8 @@ def move_into_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent)) / "artifact"
-    try:
-        path.rename(aside)
+    with beside.set_aside(path):
         temporary.rename(path)
-    except BaseException:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def write_json(file: Path, value: Any, indent: int | None = 1) -> None:

@@ -5,14 +5,13 @@ whole.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from onnx import TensorProto
 
+from tintc.compiler import beside
 from tintc.compiler.onnx.model import Model, raw, refer
 from tintc.ir.errors import ArtifactError, UsageError
 
@@ -26,7 +25,10 @@ def data_file(path: Path) -> Path:
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Raises UsageError unless a model can be written to `path`."""
+    """Raises UsageError unless a model can be written to `path`, after removing what killed
+    processes left beside it.
+    """
+    beside.clear(path.absolute())
     if path.suffix != ".onnx":
         raise UsageError(f"the output is {path}; expected a name that ends in .onnx")
     for file in (path, data_file(path)):
@@ -47,24 +49,20 @@ def staged(path: Path) -> Iterator[Path]:
     """A path of the same name in a directory of its own; what is written there goes to `path` if
     nothing is raised.
     """
-    folder = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        written = folder / path.name
-        yield written
-        if data_file(written).exists():
-            data_file(written).replace(data_file(path))
-        else:
-            data_file(path).unlink(missing_ok=True)
-        written.replace(path)
+        with beside.temporary(path) as folder:
+            written = folder / path.name
+            yield written
+            if data_file(written).exists():
+                data_file(written).replace(data_file(path))
+            else:
+                data_file(path).unlink(missing_ok=True)
+            written.replace(path)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}; nothing was left behind"
         ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(model: Model, path: Path, *, external: bool) -> None:
