@@ -24,7 +24,7 @@ def check_target(path: Path, *, force: bool) -> None:
     try:
         if path.exists() and not force:
             raise UsageError(
-                f"{path} exists; pass --force to replace it, or another output directory"
+                f"{path} exists; pass force=True to replace it, or another output directory"
             )
         if path.exists() and (foreign := _foreign(path)):
             raise UsageError(

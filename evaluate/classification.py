@@ -75,7 +75,7 @@ def run(
             read_split(task, "train", settings.data_dir),
             read_split(task, "test", settings.data_dir),
         )
-        data = divide(train, test, len(task.labels), choose=settings.choose, limit=settings.limit)
+        data = divide(train, test, len(task.labels), choose=settings.choosing, limit=settings.limit)
         results += [_Cell(bench, task, data, shots).result() for shots in settings.shots]
     progress("done", bench.total, bench.total)
     return {

@@ -100,16 +100,16 @@ class Settings:
         metadata=about(
             "Of the simulators: paper, exact. Dynamic evaluation trains the norm parameters that "
             "the first one trains.",
+            flag="preset",
             metavar="NAME,...",
         ),
     )
     limit: int | None = field(default=200, metadata=about("Test items of each task."))
-    choose: int = field(
+    choosing: int = field(
         default=32,
         metadata=about(
             "Training items that templates, calibration, rates and budgets are chosen on; "
-            "zero-shot at most 16 of them for the learners.",
-            flag="choosing",
+            "zero-shot at most 16 of them for the learners."
         ),
     )
     batch: int = field(
@@ -141,7 +141,7 @@ class Settings:
                 f"tasks are {', '.join(self.tasks)}; expected each once, by whatever name"
             )
         for name, value, least in (
-            ("choose", self.choose, 2),
+            ("choosing", self.choosing, 2),
             ("batch", self.batch, 1),
             ("tokens", self.tokens, 16),
             ("limit", self.limit, 2),

@@ -217,7 +217,7 @@ def _from_hub(task: Task, split: Split) -> list[Example]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(
             f"the dataset {hub.path} ({name}) cannot be loaded: {reason}; expected a network, or "
-            "--data-dir with files"
+            "data_dir=DIR with files"
         ) from None
     columns = [list(rows[column]) for column in hub.text]
     texts = (" ".join(part.strip() for part in parts) for parts in zip(*columns, strict=True))

@@ -126,7 +126,7 @@ def _hub_text(data: str, hub: HubText, split: str, cache_dir: str | None) -> str
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{data} could not be fetched from the hub ({reason}); with no network, give a local "
-            "file: --data FILE"
+            "file: data=FILE"
         ) from None
 
 

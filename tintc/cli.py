@@ -15,8 +15,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from tintc.commands import entries, experiments
 from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp
-from tintc.commands.options import OPTIONS, Common
-from tintc.commands.refused import one_line
+from tintc.commands.options import COMMON, OPTIONS, Common
+from tintc.commands.refused import as_flags, one_line
 from tintc.ir.errors import TintcError, UsageError
 from tintc.version import __version__
 
@@ -111,11 +111,27 @@ def install_completion(
     out.print(f"{written}: start the shell anew to complete `tintc`", markup=False)
 
 
+def _common_last(arguments: Sequence[str]) -> list[str]:
+    """What every command takes, --json and -q for example, may stand in front of its name too;
+    where none is named, there is nobody to take it.
+    """
+    rest, names, moved, commands = list(arguments), [], [], app
+    while rest:
+        if rest[0] in commands and not rest[0].startswith("-"):
+            commands = commands[rest[0]]
+            names.append(rest.pop(0))
+        elif rest[0] in COMMON:
+            moved.append(rest.pop(0))
+        else:
+            break
+    return [*names, *(moved if commands.default_command is not None else ()), *rest]
+
+
 def call(arguments: Sequence[str]) -> None:
     """Runs one command line. Raises what the command raises, and CycloptsError for a command line
     that makes no sense.
     """
-    command, bound, _ = app.parse_args(arguments or ["--help"])
+    command, bound, _ = app.parse_args(_common_last(arguments) or ["--help"])
     for value in bound.arguments.values():
         if isinstance(value, Common):
             value.apply()
@@ -134,7 +150,7 @@ def main() -> None:
     except CycloptsError as error:
         _fail(one_line(error, app), 2)
     except TintcError as error:
-        _fail(str(error), error.exit_code)
+        _fail(as_flags(str(error), app), error.exit_code)
     except MemoryError:
         _fail(_OUT_OF_MEMORY, 4)
     except (KeyboardInterrupt, EOFError):

@@ -176,8 +176,7 @@ class Checkpoint:
     def _untrusted(self) -> SourceError:
         return SourceError(
             f"{self.name} brings Python code of its own, which would run on this machine; read it "
-            "first, then pass "
-            "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
+            "first, then pass trust_remote_code=True if you trust it"
         )
 
 

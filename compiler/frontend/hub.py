@@ -117,7 +117,7 @@ def not_cached(
         f"{name} is neither a local directory nor complete in the cache {cache}, and the hub "
         f"cannot be reached ({reason}); "
         f"where there is a network, run `hf download {name}{at}` and copy its cache directory here "
-        "(--cache-dir names another place), "
+        "(cache_dir=DIR names another place), "
         "or pass a directory written by save_pretrained (config.json, model.safetensors and the "
         "tokenizer's files)"
     )

@@ -137,7 +137,7 @@ def _optimize(model: Model) -> None:
     try:
         from onnxscript import optimizer
     except ModuleNotFoundError as error:
-        raise UsageError("--optimize needs onnxscript; pip install 'tintc[onnx]'") from error
+        raise UsageError("optimize=True needs onnxscript; pip install 'tintc[onnx]'") from error
     optimizer.fold_constants(model.proto)
     optimizer.remove_unused_nodes(model.proto)
     check_standard(model.proto)

@@ -403,11 +403,11 @@ class TestRun:
         assert len({f["loss_after"] for f in found}) == 3
         assert found[2] == tintc("run", artifact(), "--text", TEXT, "--json").document
 
-    def test_max_tokens(self) -> None:
+    def test_tokens(self) -> None:
         long = " ".join([TEXT] * 10)
         for count in (2, 9, POSITIONS):
             assert (
-                tintc("run", artifact(), "--text", long, "--max-tokens", count, "--json").document[
+                tintc("run", artifact(), "--text", long, "--tokens", count, "--json").document[
                     "tokens"
                 ]
                 == count
@@ -438,7 +438,7 @@ class TestRun:
             artifact(),
             "--text",
             " ".join([TEXT] * 10),
-            "--max-tokens",
+            "--tokens",
             POSITIONS - 2,
             "--generate",
             9,

@@ -63,7 +63,7 @@ class TestUsage:
             (["compile", "tiny-opt", "gpt2", "-o", "x"], "gpt2"),
             (["run"], "Missing argument 'DIR'"),
             (["run", "x", "--generate", "-1"], "--generate"),
-            (["run", "x", "--max-tokens", "1"], "--max-tokens"),
+            (["run", "x", "--tokens", "1"], "--tokens"),
             (["verify", "x", "--tokens", "1"], "--tokens"),
             (
                 ["compile", "tiny-opt", "-o", "x", "--steps", "0"],
@@ -430,9 +430,7 @@ class TestRun:
 
     def test_longer_than_the_positions(self) -> None:
         message = tintc("run", artifact(), "--text", " ".join([TEXT] * 20)).refused(2)
-        assert (
-            f"this simulator takes {POSITIONS}: pass --max-tokens {POSITIONS} to cut it" in message
-        )
+        assert f"this simulator takes {POSITIONS}: pass --tokens {POSITIONS} to cut it" in message
 
     def test_nothing_to_predict(self) -> None:
         assert "nothing is left to predict" in tintc(

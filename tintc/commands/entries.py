@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from tintc.commands.flags import WHOLE, Flags, at_least, flags_of
+from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
 from tintc.commands.options import (
     DEVICE,
     MODEL,
@@ -27,12 +27,10 @@ from tintc.commands.options import (
     Placed,
     Source,
     flat,
-    shown_by_preset,
 )
 from tintc.commands.text import Reading
 from tintc.commands.view import View
 from tintc.evaluate.speed import settings as speed
-from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import Number
 
@@ -155,9 +153,9 @@ def export_command(
         list[str] | None,
         Parameter(
             name="--with",
-            metavar="NAME",
+            metavar="NAME,...",
             help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output "
-            "(initial_logits, losses, initial_losses); may be repeated.",
+            "(initial_logits, losses, initial_losses).",
         ),
     ] = None,
     dtype: Annotated[
@@ -174,7 +172,12 @@ def export_command(
     from tintc.compiler.frontend.devices import dtype_of
 
     command.run(
-        path, onnx, further or [], dtype_of(dtype), exporting.options(), as_json=common.as_json
+        path,
+        onnx,
+        split("with", further or (), str),
+        dtype_of(dtype),
+        exporting.options(),
+        as_json=common.as_json,
     )
 
 
@@ -234,22 +237,9 @@ def cost_command(
     command.run(list(sources), chosen, as_json=common.as_json, options=options)
 
 
-# Shapes have random weights: at the rate that a trained model takes, float32 rounding of their
-# gradients shows in the logits.
-_BENCH_RATE = 1e-5
-
-
 @flags_of(speed.Options)
 class BenchFlags(Flags):
     """What `tintc bench` measures."""
-
-
-@flags_of(
-    SimulatorConfig,
-    shown=lambda each: f"{_BENCH_RATE:g}" if each.name == "inner_lr" else shown_by_preset(each),
-)
-class BenchConfigFlags(ConfigFlags):
-    """Every field of SimulatorConfig, at another rate."""
 
 
 def bench_command(
@@ -257,7 +247,7 @@ def bench_command(
     /,
     *,
     asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
-    config: Annotated[BenchConfigFlags, flat(SIMULATOR)] = BenchConfigFlags(),
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
@@ -266,7 +256,7 @@ def bench_command(
     The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
     random tokens. Exit code 5 on disagreement.
     """
-    chosen = config.chosen() if config.config else config.chosen(inner_lr=_BENCH_RATE)
+    chosen = config.chosen()
     settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
     if (device := model.torch_device()) is not None:
         settings["device"] = device

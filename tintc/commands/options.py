@@ -56,6 +56,10 @@ class Common:
         configure_logging()
 
 
+# As they are written.
+COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """Where a model comes from, and in what numbers."""
@@ -187,9 +191,9 @@ class ConfigFlags(FromFile):
         Preset | None, Parameter(help="Where the fields below start; default paper.")
     ] = None
 
-    def chosen(self, **defaults: Any) -> SimulatorConfig:
-        """The preset, then defaults of the command, then the file's fields, then the flags."""
-        fields = {**defaults, **self.fields()}
+    def chosen(self) -> SimulatorConfig:
+        """The preset, then the file's fields, then the flags."""
+        fields = self.fields()
         named = fields.pop("preset", "paper")
         return SimulatorConfig.preset(self.preset or named, **fields)
 

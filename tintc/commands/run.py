@@ -32,7 +32,7 @@ def run(
     simulator = load(path, device=device, dtype=dtype)
     if asked.inner_lr is not None:
         simulator.inner_lr.data.fill_(asked.inner_lr)
-    ids = _tokens(simulator, text, asked.max_tokens)
+    ids = _tokens(simulator, text, asked.tokens)
     trained = round(asked.train_fraction * ids.shape[1])
     train_mask = torch.zeros_like(ids)
     train_mask[:, :trained] = 1

@@ -99,7 +99,7 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     text = asked.read()
     model = Model(path)
     rate = float(model.about["tintc.inner_lr"]) if asked.inner_lr is None else asked.inner_lr
-    ids = np.array([model.tokenizer.encode(text).ids[: asked.max_tokens]], np.int64)
+    ids = np.array([model.tokenizer.encode(text).ids[: asked.tokens]], np.int64)
     tokens = ids.shape[1]
     check_length(tokens, model.longest)
     trained = round(asked.train_fraction * tokens)

@@ -38,7 +38,7 @@ class Reading:
         at_least(0),
         Parameter(metavar="N", help="Continue with N tokens under the updated weights."),
     ] = 0
-    max_tokens: Annotated[
+    tokens: Annotated[
         int | None,
         at_least(2),
         Parameter(help="Cut the text to so many tokens."),
@@ -107,7 +107,7 @@ def check_length(tokens: int, limit: int | None) -> None:
     """Raises InputError for a text that is too short, or longer than the simulator takes."""
     if limit is not None and tokens > limit:
         raise InputError(
-            f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens "
+            f"the text has {tokens} tokens; this simulator takes {limit}: pass --tokens "
             f"{limit} to cut it"
         )
     if tokens < 2:

@@ -324,7 +324,7 @@ class TestCodeOfItsOwn:
         return directory
 
     def test_refused_by_default(self, directory_with_code: Path, tmp_path: Path) -> None:
-        assert "--trust-remote-code" in refusal(directory_with_code)
+        assert "pass trust_remote_code=True" in refusal(directory_with_code)
         assert not (tmp_path / "modules").exists()
 
     def test_runs_when_trusted(self, directory_with_code: Path) -> None:
