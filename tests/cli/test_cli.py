@@ -214,7 +214,7 @@ class TestInspect:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_table(self, stage: str) -> None:
-        lines = tintc("inspect", artifact(), "--stage", stage).out.splitlines()
+        lines = tintc("inspect", artifact(), "--stage", stage, columns=1000).out.splitlines()
         records = tintc("inspect", artifact(), "--stage", stage, "--format", "json").document
         assert lines[0].split() == ["node", "operator", "shape", "phase", "step", "module", "reads"]
         assert [line.split()[0] for line in lines[1:]] == [record["name"] for record in records]
@@ -265,7 +265,8 @@ class TestInspect:
     def test_slots_that_learn_are_those_that_are_updated(self, tmp_path: Path) -> None:
         """Under value-only attention no gradient reaches q and k."""
         tintc("compile", "tiny-opt", "-o", tmp_path / "sim", "-q")
-        rows = tintc("inspect", tmp_path / "sim", "--slots").out.split("memory slot")[0]
+        done = tintc("inspect", tmp_path / "sim", "--slots", columns=200)
+        rows = done.out.split("memory slot")[0]
         facts = tintc("inspect", tmp_path / "sim", "--json").document
         learning = [row for row in rows.splitlines() if " yes " in row]
         reached = [row for row in rows.splitlines() if " no gradient " in row]
@@ -274,7 +275,7 @@ class TestInspect:
         assert all(".q_proj." in row or ".k_proj." in row for row in reached)
 
     def test_slots(self, simulator: Simulator) -> None:
-        done = tintc("inspect", artifact(), "--slots")
+        done = tintc("inspect", artifact(), "--slots", columns=200)
         layout = simulator.program.layout
         assert (
             f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "

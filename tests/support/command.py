@@ -42,15 +42,15 @@ class Finished:
         return self.err
 
 
-def tintc(*arguments: object, stdin: bytes = b"") -> Finished:
-    """`tintc ARGUMENTS` in this process."""
+def tintc(*arguments: object, stdin: bytes = b"", columns: int = 80) -> Finished:
+    """`tintc ARGUMENTS` in this process. columns: of the terminal."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = None
     with (
         mock.patch.object(sys, "argv", ["tintc", *map(str, arguments)]),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")),
         mock.patch.multiple(Verbosity, quiet=False, verbose=False, debug=False),
-        mock.patch.dict(os.environ),
+        mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

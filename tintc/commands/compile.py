@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact import save
 from tintc.ir.config import SimulatorConfig
 
@@ -47,7 +46,7 @@ def run(
             }
         )
         return
-    console.print_table(summary(facts), fold=True)
+    console.print_table(summary(facts))
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; "
@@ -62,7 +61,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def summary(facts: dict[str, Any]) -> Table:
+def summary(facts: dict[str, Any]) -> Sheet:
     """The report as a table of a dozen rows."""
     return console.named({**_computed(facts), **_built(facts)})
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
 
 
@@ -31,19 +30,19 @@ def run(
     elif len(found) > 1:
         console.print_table(_comparison(found))
         same = found[0]
-        console.out.print(
+        console.print_text(
             f"one call: {_call(same)}, {_steps(same)}; {same['parameters']['backend']} back end in "
             f"{same['dtype']}; "
-            "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: "
-            "what counting took"
+            "of direct: over the FLOPs of fine-tuning the model directly by exact gradients; "
+            "seconds: what counting took"
         )
     else:
-        console.print_table(_summary(found[0]), fold=True)
+        console.print_table(_summary(found[0]))
         console.out.print()
         print_parameters(found[0]["parameters"])
 
 
-def _comparison(found: list[dict[str, Any]]) -> Table:
+def _comparison(found: list[dict[str, Any]]) -> Sheet:
     """One row a model. FLOPs are those of one call, and their ratio to direct fine-tuning."""
     shared = [f"share {name}" for name in found[0]["parameters"]["shares"]] or ["simulator"]
     columns = (
@@ -60,7 +59,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
         "peak GB",
         "seconds",
     )
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Sheet(*columns)
     for facts in found:
         parameters, layout = facts["parameters"], facts["layout"]
         totals = parameters["shares"].values() if parameters["shares"] else (parameters["total"],)
@@ -69,7 +68,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
             console.number(parameters["auxiliary"]),
             *(str(layout[name]) for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")),
             *(console.number(total) for total in totals),
-            console.number(facts["flops"]),
+            f"{console.number(facts['flops'])}FLOP",
             f"{facts['flops'] / facts['direct_flops']:.2f}",
             *(f"{facts[name] / 1e9:,.4g}" for name in ("weight_bytes", "peak_bytes")),
             f"{facts['seconds']:.1f}",
@@ -77,7 +76,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _summary(facts: dict[str, Any]) -> Table:
+def _summary(facts: dict[str, Any]) -> Sheet:
     parameters, layout = facts["parameters"], facts["layout"]
     prefix = {
         "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim "

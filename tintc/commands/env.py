@@ -47,7 +47,7 @@ def run(*, as_json: bool) -> None:
         for name, value in facts.items()
     }
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
-    console.print_table(console.named({**texts, "memory_bytes": memory}), fold=True)
+    console.print_table(console.named({**texts, "memory_bytes": memory}))
 
 
 def _version(name: str) -> str | None:

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.sheet import Sheet
 from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_files import read_manifest
@@ -45,7 +44,7 @@ def _print_summary(facts: dict[str, Any], form: str) -> None:
     if form == "json":
         console.print_json(facts)
         return
-    console.print_table(summary(facts), fold=True)
+    console.print_table(summary(facts))
     console.out.print()
     console.print_table(_operators(facts["operators"]))
 
@@ -64,7 +63,7 @@ def _print_parameters(path: Path, facts: dict[str, Any], form: str) -> None:
         "one call": call,
         "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
@@ -102,15 +101,15 @@ def _one_argument_a_line(code: str) -> str:
     return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
 
 
-def _operators(counts: dict[str, int]) -> Table:
-    table = Table("operator", "calls", box=None, padding=(0, 2, 0, 0))
+def _operators(counts: dict[str, int]) -> Sheet:
+    table = Sheet("operator", "calls")
     for name, count in counts.items():
         table.add_row(f"tint.{name}", str(count))
     return table
 
 
-def _table(records: list[NodeRecord], stage: str) -> Table:
-    table = Table(
+def _table(records: list[NodeRecord], stage: str) -> Sheet:
+    table = Sheet(
         "node",
         "operator",
         "shape",
@@ -118,8 +117,6 @@ def _table(records: list[NodeRecord], stage: str) -> Table:
         "step",
         "module",
         "reads",
-        box=None,
-        padding=(0, 2, 0, 0),
     )
     for record in records:
         phase = record.info.get("phase", record.kind if record.kind != "call" else "")
@@ -210,7 +207,7 @@ def _print_slots(layout: Layout, form: str) -> None:
     if form == "json":
         console.print_json(layout.to_dict())
         return
-    prefix = Table(
+    prefix = Sheet(
         "prefix slot",
         "shape",
         "learns",
@@ -218,8 +215,6 @@ def _print_slots(layout: Layout, form: str) -> None:
         "tokens",
         "rows a token",
         "coordinates",
-        box=None,
-        padding=(0, 2, 0, 0),
     )
     for slot in layout.prefix.values():
         first = slot.tiles[0]
@@ -235,12 +230,10 @@ def _print_slots(layout: Layout, form: str) -> None:
             str(first.groups),
             str(first.coordinates),
         )
-    memory = Table(
-        "memory slot", "coordinates", "until", "kept for training", box=None, padding=(0, 2, 0, 0)
-    )
+    memory = Sheet("memory slot", "coordinates", "until", "kept for training")
     for held in layout.memory.values():
         memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
-    console.out.print(
+    console.print_text(
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "
         f"{layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"an input token has {layout.memory_width:,} coordinates"
@@ -273,4 +266,4 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
         "arguments": ", ".join(_argument(a) for a in record.args),
         "users": ", ".join(users) or "none",
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))

@@ -158,7 +158,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         "perplexity before": _rounded(before),
         "perplexity after": _rounded(after) + change,
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))
     if "generated" in result:
         console.out.print(result["generated"], markup=False)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact import load
 from tintc.compiler.verification import Verification, verify
 from tintc.ir.errors import NumericalError
@@ -37,9 +37,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
 
 
 def _print(result: Verification) -> None:
-    table = Table(
-        "layer", "update cosine", "relative error", "not updated", box=None, padding=(0, 2, 0, 0)
-    )
+    table = Sheet("layer", "update cosine", "relative error", "not updated")
     for layer in result.layers():
         inside = [update for update in result.updates if update.name.startswith(layer.name + ".")]
         still = [".".join(update.name.split(".")[-2:]) for update in inside if not update.norm]
@@ -53,9 +51,9 @@ def _print(result: Verification) -> None:
         "of the largest"
     )
     if result.exact:
-        console.out.print(f"{verb} with {result.reference} in float64 (exact): {errors}")
+        console.print_text(f"{verb} with {result.reference} in float64 (exact): {errors}")
     else:
-        console.out.print(
+        console.print_text(
             f"the forward passes: {verb} with {result.reference} in float64, the last one under "
             "the simulator's own updates to "
             f"{result.updated_logits_error:.1e}; the updates are approximate by configuration "
