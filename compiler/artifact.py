@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
     GRAPH,
+    INNER_LR,
     MANIFEST,
     OWN_DIGEST,
     REPORT,
@@ -43,6 +44,7 @@ from tintc.compiler.artifact_files import (
     open_to_others,
     read_json,
     read_manifest,
+    read_tokenizer,
     sha256,
     write_json,
 )
@@ -63,7 +65,6 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-INNER_LR = "tintc.inner_lr"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _PROPERTIES = (
     "well_formed",
@@ -167,7 +168,12 @@ def load(
             f"{root} is malformed: {'; '.join(problems[:3])}; compile the model again"
         )
     simulator = Simulator(
-        program, tensors, backend=backend, share=share, source=source, tokenizer=_tokenizer(root)
+        program,
+        tensors,
+        backend=backend,
+        share=share,
+        source=source,
+        tokenizer=read_tokenizer(root),
     )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
@@ -288,18 +294,3 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.T
     changes = dtype is not None and tensor.is_floating_point() and name != INNER_LR
     wanted = torch.float32 if is_wide_table(name) and dtype in HALF else dtype
     return tensor.to(wanted if changes else tensor.dtype, copy=True)
-
-
-def _tokenizer(root: Path) -> Any:
-    """The saved tokenizer, or None. Only transformers' own classes are loaded."""
-    folder = root / TOKENIZER
-    if not folder.is_dir():
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises what its readers raise
-        raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

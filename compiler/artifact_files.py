@@ -15,6 +15,7 @@ from tintc.ir.errors import ArtifactError, UsageError
 FORMAT_VERSION = 4
 MANIFEST, GRAPH, REPORT = "manifest.json", "graph.json", "report.json"
 WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer"
+INNER_LR = "tintc.inner_lr"  # among the weights
 OWN_DIGEST = "manifest_sha256"
 
 
@@ -57,6 +58,11 @@ def _foreign(path: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError):
         return "is no tintc artifact" if found else None
     return f"holds {', '.join(strange[:3])}" if strange else None
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a directory looks like an artifact; whether it is one, `read_manifest` tells."""
+    return os.path.isfile(path / MANIFEST) and not os.path.isfile(path / "config.json")
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -154,3 +160,18 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{file} cannot be read: {error}; compile the model again") from error
+
+
+def read_tokenizer(root: Path) -> Any:
+    """The saved tokenizer, or None. Only transformers' own classes are loaded."""
+    folder = root / TOKENIZER
+    if not folder.is_dir():
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises what its readers raise
+        raise ArtifactError(f"{folder} cannot be read as a tokenizer: {error}") from error

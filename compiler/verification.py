@@ -19,21 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tintc.compiler.frontend.compiled import architecture
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.errors import UsageError
 from tintc.ir.inputs import is_table
 from tintc.runtime.simulator import Simulator
 
-# Fields of a transformers config that say how to run a model, some of which fetch code.
-_NOT_ARCHITECTURE = {
-    *("model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"),
-    *(
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-    ),
-}
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
 # Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary
 # tables: random ones differ by 1e-6.
@@ -212,12 +203,8 @@ def _reference(simulator: Simulator) -> tuple[str, Forward]:
                 (ids,),
             ),
         )
-    from transformers import AutoConfig
-
-    fields = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
-    model = build_without_weights(
-        AutoConfig.for_model(config["model_type"], **fields), config["model_type"]
-    ).double()
+    name = config["model_type"]
+    model = build_without_weights(architecture(config, name), name).double()
     aliases = simulator.program.aliases
     missing = (
         {name for name, _ in model.named_parameters()}

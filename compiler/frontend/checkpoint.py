@@ -211,11 +211,6 @@ def check_report(report: Mapping[str, Any], name: str, described_by: str) -> Non
 
 def _looks_like(directory: Path) -> str:
     """What to tell the user about a directory without config.json."""
-    if (directory / "manifest.json").is_file():
-        return (
-            "a model to compile, but this is a compiled simulator: use it with `tintc run` or "
-            "tintc.load"
-        )
     if (directory / "adapter_config.json").is_file():
         return (
             "a whole model, but this is an adapter: merge it into its base model and save that "

@@ -37,7 +37,7 @@ class Exported:
     data: Path | None
     opset: int
     inputs: tuple[str, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[str, ...]
     nodes: int
     weight_bytes: int
     file_bytes: int
@@ -107,7 +107,7 @@ def export_onnx(
         data,
         opset,
         takes,
-        wanted,
+        tuple(kind.value for kind in wanted),
         nodes,
         weight_bytes,
         size,

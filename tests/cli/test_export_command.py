@@ -169,6 +169,13 @@ class TestRun:
         assert list(found) == list(expected)
         assert found == pytest.approx(expected, rel=1e-4)
 
+    def test_all_of_it_may_be_trained_where_something_is_generated(self) -> None:
+        options = ("--text", TEXT, "--train-fraction", 1, "--generate", 2, "--json")
+        found, expected = (tintc("run", path, *options).document for path in (model(), artifact()))
+        assert (found.pop("inner_lr"), expected.pop("inner_lr")) == pytest.approx((0.01, 0.01))
+        assert found == expected
+        assert (found["predicted_tokens"], found["perplexity_after"]) == (0, None)
+
     def test_generate(self) -> None:
         found, expected = (
             tintc("run", path, "--text", TEXT, "--generate", 3) for path in (model(), artifact())

@@ -128,7 +128,10 @@ class TestOnlyWhatIsGivenOverrides:
         ):
             command = importlib.import_module(f"tintc.commands.{module}")
 
-            def note(*given: Any, **more: Any) -> None:
+            def note(*given: Any, of: str = module, **more: Any) -> None:
+                if of == "cost":  # a list of sources, each with a config
+                    sources, configs, _ = zip(*given[0], strict=True)
+                    given = (list(sources), configs[0])
                 found.update(given=given, more=more)
 
             monkeypatch.setattr(command, name, note)

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from tintc import cli
-from tintc.commands.console import Verbosity
+from tintc.commands.console import JSON_VERSION, Verbosity
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Finished:
 
     @property
     def document(self) -> Any:
-        """Standard output as the one JSON document that it must be."""
-        return json.loads(self.out)
+        """Standard output as the one JSON document that it must be, but for its version."""
+        found = json.loads(self.out)
+        assert found.pop("json_version") == JSON_VERSION
+        return found
 
     def refused(self, code: int) -> str:
         """The one line on standard error of a command that failed with this code and printed

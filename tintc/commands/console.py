@@ -54,11 +54,15 @@ def configure_logging() -> None:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
-def print_json(value: Any) -> None:
+JSON_VERSION = 1  # of what --json prints; a key that goes or means something else makes it 2
+
+
+def print_json(value: Mapping[str, Any]) -> None:
     """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become
     null.
     """
-    sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+    document = {"json_version": JSON_VERSION, **value}
+    sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
 
 
 def print_table(sheet: Sheet) -> None:

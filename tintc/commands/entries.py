@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from tintc.commands.compiled import compiled
 from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
 from tintc.commands.options import (
     DEVICE,
@@ -23,6 +24,7 @@ from tintc.commands.options import (
     Common,
     ConfigFlags,
     Construction,
+    Found,
     Loading,
     Placed,
     Source,
@@ -52,10 +54,10 @@ def compile_command(
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     """Compile a model into a simulator."""
-    chosen = config.chosen()
+    start = compiled(source)
+    chosen = config.chosen(start)
     options = {
-        "backend": construction.backend,
-        "share": construction.share,
+        **construction.chosen(start),
         "check": construction.check,
         "seed": seed,
         "dtype": model.torch_dtype(),
@@ -182,7 +184,7 @@ def export_command(
 
 
 def verify_command(
-    path: Artifact,
+    source: Source,
     /,
     *,
     tokens: Annotated[
@@ -190,16 +192,26 @@ def verify_command(
         at_least(2),
         Parameter(help="Length of the random sequence; default 64."),
     ] = None,
-    seed: Annotated[int, WHOLE, Parameter(help="Of the random sequence.")] = 0,
+    seed: Annotated[
+        int, WHOLE, Parameter(help="Of the random sequence, and of a shape's random weights.")
+    ] = 0,
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    model: Annotated[Found, flat(MODEL)] = Found(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     """Compare a simulator with torch.autograd in float64.
 
-    Exit code 5 on disagreement.
+    A compiled simulator as it is, or, of another source or config, the one that `tintc compile`
+    would make. Exit code 5 on disagreement.
     """
+    start = compiled(source)
+    chosen, built = config.chosen(start), construction.chosen(start)
+    as_it_is = start is not None and (chosen, built) == (start.config, start.construction())
     from tintc.commands import verify as command
 
-    command.run(path, tokens=tokens, seed=seed, as_json=common.as_json)
+    made = None if as_it_is else (chosen, {**built, **model.hub()})
+    command.run(source, made, tokens=tokens, seed=seed, as_json=common.as_json)
 
 
 def cost_command(
@@ -208,8 +220,8 @@ def cost_command(
         Parameter(
             name="source",
             required=True,
-            help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or "
-            "shape:NAME; no weights are read.",
+            help="Hub id, config.json, directory, compiled simulator, .gguf file, tiny-opt, "
+            "smollm2-135m, or shape:NAME; no weights are read.",
         ),
     ],
     call: Annotated[CallFlags, flat(OPTIONS)] = CallFlags(),
@@ -220,21 +232,19 @@ def cost_command(
 ) -> None:
     """Count parameters, FLOPs and memory from configs alone.
 
-    No weights are read, so the model may be of any size. Several models give a table, with --json
-    a list.
+    No weights are read, so the model may be of any size. Several models give a table.
     """
-    chosen = config.chosen()
-    options: dict[str, Any] = {
-        "backend": construction.backend,
-        "share": construction.share,
-        **call.given(),
-        **model.hub(),
-    }
-    if (dtype := model.torch_dtype()) is not None:
-        options["dtype"] = dtype
+    options: dict[str, Any] = {**call.given(), **model.hub()}
+    asked = []
+    for source in sources:
+        start = compiled(source)
+        own: dict[str, Any] = construction.chosen(start)
+        if (dtype := model.torch_dtype(start)) is not None:
+            own["dtype"] = dtype
+        asked.append((source, config.chosen(start), own))
     from tintc.commands import cost as command
 
-    command.run(list(sources), chosen, as_json=common.as_json, options=options)
+    command.run(asked, as_json=common.as_json, options=options)
 
 
 @flags_of(speed.Options)
@@ -256,11 +266,14 @@ def bench_command(
     The loop is torch.autograd and SGD, as one would write it by hand; both run in turn on the same
     random tokens. Exit code 5 on disagreement.
     """
-    chosen = config.chosen()
+    start = compiled(source)
+    chosen = config.chosen(start)
     settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
+    if start is not None and "backend" not in settings:
+        settings = {**start.construction(), **settings}
     if (device := model.torch_device()) is not None:
         settings["device"] = device
-    if (dtype := model.torch_dtype()) is not None:
+    if (dtype := model.torch_dtype(start)) is not None:
         settings["dtype"] = dtype
     from tintc.commands import bench as command
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from tintc.commands.compiled import Compiled, compiled
 from tintc.commands.flags import ONCE, Flags, flags_of
 from tintc.commands.options import (
     MODEL,
@@ -24,6 +25,7 @@ from tintc.commands.options import (
 )
 from tintc.evaluate import ablation_settings, language_settings, settings
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
 
 Data = Annotated[
     str,
@@ -52,14 +54,17 @@ Output = Annotated[
     ),
 ]
 
-_EVERYONE = {"inner_lr": "Inner learning rate of everyone; then none is chosen."}
+_EVERYONE = {
+    "inner_lr": "Inner learning rate of everyone; then none is chosen. That of a compiled "
+    "simulator is taken, unless this is none."
+}
 
 
 def _no_rate(each: Any) -> str:
     return "" if each.name == "inner_lr" else shown_by_preset(each)
 
 
-@flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate)
+@flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate, or_none=("inner_lr",))
 class LanguageConfig(FromFile):
     """Every field of SimulatorConfig, over each of the presets."""
 
@@ -87,14 +92,22 @@ def lm_command(
     budget), the simulator, and two controls: its gradient with the sign flipped, and training on
     the same tokens in random order.
     """
-    given = {**over_presets(config, ("inner_lr", "steps", "layers")), **asked.given()}
+    given = asked.given()
+    start = None if "presets" in given else compiled(source)
+    given = {**over_presets(config, ("inner_lr", "steps", "layers"), start), **given}
     how = model.everything()
     from tintc.commands import evaluate as command
 
     command.run_lm(source, data, choose, given, how, output, as_json=common.as_json)
 
 
-@flags_of(SimulatorConfig, leave_out=("steps", "layers"), help=_EVERYONE, shown=_no_rate)
+@flags_of(
+    SimulatorConfig,
+    leave_out=("steps", "layers"),
+    help=_EVERYONE,
+    shown=_no_rate,
+    or_none=("inner_lr",),
+)
 class ClassifyConfig(FromFile):
     """Every field of SimulatorConfig over each of the presets, but those of a budget."""
 
@@ -122,18 +135,38 @@ def classify_command(
     simulator, and two controls: its gradient with the sign flipped, and training on shuffled
     labels. Rate, budget, template and calibration are chosen on training data.
     """
-    given = {**over_presets(config, ("inner_lr",)), **asked.given()}
+    given = asked.given()
+    start = None if "presets" in given else compiled(source)
+    budgets = _budgets(start) if start is not None and "budgets" not in given else {}
+    given = {**over_presets(config, ("inner_lr",), start), **budgets, **given}
     how = model.everything()
     from tintc.commands import evaluate as command
 
     command.run_classify(source, given, how, output, as_json=common.as_json)
 
 
-def over_presets(config: FromFile, own: tuple[str, ...]) -> dict[str, Any]:
+def _budgets(start: Compiled) -> dict[str, Any]:
+    """The budget that a compiled simulator has. Raises UsageError where none stands for it."""
+    budget = start.budget(settings.DEPTH)
+    if budget is None:
+        raise UsageError(
+            f"this simulator trains {start.config.layers} of {start.blocks} blocks, which is no "
+            f"whole number of {settings.DEPTH} parts; pass --budgets LxS"
+        )
+    return {"budgets": (budget,)}
+
+
+def over_presets(
+    config: FromFile, own: tuple[str, ...], start: Compiled | None = None
+) -> dict[str, Any]:
     """Settings of an experiment on several presets: the fields of theirs that it has itself, the
-    file's preset, and all other fields as changes of every preset.
+    file's preset, and all other fields as changes of every preset. Without a preset a compiled
+    simulator is where they start, its rate included.
     """
     fields = config.fields()
+    if start is not None and "preset" not in fields:
+        begun = start.over_preset()
+        fields = {k: v for k, v in begun.items() if k not in config._left_out} | fields
     found = {name: fields.pop(name) for name in own if name in fields}
     if "preset" in fields:
         found["presets"] = (fields.pop("preset"),)
@@ -148,6 +181,7 @@ _SET_BY_VARIANTS = tuple(name for name in ablation_settings.VARIED if name != "i
     leave_out=_SET_BY_VARIANTS,
     help=_EVERYONE,
     shown=_no_rate,
+    or_none=("inner_lr",),
 )
 class AblationConfig(FromFile):
     """Every field of SimulatorConfig but what the variants are about."""
@@ -178,9 +212,12 @@ def ablate_command(
     after it: each approximation alone, all of the paper's together, and lower float formats.
     """
     fields = config.fields()
+    if (start := compiled(source)) is not None:
+        begun = start.config.to_dict()
+        fields = {k: v for k, v in begun.items() if k not in config._left_out} | fields
     rate = fields.pop("inner_lr", None)
     base = SimulatorConfig.exact(**fields)
-    how = model.everything()
+    how = model.everything(start)
     from tintc.commands import ablate as command
 
     given = ablation_settings.Asked(**asked.given(), inner_lr=rate)

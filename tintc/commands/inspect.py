@@ -84,7 +84,7 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
         return
     records = _records(path, stage)
     if form == "json":
-        console.print_json([record.to_dict() for record in records])
+        console.print_json({"stage": stage, "nodes": [record.to_dict() for record in records]})
     elif form == "dot":
         console.out.out(as_dot(records), highlight=False)
     elif form == "code":

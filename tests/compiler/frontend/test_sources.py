@@ -32,6 +32,7 @@ from tintc.compiler.frontend.checkpoint import weight_names
 from tintc.compiler.frontend.model_checks import check_causal, check_finite
 from tintc.compiler.frontend.sources import BUNDLED, load_source, shape_names
 from tintc.ir.errors import (
+    ArtifactError,
     MemoryLimitError,
     SourceError,
     TintcError,
@@ -170,7 +171,7 @@ class TestDirectory:
         (directory / "config.json").unlink()
         assert "no config.json" in refusal(directory)
         (directory / "manifest.json").write_text("{}")
-        assert "compiled simulator" in refusal(directory)
+        assert "has format version None" in refusal(directory, ArtifactError)
 
     @pytest.mark.parametrize("text", ["{ not json", "[]", "\x00"])
     def test_unreadable_config(self, directory: Path, text: str) -> None:
