@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from tintc.compiler import beside
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
+    INNER_LR,
     MANIFEST,
     OWN_DIGEST,
     check_target,
@@ -54,7 +55,6 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-INNER_LR = "tintc.inner_lr"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _LIBRARIES = ("torch", "transformers", "safetensors")
 _log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from tintc.ir.errors import UsageError
 
 FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
+INNER_LR = "tintc.inner_lr"  # among the weights
 OWN_DIGEST = "manifest_sha256"
 
 
@@ -24,7 +25,7 @@ def check_target(path: Path, *, force: bool) -> None:
     try:
         if path.exists() and not force:
             raise UsageError(
-                f"{path} exists; pass --force to replace it, or another output directory"
+                f"{path} exists; pass force=True to replace it, or another output directory"
             )
         if path.exists() and (foreign := _foreign(path)):
             raise UsageError(
@@ -57,6 +58,11 @@ def _foreign(path: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError):
         return "is no tintc artifact" if found else None
     return f"holds {', '.join(strange[:3])}" if strange else None
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a directory looks like an artifact; whether it is one, `read_manifest` tells."""
+    return os.path.isfile(path / MANIFEST) and not os.path.isfile(path / "config.json")
 
 
 def open_to_others(root: Path) -> None:

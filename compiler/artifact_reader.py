@@ -29,7 +29,7 @@ from tintc.compiler.artifact_schema import (
     Manifest,
     Seal,
 )
-from tintc.compiler.reports.described import Report
+from tintc.compiler.report_types import Report
 from tintc.ir.errors import ArtifactError
 
 LARGEST_JSON = 2**29  # bytes: hundreds of times what the largest models need

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from tintc.compiler.artifact_reader import read_plain
-from tintc.compiler.frontend.libraries import offline
+from tintc.compiler.libraries import offline
 from tintc.ir.errors import ArtifactError, raise_if_interrupted
 
 _LARGEST_FILE = 2**27  # bytes; the largest published tokenizer.json have some 30 MB

@@ -19,22 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tintc.compiler.frontend.messages import first_line, listed
+from tintc.compiler.frontend.compiled import architecture
+from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.inputs import is_table
 from tintc.runtime.simulator import Simulator
 
-# Fields of a transformers config that say how to run a model, some of which fetch code.
-_NOT_ARCHITECTURE = {
-    *("model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"),
-    *(
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-    ),
-}
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
 # Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary
 # tables: random ones differ by 1e-6.
@@ -231,14 +222,8 @@ def _rebuilt(config: dict[str, Any], simulator: Simulator) -> nn.Module:
     """The model that a config describes, without numbers. Raises SourceError for a config that is
     not that of the simulator's weights: whoever wrote the artifact wrote it, too.
     """
-    from transformers import AutoConfig
-
-    fields = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
     kind = str(config.get("model_type"))
-    try:
-        described = AutoConfig.for_model(kind, **fields)
-    except Exception as error:  # whatever transformers raises for it
-        raise SourceError(f"the config of {kind} cannot be read: {first_line(error)}") from error
+    described = architecture(config, kind)
     model = build_without_weights(described, kind).double()
     held, aliases = simulator.prefix.tensors(), simulator.program.aliases
     wrong = [

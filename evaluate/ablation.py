@@ -204,7 +204,7 @@ class _Ablation:
             "dtype": self._variants[0].type_name,
             "inner_lr": self._settings.inner_lr,
             "error_sequences": len(self._error_ids),
-            "length": length,
+            "tokens": length,
             "trained": length // 2,
         }
 

@@ -46,7 +46,7 @@ def _title(report: dict[str, Any]) -> str:
     steps = f"{settings['steps']} step{'s' if settings['steps'] > 1 else ''}"
     blocks = "all blocks" if settings["layers"] is None else f"the top {settings['layers']} blocks"
     about = (
-        f"n = {data['sequences']} sequences of {settings['length']} tokens, the first "
+        f"n = {data['sequences']} sequences of {settings['tokens']} tokens, the first "
         f"{settings['trained']} trained on, {steps}, {blocks}"
     )
     return f"What each approximation costs: {report['model']['name']}, {data['name']}\n{about}"

@@ -47,7 +47,7 @@ class Options:
 class Sizes:
     """How much text is read. Every field says beside itself what it is for."""
 
-    length: int = field(
+    tokens: int = field(
         default=256,
         metadata=about("Tokens of a sequence; half of them are trained on."),
     )
@@ -59,7 +59,7 @@ class Sizes:
 
     def check(self) -> None:
         """Raises UsageError for what no text can have."""
-        for name, least in (("length", 4), ("limit", 1), ("choosing", 1)):
+        for name, least in (("tokens", 4), ("limit", 1), ("choosing", 1)):
             value = getattr(self, name)
             if value < least:
                 raise UsageError(f"{name} is {value}; expected at least {least}")

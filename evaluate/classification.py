@@ -73,7 +73,7 @@ def run(
     for name in settings.tasks:
         task = find_task(name)
         train, test = read_splits(task, settings.data_dir, access)
-        data = divide(train, test, len(task.labels), choose=settings.choose, limit=settings.limit)
+        data = divide(train, test, len(task.labels), choose=settings.choosing, limit=settings.limit)
         results += [_Cell(bench, task, data, shots).result() for shots in settings.shots]
     progress("done", bench.total, bench.total)
     return {

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tintc.compiler.frontend import hub, libraries
+from tintc.compiler import libraries
+from tintc.compiler.frontend import hub
 from tintc.compiler.frontend.files import check_received
 from tintc.compiler.frontend.hub_errors import Repository, UnreachableError
 from tintc.compiler.frontend.messages import first_line

@@ -130,8 +130,8 @@ class Experiment:
         }
 
     def trained(self, fraction: float) -> int:
-        assert self.settings.length is not None
-        return trained_tokens(self.settings.length, fraction)
+        assert self.settings.tokens is not None
+        return trained_tokens(self.settings.tokens, fraction)
 
     def _compute(self, run: Run, fraction: float, items: list[Piece]) -> list[dict[str, Any]]:
         trained = self.trained(fraction)
@@ -255,11 +255,11 @@ def _controls(chosen: Run) -> list[Run]:
 def _with_length(auxiliary: Auxiliary, settings: Settings) -> Settings:
     settings.check()
     longest = auxiliary.facts.longest
-    length = settings.length or longest
+    length = settings.tokens or longest
     if length is None:
-        raise UsageError("this model sets no length; expected --length")
+        raise UsageError("this model sets no length; expected tokens of a sequence")
     if longest is not None and length > longest:
-        raise UsageError(f"length is {length}; this model takes {longest} tokens")
+        raise UsageError(f"tokens is {length}; this model takes {longest}")
     for fraction in settings.fractions:
         trained = trained_tokens(length, fraction)
         if not 2 <= trained < length:
@@ -267,15 +267,15 @@ def _with_length(auxiliary: Auxiliary, settings: Settings) -> Settings:
                 f"a fraction of {fraction:g} trains on {trained} of {length} tokens; expected at "
                 "least 2, and 1 left to predict"
             )
-    return dataclasses.replace(settings, length=length)
+    return dataclasses.replace(settings, tokens=length)
 
 
 def _split(
     auxiliary: Auxiliary, text: Text, choosing: Text | None, settings: Settings
 ) -> tuple[list[Piece], list[Piece]]:
     """(evaluated pieces, pieces that rates are chosen on), from different text."""
-    assert settings.length is not None
-    all_PT = pieces(token_ids(auxiliary.tokenizer, text), settings.length, text.name)
+    assert settings.tokens is not None
+    all_PT = pieces(token_ids(auxiliary.tokenizer, text), settings.tokens, text.name)
     if settings.inner_lr is not None:
         choose_PT, rest_PT = all_PT[:0], all_PT
     elif choosing is not None:
@@ -285,7 +285,7 @@ def _split(
                 "learning rate on"
             )
         choose_PT, rest_PT = (
-            pieces(token_ids(auxiliary.tokenizer, choosing), settings.length, choosing.name),
+            pieces(token_ids(auxiliary.tokenizer, choosing), settings.tokens, choosing.name),
             all_PT,
         )
     else:
@@ -293,9 +293,9 @@ def _split(
         choose_PT, rest_PT = all_PT[:first], all_PT[first:]
     if len(rest_PT) < len(settings.seeds):
         raise InputError(
-            f"{text.name} has {len(rest_PT)} sequences of {settings.length} tokens to evaluate; "
+            f"{text.name} has {len(rest_PT)} sequences of {settings.tokens} tokens to evaluate; "
             "expected at least one for each of "
-            f"{len(settings.seeds)} seeds: use a longer text, a smaller length or fewer seeds"
+            f"{len(settings.seeds)} seeds: use a longer text, fewer tokens or fewer seeds"
         )
     drawn = draw(len(rest_PT), settings.limit, settings.seeds)
     chosen_on = [Piece(choose_PT[index], 0) for index in spread(len(choose_PT), settings.choosing)]

@@ -23,7 +23,7 @@ class Settings:
         default=(0.3, 0.5, 0.7, 0.9),
         metadata=about("Parts of a sequence to train on.", flag="train-fraction", metavar="F,..."),
     )
-    length: int | None = field(
+    tokens: int | None = field(
         default=None, metadata=about("Tokens of a sequence; default the model's own length.")
     )
     limit: int | None = field(default=None, metadata=about("Sequences of each seed; default all."))
@@ -38,7 +38,7 @@ class Settings:
     )
     presets: tuple[str, ...] = field(
         default=("paper",),
-        metadata=about("Of the simulators: paper, exact.", metavar="NAME,..."),
+        metadata=about("Of the simulators: paper, exact.", flag="preset", metavar="NAME,..."),
     )
     steps: int = field(default=1, metadata=about("Inner gradient steps."))
     layers: int | None = field(
@@ -62,12 +62,14 @@ class Settings:
                 )
         for fraction in self.fractions:
             if not 0 < fraction < 1:
-                raise UsageError(f"train fraction is {fraction}; expected a number between 0 and 1")
-        for name in ("length", "limit", "choosing", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < (4 if name == "length" else 1):
                 raise UsageError(
-                    f"{name} is {value}; expected at least {4 if name == 'length' else 1}"
+                    f"a fraction to train on is {fraction}; expected a number between 0 and 1"
+                )
+        for name in ("tokens", "limit", "choosing", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < (4 if name == "tokens" else 1):
+                raise UsageError(
+                    f"{name} is {value}; expected at least {4 if name == 'tokens' else 1}"
                 )
         for preset in self.presets:
             self.config(preset)

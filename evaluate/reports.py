@@ -48,7 +48,7 @@ def prepare_directory(path: Path) -> Path:
             f"{path} cannot be a directory for results: {error.strerror or error}"
         ) from None
     if not os.access(path, os.W_OK):
-        raise UsageError(f"{path} cannot be written to; choose another --output")
+        raise UsageError(f"{path} cannot be written to; choose another directory")
     return path
 
 

@@ -30,7 +30,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "own context": (1e-4, 3e-4, 1e-3),
 }
 BUDGETS = ("12x1", "6x2", "3x4")
-_DEPTH = 12  # of the model that budgets are written for
+DEPTH = 12  # of the model that budgets are written for
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,16 @@ class Settings:
         metadata=about(
             "Of the simulators: paper, exact. Dynamic evaluation trains the norm parameters that "
             "the first one trains.",
+            flag="preset",
             metavar="NAME,...",
         ),
     )
     limit: int | None = field(default=200, metadata=about("Test items of each task."))
-    choose: int = field(
+    choosing: int = field(
         default=32,
         metadata=about(
             "Training items that templates, calibration, rates and budgets are chosen on; "
-            "zero-shot at most 16 of them for the learners.",
-            flag="choosing",
+            "zero-shot at most 16 of them for the learners."
         ),
     )
     batch: int = field(
@@ -141,7 +141,7 @@ class Settings:
                 f"tasks are {', '.join(self.tasks)}; expected each once, by whatever name"
             )
         for name, value, least in (
-            ("choose", self.choose, 2),
+            ("choosing", self.choosing, 2),
             ("batch", self.batch, 1),
             ("tokens", self.tokens, 16),
             ("limit", self.limit, 2),
@@ -173,7 +173,7 @@ class Settings:
             return (self.inner_lr,)
         if self.rates is not None:
             return tuple(sorted(set(self.rates)))
-        scale = (_DEPTH / parse_budget(budget)[0]) ** 2
+        scale = (DEPTH / parse_budget(budget)[0]) ** 2
         return tuple(
             float(f"{rate * scale:.2g}") for rate in RATES[self.loss if shots else "own context"]
         )
@@ -193,11 +193,11 @@ def parse_budget(text: str) -> tuple[int, int]:
     """(layers of 12, steps) of "6x2". Raises UsageError for anything else."""
     layers, _, steps = text.partition("x")
     if not (
-        layers.isdecimal() and steps.isdecimal() and 1 <= int(layers) <= _DEPTH and int(steps) >= 1
+        layers.isdecimal() and steps.isdecimal() and 1 <= int(layers) <= DEPTH and int(steps) >= 1
     ):
         raise UsageError(
             f"a budget is {text!r}; expected layers x steps, as 12x1, 6x2 or 3x4, with 1 to "
-            f"{_DEPTH} layers (scaled to the model)"
+            f"{DEPTH} layers (scaled to the model)"
         )
     return int(layers), int(steps)
 
@@ -252,5 +252,5 @@ def method(
 ) -> Method:
     """layers = depth * budget's layers / 12, rounded, at least 1."""
     layers, steps = parse_budget(budget)
-    found = max(1, round(depth * layers / _DEPTH))
+    found = max(1, round(depth * layers / DEPTH))
     return Method(kind, preset, budget, found, steps, rate, tuple((changes or {}).items()))

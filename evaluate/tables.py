@@ -77,7 +77,7 @@ def lm_table(report: dict[str, Any]) -> Table:
         ),
         rows,
         (
-            f"n = {data['sequences']} sequences of {settings['length']} tokens (seeds "
+            f"n = {data['sequences']} sequences of {settings['tokens']} tokens (seeds "
             f"{', '.join(map(str, settings['seeds']))}); "
             f"{budget(settings)}. {chosen}",
             "Change: of the perplexity against the unmodified model, ± standard error over "
@@ -175,7 +175,7 @@ def ablate_table(report: dict[str, Any]) -> Table:
         ),
         rows,
         (
-            f"n = {data['sequences']} sequences of {settings['length']} tokens, the first "
+            f"n = {data['sequences']} sequences of {settings['tokens']} tokens, the first "
             f"{settings['trained']} trained on; "
             f"{budget(settings)}; rates {chosen}.",
             "Cosine and relative error: of one step's update with the exact gradient in float64, "

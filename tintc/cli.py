@@ -17,8 +17,8 @@ from tintc import interrupts
 from tintc.commands import entries, experiments
 from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp, says
-from tintc.commands.options import OPTIONS, Common
-from tintc.commands.refused import one_line
+from tintc.commands.options import COMMON, OPTIONS, Common
+from tintc.commands.refused import as_flags, one_line
 from tintc.ir.errors import TintcError, UsageError
 from tintc.version import __version__
 
@@ -115,11 +115,27 @@ def install_completion(
     out.print(f"{written}: start the shell anew to complete `tintc`", markup=False)
 
 
+def _common_last(arguments: Sequence[str]) -> list[str]:
+    """What every command takes, --json and -q for example, may stand in front of its name too;
+    where none is named, there is nobody to take it.
+    """
+    rest, names, moved, commands = list(arguments), [], [], app
+    while rest:
+        if rest[0] in commands and not rest[0].startswith("-"):
+            commands = commands[rest[0]]
+            names.append(rest.pop(0))
+        elif rest[0] in COMMON:
+            moved.append(rest.pop(0))
+        else:
+            break
+    return [*names, *(moved if commands.default_command is not None else ()), *rest]
+
+
 def call(arguments: Sequence[str]) -> None:
     """Runs one command line. Raises what the command raises, and CycloptsError for a command line
     that makes no sense.
     """
-    command, bound, _ = app.parse_args(arguments or ["--help"])
+    command, bound, _ = app.parse_args(_common_last(arguments) or ["--help"])
     for value in bound.arguments.values():
         if isinstance(value, Common):
             value.apply()
@@ -157,7 +173,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
     if isinstance(error, CycloptsError):
         return one_line(error, app), 2
     if isinstance(error, TintcError):
-        return str(error), error.exit_code
+        return as_flags(str(error), app), error.exit_code
     torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     if torchs or isinstance(error, MemoryError):
         return _OUT_OF_MEMORY, 4

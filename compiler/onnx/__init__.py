@@ -37,7 +37,7 @@ class Exported:
     data: Path | None
     opset: int
     inputs: tuple[str, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[str, ...]
     nodes: int
     weight_bytes: int
     file_bytes: int
@@ -108,7 +108,7 @@ def export_onnx(
         data,
         opset,
         takes,
-        wanted,
+        tuple(kind.value for kind in wanted),
         nodes,
         weight_bytes,
         size,
@@ -138,7 +138,7 @@ def _optimize(model: Model) -> None:
     try:
         from onnxscript import optimizer
     except ModuleNotFoundError as error:
-        raise UsageError("--optimize needs onnxscript; pip install 'tintc[onnx]'") from error
+        raise UsageError("optimize=True needs onnxscript; pip install 'tintc[onnx]'") from error
     optimizer.fold_constants(model.proto)
     optimizer.remove_unused_nodes(model.proto)
     check_standard(model.proto)

@@ -34,7 +34,7 @@ def check_target(path: Path, *, force: bool) -> None:
     for file in (path, data_file(path)):
         if file.exists() and (not file.is_file() or not force):
             way = (
-                "pass --force to replace it, or another name"
+                "pass force=True to replace it, or another name"
                 if file.is_file()
                 else "it is no file: choose another name"
             )

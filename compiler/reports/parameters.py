@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tintc.compiler.reports.described import Modules, ParameterReport, Part
+from tintc.compiler.report_types import Modules, ParameterReport, Part
 from tintc.ir.inputs import is_table
 from tintc.runtime.backends.transformer.emit import tables
 from tintc.runtime.backends.transformer.pages import PrefixPages

@@ -7,7 +7,7 @@ from collections import Counter
 from torch import fx
 
 from tintc.compiler.cost import estimate
-from tintc.compiler.reports.described import Report
+from tintc.compiler.report_types import Report
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes, trained_tokens

@@ -52,7 +52,7 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
     if done.returncode < 0:
         raise MemoryLimitError(
             f"the process that measures the memory of the {side} was ended by signal "
-            f"{-done.returncode}: pass --no-memory"
+            f"{-done.returncode}: pass memory=False"
         )
     lines = done.stdout.splitlines()
     if not lines:

@@ -3,6 +3,7 @@ what it refuses.
 """
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,13 @@ class TestDocument:
         for row in facts["each"]:
             self.check_times(row, "full", "without")
         self.check_memory(facts["memory"])
-        assert [(c["name"], c["tolerance"], c["sequences"]) for c in facts["checks"]] == [
-            ("optimizations", 1e-4, 2),
-            ("loop", 1e-4, 2),
+        assert [(c["name"], c["sequences"]) for c in facts["checks"]] == [
+            ("optimizations", 2),
+            ("loop", 2),
         ]
-        assert all(0 <= found["difference"] <= 1e-4 for found in facts["checks"])
+        for found in facts["checks"]:
+            assert 1e-4 < found["tolerance"] < 1e-3
+            assert 0 <= found["difference"] <= found["tolerance"]
 
     @staticmethod
     def check_times(facts: Any, base: str, other: str) -> None:
@@ -216,14 +219,14 @@ class TestChecks:
 
         def wrong(simulator: Simulator, work: Any) -> Tensor:
             logits = simulate(simulator, work).clone()
-            logits[1, -1, 0] += 1e-3 * logits.abs().max()
+            logits[1, -1, 0] += 1e-2 * logits.abs().max()
             return logits
 
         monkeypatch.setattr(bench_report, "simulate", wrong)
         message = bench("--preset", "exact", "--json").refused(5)
-        assert (
-            "the simulator differs from the loop by 1.0e-03 of the largest logit (limit 1e-04, "
-            "float32)" in message
+        assert re.search(
+            r"differs from the loop by 1\.0e-02 of the largest logit \(limit \de-0[34], float32\)",
+            message,
         )
 
     def test_optimizations_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +245,22 @@ class TestChecks:
         assert "the simulator differs from the simulator without optimizations by" in message
         assert "--dtype float64 tells an error from rounding" in message
 
+    def test_rounding_of_a_large_update_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What float32 rounds of a gradient grows with the rate: of random weights at the default
+        rate of every command it was more than the rest of the limit.
+        """
+        monkeypatch.setattr(bench_report, "in_turn", benchmark.in_turn)
+        limits = [
+            bench("--preset", "exact", "--inner-lr", rate, "--json").document["checks"][1]
+            for rate in (1e-7, 1e-2)
+        ]
+        assert 1e-4 < limits[0]["tolerance"] < 1.01e-4 < limits[1]["tolerance"] < 3e-3
+        float64 = bench("--preset", "exact", "--dtype", "float64", "--json").document["checks"]
+        assert [found["tolerance"] for found in float64] == [1e-9, 1e-9]
+
     def test_training_that_diverges(self) -> None:
         assert (
-            "by nan of the largest logit (limit 1e-04, float32); pass a smaller --inner-lr"
+            "by nan of the largest logit (limit 1e-04, float32); pass a smaller inner_lr"
             in bench("--inner-lr", 1e30).refused(5)
         )
 
@@ -290,7 +306,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("code", "out", "kind", "words"),
         [
-            (-9, "", MemoryLimitError, "ended by signal 9: pass --no-memory"),
+            (-9, "", MemoryLimitError, "ended by signal 9: pass memory=False"),
             (1, "", TintcError, "of the loop failed: RuntimeError: no luck"),
             (0, '{"error": "full", "exit_code": 4}\n', TintcError, "full"),
         ],
@@ -367,7 +383,7 @@ class TestMemory:
         (
             ["tiny-opt", "--each", *(f"--without={name}" for name in OPTIMIZATION_NAMES)],
             2,
-            "--without leaves none",
+            "without switches all off",
         ),
         (["shape:opt-1t"], 1, "there is no shape 'opt-1t'"),
         (
@@ -385,7 +401,7 @@ def test_refusals(arguments: list[str], code: int, message: str) -> None:
 
 
 def test_inner_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flag, else the config file's (or its default), else one that suits random weights."""
+    """The flag, else the config file's, else the default of every command."""
     found: list[float] = []
     monkeypatch.setattr(bench_report, "stages", lambda _: 0)
 
@@ -401,7 +417,7 @@ def test_inner_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("--config", tmp_path / "config.json", "--inner-lr", 0.25),
     ):
         assert "enough" in tintc("bench", "tiny-opt", *more).refused(2)
-    assert found == [1e-5, 0.5, 0.25]
+    assert found == [SimulatorConfig().inner_lr, 0.5, 0.25]
 
 
 def test_refusals_of_what_a_model_has() -> None:

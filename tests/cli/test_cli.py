@@ -6,10 +6,12 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import OPTForCausalLM
 
 import tintc as package
 from tests.support.artifacts import (
@@ -22,8 +24,10 @@ from tests.support.artifacts import (
     source_directory,
 )
 from tests.support.command import process, tintc
+from tintc.commands.env import PACKAGES
 from tintc.runtime.simulator import Simulator
 
+ROOT = Path(__file__).parents[2]
 STAGES = ["captured", "canonical", "lowered", "optimized", "emitted"]
 
 
@@ -214,8 +218,10 @@ class TestInspect:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_table(self, stage: str) -> None:
-        lines = tintc("inspect", artifact(), "--stage", stage).out.splitlines()
-        records = tintc("inspect", artifact(), "--stage", stage, "--format", "json").document
+        lines = tintc("inspect", artifact(), "--stage", stage, columns=1000).out.splitlines()
+        records = tintc("inspect", artifact(), "--stage", stage, "--format", "json").document[
+            "nodes"
+        ]
         assert lines[0].split() == ["node", "operator", "shape", "phase", "step", "module", "reads"]
         assert [line.split()[0] for line in lines[1:]] == [record["name"] for record in records]
         assert all(line == line.rstrip() for line in lines)
@@ -248,7 +254,7 @@ class TestInspect:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_json(self, stage: str) -> None:
-        records = tintc("inspect", artifact(), "--stage", stage, "--json").document
+        records = tintc("inspect", artifact(), "--stage", stage, "--json").document["nodes"]
         names = {record["name"] for record in records}
         assert len(names) == len(records) > 20
         assert {"name", "kind", "operator", "args", "kwargs", "shape", "info"} == set(records[0])
@@ -265,7 +271,8 @@ class TestInspect:
     def test_slots_that_learn_are_those_that_are_updated(self, tmp_path: Path) -> None:
         """Under value-only attention no gradient reaches q and k."""
         tintc("compile", "tiny-opt", "-o", tmp_path / "sim", "-q")
-        rows = tintc("inspect", tmp_path / "sim", "--slots").out.split("memory slot")[0]
+        done = tintc("inspect", tmp_path / "sim", "--slots", columns=200)
+        rows = done.out.split("memory slot")[0]
         facts = tintc("inspect", tmp_path / "sim", "--json").document
         learning = [row for row in rows.splitlines() if " yes " in row]
         reached = [row for row in rows.splitlines() if " no gradient " in row]
@@ -274,7 +281,7 @@ class TestInspect:
         assert all(".q_proj." in row or ".k_proj." in row for row in reached)
 
     def test_slots(self, simulator: Simulator) -> None:
-        done = tintc("inspect", artifact(), "--slots")
+        done = tintc("inspect", artifact(), "--slots", columns=200)
         layout = simulator.program.layout
         assert (
             f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "
@@ -371,6 +378,34 @@ class TestRun:
             == tintc("run", artifact(), "--text", TEXT).out
         )
 
+    def test_all_of_it_may_be_trained_where_something_is_generated(
+        self, simulator: Simulator
+    ) -> None:
+        """What follows is what the updated weights continue with."""
+        assert simulator.tokenizer is not None
+        done = tintc("run", artifact(), "--text", TEXT, "--train-fraction", 1, "--generate", 3)
+        assert (done.code, done.err) == (0, "")
+        assert "0 predicted" in done.out
+        assert "perplexity" not in done.out
+        options = ("--train-fraction", 1, "--generate", 3, "--json")
+        found = tintc("run", artifact(), "--text", TEXT, *options).document
+        assert found["trained_tokens"] == found["tokens"]
+        assert [found[name] for name in found if "loss" in name or "perplexity" in name] == [
+            None
+        ] * 4
+        ids = simulator.tokenizer(TEXT, return_tensors="pt")["input_ids"]
+        state = simulator.updated_state_dict(ids, torch.ones_like(ids))
+        model = OPTForCausalLM.from_pretrained(source_directory())
+        model.load_state_dict(state)
+        expected = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+        assert found["generated"] == simulator.tokenizer.decode(expected, skip_special_tokens=True)
+        assert "nothing is left to predict" in tintc(
+            "run", artifact(), "--text", "the sea", "--train-fraction", 0.99
+        ).refused(2)
+        assert "too large" in tintc(
+            "run", artifact(), "--text", TEXT, *options, "--inner-lr", 1e38
+        ).refused(5)
+
     def test_train_fraction(self) -> None:
         found = [
             tintc("run", artifact(), "--text", TEXT, "--train-fraction", part, "--json").document
@@ -403,11 +438,11 @@ class TestRun:
         assert len({f["loss_after"] for f in found}) == 3
         assert found[2] == tintc("run", artifact(), "--text", TEXT, "--json").document
 
-    def test_max_tokens(self) -> None:
+    def test_tokens(self) -> None:
         long = " ".join([TEXT] * 10)
         for count in (2, 9, POSITIONS):
             assert (
-                tintc("run", artifact(), "--text", long, "--max-tokens", count, "--json").document[
+                tintc("run", artifact(), "--text", long, "--tokens", count, "--json").document[
                     "tokens"
                 ]
                 == count
@@ -438,7 +473,7 @@ class TestRun:
             artifact(),
             "--text",
             " ".join([TEXT] * 10),
-            "--max-tokens",
+            "--tokens",
             POSITIONS - 2,
             "--generate",
             9,
@@ -522,5 +557,21 @@ class TestEnv:
             "memory_bytes",
             "gpus",
         } <= set(found)
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = project["optional-dependencies"]
+        needed = [*project["dependencies"]]
+        for extra in ("onnx", "gguf", "lm-eval", "plot", "smollm2"):
+            needed += extras[extra]
+        assert {re.split("[<>=]", line)[0] for line in needed} == set(PACKAGES) <= set(found)
+        assert set(extras) == {
+            "onnx",
+            "gguf",
+            "lm-eval",
+            "plot",
+            "smollm2",
+            "test",
+            "check",
+            "docs",
+        }
         text = tintc("env").out
         assert all(re.search(rf"^{name}  ", text, re.M) for name in found)

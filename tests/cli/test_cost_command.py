@@ -3,6 +3,7 @@ refuses.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_a_model_that_no_machine_here_could_hold() -> None:
 class TestCommand:
     def test_summary(self) -> None:
         done = tintc(
-            "cost", source_directory(), "--backend", "transformer", "--steps", 3, "--layers", 1
+            *("cost", source_directory(), "--backend", "transformer", "--steps", 3, "--layers", 1),
+            columns=200,
         )
         assert (done.code, done.err) == (0, "")
         for expected in (
@@ -122,20 +124,19 @@ class TestCommand:
         assert facts["parameters"]["share"] == "all"
 
     def test_several_models_give_a_table(self) -> None:
-        done = tintc("cost", "tiny-opt", source_directory(), "--backend", "transformer")
+        models = ("tiny-opt", source_directory())
+        done = tintc("cost", *models, "--backend", "transformer", columns=300)
         header, *rows, caption = done.out.splitlines()
         assert caption.startswith(
-            "one call: 1 x 256 tokens, 128 trained, 1 step; transformer back end in float32"
+            "one call: 1 x 256 tokens, 128 trained or 1 x 64 tokens, 32 trained, 1 step; "
+            "transformer back end in float32"
         )
         assert header.split()[:2] == ["model", "auxiliary"]
         assert "share layers" in header
+        assert all(re.search(r" [\d.]+ [GMk]FLOP  [\d.]+  ", row) for row in rows)
         assert [row.split()[0] for row in rows] == ["tiny-opt", str(source_directory())]
-        assert [
-            f["source"] for f in tintc("cost", "tiny-opt", source_directory(), "--json").document
-        ] == [
-            "tiny-opt",
-            str(source_directory()),
-        ]
+        found = tintc("cost", *models, "--json").document["models"]
+        assert [facts["source"] for facts in found] == ["tiny-opt", str(source_directory())]
         assert "simulator" in tintc("cost", "tiny-opt", "tiny-opt").out.splitlines()[0]
 
     @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ class TestCompiled:
         )
         simulator = package.load(folder)
         assert (simulator.backend, simulator.share) == ("transformer", "layers")
-        done = tintc("inspect", folder, "--params")
+        done = tintc("inspect", folder, "--params", columns=200)
         assert done.code == 0
         for expected in (
             f"{sum(p.numel() for p in simulator.parameters()):,}",
@@ -252,7 +253,7 @@ class TestCompiled:
     def test_params_of_a_fused_artifact(self, tmp_path: Path) -> None:
         folder = tmp_path / "sim"
         assert tintc("compile", source_directory(), "-o", folder, "-q").code == 0
-        done = tintc("inspect", folder, "--params")
+        done = tintc("inspect", folder, "--params", columns=200)
         assert "pads nothing" in done.out
         assert "total by --share" not in done.out
 

@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lm(text: Path, *more: object) -> Any:
     small = (
-        "--length",
+        "--tokens",
         16,
         "--limit",
         2,
@@ -102,7 +102,7 @@ def test_an_interruption_says_how_to_go_on(
 
 
 def test_a_given_rate_is_not_chosen(text: Path) -> None:
-    report = lm(text, "--inner-lr", "1e-3", "--presets", "paper,exact", "--json").document
+    report = lm(text, "--inner-lr", "1e-3", "--preset", "paper,exact", "--json").document
     assert {row["inner_lr"] for row in report["rows"]} == {None, 1e-3, -1e-3}
     assert report["data"]["choosing_sequences"] == 0
     assert [
@@ -122,14 +122,14 @@ def test_any_field_of_the_config_is_over_every_preset(text: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--train-fraction", "1.5"), "train fraction is 1.5; expected a number between 0 and 1"),
+        (("--train-fraction", "1.5"), "a fraction to train on is 1.5; expected a number"),
         (
             ("--train-fraction", "half"),
             "fractions are '0.5,half'; expected numbers with commas between them",
         ),
         (("--seeds", "1,x"), "seeds are '1,2,1,x'; expected whole numbers"),
-        (("--presets", "best"), "preset is 'best'"),
-        (("--length", POSITIONS + 1), f"this model takes {POSITIONS} tokens"),
+        (("--preset", "best"), "preset is 'best'"),
+        (("--tokens", POSITIONS + 1), f"this model takes {POSITIONS}"),
         (("--layers", 7), "layers is 7"),
         (("--steps", 0), "steps is 0"),
         (("--device", "tpu"), "device is 'tpu'"),
@@ -249,7 +249,7 @@ def test_bad_task_data(tasks: Path, tmp_path: Path) -> None:
 
 def ablate(text: Path, *more: object) -> Any:
     small = (
-        "--length",
+        "--tokens",
         16,
         "--limit",
         2,
@@ -293,8 +293,8 @@ def test_an_ablation_is_shown_kept_and_resumed(text: Path, tmp_path: Path) -> No
     ("more", "message"),
     [
         (("--only", "best"), "no variant is called 'best'"),
-        (("--length", 2), "length is 2"),
-        (("--length", POSITIONS + 1), f"this model takes {POSITIONS} tokens"),
+        (("--tokens", 2), "tokens is 2"),
+        (("--tokens", POSITIONS + 1), f"this model takes {POSITIONS}"),
         (("--limit", 0), "limit is 0"),
         (("--batch", 0), "batch 0"),
         (("--layers", 0), "layers is 0"),

@@ -62,6 +62,7 @@ class TestExport:
             for name in ("attention_mask", "position_ids", "losses")
             for part in ("--with", name)
         ]
+        further = [*further[:2], "--with", ",".join(further[3::2])]
         options = (
             "--external-data",
             "--optimize",
@@ -159,7 +160,7 @@ class TestRun:
             ("--train-fraction", 0.2),
             ("--train-fraction", 0),
             ("--inner-lr", 0.001),
-            ("--max-tokens", 9),
+            ("--tokens", 9),
         ],
     )
     def test_same_as_the_artifact(self, options: tuple[Any, ...]) -> None:
@@ -167,6 +168,13 @@ class TestRun:
         expected = tintc("run", artifact(), "--text", TEXT, "--json", *options).document
         assert list(found) == list(expected)
         assert found == pytest.approx(expected, rel=1e-4)
+
+    def test_all_of_it_may_be_trained_where_something_is_generated(self) -> None:
+        options = ("--text", TEXT, "--train-fraction", 1, "--generate", 2, "--json")
+        found, expected = (tintc("run", path, *options).document for path in (model(), artifact()))
+        assert (found.pop("inner_lr"), expected.pop("inner_lr")) == pytest.approx((0.01, 0.01))
+        assert found == expected
+        assert (found["predicted_tokens"], found["perplexity_after"]) == (0, None)
 
     def test_generate(self) -> None:
         found, expected = (
@@ -178,7 +186,7 @@ class TestRun:
     def test_generate_to_the_last_position(self) -> None:
         long = " ".join([TEXT] * 10)
         done = tintc(
-            "run", model(), "--text", long, "--max-tokens", POSITIONS - 1, "--generate", 5, "--json"
+            "run", model(), "--text", long, "--tokens", POSITIONS - 1, "--generate", 5, "--json"
         )
         assert done.code == 0
         assert isinstance(done.document["generated"], str)
@@ -225,9 +233,7 @@ assert not heavy, heavy
             assert "neither --device nor --dtype" in tintc("run", model(), *text, *option).refused(
                 2
             )
-        assert "pass --max-tokens" in tintc(
-            "run", model(), "--text", " ".join([TEXT] * 10)
-        ).refused(2)
+        assert "pass --tokens" in tintc("run", model(), "--text", " ".join([TEXT] * 10)).refused(2)
         assert "expected 0 or more" in tintc("run", model(), *text, "--train-fraction", 1).refused(
             2
         )

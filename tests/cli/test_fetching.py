@@ -16,7 +16,7 @@ from tests.support.artifacts import source_directory
 from tests.support.command import Terminal, as_terminal, tintc
 from tests.support.hub import Hub, copied, point_at, serving, wikitext
 from tintc.commands import console
-from tintc.compiler.frontend import libraries
+from tintc.compiler import libraries
 from tintc.ir.named import FETCH, LOAD
 
 BAR = "model.safetensors: 100%"

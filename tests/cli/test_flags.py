@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,14 +19,19 @@ import pytest
 
 from tests.support.command import process, tintc
 from tintc import commands
+from tintc.cli import app
 from tintc.commands.flags import Flags, flags_of
+from tintc.commands.options import COMMON
+from tintc.commands.refused import as_flags
 from tintc.evaluate import ablation_settings, language_settings, settings
 from tintc.evaluate.ablation_grid import grid
 from tintc.evaluate.speed import settings as speed
+from tintc.ir import errors
 from tintc.ir.call_sizes import CallShape
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.described import flag_of, help_of
 from tintc.runtime.backends.transformer.structure import BACKENDS, SHARES
+from tintc.version import __version__
 
 # Commands that take a config, and the fields that they set themselves.
 CONFIGURED: dict[str, tuple[str, ...]] = {
@@ -122,7 +128,10 @@ class TestOnlyWhatIsGivenOverrides:
         ):
             command = importlib.import_module(f"tintc.commands.{module}")
 
-            def note(*given: Any, **more: Any) -> None:
+            def note(*given: Any, of: str = module, **more: Any) -> None:
+                if of == "cost":  # a list of sources, each with a config
+                    sources, configs, _ = zip(*given[0], strict=True)
+                    given = (list(sources), configs[0])
                 found.update(given=given, more=more)
 
             monkeypatch.setattr(command, name, note)
@@ -139,7 +148,7 @@ class TestOnlyWhatIsGivenOverrides:
         assert asked["given"][2] == SimulatorConfig()
         assert tintc("bench", "tiny-opt").code == 0
         assert asked["given"][1:] == (
-            SimulatorConfig(inner_lr=1e-5),
+            SimulatorConfig(),
             {
                 "options": dict.fromkeys(("revision", "cache_dir"))
                 | dict.fromkeys(("offline", "trust_remote_code"), False)
@@ -154,7 +163,7 @@ class TestOnlyWhatIsGivenOverrides:
 
     def test_one(self, asked: dict[str, Any]) -> None:
         assert tintc("bench", "tiny-opt", "--sim-heads", 4, "--without", "a,b").code == 0
-        assert asked["given"][1] == SimulatorConfig(inner_lr=1e-5, sim_heads=4)
+        assert asked["given"][1] == SimulatorConfig(sim_heads=4)
         assert asked["given"][2]["without"] == ("a", "b")
         for command in ("compile tiny-opt -o x", "cost tiny-opt"):
             assert tintc(*command.split(), "--sim-heads", 4).code == 0
@@ -183,7 +192,7 @@ class TestOnlyWhatIsGivenOverrides:
         assert found.changes == {"sim_heads": 3, "norm_update": "bias"}
         expected = SimulatorConfig.exact(steps=3, sim_heads=3, norm_update="bias")
         assert found.config("exact") == expected
-        assert tintc(*common, "--presets", "paper,exact").code == 0
+        assert tintc(*common, "--preset", "paper,exact").code == 0
         assert asked["given"][3]["presets"] == ("paper", "exact")
 
     def test_classification(self, asked: dict[str, Any]) -> None:
@@ -248,6 +257,86 @@ class TestOnlyWhatIsGivenOverrides:
 )
 def test_what_no_command_can_read(arguments: list[str], words: str) -> None:
     assert words in tintc(*arguments).refused(2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--json", "-q", "env"],
+        ["-q", "env", "--json"],
+        ["--debug", "--quiet", "--verbose", "env", "--json", "-v"],
+    ],
+    ids=" ".join,
+)
+def test_what_every_command_has_may_stand_in_front_of_it(arguments: list[str]) -> None:
+    done = tintc(*arguments)
+    assert (done.code, done.document["tintc"]) == (0, __version__)
+
+
+def test_of_a_command_in_a_group_and_of_none() -> None:
+    """In front of the group, of the command, behind it; and in front of what takes nothing."""
+    for arguments in ("-q eval lm -h", "eval -q lm -h", "eval lm -q -h"):
+        assert tintc(*arguments.split()).out == tintc("eval", "lm", "--help").out
+    for arguments in ("-q", "--json --help", "-v -h"):
+        assert tintc(*arguments.split()).out == tintc("--help").out
+    assert tintc("-q", "--version").out == f"tintc {__version__}\n"
+    assert "No such command 'nonsense'" in tintc("--json", "nonsense").refused(2)
+
+
+def test_nothing_that_every_command_has_is_left_out_there() -> None:
+    names = {
+        name for argument in app["env"].assemble_argument_collection() for name in argument.names
+    }
+    assert {name for name in names if not name.startswith("--no-") and name != "*"} == set(COMMON)
+
+
+def test_one_name_for_one_thing() -> None:
+    """The length of a text, the preset, and lists of several."""
+    for command, option in {
+        "run": "--tokens INT",
+        "verify": "--tokens INT",
+        "cost": "--tokens INT",
+        "bench": "--tokens INT",
+        "eval lm": "--tokens INT",
+        "eval classify": "--tokens INT",
+        "ablate": "--tokens INT",
+        "compile": "--preset CHOICE",
+        "eval  lm": "--preset NAME,...",
+        "eval  classify": "--preset NAME,...",
+        "export": "--with NAME,...",
+    }.items():
+        assert f" {option} " in filled(tintc(*command.split(), "--help").out), command
+    for command in CONFIGURED:
+        text = tintc(*command.split(), "--help").out
+        assert not re.search(r"--(length|max-tokens|presets) ", text), command
+
+
+class TestMessagesOfTheLibrary:
+    """They name arguments as Python has them; on a command line they are flags."""
+
+    def test_as_flags(self) -> None:
+        said = "pass force=True, memory=False, data=FILE, cache_dir=DIR (dtype=float64): x=True"
+        assert as_flags(said, app) == (
+            "pass --force, --no-memory, --data FILE, --cache-dir DIR (--dtype float64): x=True"
+        )
+
+    def test_none_of_them_names_a_flag(self) -> None:
+        """Of other programs it may."""
+        root = Path(inspect.getfile(commands)).parents[2]
+        kinds = {name for name in vars(errors) if name.endswith("Error")}
+        found = set()
+        for room in ("ir", "passes", "runtime", "compiler", "evaluate"):
+            for path in (root / room).rglob("*.py"):
+                for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                    if isinstance(call, ast.Call) and getattr(call.func, "id", "") in kinds:
+                        said = " ".join(
+                            part.value
+                            for part in ast.walk(call)
+                            if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                        )
+                        found |= {(path.name, flag) for flag in re.findall(r"--[a-z][a-z-]+", said)}
+        # Of llama-gguf-split, pip and the command line of lm-evaluation-harness.
+        assert {flag for _, flag in found} <= {"--merge", "--no-deps", "--gen"}, found
 
 
 def test_values_that_look_like_options(tmp_path: Path) -> None:

@@ -405,7 +405,7 @@ except tintc.ArtifactError as error:
 
     def test_existing_directory(self, saved: Path, simulator: Simulator) -> None:
         before = listing(saved)
-        with pytest.raises(UsageError, match="saved exists; pass --force"):
+        with pytest.raises(UsageError, match="saved exists; pass force=True"):
             save(simulator, saved)
         assert listing(saved) == before
 

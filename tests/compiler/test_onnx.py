@@ -312,7 +312,7 @@ class TestFiles:
         sim = simulator("opt")
         for name in ("model.onnx", "other.onnx.data"):
             (tmp_path / name).write_text("mine")
-            with pytest.raises(UsageError, match="exists; pass --force"):
+            with pytest.raises(UsageError, match="exists; pass force=True"):
                 export_onnx(sim, tmp_path / name.removesuffix(".data"))
             assert (tmp_path / name).read_text() == "mine"
         with pytest.raises(UsageError, match=r"ends in \.onnx"):

@@ -30,7 +30,7 @@ def settings(root: Path, **changes: Any) -> Settings:
         rates=(1e-3, 1e-2),
         budgets=("12x1", "6x2"),
         limit=10,
-        choose=6,
+        choosing=6,
     )
     return replace(base, data_dir=root, **changes)
 
@@ -165,7 +165,7 @@ def test_random_labels_give_no_significant_gain(tmp_path: Path, form: Any, loss:
     """
     root = write_task(tmp_path, train=60, test=80, seed=3)
     chosen = settings(
-        root, form=form, loss=loss, shots=(4,), limit=80, choose=16, rates=(1e-4, 1e-3, 1e-2)
+        root, form=form, loss=loss, shots=(4,), limit=80, choosing=16, rates=(1e-4, 1e-3, 1e-2)
     )
     rows = {
         row["name"]: row for row in run(auxiliary(), chosen, Store(None, {}))["results"][0]["rows"]
@@ -236,7 +236,7 @@ def test_demonstrations_that_do_not_fit(root: Path) -> None:
         ({"budgets": ("24x1",)}, "a budget is '24x1'"),
         ({"budgets": ("12",)}, "a budget is '12'"),
         ({"presets": ("best",)}, "preset is 'best'"),
-        ({"choose": 1}, "choose is 1"),
+        ({"choosing": 1}, "choosing is 1"),
         ({"batch": 0}, "batch is 0"),
         ({"limit": 1}, "limit is 1"),
     ],

@@ -58,7 +58,7 @@ def _usual() -> Auxiliary:
 
 
 SETTINGS = Settings(
-    fractions=(0.5,), length=LENGTH, limit=2, choosing=3, seeds=(1, 2), presets=("exact",)
+    fractions=(0.5,), tokens=LENGTH, limit=2, choosing=3, seeds=(1, 2), presets=("exact",)
 )
 TEXT, OTHER = letters(1, 10 * LENGTH + 5), letters(2, 4 * LENGTH)
 
@@ -197,7 +197,7 @@ def test_where_nothing_can_be_learned_the_gain_is_not_significant() -> None:
     with torch.no_grad():
         model.model.decoder.embed_tokens.weight[:] *= 1e-3
     text, other = letters(3, 80 * LENGTH), letters(4, 20 * LENGTH)
-    settings = Settings(fractions=(0.5,), length=LENGTH, limit=20, choosing=16, seeds=(1, 2, 3))
+    settings = Settings(fractions=(0.5,), tokens=LENGTH, limit=20, choosing=16, seeds=(1, 2, 3))
     rows = by_learner(language.run(auxiliary(model), text, other, settings, Store(None, {})))
     assert rows[SIMULATOR]["n"] == 60
     assert rows[SIMULATOR]["p_value"] > 0.05 or rows[SIMULATOR]["change"] > 0
@@ -228,12 +228,12 @@ def test_a_diverging_rate_is_reported_as_not_finite() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fractions": (1.0,)}, "train fraction is 1.0; expected a number between 0 and 1"),
+        ({"fractions": (1.0,)}, "a fraction to train on is 1.0; expected a number between 0 and 1"),
         ({"fractions": (0.5, 0.5)}, "none of them twice"),
         ({"fractions": (0.01,)}, "trains on 1 of 12 tokens"),
         ({"seeds": ()}, "at least one value"),
-        ({"length": 17}, "this model takes 16 tokens"),
-        ({"length": 2}, "length is 2; expected at least 4"),
+        ({"tokens": 17}, "this model takes 16"),
+        ({"tokens": 2}, "tokens is 2; expected at least 4"),
         ({"limit": 0}, "limit is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"presets": ("best",)}, "preset is 'best'"),

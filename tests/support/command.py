@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tintc import cli
 from tintc.commands import console
-from tintc.commands.console import Verbosity
+from tintc.commands.console import JSON_VERSION, Verbosity
 
 
 @contextlib.contextmanager
@@ -39,8 +39,10 @@ class Finished:
 
     @property
     def document(self) -> Any:
-        """Standard output as the one JSON document that it must be."""
-        return json.loads(self.out)
+        """Standard output as the one JSON document that it must be, but for its version."""
+        found = json.loads(self.out)
+        assert found.pop("json_version") == JSON_VERSION
+        return found
 
     def refused(self, code: int) -> str:
         """The one line on standard error of a command that failed with this code and printed
@@ -60,15 +62,19 @@ class Terminal(io.StringIO):
         return True
 
 
-def tintc(*arguments: object, stdin: bytes = b"", terminal: bool = False) -> Finished:
-    """`tintc ARGUMENTS` in this process. terminal: whether standard error is one."""
+def tintc(
+    *arguments: object, stdin: bytes = b"", terminal: bool = False, columns: int = 80
+) -> Finished:
+    """`tintc ARGUMENTS` in this process. terminal: whether standard error is one. columns: of the
+    terminal.
+    """
     out, err = io.StringIO(), Terminal() if terminal else io.StringIO()
     code: Any = None
     with (
         mock.patch.object(sys, "argv", ["tintc", *map(str, arguments)]),
         mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")),
         mock.patch.multiple(Verbosity, quiet=False, verbose=False, debug=False),
-        mock.patch.dict(os.environ),
+        mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -74,9 +74,9 @@ def _sequences(
     auxiliary: Auxiliary, text: Text, other: Text | None, asked: Asked
 ) -> tuple[Tensor, Tensor]:
     """(N, T) to evaluate and (C, T) to choose rates on, spread over different text."""
-    length, longest = asked.length, auxiliary.facts.longest
+    length, longest = asked.tokens, auxiliary.facts.longest
     if longest is not None and length > longest:
-        raise UsageError(f"length is {length}; this model takes {longest} tokens")
+        raise UsageError(f"tokens is {length}; this model takes {longest}")
     whole = pieces(token_ids(auxiliary.tokenizer, text), length, text.name)
     if asked.inner_lr is not None:
         chosen_on, rest = whole[:0], whole

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
 
 
@@ -23,7 +22,7 @@ def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_js
     if as_json:
         console.print_json({**facts, "seconds": round(seconds, 2)})
         return
-    console.print_table(_summary(facts), fold=True)
+    console.print_table(_summary(facts))
     console.out.print()
     console.print_table(_sides(facts))
     if facts["each"] is not None:
@@ -33,7 +32,7 @@ def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_js
         console.err.print(f"measured in {seconds:.1f} s", markup=False)
 
 
-def _summary(facts: dict[str, Any]) -> Table:
+def _summary(facts: dict[str, Any]) -> Sheet:
     """What was measured, where, and whether both sides agree."""
     config, speed = facts["config"], facts["throughput"]
     layers = "all blocks" if config["layers"] is None else f"the top {config['layers']} blocks"
@@ -72,11 +71,11 @@ def _check(found: dict[str, Any]) -> str:
     return f"{text}, limit {found['tolerance']:.0e}"
 
 
-def _sides(facts: dict[str, Any]) -> Table:
+def _sides(facts: dict[str, Any]) -> Sheet:
     """One row a figure: the simulator's, the loop's, and how many times the loop's the simulator's
     is.
     """
-    table = Table("", "simulator", "loop", "ratio", "from", "to", box=None, padding=(0, 2, 0, 0))
+    table = Sheet("", "simulator", "loop", "ratio", "from", "to")
     low, high = facts["ratio_range"]
     times = (f"{facts[f'{side}_seconds']:.4g}" for side in ("simulator", "loop"))
     table.add_row(
@@ -99,11 +98,9 @@ def _sides(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _each(rows: list[dict[str, Any]]) -> Table:
+def _each(rows: list[dict[str, Any]]) -> Sheet:
     """One row an optimization: how long the simulator takes without it."""
-    table = Table(
-        "without", "seconds", "ratio to all on", "from", "to", box=None, padding=(0, 2, 0, 0)
-    )
+    table = Sheet("without", "seconds", "ratio to all on", "from", "to")
     for row in rows:
         name = "all of them" if row["name"] == "none" else row["name"]
         table.add_row(

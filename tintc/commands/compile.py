@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact import save
 from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
-from tintc.compiler.reports.described import Report
+from tintc.compiler.report_types import Report
 from tintc.ir.config import SimulatorConfig
 
 
@@ -49,7 +48,7 @@ def run(
             }
         )
         return
-    console.print_table(summary(facts), fold=True)
+    console.print_table(summary(facts))
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; {_next(output)}",
@@ -71,7 +70,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def summary(facts: Report) -> Table:
+def summary(facts: Report) -> Sheet:
     """The report as a table of a dozen rows."""
     return console.named({**_computed(facts), **_built(facts)})
 

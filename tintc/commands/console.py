@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,14 +23,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 from tintc import interrupts
+from tintc.commands.sheet import Sheet
 from tintc.ir.json_values import finite
 from tintc.ir.named import FETCH
-
-_UNLIMITED = 10_000  # columns; a table without a box takes what it needs
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -55,31 +53,39 @@ def configure_logging() -> None:
 
     warnings.showwarning = show
     if Verbosity.quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # compiler/frontend/libraries.py reads it
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # compiler/libraries.py reads it
 
 
-def print_json(value: Any) -> None:
+JSON_VERSION = 1  # of what --json prints; a key that goes or means something else makes it 2
+
+
+def print_json(value: Mapping[str, Any]) -> None:
     """One JSON document on stdout and nothing else. JSON has no NaN and no infinity: they become
     null.
     """
-    sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+    document = {"json_version": JSON_VERSION, **value}
+    sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
 
 
-def print_table(table: Table, *, fold: bool = False) -> None:
-    """A table at its natural width, so that no name is cut; fold: cells wrap to fit a terminal."""
-    width = out.width if fold and out.is_terminal else _UNLIMITED
-    for line in out.render_lines(table, out.options.update(width=width), pad=False):
-        text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
-        text.rstrip()
-        out.print(text)
+def print_table(sheet: Sheet) -> None:
+    """A table, no wider than the terminal."""
+    for line in sheet.lines(out.width):
+        out.print(line)
 
 
-def named(rows: Mapping[str, object]) -> Table:
+def print_text(text: str, style: str | None = None) -> None:
+    """A sentence or several, no wider than the terminal."""
+    width = out.width
+    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+        out.print(line, style=style, markup=False)
+
+
+def named(rows: Mapping[str, object]) -> Sheet:
     """One row a name, in bold, and what is said of it."""
-    table = Table.grid(padding=(0, 2))
+    sheet = Sheet(bold=True)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", str(value))
-    return table
+        sheet.add_row(name, str(value))
+    return sheet
 
 
 def steps(count: int) -> str:

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
-
-from rich.table import Table
 
 from tintc.commands import console
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
 
+Asked = tuple[str, SimulatorConfig, dict[str, Any]]  # a source, its config, and options of its own
 
-def run(
-    sources: list[str], config: SimulatorConfig, *, as_json: bool, options: dict[str, Any]
-) -> None:
-    """Counts on the meta device and prints one model at length, or several as the rows of a
-    table.
-    """
+
+def run(asked: list[Asked], *, as_json: bool, options: dict[str, Any]) -> None:
+    """Counts on shapes and prints one model at length, or several as the rows of a table."""
     from tintc.compiler.reports.cost import STAGES, cost_report
 
     found = []
-    with console.stages(STAGES * len(sources)) as stage:
-        for source in sources:
+    with console.stages(STAGES * len(asked)) as stage:
+        for source, config, own in asked:
             start = time.monotonic()
-            facts = cost_report(source, config, progress=stage, **options)
+            facts = cost_report(source, config, progress=stage, **own, **options)
             found.append({**facts, "seconds": round(time.monotonic() - start, 2)})
     if as_json:
-        console.print_json(found[0] if len(found) == 1 else found)
+        console.print_json(found[0] if len(found) == 1 else {"models": found})
     elif len(found) > 1:
         console.print_table(_comparison(found))
-        same = found[0]
-        console.out.print(
-            f"one call: {_call(same)}, {_steps(same)}; {same['parameters']['backend']} back end in "
-            f"{same['dtype']}; "
-            "FLOPs of direct: over fine-tuning the model directly by exact gradients; seconds: "
-            "what counting took"
+        console.print_text(
+            f"one call: {_each(found, _call)}, {_each(found, _steps)}; {_each(found, _built)}; "
+            "of direct: over the FLOPs of fine-tuning the model directly by exact gradients; "
+            "seconds: what counting took"
         )
     else:
-        console.print_table(_summary(found[0]), fold=True)
+        console.print_table(_summary(found[0]))
         console.out.print()
         print_parameters(found[0]["parameters"])
 
 
-def _comparison(found: list[dict[str, Any]]) -> Table:
+def _comparison(found: list[dict[str, Any]]) -> Sheet:
     """One row a model. FLOPs are those of one call, and their ratio to direct fine-tuning."""
-    shared = [f"share {name}" for name in found[0]["parameters"]["shares"]] or ["simulator"]
+    names = next(iter(found))["parameters"]["shares"]
+    everywhere = names and all(facts["parameters"]["shares"] for facts in found)
+    shared = [f"share {name}" for name in names] if everywhere else ["simulator"]
     columns = (
         "model",
         "auxiliary",
@@ -60,16 +58,16 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
         "peak GB",
         "seconds",
     )
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Sheet(*columns)
     for facts in found:
         parameters, layout = facts["parameters"], facts["layout"]
-        totals = parameters["shares"].values() if parameters["shares"] else (parameters["total"],)
+        totals = parameters["shares"].values() if everywhere else (parameters["total"],)
         table.add_row(
             facts["source"],
             console.number(parameters["auxiliary"]),
             *(str(layout[name]) for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages")),
             *(console.number(total) for total in totals),
-            console.number(facts["flops"]),
+            f"{console.number(facts['flops'])}FLOP",
             f"{facts['flops'] / facts['direct_flops']:.2f}",
             *(f"{facts[name] / 1e9:,.4g}" for name in ("weight_bytes", "peak_bytes")),
             f"{facts['seconds']:.1f}",
@@ -77,7 +75,7 @@ def _comparison(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _summary(facts: dict[str, Any]) -> Table:
+def _summary(facts: dict[str, Any]) -> Sheet:
     parameters, layout = facts["parameters"], facts["layout"]
     prefix = {
         "prefix": f"K {layout['prefix_tokens']}, D_sim {layout['sim_hidden']}, H_sim "
@@ -97,6 +95,15 @@ def _summary(facts: dict[str, Any]) -> Table:
         f"{facts['peak_bytes'] / 1e9:,.4g} GB",
     }
     return console.named(rows)
+
+
+def _each(found: list[dict[str, Any]], said: Callable[[dict[str, Any]], str]) -> str:
+    """What is said of all, or of each, as compiled simulators have configs of their own."""
+    return " or ".join(dict.fromkeys(map(said, found)))
+
+
+def _built(facts: dict[str, Any]) -> str:
+    return f"{facts['parameters']['backend']} back end in {facts['dtype']}"
 
 
 def _steps(facts: dict[str, Any]) -> str:

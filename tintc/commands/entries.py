@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from tintc.commands.flags import WHOLE, Flags, at_least, flags_of
+from tintc.commands.compiled import compiled
+from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
 from tintc.commands.help import says
 from tintc.commands.options import (
     DEVICE,
@@ -24,16 +25,15 @@ from tintc.commands.options import (
     Common,
     ConfigFlags,
     Construction,
+    Found,
     Loading,
     Placed,
     Source,
     flat,
-    shown_by_preset,
 )
 from tintc.commands.text import Reading
 from tintc.commands.view import View
 from tintc.evaluate.speed import settings as speed
-from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import Number
 
@@ -55,10 +55,10 @@ def compile_command(
     ] = 0,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    chosen = config.chosen()
+    start = compiled(source)
+    chosen = config.chosen(start)
     options = {
-        "backend": construction.backend,
-        "share": construction.share,
+        **construction.chosen(start),
         "check": construction.check,
         "seed": seed,
         "dtype": model.torch_dtype(),
@@ -162,9 +162,9 @@ def export_command(
         list[str] | None,
         Parameter(
             name="--with",
-            metavar="NAME",
+            metavar="NAME,...",
             help="Further input (loss_mask, attention_mask, pair_mask, position_ids) or output "
-            "(initial_logits, losses, initial_losses); may be repeated.",
+            "(initial_logits, losses, initial_losses).",
         ),
     ] = None,
     dtype: Annotated[
@@ -177,18 +177,24 @@ def export_command(
     from tintc.compiler.frontend.devices import dtype_of
 
     command.run(
-        path, onnx, further or [], dtype_of(dtype), exporting.options(), as_json=common.as_json
+        path,
+        onnx,
+        split("with", further or (), str),
+        dtype_of(dtype),
+        exporting.options(),
+        as_json=common.as_json,
     )
 
 
 @says(
     """Compare a simulator with torch.autograd in float64.
 
-    Exit code 5 on disagreement.
+    A compiled simulator as it is, or, of another source or config, the one that `tintc compile`
+    would make. Exit code 5 on disagreement.
     """
 )
 def verify_command(
-    path: Artifact,
+    source: Source,
     /,
     *,
     tokens: Annotated[
@@ -196,19 +202,27 @@ def verify_command(
         at_least(2),
         Parameter(help="Length of the random sequence; default 64."),
     ] = None,
-    seed: Annotated[int, WHOLE, Parameter(help="Of the random sequence.")] = 0,
+    seed: Annotated[
+        int, WHOLE, Parameter(help="Of the random sequence, and of a shape's random weights.")
+    ] = 0,
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    model: Annotated[Found, flat(MODEL)] = Found(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
+    start = compiled(source)
+    chosen, built = config.chosen(start), construction.chosen(start)
+    as_it_is = start is not None and (chosen, built) == (start.config, start.construction())
     from tintc.commands import verify as command
 
-    command.run(path, tokens=tokens, seed=seed, as_json=common.as_json)
+    made = None if as_it_is else (chosen, {**built, **model.hub()})
+    command.run(source, made, tokens=tokens, seed=seed, as_json=common.as_json)
 
 
 @says(
     """Count parameters, FLOPs and memory from configs alone.
 
-    No weights are read, so the model may be of any size. Several models give a table, with --json
-    a list.
+    No weights are read, so the model may be of any size. Several models give a table.
     """
 )
 def cost_command(
@@ -217,8 +231,8 @@ def cost_command(
         Parameter(
             name="source",
             required=True,
-            help="Hub id, config.json, directory, .gguf file, tiny-opt, smollm2-135m, or "
-            "shape:NAME; no weights are read.",
+            help="Hub id, config.json, directory, compiled simulator, .gguf file, tiny-opt, "
+            "smollm2-135m, or shape:NAME; no weights are read.",
         ),
     ],
     call: Annotated[CallFlags, flat(OPTIONS)] = CallFlags(),
@@ -227,36 +241,22 @@ def cost_command(
     model: Annotated[Loading, flat(MODEL)] = Loading(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    chosen = config.chosen()
-    options: dict[str, Any] = {
-        "backend": construction.backend,
-        "share": construction.share,
-        **call.given(),
-        **model.hub(),
-    }
-    if (dtype := model.torch_dtype()) is not None:
-        options["dtype"] = dtype
+    options: dict[str, Any] = {**call.given(), **model.hub()}
+    asked = []
+    for source in sources:
+        start = compiled(source)
+        own: dict[str, Any] = construction.chosen(start)
+        if (dtype := model.torch_dtype(start)) is not None:
+            own["dtype"] = dtype
+        asked.append((source, config.chosen(start), own))
     from tintc.commands import cost as command
 
-    command.run(list(sources), chosen, as_json=common.as_json, options=options)
-
-
-# Shapes have random weights: at the rate that a trained model takes, float32 rounding of their
-# gradients shows in the logits.
-_BENCH_RATE = 1e-5
+    command.run(asked, as_json=common.as_json, options=options)
 
 
 @flags_of(speed.Options)
 class BenchFlags(Flags):
     """What `tintc bench` measures."""
-
-
-@flags_of(
-    SimulatorConfig,
-    shown=lambda each: f"{_BENCH_RATE:g}" if each.name == "inner_lr" else shown_by_preset(each),
-)
-class BenchConfigFlags(ConfigFlags):
-    """Every field of SimulatorConfig, at another rate."""
 
 
 @says(
@@ -271,15 +271,18 @@ def bench_command(
     /,
     *,
     asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
-    config: Annotated[BenchConfigFlags, flat(SIMULATOR)] = BenchConfigFlags(),
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    chosen = config.chosen() if config.config else config.chosen(inner_lr=_BENCH_RATE)
+    start = compiled(source)
+    chosen = config.chosen(start)
     settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
+    if start is not None and "backend" not in settings:
+        settings = {**start.construction(), **settings}
     if (device := model.torch_device()) is not None:
         settings["device"] = device
-    if (dtype := model.torch_dtype()) is not None:
+    if (dtype := model.torch_dtype(start)) is not None:
         settings["dtype"] = dtype
     from tintc.commands import bench as command
 

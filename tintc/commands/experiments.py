@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from tintc.commands.compiled import Compiled, compiled
 from tintc.commands.flags import ONCE, Flags, flags_of
 from tintc.commands.help import says
 from tintc.commands.options import (
@@ -25,6 +26,7 @@ from tintc.commands.options import (
 )
 from tintc.evaluate import ablation_settings, language_settings, settings
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
 
 Data = Annotated[
     str,
@@ -53,14 +55,17 @@ Output = Annotated[
     ),
 ]
 
-_EVERYONE = {"inner_lr": "Inner learning rate of everyone; then none is chosen."}
+_EVERYONE = {
+    "inner_lr": "Inner learning rate of everyone; then none is chosen. That of a compiled "
+    "simulator is taken, unless this is none."
+}
 
 
 def _no_rate(each: Any) -> str:
     return "" if each.name == "inner_lr" else shown_by_preset(each)
 
 
-@flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate)
+@flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate, or_none=("inner_lr",))
 class LanguageConfig(FromFile):
     """Every field of SimulatorConfig, over each of the presets."""
 
@@ -90,14 +95,22 @@ def lm_command(
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    given = {**over_presets(config, ("inner_lr", "steps", "layers")), **asked.given()}
+    given = asked.given()
+    start = None if "presets" in given else compiled(source)
+    given = {**over_presets(config, ("inner_lr", "steps", "layers"), start), **given}
     how = model.everything()
     from tintc.commands import evaluate as command
 
     command.run_lm(source, data, choose, given, how, output, as_json=common.as_json)
 
 
-@flags_of(SimulatorConfig, leave_out=("steps", "layers"), help=_EVERYONE, shown=_no_rate)
+@flags_of(
+    SimulatorConfig,
+    leave_out=("steps", "layers"),
+    help=_EVERYONE,
+    shown=_no_rate,
+    or_none=("inner_lr",),
+)
 class ClassifyConfig(FromFile):
     """Every field of SimulatorConfig over each of the presets, but those of a budget."""
 
@@ -127,18 +140,38 @@ def classify_command(
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    given = {**over_presets(config, ("inner_lr",)), **asked.given()}
+    given = asked.given()
+    start = None if "presets" in given else compiled(source)
+    budgets = _budgets(start) if start is not None and "budgets" not in given else {}
+    given = {**over_presets(config, ("inner_lr",), start), **budgets, **given}
     how = model.everything()
     from tintc.commands import evaluate as command
 
     command.run_classify(source, given, how, output, as_json=common.as_json)
 
 
-def over_presets(config: FromFile, own: tuple[str, ...]) -> dict[str, Any]:
+def _budgets(start: Compiled) -> dict[str, Any]:
+    """The budget that a compiled simulator has. Raises UsageError where none stands for it."""
+    budget = start.budget(settings.DEPTH)
+    if budget is None:
+        raise UsageError(
+            f"this simulator trains {start.config.layers} of {start.blocks} blocks, which is no "
+            f"whole number of {settings.DEPTH} parts; pass --budgets LxS"
+        )
+    return {"budgets": (budget,)}
+
+
+def over_presets(
+    config: FromFile, own: tuple[str, ...], start: Compiled | None = None
+) -> dict[str, Any]:
     """Settings of an experiment on several presets: the fields of theirs that it has itself, the
-    file's preset, and all other fields as changes of every preset.
+    file's preset, and all other fields as changes of every preset. Without a preset a compiled
+    simulator is where they start, its rate included.
     """
     fields = config.fields()
+    if start is not None and "preset" not in fields:
+        begun = start.over_preset()
+        fields = {k: v for k, v in begun.items() if k not in config._left_out} | fields
     found = {name: fields.pop(name) for name in own if name in fields}
     if "preset" in fields:
         found["presets"] = (fields.pop("preset"),)
@@ -153,6 +186,7 @@ _SET_BY_VARIANTS = tuple(name for name in ablation_settings.VARIED if name != "i
     leave_out=_SET_BY_VARIANTS,
     help=_EVERYONE,
     shown=_no_rate,
+    or_none=("inner_lr",),
 )
 class AblationConfig(FromFile):
     """Every field of SimulatorConfig but what the variants are about."""
@@ -185,9 +219,12 @@ def ablate_command(
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     fields = config.fields()
+    if (start := compiled(source)) is not None:
+        begun = start.config.to_dict()
+        fields = {k: v for k, v in begun.items() if k not in config._left_out} | fields
     rate = fields.pop("inner_lr", None)
     base = SimulatorConfig.exact(**fields)
-    how = model.everything()
+    how = model.everything(start)
     from tintc.commands import ablate as command
 
     given = ablation_settings.Asked(**asked.given(), inner_lr=rate)

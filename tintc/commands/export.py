@@ -71,7 +71,7 @@ def _print(exported: Exported) -> None:
                 f"{found.largest:.3g}"
             )
         rows["compared on"] = "; ".join(exported.check.inputs)
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} "

@@ -25,6 +25,10 @@ def _whole_or_none(hint: Any, tokens: Sequence[Token]) -> int | None:
     return None if tokens[-1].value == "none" else _whole(hint, tokens)
 
 
+def _real_or_none(_: Any, tokens: Sequence[Token]) -> float | None:
+    return None if tokens[-1].value == "none" else float(tokens[-1].value)
+
+
 def at_least(least: int) -> Parameter:
     """Of a whole number that is not smaller."""
 
@@ -87,12 +91,13 @@ def flags_of(
     leave_out: Collection[str] = (),
     help: Mapping[str, str] | None = None,
     shown: Shown | None = None,
+    or_none: Collection[str] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Makes a class a dataclass that cyclopts fills, with a flag for every field of `source` but
     those left out, beside the options of its own.
 
     help: where a command means something else than the field says. shown: a field's default as
-    the help text has it, "" for none.
+    the help text has it, "" for none. or_none: numbers of which a command takes "none" too.
     """
     hints = get_type_hints(source)
 
@@ -105,7 +110,10 @@ def flags_of(
             text = (help or {}).get(each.name) or help_of(each)
             default = (shown or shown_default)(each)
             parameter = _parameter(each, text, default)
-            if _without_none(hint) is int:
+            if each.name in or_none:
+                hint = hint | None
+                parameter = Parameter.combine(parameter, Parameter(converter=_real_or_none))
+            elif _without_none(hint) is int:
                 optional = hint is not int
                 read = Parameter(converter=_whole_or_none) if optional else WHOLE
                 parameter = Parameter.combine(parameter, read)

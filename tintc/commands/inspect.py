@@ -6,15 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tintc.commands import console
 from tintc.commands.compile import summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
+from tintc.commands.sheet import Sheet
 from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_reader import read_graph, read_manifest, read_report
-from tintc.compiler.reports.described import Report
+from tintc.compiler.report_types import Report
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.errors import UsageError
@@ -45,7 +44,7 @@ def _print_summary(facts: Report, form: str) -> None:
     if form == "json":
         console.print_json(facts)
         return
-    console.print_table(summary(facts), fold=True)
+    console.print_table(summary(facts))
     console.out.print()
     console.print_table(_operators(facts["operators"]))
 
@@ -64,7 +63,7 @@ def _print_parameters(path: Path, facts: Report, form: str) -> None:
         "one call": call,
         "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))
 
 
 def _records(path: Path, stage: str) -> list[NodeRecord]:
@@ -84,7 +83,7 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
         return
     records = _records(path, stage)
     if form == "json":
-        console.print_json([record.to_dict() for record in records])
+        console.print_json({"stage": stage, "nodes": [record.to_dict() for record in records]})
     elif form == "dot":
         console.out.out(as_dot(records), highlight=False)
     elif form == "code":
@@ -101,15 +100,15 @@ def _one_argument_a_line(code: str) -> str:
     return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
 
 
-def _operators(counts: dict[str, int]) -> Table:
-    table = Table("operator", "calls", box=None, padding=(0, 2, 0, 0))
+def _operators(counts: dict[str, int]) -> Sheet:
+    table = Sheet("operator", "calls")
     for name, count in counts.items():
         table.add_row(f"tint.{name}", str(count))
     return table
 
 
-def _table(records: list[NodeRecord], stage: str) -> Table:
-    table = Table(
+def _table(records: list[NodeRecord], stage: str) -> Sheet:
+    table = Sheet(
         "node",
         "operator",
         "shape",
@@ -117,8 +116,6 @@ def _table(records: list[NodeRecord], stage: str) -> Table:
         "step",
         "module",
         "reads",
-        box=None,
-        padding=(0, 2, 0, 0),
     )
     for record in records:
         phase = record.info.get("phase", record.kind if record.kind != "call" else "")
@@ -209,7 +206,7 @@ def _print_slots(layout: Layout, form: str) -> None:
     if form == "json":
         console.print_json(layout.to_dict())
         return
-    prefix = Table(
+    prefix = Sheet(
         "prefix slot",
         "shape",
         "learns",
@@ -217,8 +214,6 @@ def _print_slots(layout: Layout, form: str) -> None:
         "tokens",
         "rows a token",
         "coordinates",
-        box=None,
-        padding=(0, 2, 0, 0),
     )
     for slot in layout.prefix.values():
         first = slot.tiles[0]
@@ -234,12 +229,10 @@ def _print_slots(layout: Layout, form: str) -> None:
             str(first.groups),
             str(first.coordinates),
         )
-    memory = Table(
-        "memory slot", "coordinates", "until", "kept for training", box=None, padding=(0, 2, 0, 0)
-    )
+    memory = Sheet("memory slot", "coordinates", "until", "kept for training")
     for held in layout.memory.values():
         memory.add_row(held.name, str(held.coordinates), held.last, "yes" if held.kept else "")
-    console.out.print(
+    console.print_text(
         f"{layout.pages} pages of K = {layout.prefix_tokens} prefix tokens, D_sim = "
         f"{layout.sim_hidden}, H_sim = {layout.sim_heads}; "
         f"an input token has {layout.memory_width:,} coordinates"
@@ -272,4 +265,4 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
         "arguments": ", ".join(_argument(a) for a in record.args),
         "users": ", ".join(users) or "none",
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))

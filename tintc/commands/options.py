@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from cyclopts import Group, Parameter
 
+from tintc.commands.compiled import Compiled
 from tintc.commands.console import Verbosity, configure_logging
 from tintc.commands.flags import Flags, flags_of, shown_default
 from tintc.ir.call_sizes import CallShape
@@ -56,11 +57,14 @@ class Common:
         configure_logging()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loading:
-    """Where a model comes from, and in what numbers."""
+# As they are written.
+COMMON = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
-    dtype: Annotated[Number | None, Parameter(help="Of the weights; default float32.")] = None
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a model comes from."""
+
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit of a hub model.")] = None
     cache_dir: Annotated[Path | None, Parameter(help="Where hub files are kept.")] = None
     offline: Annotated[bool, Parameter(help="Use cached files only.")] = False
@@ -77,10 +81,21 @@ class Loading:
             "trust_remote_code": self.trust_remote_code,
         }
 
-    def torch_dtype(self) -> "torch.dtype | None":
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Found):
+    """The same, and in what numbers."""
+
+    dtype: Annotated[
+        Number | None,
+        Parameter(help="Of the weights; default float32, of a compiled simulator as stored."),
+    ] = None
+
+    def torch_dtype(self, start: Compiled | None = None) -> "torch.dtype | None":
+        """What is given, or what a compiled simulator has."""
         from tintc.compiler.frontend.devices import dtype_of
 
-        return dtype_of(self.dtype)
+        return dtype_of(self.dtype or (start.dtype if start else None))
 
 
 DEVICE = Parameter(help="cpu, cuda, cuda:1, ...; default cpu.")
@@ -98,9 +113,9 @@ class Placed(Loading):
 
         return device_of(self.device)
 
-    def everything(self) -> dict[str, Any]:
+    def everything(self, start: Compiled | None = None) -> dict[str, Any]:
         """Options of `Auxiliary`."""
-        return {"device": self.torch_device(), "dtype": self.torch_dtype(), **self.hub()}
+        return {"device": self.torch_device(), "dtype": self.torch_dtype(start), **self.hub()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +123,24 @@ class Construction:
     """How a simulator is built."""
 
     backend: Annotated[
-        Backend, Parameter(help="fused, or transformer: the paper's construction.")
-    ] = "fused"
+        Backend | None,
+        Parameter(help="fused, or transformer: the paper's construction.", show_default="fused"),
+    ] = None
     share: Annotated[
-        Share,
-        Parameter(help="Who shares structural constants: all blocks, or all equal modules."),
-    ] = "none"
+        Share | None,
+        Parameter(
+            help="Who shares structural constants: all blocks, or all equal modules.",
+            show_default="none",
+        ),
+    ] = None
+
+    def chosen(self, start: Compiled | None) -> dict[str, Any]:
+        """What is given, else what a compiled simulator has, else the default."""
+        known = start.construction() if start else {"backend": "fused", "share": "none"}
+        given = {"backend": self.backend, "share": self.share}
+        if self.backend is not None and self.backend != known["backend"]:
+            known["share"] = "none"  # what one back end shares, another has not
+        return known | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,22 +211,30 @@ class ConfigFlags(FromFile):
     """Every field of SimulatorConfig."""
 
     preset: Annotated[
-        Preset | None, Parameter(help="Where the fields below start; default paper.")
+        Preset | None,
+        Parameter(
+            help="Where the fields below start; default paper, or what a compiled simulator has."
+        ),
     ] = None
 
-    def chosen(self, **defaults: Any) -> SimulatorConfig:
-        """The preset, then defaults of the command, then the file's fields, then the flags."""
-        fields = {**defaults, **self.fields()}
-        named = fields.pop("preset", "paper")
-        return SimulatorConfig.preset(self.preset or named, **fields)
+    def chosen(self, start: Compiled | None = None) -> SimulatorConfig:
+        """The preset, or without one the config of a compiled simulator, then the file's fields,
+        then the flags.
+        """
+        fields = self.fields()
+        named = self.preset or fields.pop("preset", None)
+        fields.pop("preset", None)
+        if named is None and start is not None:
+            return SimulatorConfig.from_dict({**start.config.to_dict(), **fields})
+        return SimulatorConfig.preset(named or "paper", **fields)
 
 
 Source = Annotated[
     str,
     Parameter(
         name="source",
-        help="Hub id, directory, .gguf file, tiny-opt, smollm2-135m, or shape:NAME "
-        "(shape:opt-125m).",
+        help="Hub id, directory, compiled simulator, .gguf file, tiny-opt, smollm2-135m, or "
+        "shape:NAME (shape:opt-125m).",
     ),
 ]
 Artifact = Annotated[Path, Parameter(name="DIR", help="Directory that `tintc compile` wrote.")]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from tintc.commands import console
-from tintc.compiler.reports.described import ParameterReport
+from tintc.commands.sheet import Sheet
+from tintc.compiler.report_types import ParameterReport
 
 _LETTERS = (
     "d: coordinates of a head; S, P: rows a token and heads a row of a tile; W: width of the "
@@ -16,7 +15,7 @@ _LETTERS = (
 
 def print_parameters(facts: ParameterReport) -> None:
     """The parts, then the structural constants by phase, operator and module."""
-    parts = Table("part", "parameters", "of all", "formula", box=None, padding=(0, 2, 0, 0))
+    parts = Sheet("part", "parameters", "of all", "formula")
     for part in facts["parts"]:
         parts.add_row(
             part["name"],
@@ -29,7 +28,7 @@ def print_parameters(facts: ParameterReport) -> None:
     if not facts["structure"]:
         return
     console.out.print()
-    rows = Table(
+    rows = Sheet(
         "phase",
         "operator",
         "module",
@@ -38,8 +37,6 @@ def print_parameters(facts: ParameterReport) -> None:
         "each",
         "parameters",
         "formula",
-        box=None,
-        padding=(0, 2, 0, 0),
     )
     for row in facts["structure"]:
         sizes = ", ".join(f"{name} {value}" for name, value in row["sizes"].items())
@@ -48,9 +45,9 @@ def print_parameters(facts: ParameterReport) -> None:
             row["phase"], row["operator"], row["module"], *counts, f"{row['formula']}  ({sizes})"
         )
     console.print_table(rows)
-    console.out.print(_LETTERS)
+    console.print_text(_LETTERS)
     console.out.print()
-    phases = Table("phase", "structural constants", box=None, padding=(0, 2, 0, 0))
+    phases = Sheet("phase", "structural constants")
     for phase, count in facts["by_phase"].items():
         phases.add_row(phase, f"{count:,}")
     console.print_table(phases)

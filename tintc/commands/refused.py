@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import (
@@ -28,6 +29,34 @@ def one_line(error: CycloptsError, app: App) -> str:
     if _choices(error):
         return _reason(error, app)
     return f"{_reason(error, app).rstrip('.')}; `{command} --help` shows what there is"
+
+
+def as_flags(message: str, app: App) -> str:
+    """A message of the library, which names arguments as Python has them, as a command line has
+    them: force=True is --force, memory=False is --no-memory, data=FILE is --data FILE.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        option = "--" + name.replace("_", "-")
+        if option not in known:
+            return found[0]
+        return {"True": option, "False": option.replace("--", "--no-", 1)}.get(
+            value, f"{option} {value}"
+        )
+
+    known = set(_options(app))
+    return re.sub(r"\b([a-z_]+)=(\w+)", flag, message)
+
+
+def _options(app: App) -> Iterator[str]:
+    """Every option of every command."""
+    for name in app:
+        if not name.startswith("-"):
+            yield from _options(app[name])
+    if app.default_command is not None:
+        for argument in app.assemble_argument_collection():
+            yield from argument.names
 
 
 def _reason(error: CycloptsError, app: App) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_length, check_loss, check_rest, perplexity, show
+from tintc.commands.text import Reading, check_length, check_loss, check_rest, losses, show
 from tintc.compiler.artifact import load
 from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
@@ -32,13 +32,14 @@ def run(
     simulator = load(path, device=device, dtype=dtype)
     if asked.inner_lr is not None:
         simulator.inner_lr.data.fill_(asked.inner_lr)
-    ids = _tokens(simulator, text, asked.max_tokens)
+    ids = _tokens(simulator, text, asked.tokens)
     trained = round(asked.train_fraction * ids.shape[1])
     train_mask = torch.zeros_like(ids)
     train_mask[:, :trained] = 1
-    labels = ids.masked_fill(train_mask.bool(), -100)
+    predicted = check_rest(ids.shape[1], trained, asked.generate)
+    # Where nothing is left to predict, all tokens tell whether training diverged.
+    labels = ids.masked_fill(train_mask.bool(), -100) if predicted else ids.clone()
     labels[:, 0] = -100
-    predicted = check_rest(ids.shape[1], trained)
     with torch.inference_mode():
         out = simulator(ids, train_mask, labels=labels, return_initial=True)
         assert out.loss is not None
@@ -54,10 +55,7 @@ def run(
         "predicted_tokens": predicted,
         "inner_lr": float(simulator.inner_lr.detach()),
         "steps": simulator.config.steps,
-        "loss_before": before,
-        "loss_after": after,
-        "perplexity_before": perplexity(before),
-        "perplexity_after": perplexity(after),
+        **(losses(before, after) if predicted else losses(None, None)),
     }
     if continuation is not None:
         result["generated"] = continuation

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_length, check_loss, check_rest, perplexity, show
+from tintc.commands.text import Reading, check_length, check_loss, check_rest, losses, show
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -99,14 +99,13 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     text = asked.read()
     model = Model(path)
     rate = float(model.about["tintc.inner_lr"]) if asked.inner_lr is None else asked.inner_lr
-    ids = np.array([model.tokenizer.encode(text).ids[: asked.max_tokens]], np.int64)
+    ids = np.array([model.tokenizer.encode(text).ids[: asked.tokens]], np.int64)
     tokens = ids.shape[1]
     check_length(tokens, model.longest)
     trained = round(asked.train_fraction * tokens)
-    predicted = check_rest(tokens, trained)
-    before, after = (
-        _loss(model.logits(ids, trained, used), ids[0], trained) for used in (0.0, rate)
-    )
+    predicted = check_rest(tokens, trained, asked.generate)
+    first = trained if predicted else 0  # with nothing left, all tell whether training diverged
+    before, after = (_loss(model.logits(ids, trained, used), ids[0], first) for used in (0.0, rate))
     check_loss(after, rate)
     result: dict[str, Any] = {
         "tokens": tokens,
@@ -114,10 +113,7 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
         "predicted_tokens": predicted,
         "inner_lr": rate,
         "steps": json.loads(model.about["tintc.config"])["steps"],
-        "loss_before": before,
-        "loss_after": after,
-        "perplexity_before": perplexity(before),
-        "perplexity_after": perplexity(after),
+        **(losses(before, after) if predicted else losses(None, None)),
     }
     if asked.generate:
         result["generated"] = _generate(model, ids, trained, rate, asked.generate)

@@ -38,7 +38,7 @@ class Reading:
         at_least(0),
         Parameter(metavar="N", help="Continue with N tokens under the updated weights."),
     ] = 0
-    max_tokens: Annotated[
+    tokens: Annotated[
         int | None,
         at_least(2),
         Parameter(help="Cut the text to so many tokens."),
@@ -57,10 +57,10 @@ class Reading:
         """The text. Raises UsageError for a fraction or a rate that makes no sense, or unless there
         is one text; InputError if it cannot be read.
         """
-        if not 0 <= self.train_fraction < 1:
+        if not (0 <= self.train_fraction < 1 or (self.train_fraction == 1 and self.generate)):
             raise UsageError(
-                f"train-fraction is {self.train_fraction:g}; expected 0 or more and below 1: the "
-                "rest is what is predicted"
+                f"train-fraction is {self.train_fraction:g}; expected 0 or more and below 1, as "
+                "the rest is what is predicted, or 1 with --generate N"
             )
         if self.inner_lr is not None and not math.isfinite(self.inner_lr):
             raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
@@ -107,22 +107,22 @@ def check_length(tokens: int, limit: int | None) -> None:
     """Raises InputError for a text that is too short, or longer than the simulator takes."""
     if limit is not None and tokens > limit:
         raise InputError(
-            f"the text has {tokens} tokens; this simulator takes {limit}: pass --max-tokens "
+            f"the text has {tokens} tokens; this simulator takes {limit}: pass --tokens "
             f"{limit} to cut it"
         )
     if tokens < 2:
         raise InputError(f"the text has {tokens} token; expected at least 2")
 
 
-def check_rest(tokens: int, trained: int) -> int:
+def check_rest(tokens: int, trained: int, generate: int) -> int:
     """How many tokens are predicted: those behind the trained ones, never the first. Raises
-    InputError if there is none.
+    InputError if there is none and nothing is generated either.
     """
     predicted = tokens - max(trained, 1)
-    if predicted < 1:
+    if predicted < 1 and not generate:
         raise InputError(
             f"the text has {tokens} tokens, {trained} of them trained: nothing is left to predict; "
-            "pass more text"
+            "pass more text, or --generate N"
         )
     return predicted
 
@@ -134,6 +134,18 @@ def check_loss(after: float, inner_lr: float) -> None:
             f"the loss after the inner training is {after:g} at learning rate {inner_lr:g}: "
             "the updated weights are too large; pass a smaller --inner-lr"
         )
+
+
+def losses(before: float | None, after: float | None) -> dict[str, float | None]:
+    """Losses and perplexities of the predicted tokens, None where there are none."""
+    found = {"before": before, "after": after}
+    return {
+        **{f"loss_{when}": loss for when, loss in found.items()},
+        **{
+            f"perplexity_{when}": None if loss is None else perplexity(loss)
+            for when, loss in found.items()
+        },
+    }
 
 
 def perplexity(loss: float) -> float:
@@ -148,19 +160,23 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.print_json(result)
         return
-    before, after = result["perplexity_before"], result["perplexity_after"]
-    change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
     rows = {
         "tokens": f"{result['tokens']}: {result['trained_tokens']} trained, "
         f"{result['predicted_tokens']} predicted",
         "inner training": f"{console.steps(result['steps'])} at learning rate "
         f"{result['inner_lr']:g}",
-        "perplexity before": _rounded(before),
-        "perplexity after": _rounded(after) + change,
+        **_perplexities(result["perplexity_before"], result["perplexity_after"]),
     }
-    console.print_table(console.named(rows), fold=True)
+    console.print_table(console.named(rows))
     if "generated" in result:
         console.out.print(result["generated"], markup=False)
+
+
+def _perplexities(before: float | None, after: float | None) -> dict[str, str]:
+    if before is None or after is None:
+        return {}
+    change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
+    return {"perplexity before": _rounded(before), "perplexity after": _rounded(after) + change}
 
 
 def _rounded(perplexity: float) -> str:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
 
 from tintc.commands import console
+from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact import load
+from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.verification import Verification, verify
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError
 
 
-def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
-    """Prints how far the updates are from the exact ones. Raises NumericalError on disagreement."""
-    with console.stages(2) as stage:
-        stage("load in float64")
-        simulator = load(path, dtype=torch.float64)
+def run(
+    source: str,
+    made: tuple[SimulatorConfig, dict[str, Any]] | None,
+    *,
+    tokens: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Prints how far the updates are from the exact ones. made: config and options of what is
+    compiled; None for an artifact as it is. Raises NumericalError on disagreement.
+    """
+    with console.stages(2 if made is None else 6) as stage:
+        if made is None:
+            stage("load in float64")
+            simulator = load(source, dtype=torch.float64)
+        else:
+            config, options = made
+            how: dict[str, Any] = {"dtype": torch.float64, "seed": seed, "check": "none"}
+            simulator = compile_model(source, config, progress=stage, **how, **options)
         stage("compare with autograd")
         length = tokens if tokens is not None else min(64, simulator.program.facts.longest or 64)
         result = verify(simulator, tokens=length, seed=seed)
@@ -28,7 +44,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
     if not result.agrees:
         worst = max(result.updates, key=lambda update: update.worst)
         raise NumericalError(
-            f"{path} disagrees with {result.reference}: initial logits differ by "
+            f"{source} disagrees with {result.reference}: initial logits differ by "
             f"{result.initial_logits_error:.1e}, final by "
             f"{result.logits_error:.1e} ({result.updated_logits_error:.1e} under its own updates) "
             "of the largest, "
@@ -37,9 +53,7 @@ def run(path: Path, *, tokens: int | None, seed: int, as_json: bool) -> None:
 
 
 def _print(result: Verification) -> None:
-    table = Table(
-        "layer", "update cosine", "relative error", "not updated", box=None, padding=(0, 2, 0, 0)
-    )
+    table = Sheet("layer", "update cosine", "relative error", "not updated")
     for layer in result.layers():
         inside = [update for update in result.updates if update.name.startswith(layer.name + ".")]
         still = [".".join(update.name.split(".")[-2:]) for update in inside if not update.norm]
@@ -53,9 +67,9 @@ def _print(result: Verification) -> None:
         "of the largest"
     )
     if result.exact:
-        console.out.print(f"{verb} with {result.reference} in float64 (exact): {errors}")
+        console.print_text(f"{verb} with {result.reference} in float64 (exact): {errors}")
     else:
-        console.out.print(
+        console.print_text(
             f"the forward passes: {verb} with {result.reference} in float64, the last one under "
             "the simulator's own updates to "
             f"{result.updated_logits_error:.1e}; the updates are approximate by configuration "

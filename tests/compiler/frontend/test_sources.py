@@ -27,6 +27,7 @@ from tintc.compiler.frontend.model_checks import check_causal, check_finite
 from tintc.compiler.frontend.sources import BUNDLED, load_source, shape_names
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import (
+    ArtifactError,
     MemoryLimitError,
     SourceError,
     UnsupportedModelError,
@@ -154,7 +155,7 @@ class TestDirectory:
         (directory / "config.json").unlink()
         assert "no config.json" in refusal(directory)
         (directory / "manifest.json").write_text("{}")
-        assert "compiled simulator" in refusal(directory)
+        assert "has format version None" in refusal(directory, ArtifactError)
 
     @pytest.mark.parametrize("text", ["{ not json", "[]", "\x00"])
     def test_unreadable_config(self, directory: Path, text: str) -> None:
@@ -308,7 +309,7 @@ class TestCodeOfItsOwn:
         return directory
 
     def test_refused_by_default(self, directory_with_code: Path, tmp_path: Path) -> None:
-        assert "--trust-remote-code" in refusal(directory_with_code)
+        assert "pass trust_remote_code=True" in refusal(directory_with_code)
         assert not (tmp_path / "modules").exists()
 
     def test_runs_when_trusted(self, directory_with_code: Path) -> None:
