@@ -167,7 +167,7 @@ def not_cached(asked: Repository, reason: UnreachableError) -> SourceError:
         f"{asked.name} is neither a local directory nor complete in the cache {asked.cache}, and "
         f"the hub cannot be reached ({reason}); "
         f"where there is a network, run `hf download {asked.name}{at}` and copy its cache "
-        "directory here (--cache-dir names another place), "
+        "directory here (cache_dir=DIR names another place), "
         "or pass a directory written by save_pretrained (config.json, model.safetensors and the "
         "tokenizer's files)"
     )

@@ -29,6 +29,5 @@ def untrusted(name: str) -> SourceError:
     """The error for a model that brings code."""
     return SourceError(
         f"{name} brings Python code of its own, which would run on this machine; read it "
-        "first, then pass "
-        "--trust-remote-code (trust_remote_code=True in Python) if you trust it"
+        "first, then pass trust_remote_code=True if you trust it"
     )

@@ -26,7 +26,7 @@ from tests.support.grid import some
 from tests.support.models import opt, tokens
 from tintc import SimulatorConfig, parameter_report
 from tintc.commands.compiled import Compiled, compiled
-from tintc.compiler.artifact_files import WEIGHTS
+from tintc.compiler.artifact_schema import WEIGHTS
 from tintc.compiler.frontend.sources import load_source, load_without_weights
 from tintc.ir.errors import SourceError
 
@@ -63,7 +63,7 @@ class TestModel:
         manifest = json.loads((folder / "manifest.json").read_text())
         assert loaded.description.kind == "artifact"
         assert loaded.description.name == "sim"
-        assert loaded.description.sha256 == manifest["sha256"][WEIGHTS]
+        assert loaded.description.sha256 == manifest["files"][WEIGHTS]["sha256"]
         assert loaded.tokenizer(TEXT)["input_ids"]
         assert {p.dtype for p in loaded.model.parameters()} == {torch.float64}
         half = load_source(folder, dtype=torch.bfloat16).model
