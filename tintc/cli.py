@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from tintc.commands import entries, experiments
+from tintc.commands import entries, experiments, streams
 from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp
 from tintc.commands.options import COMMON, OPTIONS, Common
@@ -56,6 +56,7 @@ app = _app(
     "pass.",
     OTHER,
     version=f"tintc {__version__}",
+    console=out,
 )
 measured = _app(
     "eval",
@@ -144,9 +145,14 @@ def main() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    streams.occupy()
     configure_logging()
     try:
+        if sys.stdout is None:
+            raise TintcError(streams.CLOSED)
         call(sys.argv[1:])
+        with streams.writing():
+            sys.stdout.flush()
     except CycloptsError as error:
         _fail(one_line(error, app), 2)
     except TintcError as error:
@@ -155,17 +161,26 @@ def main() -> None:
         _fail(_OUT_OF_MEMORY, 4)
     except (KeyboardInterrupt, EOFError):
         _fail("interrupted", 130)
+    except streams.OutputLost as lost:
+        streams.abandon()
+        if isinstance(lost.__cause__, BrokenPipeError):  # `tintc ... | head`: who reads has enough
+            sys.exit(0)
+        reason = getattr(lost.__cause__, "strerror", None)
+        _fail(f"cannot write to standard output: {reason or lost.__cause__}", 1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(
-            error
-        ):  # torch's
-            _fail(_OUT_OF_MEMORY, 4)
-        reason = " ".join(str(error).split()) or "no message"
-        _fail(
-            f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please "
-            "report it)",
-            1,
-        )
+        _fail_unforeseen(error)
+
+
+def _fail_unforeseen(error: Exception) -> NoReturn:
+    """Of memory, or of our own."""
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # torch's
+        _fail(_OUT_OF_MEMORY, 4)
+    reason = " ".join(str(error).split()) or "no message"
+    _fail(
+        f"unexpected {type(error).__name__}: {reason[:300]} (--debug shows where; please report "
+        "it)",
+        1,
+    )
 
 
 def _fail(message: str, code: int) -> NoReturn:
