@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from tintc import interrupts
-from tintc.commands import entries, experiments
+from tintc.commands import entries, experiments, streams
 from tintc.commands.console import Verbosity, configure_logging, err, out
 from tintc.commands.help import PlainHelp, says
 from tintc.commands.options import COMMON, OPTIONS, Common
@@ -58,6 +58,7 @@ app = _app(
     "pass.",
     OTHER,
     version=f"tintc {__version__}",
+    console=out,
 )
 measured = _app(
     "eval",
@@ -148,15 +149,24 @@ def main() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    streams.occupy()
     configure_logging()
     interrupts.watch()
     try:
+        if sys.stdout is None:
+            raise TintcError(streams.CLOSED)
         call(sys.argv[1:])
         interrupts.check()
+        with streams.writing():
+            sys.stdout.flush()
     except SystemExit:
         raise
     except BaseException as error:
         message, code = _ending(error)
+        if isinstance(error, streams.OutputLost):
+            streams.abandon()
+        if message is None:
+            sys.exit(code)
         if Verbosity.debug:
             if code != interrupts.EXIT_CODE:
                 raise
@@ -166,10 +176,15 @@ def main() -> None:
         sys.exit(code)
 
 
-def _ending(error: BaseException) -> tuple[str, int]:
-    """The line and the exit code of a command that raised this."""
+def _ending(error: BaseException) -> tuple[str | None, int]:
+    """The line, if any, and the exit code of a command that raised this."""
     if interrupts.came() or isinstance(error, (KeyboardInterrupt, EOFError)):
         return interrupts.MESSAGE, interrupts.EXIT_CODE
+    if isinstance(error, streams.OutputLost):
+        if isinstance(error.__cause__, BrokenPipeError):  # `tintc ... | head`: it has enough
+            return None, 0
+        reason = getattr(error.__cause__, "strerror", None)
+        return f"cannot write to standard output: {reason or error.__cause__}", 1
     if isinstance(error, CycloptsError):
         return one_line(error, app), 2
     if isinstance(error, TintcError):

@@ -10,7 +10,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -26,11 +26,51 @@ from rich.progress import (
 
 from tintc import interrupts
 from tintc.commands.sheet import Sheet
+from tintc.commands.streams import writing
 from tintc.ir.json_values import finite
 from tintc.ir.named import FETCH
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Stream(Console):
+    """Raises OSError where nothing is written, and forgets what was to be."""
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Around a print: rich keeps what it could not write, and would write it with the next."""
+        try:
+            yield
+        except OSError:
+            with self.capture():
+                pass
+            raise
+
+    def on_broken_pipe(self) -> None:
+        """rich itself would end the process, with 1."""
+        raise BrokenPipeError
+
+
+class _Data(_Stream):
+    """Raises OutputLost, by whomever it is printed to."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with writing(), self.written():
+            super().print(*objects, **options)
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        with writing(), self.written():
+            super().out(*objects, **options)
+
+
+class _Messages(_Stream):
+    """Where nothing takes them, messages are lost and work goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError), self.written():
+            super().print(*objects, **options)
+
+
+out = _Data(highlight=False, soft_wrap=True)
+err = _Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Verbosity:
@@ -64,7 +104,9 @@ def print_json(value: Mapping[str, Any]) -> None:
     null.
     """
     document = {"json_version": JSON_VERSION, **value}
-    sys.stdout.write(json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
+    text = json.dumps(finite(document), indent=1, allow_nan=False) + "\n"
+    with writing():
+        sys.stdout.write(text)
 
 
 def print_table(sheet: Sheet) -> None:

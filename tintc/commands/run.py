@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_length, check_loss, check_rest, losses, show
+from tintc.commands.prompt import Prompt
+from tintc.commands.text import Reading, check_loss, check_rest, losses, show
 from tintc.compiler.artifact import load
 from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
@@ -28,11 +29,11 @@ def run(
     """Prints the perplexity of the untrained part before and after, and what the updated weights
     generate.
     """
-    text = asked.read()
+    prompt = asked.prompt()
     simulator = load(path, device=device, dtype=dtype)
     if asked.inner_lr is not None:
         simulator.inner_lr.data.fill_(asked.inner_lr)
-    ids = _tokens(simulator, text, asked.tokens)
+    ids = _tokens(simulator, prompt, asked)
     trained = round(asked.train_fraction * ids.shape[1])
     train_mask = torch.zeros_like(ids)
     train_mask[:, :trained] = 1
@@ -62,18 +63,19 @@ def run(
     show(result, as_json)
 
 
-def _tokens(simulator: Simulator, text: str, max_tokens: int | None) -> Tensor:
-    if simulator.tokenizer is None:
+def _tokens(simulator: Simulator, prompt: Prompt, asked: Reading) -> Tensor:
+    tokenizer = simulator.tokenizer
+    if tokenizer is None:
         raise InputError(
             "this artifact has no tokenizer (its source had none); call the simulator from Python "
             "with token ids"
         )
-    ids: Tensor = simulator.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
-    limit = simulator.program.facts.longest
-    if max_tokens is not None:
-        ids = ids[:, :max_tokens]
-    check_length(ids.shape[1], limit)
-    return ids
+
+    def tokenize(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        return found
+
+    return torch.tensor([asked.ids(prompt, tokenize, simulator.program.facts.longest)])
 
 
 def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:

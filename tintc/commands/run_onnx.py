@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_length, check_loss, check_rest, losses, show
+from tintc.commands.text import Reading, check_loss, check_rest, losses, show
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     """
     import numpy as np
 
-    text = asked.read()
+    prompt = asked.prompt()
     model = Model(path)
     rate = float(model.about["tintc.inner_lr"]) if asked.inner_lr is None else asked.inner_lr
-    ids = np.array([model.tokenizer.encode(text).ids[: asked.tokens]], np.int64)
+    found = asked.ids(prompt, lambda text: model.tokenizer.encode(text).ids, model.longest)
+    ids = np.array([found], np.int64)
     tokens = ids.shape[1]
-    check_length(tokens, model.longest)
     trained = round(asked.train_fraction * tokens)
     predicted = check_rest(tokens, trained, asked.generate)
     first = trained if predicted else 0  # with nothing left, all tell whether training diverged

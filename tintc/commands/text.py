@@ -4,17 +4,15 @@ here imports torch.
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from tintc.commands import console
 from tintc.commands.flags import ONCE, at_least
+from tintc.commands.prompt import Prompt, Tokenize
 from tintc.ir.errors import InputError, NumericalError, UsageError
 
 
@@ -53,7 +51,7 @@ class Reading:
             raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
         return replace(self, file="-")
 
-    def read(self) -> str:
+    def prompt(self) -> Prompt:
         """The text. Raises UsageError for a fraction or a rate that makes no sense, or unless there
         is one text; InputError if it cannot be read.
         """
@@ -64,54 +62,27 @@ class Reading:
             )
         if self.inner_lr is not None and not math.isfinite(self.inner_lr):
             raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
-        return _read(self.text, self.file)
-
-
-def _read(text: str | None, file: str | None) -> str:
-    """The text, without the space around it. Raises UsageError unless there is one source,
-    InputError if it cannot be read.
-    """
-    if (text is None) == (file is None):
+        if self.text is not None and self.file is None:
+            return Prompt.of_text(self.text)
+        if self.file is not None and self.text is None:
+            return Prompt.of_file(self.file)
         raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
-    name = "--text" if file is None else "standard input" if file == "-" else file
-    try:
-        if file is not None:
-            data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-            text = data.decode("utf-8-sig")
-        assert text is not None
-        text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"cannot read {name}: {reason}") from error
-    if not text.strip():
-        raise InputError("the text is empty; expected a few sentences")
-    if file is not None and _holds_objects(file, text):
-        raise InputError(
-            f"{name} holds JSON objects, not one plain text, and their braces would be trained on; "
-            "pass the text alone (--text TEXT takes anything as it is), or read the documents with "
-            "tintc eval lm --data FILE.jsonl"
-        )
-    return text.strip()
 
-
-def _holds_objects(file: str, text: str) -> bool:
-    """Whether a file is JSON lines, by its name or by its first line."""
-    try:
-        first = json.loads(text.strip().partition("\n")[0])
-    except ValueError:
-        first = None
-    return isinstance(first, dict) or Path(file).suffix.lower() in (".jsonl", ".ndjson")
-
-
-def check_length(tokens: int, limit: int | None) -> None:
-    """Raises InputError for a text that is too short, or longer than the simulator takes."""
-    if limit is not None and tokens > limit:
-        raise InputError(
-            f"the text has {tokens} tokens; this simulator takes {limit}: pass --tokens "
-            f"{limit} to cut it"
-        )
-    if tokens < 2:
-        raise InputError(f"the text has {tokens} token; expected at least 2")
+    def ids(self, prompt: Prompt, tokenize: Tokenize, limit: int | None) -> list[int]:
+        """As many token ids as are asked for, or all. limit: of the simulator. Raises InputError
+        for a text that is too short, or longer than the simulator takes.
+        """
+        enough = None if limit is None else limit + 1  # to see that there are too many
+        ids = prompt.ids(tokenize, enough if self.tokens is None else self.tokens)
+        if limit is not None and len(ids) > limit:
+            count = f"{len(ids)}" if prompt.is_whole else f"more than {limit}"
+            raise InputError(
+                f"the text has {count} tokens; this simulator takes {limit}: pass --tokens {limit} "
+                "to cut it"
+            )
+        if len(ids) < 2:
+            raise InputError(f"the text has {len(ids)} token; expected at least 2")
+        return ids
 
 
 def check_rest(tokens: int, trained: int, generate: int) -> int:

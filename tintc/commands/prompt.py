@@ -1,0 +1,118 @@
+"""A text of which only as much is read, and made tokens of, as is asked for."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tintc.ir.errors import InputError
+
+_CHUNK = 1 << 20  # bytes that are read at a time
+_LIKELY = 8  # characters of a token, and more than most have
+
+Tokenize = Callable[[str], list[int]]
+
+
+class Prompt:
+    """A text without the space around it. name: in messages. chunks: its parts, read when they are
+    needed. Raises InputError, as everything here does, for what cannot be read or is empty.
+    """
+
+    def __init__(self, name: str, chunks: Iterator[str]) -> None:
+        self._name, self._chunks = name, chunks
+        self._read, self.is_whole = "", False
+        self._grow(1)
+        if not self._read:
+            raise InputError("the text is empty; expected a few sentences")
+
+    @classmethod
+    def of_text(cls, text: str) -> Prompt:
+        try:
+            text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
+        except UnicodeError as error:
+            raise _unreadable("--text", error) from error
+        return cls("--text", iter([text]))
+
+    @classmethod
+    def of_file(cls, file: str) -> Prompt:
+        """file: a path, or - for standard input. Refuses JSON lines."""
+        name = "standard input" if file == "-" else file
+        found = cls(name, _standard_input() if file == "-" else _file(Path(file).expanduser()))
+        if Path(file).suffix.lower() in (".jsonl", ".ndjson") or found._begins_with_an_object():
+            raise InputError(
+                f"{name} holds JSON objects, not one plain text, and their braces would be trained "
+                "on; pass the text alone (--text TEXT takes anything as it is), or read the "
+                "documents with tintc eval lm --data FILE.jsonl"
+            )
+        return found
+
+    def ids(self, tokenize: Tokenize, count: int | None) -> list[int]:
+        """The first `count` token ids, or those of the whole text if it has fewer or `count` is
+        None; `is_whole` then says so.
+
+        A part is made tokens of, and one that is twice as long and a character: where the first
+        tokens of both are the same, where it was cut makes no difference to them.
+        """
+        size, before = 0 if count is None else _LIKELY * count, None
+        while count is not None:
+            self._grow(size + 1)
+            if len(self._read) <= size:
+                break
+            found = tokenize(self._read[:size])[:count]
+            if len(found) == count and found == before:
+                self.is_whole = False
+                return found
+            size, before = 2 * size + 1, found
+        self._grow(None)
+        found, self.is_whole = tokenize(self._read.rstrip()), True
+        if count is not None and len(found) > count:
+            found, self.is_whole = found[:count], False
+        return found
+
+    def _grow(self, size: int | None) -> None:
+        """Reads until there are so many characters, or all for None."""
+        parts, held = [self._read], len(self._read)
+        try:
+            while size is None or held < size:
+                part = next(self._chunks, None)
+                if part is None:
+                    break
+                part = part if held else part.lstrip()
+                parts.append(part)
+                held += len(part)
+        except (OSError, UnicodeError) as error:
+            raise _unreadable(self._name, error) from error
+        self._read = "".join(parts)
+
+    def _begins_with_an_object(self) -> bool:
+        try:
+            return isinstance(json.loads(self._read.partition("\n")[0]), dict)
+        except ValueError:
+            return False
+
+
+def _file(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        yield from _decoded(file)
+
+
+def _standard_input() -> Iterator[str]:
+    if sys.stdin is None:
+        raise OSError(None, "it is closed")
+    yield from _decoded(sys.stdin.buffer)
+
+
+def _decoded(file: BinaryIO) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    while data := file.read(_CHUNK):
+        yield decoder.decode(data)
+    yield decoder.decode(b"", final=True)
+
+
+def _unreadable(name: str, error: OSError | UnicodeError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    return InputError(f"cannot read {name}: {reason}")
