@@ -1,12 +1,13 @@
 """Tables fit the terminal, or a row takes several lines; nothing of them is lost."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.artifacts import artifact, source_directory
+from tests.support.artifacts import TEXT, artifact, source_directory
 from tests.support.command import tintc
 from tintc.commands.sheet import Sheet
 
@@ -87,6 +88,7 @@ def test_nothing() -> None:
         ("verify", artifact),
         ("run", artifact, "--text", "The river meets the sea, and the sea the river."),
         ("cost", "tiny-opt", source_directory, "--backend", "transformer"),
+        ("bench", artifact, "--tokens", "12", "--pairs", "1", "--no-memory", "--each"),
         ("env",),
     ],
     ids=lambda arguments: " ".join(word for word in arguments if isinstance(word, str)),
@@ -97,6 +99,14 @@ def test_every_table_fits_80_columns(arguments: tuple[object, ...]) -> None:
     assert done.code == 0
     for line in done.out.splitlines():
         assert len(line) <= 80 or re.fullmatch(r"\s*\S+", line), line
+
+
+def test_the_table_of_an_experiment_does(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(" ".join([TEXT] * 30))
+    options = ("--tokens", 16, "--limit", 1, "--inner-lr", 0.01, "--train-fraction", 0.5)
+    done = tintc("eval", "lm", artifact(), "--data", tmp_path / "text.txt", *options)
+    assert done.code == 0
+    assert all(len(line) <= 80 for line in done.out.splitlines())
 
 
 def test_a_wider_terminal_is_used() -> None:
