@@ -37,7 +37,7 @@ def command(what: str, folder: Path) -> list[str]:
     if what == "export":
         return ["export", str(artifact()), "--onnx", written, "--force"]
     text = Path(__file__).parents[2] / "examples" / "paragraph.txt"
-    sizes = ["--length", "64", "--limit", "2", "--choosing", "1", "--seeds", "1"]
+    sizes = ["--tokens", "64", "--limit", "2", "--choosing", "1", "--seeds", "1"]
     return ["eval", "lm", "tiny-opt", "--data", str(text), *sizes, "-o", written]
 
 
