@@ -65,7 +65,7 @@ class TestBars:
         assert finished.err.startswith("wrote ") and finished.err.count("\n") == 1
 
     def test_of_data(self, hub: Hub) -> None:
-        small = ("--length", 16, "--limit", 1, "--train-fraction", "0.5", "--seeds", 1)
+        small = ("--tokens", 16, "--limit", 1, "--train-fraction", "0.5", "--seeds", 1)
         command = ("eval", "lm", "owner/good", "--data", "wikitext-2", "--inner-lr", "1e-3", *small)
         shown = on_a_terminal(*command)
         assert BAR in shown and "test-00000-of-00001.parquet: 100%" in shown

@@ -10,7 +10,7 @@ from tests.support.artifacts import TEXT, edit_json, source_directory
 from tests.support.command import Finished, tintc
 from tests.support.hub import Hub, copied, point_at, serving, sst2, wikitext
 
-SMALL = ("--length", 16, "--limit", 1, "--choosing", 1, "--train-fraction", "0.5", "--seeds", 1)
+SMALL = ("--tokens", 16, "--limit", 1, "--choosing", 1, "--train-fraction", "0.5", "--seeds", 1)
 FEW = (
     "--shots",
     0,
@@ -73,7 +73,7 @@ class TestNoRequest:
         assert both(hub, "eval", "classify", NAME, "--task", "sst2", *FEW).code == 0
 
     def test_ablation(self, hub: Hub) -> None:
-        only = ("--only", "exact", "--length", 16, "--limit", 1, "--choosing", 1)
+        only = ("--only", "exact", "--tokens", 16, "--limit", 1, "--choosing", 1)
         assert both(hub, "ablate", NAME, "--data", "wikitext-2", *only).code == 0
 
     def test_bench(self, hub: Hub) -> None:

@@ -21,7 +21,7 @@ from tintc.evaluate.text import read_text
 from tintc.ir.errors import SourceError
 
 FILE = "{}-00000-of-00001.parquet"
-SMALL = ("--length", 16, "--limit", 1, "--choosing", 1, "--train-fraction", "0.5", "--seeds", 1)
+SMALL = ("--tokens", 16, "--limit", 1, "--choosing", 1, "--train-fraction", "0.5", "--seeds", 1)
 
 
 @pytest.fixture
