@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.pop("COLUMNS", None)  # xdist sets it; consoles would keep it, whatever a test sets
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.context import Context
-from tintc.ir.node_meta import info
+from tintc.ir.inputs import INPUTS
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -17,7 +17,7 @@ from tintc.ir.pass_manager import graph_pass
 def dead_code(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. The simulator's own inputs stay, used or not."""
     for node in reversed(list(graph.nodes)):
-        kept = node.op == "output" or info(node).role == "input"
+        kept = node.op == "output" or node.name in INPUTS
         if not node.users and not kept:
             graph.erase_node(node)
     return graph

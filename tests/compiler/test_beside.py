@@ -154,7 +154,7 @@ def test_the_next_run_of_the_same_target_clears(tmp_path: Path) -> None:
     killed(model, "writing")
     assert not out.exists()
     assert len(names(tmp_path)) == 3
-    with pytest.raises(tintc.UsageError, match="exists; pass --force"):
+    with pytest.raises(tintc.UsageError, match="exists; pass force=True"):
         check_target(out, force=False)
     onnx.check_target(model, force=False)
     assert names(tmp_path) == ["out"]

