@@ -37,6 +37,7 @@ def bench(*arguments: object, memory: bool = False) -> Finished:
 
 
 class TestDocument:
+    @pytest.mark.slow
     def test_everything(self) -> None:
         """The whole document of a run with every part of it switched on."""
         left_out, *on = OPTIMIZATION_NAMES

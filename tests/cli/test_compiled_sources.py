@@ -177,6 +177,7 @@ class TestConfig:
         assert facts["config"]["inner_lr"] == 0.25
         assert [check["tolerance"] for check in facts["checks"]] == [1e-9, 1e-9]
 
+    @pytest.mark.slow
     def test_memory_of_both_sides(self) -> None:
         """Each process loads it for itself."""
         done = tintc("bench", artifact(), "--tokens", 12, "--pairs", 1, "--json")

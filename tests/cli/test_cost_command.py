@@ -60,6 +60,7 @@ def test_direct_fine_tuning_is_the_same_for_every_preset() -> None:
     assert paper["flops"] < exact["flops"] < exact["direct_flops"]
 
 
+@pytest.mark.slow
 def test_every_kind_of_source(tmp_path: Path) -> None:
     directory = source_directory()
     counted = cost_report(str(directory), SimulatorConfig())["parameters"]
@@ -74,6 +75,7 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
         assert cost_report(source, SimulatorConfig())["parameters"]["total"] > 1_000_000
 
 
+@pytest.mark.slow
 def test_a_model_that_no_machine_here_could_hold() -> None:
     facts = cost_report(
         "shape:opt-13b", SimulatorConfig(layers=1), backend="transformer", share="layers", tokens=16
@@ -123,6 +125,7 @@ class TestCommand:
         assert facts["weight_bytes"] == 2 * (facts["parameters"]["total"] - 1) + 8
         assert facts["parameters"]["share"] == "all"
 
+    @pytest.mark.slow
     def test_several_models_give_a_table(self) -> None:
         models = ("tiny-opt", source_directory())
         done = tintc("cost", *models, "--backend", "transformer", columns=300)

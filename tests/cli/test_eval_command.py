@@ -263,6 +263,7 @@ def ablate(text: Path, *more: object) -> Any:
     return tintc("ablate", source_directory(), "--data", text, *small, *more)
 
 
+@pytest.mark.slow
 def test_an_ablation_is_shown_kept_and_resumed(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     shown = ablate(text, "-o", folder)

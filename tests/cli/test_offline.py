@@ -72,10 +72,12 @@ class TestNoRequest:
     def test_classification(self, hub: Hub) -> None:
         assert both(hub, "eval", "classify", NAME, "--task", "sst2", *FEW).code == 0
 
+    @pytest.mark.slow
     def test_ablation(self, hub: Hub) -> None:
         only = ("--only", "exact", "--tokens", 16, "--limit", 1, "--choosing", 1)
         assert both(hub, "ablate", NAME, "--data", "wikitext-2", *only).code == 0
 
+    @pytest.mark.slow
     def test_bench(self, hub: Hub) -> None:
         small = ("--tokens", 8, "--pairs", 1, "--no-memory")
         assert both(hub, "bench", NAME, *small).code == 0

@@ -93,6 +93,7 @@ def test_gpt2_variants(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=7)
 @given(

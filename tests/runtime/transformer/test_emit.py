@@ -104,6 +104,7 @@ def test_given_sizes(sizes: dict[str, int]) -> None:
     assert_equal_results(found["none"], found["fused"], SCENARIOS["ragged"](2, 9, 19))
 
 
+@pytest.mark.slow
 @given(
     st.integers(2, 6),
     st.integers(0, 6),
