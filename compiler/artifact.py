@@ -110,7 +110,7 @@ def _malformed(root: Path) -> Iterator[None]:
 def _program(root: Path, manifest: Manifest) -> Program:
     stages = read_graph(root).records()
     return Program(
-        graph=from_records([record.to_dict() for record in stages["lowered"]]),
+        graph=from_records([vars(record) for record in stages["lowered"]]),
         config=SimulatorConfig.from_dict(manifest.config),
         facts=manifest.facts,
         layout=manifest.layout,

@@ -60,7 +60,7 @@ def _passed(
 ) -> tuple[fx.Graph, Context] | None:
     """The canonical graph behind these passes; None if one refuses it."""
     context = Context(config, facts=program.facts)
-    graph = from_records([record.to_dict() for record in program.stages["canonical"]])
+    graph = from_records([vars(record) for record in program.stages["canonical"]])
     try:
         return run_passes(graph, context, passes), context
     except UnsupportedModelError:

@@ -6,12 +6,13 @@ Source: TINT.md section 2, "Activation"; paper section 2.4.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.config import ActivationGradient
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import alike, demand, demand_one_of
@@ -95,7 +96,6 @@ SMOOTH: dict[str, Activation] = {
 # clamp(min=0), and that of maximum(x, 0), which shares the gradient between equal arguments.
 RELUS = {"relu": 0.0, "clamp": 1.0, "maximum": 0.5}
 KINDS = (*RELUS, *SMOOTH)
-GRADIENTS = ("first_order", "exact")
 
 
 def _activation_shape(x: Shape, kind: str) -> Shape:
@@ -105,7 +105,7 @@ def _activation_shape(x: Shape, kind: str) -> Shape:
 
 def _backward_shape(dy: Shape, x: Shape, kind: str, gradient: str, scale: float) -> Shape:
     demand_one_of(kind, KINDS)
-    demand_one_of(gradient, GRADIENTS)
+    demand_one_of(gradient, get_args(ActivationGradient))
     demand(scale > 0, f"the scale of a difference is {scale}; expected a number above 0")
     return alike(dy, x)
 

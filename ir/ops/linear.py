@@ -14,6 +14,8 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import (
     demand,
     demand_activation,
+    demand_matrix,
+    demand_rate,
     demand_weight,
     each_matrix,
     each_vector,
@@ -88,7 +90,7 @@ def columns(x_BTD: Tensor, start: int, stop: int) -> Tensor:
 
 def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
     demand_activation(x)
-    demand(len(weight) in (2, 3), f"a weight has shape {said(weight)}; expected (O, I)")
+    demand_matrix(weight)
     demand_weight(weight, x[0], weight[-2], x[-1])
     demand_weight(bias, x[0], weight[-2])
     return (*x[:-1], weight[-2])
@@ -113,7 +115,7 @@ def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 def _backward_shape(dy: Shape, weight: Shape) -> Shape:
     demand_activation(dy)
-    demand(len(weight) in (2, 3), f"a weight has shape {said(weight)}; expected (O, I)")
+    demand_matrix(weight)
     demand_weight(weight, dy[0], dy[-1], weight[-1])
     return (*dy[:-1], weight[-1])
 
@@ -157,7 +159,7 @@ def _descent_shape(weight: Shape, dy: Shape, x: Shape, inner_lr: Shape) -> Shape
         demand_activation(activation)
     demand(dy[:-1] == x[:-1], f"dy is {said(dy)} and x {said(x)}; expected the same tokens")
     demand_weight(weight, dy[0], dy[-1], x[-1])
-    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    demand_rate(inner_lr)
     return each_matrix(weight)
 
 
@@ -167,7 +169,7 @@ def _bias_shape(bias: Shape, dy: Shape, inner_lr: Shape) -> Shape:
     demand_weight(bias, dy[0], bias[-1])
     demand(int(bias[-1]) > 0, f"a bias has shape {said(bias)}")
     demand(int(dy[-1]) % int(bias[-1]) == 0, f"a bias {said(bias)} does not fit {said(dy)}")
-    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    demand_rate(inner_lr)
     return each_vector(bias)
 
 

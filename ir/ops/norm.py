@@ -8,10 +8,13 @@ None. offset: 1 where the model stores gamma - 1, else 0.
 Source: TINT.md section 2, "Layer norm"; paper section 2.4.
 """
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.config import NormGradient
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import (
@@ -19,15 +22,14 @@ from tintc.ir.ops.shapes import (
     demand,
     demand_activation,
     demand_one_of,
+    demand_rate,
     demand_weight,
     each_vector,
     part,
-    said,
 )
 from tintc.ir.precision import narrow_like, wide
 
 KINDS = ("layer", "rms", "scale")
-GRADIENTS = ("first_order", "exact")
 
 
 def _demand_norm(x: Shape, eps: float, kind: str, heads: int, *vectors: Shape | None) -> None:
@@ -51,7 +53,7 @@ def _backward_shape(
     gradient: str, scale: float,
 ) -> Shape:  # fmt: skip
     _demand_norm(x, eps, kind, heads, gamma)
-    demand_one_of(gradient, GRADIENTS)
+    demand_one_of(gradient, get_args(NormGradient))
     demand(scale > 0, f"the scale of a difference is {scale}; expected a number above 0")
     return alike(dy, x)
 
@@ -61,7 +63,7 @@ def _descent_shape(
 ) -> Shape:
     _demand_norm(x, eps, kind, heads, gamma)
     alike(dy, x)
-    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+    demand_rate(inner_lr)
     return each_vector(gamma)
 
 

@@ -53,6 +53,16 @@ def demand_weight(weight: Shape | None, batch: Size, *sizes: Size) -> None:
     )
 
 
+def demand_rate(inner_lr: Shape) -> None:
+    """One number."""
+    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+
+
+def demand_matrix(weight: Shape) -> None:
+    """(O, I), or one for each sequence."""
+    demand(len(weight) in (2, 3), f"a weight has shape {said(weight)}; expected (O, I)")
+
+
 def part(size: Size, pieces: int) -> int:
     """The size of each of so many equal pieces of a dimension."""
     demand(
