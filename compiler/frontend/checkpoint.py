@@ -212,7 +212,7 @@ def _without_implementations(directory: Path, values: dict[str, Any]) -> Iterato
     """The directory with a config.json that names no implementation of attention or experts: tintc
     chooses that, and one of the hub would be code that transformers fetches and runs.
     """
-    cleaned = _clean(values)
+    cleaned = without_implementations(values)
     if cleaned == values:
         yield directory
         return
@@ -222,10 +222,14 @@ def _without_implementations(directory: Path, values: dict[str, Any]) -> Iterato
         yield copy
 
 
-def _clean(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _clean(each) for key, each in value.items() if key not in _IMPLEMENTATIONS}
-    return [_clean(each) for each in value] if isinstance(value, list) else value
+def without_implementations(value: Any) -> Any:
+    """A config, or a part of one, without what names an implementation, however deep."""
+    if isinstance(value, list):
+        return [without_implementations(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: each for key, each in value.items() if key not in _IMPLEMENTATIONS}
+    return {key: without_implementations(each) for key, each in kept.items()}
 
 
 def chosen_weights(config: PreTrainedConfig) -> object:

@@ -13,29 +13,22 @@ from tintc.compiler.artifact_files import INNER_LR
 from tintc.compiler.artifact_reader import read_manifest
 from tintc.compiler.artifact_schema import TOKENIZER, WEIGHTS, Manifest
 from tintc.compiler.artifact_tokenizer import load_tokenizer
-from tintc.compiler.frontend.checkpoint import Loaded, attention_of
+from tintc.compiler.frontend.checkpoint import Loaded, attention_of, without_implementations
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import build_without_weights, check_memory
 from tintc.ir.errors import SourceError
 from tintc.ir.inputs import is_table
 
 # Fields of a transformers config that say how to run a model, some of which fetch code.
-_NOT_ARCHITECTURE = {
-    *("model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"),
-    *(
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-    ),
-}
+_NOT_ARCHITECTURE = {"model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"}
 
 
 def architecture(config: dict[str, Any], name: str) -> PreTrainedConfig:
     """The transformers config that a manifest holds. Raises SourceError for a model whose code came
     with it.
     """
-    fields = {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE}
+    cleaned = without_implementations(config)
+    fields = {key: value for key, value in cleaned.items() if key not in _NOT_ARCHITECTURE}
     try:
         found: PreTrainedConfig = AutoConfig.for_model(str(config.get("model_type")), **fields)
     except Exception as error:
