@@ -15,7 +15,6 @@ from torch import Tensor
 from tests.support.grid import grid
 from tests.support.models import (
     FAMILIES,
-    gpt2,
     opt,
     ragged_train_mask,
     simulate,
@@ -316,23 +315,6 @@ def test_inner_lr_is_a_parameter_that_counts() -> None:
     with torch.no_grad():
         simulator.inner_lr.fill_(0.0)
     assert error(simulator(IDS, TRAIN).logits, simulator.predict_initial(IDS)) < LIMIT
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_cuda(preset: str, dtype: torch.dtype) -> None:
-    model, config = gpt2(dtype=dtype), SimulatorConfig.preset(preset, inner_lr=0.01, steps=2)
-    inputs = SCENARIOS["padded_left"](3, 11, 29)
-    on_cpu = simulate(model, config)
-    expected = on_cpu(**inputs).logits
-    on_gpu = copy.deepcopy(on_cpu).cuda()
-    found = on_gpu(**{name: value.cuda() for name, value in inputs.items()}).logits
-    assert found.is_cuda
-    assert error(found.cpu(), expected) < SIMULATOR[dtype]
-    assert (
-        error(on_gpu(**inputs).logits.cpu(), expected) < SIMULATOR[dtype]
-    )  # inputs move by themselves
 
 
 def test_torch_export_takes_a_whole_simulator() -> None:
