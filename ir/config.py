@@ -9,6 +9,16 @@ from typing import Any, Literal, get_args
 
 from tintc.ir.described import about
 from tintc.ir.errors import UsageError
+from tintc.ir.rule_values import (
+    Factors,
+    Normalize,
+    Optimizer,
+    factors,
+    number,
+    patterns,
+    schedule,
+    schedule_factor,
+)
 
 LossGradient = Literal["softmax", "mean_embedding", "quadratic"]
 NormGradient = Literal["first_order", "exact"]
@@ -22,9 +32,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_update": get_args(NormUpdate),
     "activation_gradient": get_args(ActivationGradient),
     "attention_gradient": get_args(AttentionGradient),
+    "normalize": get_args(Normalize),
+    "optimizer": get_args(Optimizer),
 }
 Preset = Literal["paper", "exact"]
 PRESETS = get_args(Preset)
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +91,65 @@ class SimulatorConfig:
     finite_difference_scale: float = field(
         default=1000.0, metadata=about("N of the first-order differences, above 0.")
     )
+    train: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Patterns over the model's parameter names, as '*.mlp.*': what matches is trained and "
+            "nothing else, in place of layers and norm_update. Repeatable.",
+            metavar="PATTERN",
+        ),
+    )
+    lr_scale: Factors = field(
+        default=(),
+        metadata=about(
+            "Factors of the learning rate for parameters whose names match, as '*.bias=0.5'; the "
+            "last match wins, and what has factor 0 is not trained. Repeatable.",
+            metavar="PATTERN=FACTOR",
+        ),
+    )
+    schedule: str | tuple[float, ...] = field(
+        default="constant",
+        metadata=about(
+            "Factor of the learning rate at step k of N: constant, linear (1 - k/N), cosine "
+            "((1 + cos(pi k/N))/2), or N numbers with commas between them.",
+            metavar="NAME|F,F,...",
+        ),
+    )
+    momentum: float = field(
+        default=0.0, metadata=about("mu of v = mu v + g, from 0 to below 1; steps follow v.")
+    )
+    nesterov: bool = field(
+        default=False, metadata=about("Steps follow g + mu v instead of v; needs momentum.")
+    )
+    clip_norm: float | None = field(
+        default=None,
+        metadata=about("Largest 2-norm of a sequence's gradient over all trained weights."),
+    )
+    normalize: Normalize = field(
+        default="none",
+        metadata=about("weight divides each weight's gradient by its root mean square."),
+    )
+    decay: float = field(
+        default=0.0,
+        metadata=about(
+            "Share, 0 to 1, of the way back to the original weights that each step ends with."
+        ),
+    )
+    max_drift: float | None = field(
+        default=None,
+        metadata=about("Largest norm of a weight's whole change, as a part of its own norm."),
+    )
+    optimizer: Optimizer = field(
+        default="sgd",
+        metadata=about(
+            "sgd; adam; rms: by root mean squares gathered before (tintc statistics); muon: "
+            "orthogonal steps of the matrices of linear layers, sgd for the rest."
+        ),
+    )
+    betas: tuple[float, float] = field(
+        default=(0.9, 0.999), metadata=about("Of adam.", metavar="B1,B2")
+    )
+    eps: float = field(default=1e-8, metadata=about("Of adam and rms, above 0."))
     prefix_tokens: int | None = field(
         default=None,
         metadata=about("K of the prefix layout: prefix tokens of a page; default solved for."),
@@ -115,17 +187,65 @@ class SimulatorConfig:
                 f"finite_difference_scale is {self.finite_difference_scale}; expected a number "
                 "above 0 (the paper uses 1000)"
             )
+        self._set(
+            train=patterns("train", self.train),
+            lr_scale=factors("lr_scale", self.lr_scale),
+            schedule=schedule(self.schedule, self.steps),
+            momentum=number("momentum", self.momentum, 0, _BELOW_1, "from 0 to below 1"),
+            decay=number("decay", self.decay, 0, 1, "a number from 0 to 1"),
+            betas=_betas(self.betas),
+            eps=number("eps", self.eps, _ABOVE_0, expected="a number above 0"),
+        )
+        for name in ("clip_norm", "max_drift"):
+            if (limit := getattr(self, name)) is not None:
+                expected = "a number above 0"
+                self._set(**{name: number(name, limit, _ABOVE_0, expected=expected)})
+        if not isinstance(self.nesterov, bool):
+            raise UsageError(f"nesterov is {self.nesterov!r}; expected true or false")
+        self._refuse_contradictions()
+
+    def _set(self, **values: Any) -> None:
+        """Fields as they are kept: this is frozen only for others."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _refuse_contradictions(self) -> None:
+        """TINT.md section 7. The presets set norm_update, so `train` leaves it at any value."""
+        contradictions = (
+            (bool(self.train) and self.layers is not None, "train and layers", "one of them"),
+            (self.nesterov and not self.momentum, "nesterov without momentum", "momentum above 0"),
+            (
+                self.clip_norm is not None and self.normalize != "none",
+                "clip_norm and normalize",
+                "one of them: the scale of a gradient cancels",
+            ),
+            (
+                self.clip_norm is not None and self.optimizer == "muon",
+                "clip_norm and optimizer muon",
+                "one of them: the scale of a gradient cancels",
+            ),
+            (
+                self.momentum != 0 and self.optimizer in ("adam", "rms"),
+                f"momentum and optimizer {self.optimizer}",
+                "sgd or muon, or no momentum",
+            ),
+        )
+        for holds, found, expected in contradictions:
+            if holds:
+                raise UsageError(f"the config has {found}; expected {expected}")
 
     @classmethod
     def paper(cls, **overrides: Any) -> SimulatorConfig:
         """The approximations of the paper: first-order norms and activations, value-only attention,
         biases of norms only.
         """
+        _refuse_both(overrides)
         return cls.from_dict(overrides)
 
     @classmethod
     def exact(cls, **overrides: Any) -> SimulatorConfig:
         """No approximation: ordinary dynamic evaluation, equal to torch.autograd and SGD."""
+        _refuse_both(overrides)
         exact = {
             "norm_gradient": "exact",
             "norm_update": "all",
@@ -157,11 +277,21 @@ class SimulatorConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Every field, of JSON's types."""
+        found = dataclasses.asdict(self)
+        found |= {name: list(found[name]) for name in ("train", "betas")}
+        found["lr_scale"] = dict(self.lr_scale)
+        if not isinstance(self.schedule, str):
+            found["schedule"] = list(self.schedule)
+        return found
+
+    def schedule_factor(self, step: int) -> float:
+        """The factor of the inner learning rate at a step, counted from 0."""
+        return schedule_factor(self.schedule, step, self.steps)
 
     def exact_counterpart(self) -> SimulatorConfig:
         """Direct fine-tuning of the same layers for as many steps: what costs are compared with."""
-        return SimulatorConfig.exact(steps=self.steps, layers=self.layers)
+        return SimulatorConfig.exact(steps=self.steps, layers=self.layers, train=self.train)
 
     @property
     def is_exact(self) -> bool:
@@ -179,3 +309,19 @@ class SimulatorConfig:
 def _check_count(name: str, value: object, hint: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} is {value!r}; expected a whole number of at least 1 ({hint})")
+
+
+def _refuse_both(overrides: dict[str, Any]) -> None:
+    """The presets choose a norm_update; `train` takes its place, and a caller may not give both."""
+    if overrides.get("train") and overrides.get("norm_update") is not None:
+        raise UsageError("train and norm_update are both given; expected one of them")
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise UsageError(f"betas is {value!r}; expected two numbers from 0 to below 1")
+    first, second = (
+        number("one of betas", each, 0, _BELOW_1, "from 0 to below 1") for each in given
+    )
+    return first, second
