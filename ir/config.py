@@ -36,6 +36,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
 }
 Preset = Literal["paper", "exact"]
+UNROLLED = 4  # steps that a graph holds at most; more run the program of one step in a loop
 PRESETS = get_args(Preset)
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 
@@ -284,6 +285,16 @@ class SimulatorConfig:
         if not isinstance(self.schedule, str):
             found["schedule"] = list(self.schedule)
         return found
+
+    @property
+    def looped(self) -> bool:
+        """Whether the steps run one compiled step in a loop: the graph has one then."""
+        return self.steps > UNROLLED
+
+    @property
+    def unrolled_steps(self) -> int:
+        """Steps in the lowered graph."""
+        return 1 if self.looped else self.steps
 
     def schedule_factor(self, step: int) -> float:
         """The factor of the inner learning rate at a step, counted from 0."""

@@ -19,6 +19,8 @@ from tintc.ir.ops import (
     norm,
     onednn,
     position,
+    rates,
+    states,
 )
 
 OPERATORS: Mapping[str, AnyOperator] = declared()  # by name
@@ -36,4 +38,6 @@ __all__ = [
     "norm",
     "onednn",
     "position",
+    "rates",
+    "states",
 ]
