@@ -77,6 +77,7 @@ def stopped(what: str, folder: Path, how: signal.Signals, after: float) -> tuple
     return process.returncode, said
 
 
+@pytest.mark.first_by_default
 @pytest.mark.cases(20, 5)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_nothing_half_written(how: signal.Signals, cases: range, tmp_path: Path) -> None:
