@@ -29,6 +29,7 @@ from tintc.passes.recognize.recognize_norm import recognize_norm
 from tintc.passes.recognize.refuse_unsupported import refuse_unsupported
 from tintc.passes.train.build_backward import build_backward
 from tintc.passes.train.build_descent import build_descent
+from tintc.passes.train.refuse_unreached import refuse_unreached
 from tintc.passes.train.select_trainable import select_trainable
 from tintc.passes.train.truncate_segment import truncate_segment
 from tintc.passes.train.unroll_steps import unroll_steps
@@ -46,6 +47,7 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     lower_forward,
     build_backward,
     build_descent,
+    refuse_unreached,
     unroll_steps,
     truncate_segment,
     dead_code,
