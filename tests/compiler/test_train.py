@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tintc
 from tests.oracle.reference import surrogate_loss
 from tests.support.families import FAMILIES
 from tests.support.models import gpt2, on_all_backends, opt, simulate, tokens
 from tests.support.tolerances import BACKENDS, SIMULATOR, error
+from tintc.compiler import checks
 from tintc.compiler.casts import no_casts
+from tintc.compiler.verification import verify
 from tintc.ir.config import SimulatorConfig
 
 RATE, LIMIT = 0.02, SIMULATOR[torch.float64]
@@ -141,3 +144,26 @@ class Bare(nn.Module):
 def test_a_model_without_blocks() -> None:
     model = Bare().double().eval()
     agree(simulate(model, exact("first.*")), model, ("first.*",))
+
+
+def test_compile_checks_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that is compared with autograd's is of the weights that patterns name."""
+    compared: list[str] = []
+    gradients = checks._gradients
+
+    def noted(model: Any, weights: Any, names: list[str], *rest: Any) -> Any:
+        compared.extend(names)
+        return gradients(model, weights, names, *rest)
+
+    monkeypatch.setattr(checks, "_gradients", noted)
+    config = SimulatorConfig.paper(train="*.1.fc1.*", lr_scale={"*.bias": 0})
+    tintc.compile(opt(), config, check="step")
+    assert compared == ["model.decoder.layers.1.fc1.weight"]
+
+
+def test_verify_knows_what_is_trained() -> None:
+    config = exact("*.1.fc1.*", "*.fc2.bias", steps=2, lr_scale={"*.0.*": 0})
+    found = verify(tintc.compile(opt(), config, check="none"), tokens=12)
+    assert found.exact and found.agrees
+    names = {f"model.decoder.layers.1.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.bias")}
+    assert {update.name for update in found.updates} == names

@@ -94,7 +94,7 @@ def test_a_pattern_that_matches_nothing(config: dict[str, Any], message: str) ->
 
 
 def test_nothing_is_left() -> None:
-    with pytest.raises(UsageError, match="lr_scale gives every weight .* factor 0"):
+    with pytest.raises(UsageError, match=r"lr_scale gives every weight .* factor 0"):
         selected(SimulatorConfig.exact(lr_scale={"*": 0}))
     with pytest.raises(UsageError, match=r"train matches blocks\.\*\.up\.bias \(x2\) only"):
         selected(exact("*.up.bias", lr_scale={"*": 0}))
