@@ -50,10 +50,10 @@ class Context:
     # Position tables that passes computed, by the names of `inputs.table_name`.
     tables: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout | None = None  # set by the slot passes
-    # Further state-dict names of tied parameters -> the name that holds the value.
-    aliases: dict[str, str] = field(default_factory=dict)
     # What one emitted program may count on; of optimizations only.
     choices: Choices = field(default_factory=Choices)
+    # Further state-dict names of tied parameters -> the name that holds the value.
+    aliases: dict[str, str] = field(default_factory=dict)
     _access: Access | None = field(default=None, repr=False)
 
     def learn(self, **values: Any) -> None:

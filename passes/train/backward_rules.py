@@ -20,6 +20,7 @@ from tintc.ir.ops.attention import (
     attention_forward,
 )
 from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.norm import norm_backward, norm_forward
 from tintc.ir.ops.position import rotary
@@ -122,6 +123,11 @@ def _activation(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
     gradient = "exact" if node in backward.behind_head else backward.config.activation_gradient
     how = (argument(node, "kind"), gradient, backward.config.finite_difference_scale)
     return [(x, backward.call(activation_backward, node, dy, x, *how))]
+
+
+@backward_rule(embedding)
+def _embedding(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    return []  # the model begins here
 
 
 @backward_rule(attention_forward)

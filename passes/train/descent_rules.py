@@ -4,6 +4,7 @@ y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, inne
                                               b' = bias_descent(b, dy, inner_lr)
 y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, dy, inner_lr)
                                               gamma' = norm_descent(gamma, dy, x, ...)
+y = embedding(E, index, offset), dy       ->  E' = embedding_descent(E, dy, index, offset, ...)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from tintc.ir.dialect import AnyOperator, argument
+from tintc.ir.ops.embedding import embedding, embedding_descent
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward
 from tintc.ir.ops.norm import norm_descent, norm_forward
 from tintc.ir.rules import RuleTable
@@ -48,3 +50,9 @@ def _norm(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
         Update(norm_descent, gamma, (dy, x, *how, inner_lr)),
         Update(bias_descent, beta, (dy, inner_lr)),
     ]
+
+
+@descent_rule(embedding)
+def _embedding(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
+    table, index, offset = (argument(node, name) for name in ("table", "index", "offset"))
+    return [Update(embedding_descent, table, (dy, index, offset, inner_lr))]

@@ -16,11 +16,13 @@ import tintc
 from tests.oracle.reference import surrogate_loss
 from tests.support.families import FAMILIES
 from tests.support.models import gpt2, on_all_backends, opt, simulate, tokens
+from tests.support.nano import nano
 from tests.support.tolerances import BACKENDS, SIMULATOR, error
 from tintc.compiler import checks
 from tintc.compiler.casts import no_casts
 from tintc.compiler.verification import verify
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UnsupportedModelError
 
 RATE, LIMIT = 0.02, SIMULATOR[torch.float64]
 
@@ -125,6 +127,64 @@ def test_inside_the_blocks(make: Any, patterns: tuple[str, ...], steps: int) -> 
     with torch.inference_mode():
         logits = [each(ids, torch.ones_like(ids)).logits for each in found.values()]
     assert error(logits[1], logits[0]) < BACKENDS[torch.float64]
+
+
+def untied_bias() -> nn.Module:
+    """Its head has a bias, and a weight of its own."""
+    found: nn.Module = nano()
+    return found
+
+
+ENDS = {
+    "tied": (opt, ("lm_head.weight",)),
+    "tied, by its other name": (gpt2, ("transformer.wte.weight",)),
+    "tokens": (untied_opt, ("*.embed_tokens.weight",)),
+    "positions": (opt, ("*.embed_positions.weight",)),
+    "untied head": (untied_opt, ("lm_head.weight",)),
+    "head and block": (untied_opt, ("lm_head.*", "*.1.fc2.*")),
+    "bias of the head": (untied_bias, ("head.bias",)),
+    "head with a bias": (untied_bias, ("head.*", "*.0.down.bias")),
+    "weight of a head with a bias": (untied_bias, ("head.weight",)),
+    "both ends": (gpt2, ("*.wpe.*", "*.wte.*", "*.ln_f.bias")),
+    "everything": (opt, ("*",)),
+    "everything, gated": (llama, ("*",)),
+    "everything, a head with a bias": (untied_bias, ("*",)),
+    "projections": (lambda: opt(word_embed_proj_dim=8), ("*.project_in.*", "*.project_out.*")),
+    "tokens and projections": (lambda: opt(word_embed_proj_dim=8), ("*.project_in.*", "*embed*")),
+}
+_FUSED_ALONE = ("embed", "wte", "wpe", "tokens")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("make", "patterns"), ENDS.values(), ids=ENDS)
+def test_both_ends(make: Any, patterns: tuple[str, ...], steps: int) -> None:
+    model, config = make(), exact(*patterns, steps=steps)
+    simulator = simulate(model, config)
+    agree(simulator, model, patterns)
+    learning = {slot.parameter for slot in simulator.program.layout.prefix.values() if slot.updated}
+    if any(part in name for name in learning for part in _FUSED_ALONE):
+        with pytest.raises(UnsupportedModelError, match=r"is an embedding that learns"):
+            simulate(model, config, backend="transformer")
+    else:
+        other = simulate(model, config, backend="transformer")
+        agree(other, model, patterns, BACKENDS[torch.float64])
+
+
+@pytest.mark.parametrize("kind", ["mean_embedding", "quadratic"])
+@pytest.mark.parametrize("patterns", [("lm_head.*",), ("lm_head.*", "*.1.fc2.*"), ("*",)])
+def test_the_head_under_other_gradients(kind: str, patterns: tuple[str, ...]) -> None:
+    model = untied_opt()
+    for steps in (1, 2):
+        config = exact(*patterns, loss_gradient=kind, steps=steps)
+        agree(simulate(model, config), model, patterns)
+        if "*" not in patterns:
+            other = simulate(model, config, backend="transformer")
+            agree(other, model, patterns, BACKENDS[torch.float64])
+
+
+def test_the_tied_head_under_mean_embedding() -> None:
+    model, patterns = opt(), ("lm_head.weight", "*.0.fc1.bias")
+    agree(simulate(model, exact(*patterns, loss_gradient="mean_embedding")), model, patterns)
 
 
 class Bare(nn.Module):

@@ -169,6 +169,7 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         SimulatorConfig.exact(),
         SimulatorConfig.paper(),
         SimulatorConfig.paper(loss_gradient="mean_embedding"),
+        SimulatorConfig.exact(train="*"),
     ):
         for model in (None, turning()):
             seen |= {

@@ -35,7 +35,8 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
     bias_BTH = draw(b, t, h) if own else None
     return {
         "prefix": (draw(d, 2 * o), o // 2, o, o, True),
-        "embedding": (draw(o + 2, d), ids, 2),
+        "embedding": (draw.parameter(b, not own, o + 2, d), ids, 2),
+        "embedding_descent": (draw.parameter(b, not own, o + 2, d), x, ids, 2, lr),
         "residual": (x, dx),
         "multiply": (x, dx),
         "scale": (x, 0.3),
@@ -113,7 +114,7 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "kept_tokens": (x, torch.arange(cut)),
         "stack_rows": ([draw(o, d), draw(d, d)],),
         "columns": (x, d // 2, d),
-        "loss_gradient": (dy, ids, loss_mask, "softmax"),
+        "loss_gradient": (dy, ids, loss_mask, "softmax" if own else "mean_embedding"),
         "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
     }[name]
 
