@@ -15,6 +15,7 @@ from tintc.passes.optimize.fuse_residuals import fuse_residuals
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.optimize.sparse_tables import sparse_tables
 from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 from tintc.passes.place.verify import verify
@@ -62,6 +63,7 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     causal_attention,
     flash_attention,
     low_rank_updates,
+    sparse_tables,
     merge_products,
     fuse_residuals,
     chunk_head,

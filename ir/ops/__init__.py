@@ -19,6 +19,7 @@ from tintc.ir.ops import (
     norm,
     onednn,
     position,
+    sparse,
 )
 
 OPERATORS: Mapping[str, AnyOperator] = declared()  # by name
@@ -36,4 +37,5 @@ __all__ = [
     "norm",
     "onednn",
     "position",
+    "sparse",
 ]

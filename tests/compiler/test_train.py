@@ -161,6 +161,8 @@ def test_both_ends(make: Any, patterns: tuple[str, ...], steps: int) -> None:
     model, config = make(), exact(*patterns, steps=steps)
     simulator = simulate(model, config)
     agree(simulator, model, patterns)
+    simulator.optimizations = False
+    agree(simulator, model, patterns)
     learning = {slot.parameter for slot in simulator.program.layout.prefix.values() if slot.updated}
     if any(part in name for name in learning for part in _FUSED_ALONE):
         with pytest.raises(UnsupportedModelError, match=r"is an embedding that learns"):
