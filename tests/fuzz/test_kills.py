@@ -47,9 +47,8 @@ def assert_whole(what: str, path: Path) -> None:
         tintc.load(path)
     elif what == "export":
         onnx.load(path)
-    elif (
-        units := path / "units.jsonl"
-    ).exists():  # a directory to go on from, maybe without a unit
+    elif (units := path / "units.jsonl").exists():
+        # a directory to go on from, maybe without a unit
         for line in units.read_text().splitlines()[:-1]:
             json.loads(line)
 
