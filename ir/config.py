@@ -301,8 +301,13 @@ class SimulatorConfig:
         return schedule_factor(self.schedule, step, self.steps)
 
     def exact_counterpart(self) -> SimulatorConfig:
-        """Direct fine-tuning of the same layers for as many steps: what costs are compared with."""
-        return SimulatorConfig.exact(steps=self.steps, layers=self.layers, train=self.train)
+        """Direct fine-tuning of the same weights for as many steps, all at one rate: what costs are
+        compared with.
+        """
+        learns = tuple((pattern, float(factor != 0)) for pattern, factor in self.lr_scale)
+        return SimulatorConfig.exact(
+            steps=self.steps, layers=self.layers, train=self.train, lr_scale=learns
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -312,9 +317,9 @@ class SimulatorConfig:
             self.norm_gradient,
             self.activation_gradient,
             self.attention_gradient,
-            self.norm_update,
         )
-        return fixed == ("softmax", "exact", "exact", "full", "all")
+        everything = self.norm_update == "all" or bool(self.train)
+        return everything and fixed == ("softmax", "exact", "exact", "full")
 
 
 def _check_count(name: str, value: object, hint: str) -> None:

@@ -20,6 +20,7 @@ from tintc.ir.ops import (
     onednn,
     position,
     rates,
+    sparse,
     states,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "onednn",
     "position",
     "rates",
+    "sparse",
     "states",
 ]

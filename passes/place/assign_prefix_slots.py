@@ -76,7 +76,7 @@ def _updated(graph: fx.Graph) -> set[str]:
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
     """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
-    has). Behind them what only the inner rule reads.
+    has). Behind them tables that learn, and what only the inner rule reads.
     """
     norms = [node for node in graph.nodes if is_tint(node, norm_forward)]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))

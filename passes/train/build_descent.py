@@ -9,15 +9,15 @@ slot stands in `descent_rules.py`, how far and by which rule in `inner_rule.py`.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from torch import fx
 
 from tintc.ir.builder import outputs
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument
+from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import graph_pass
+from tintc.ir.selection import Selection
 from tintc.passes.train.descent_rules import descent_rule
 from tintc.passes.train.inner_rule import InnerRule, Trained
 
@@ -42,6 +42,7 @@ def build_descent(graph: fx.Graph, context: Context) -> fx.Graph:
 def _trained(graph: fx.Graph, context: Context) -> list[Trained]:
     """The slots that a gradient reaches, in the order of the layers that read them."""
     found: dict[str, Trained] = {}
+    selection, head = Selection(context.config, context.aliases), _of_head(graph)
     for node in graph.nodes:
         dy, rule = info(node).gradient, RULES.of(node)
         info(node).gradient = None
@@ -51,13 +52,20 @@ def _trained(graph: fx.Graph, context: Context) -> list[Trained]:
                 continue
             name = info(slot).slot
             assert name is not None
-            trained = found.setdefault(name, Trained(name, slot, _factor(slot, context)))
-            trained.updates.append((update, node))
+            if name not in found:
+                parameter = info(argument(slot, "parameter")).parameter or ""
+                found[name] = Trained(name, slot, selection.factor(parameter))
+            found[name].updates.append((update, node))
+            found[name].of_head |= node in head
     return list(found.values())
 
 
-def _factor(slot: fx.Node, context: Context) -> float:
-    """Of the learning rate; the last pattern that matches wins."""
-    name = info(argument(slot, "parameter")).parameter or ""
-    found = [factor for pattern, factor in context.config.lr_scale if fnmatchcase(name, pattern)]
-    return found[-1] if found else 1.0
+def _of_head(graph: fx.Graph) -> set[fx.Node]:
+    """The layers that make logits, and what stands behind them."""
+    found, pending = set(), [outputs(graph)["initial_logits"]]
+    while pending:
+        node = pending.pop()
+        found.add(node)
+        if not is_tint(node, linear_forward):
+            pending += [source for source in node.all_input_nodes if source.op == "call_function"]
+    return found

@@ -4,6 +4,7 @@ y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, rate
                                               b' = bias_descent(b, dy, rate)
 y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, dy, rate)
                                               gamma' = norm_descent(gamma, dy, x, ..., rate)
+y = embedding(E, index, offset), dy       ->  E' = embedding_descent(E, dy, index, offset, rate)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from tintc.ir.dialect import AnyOperator, argument
+from tintc.ir.ops.embedding import embedding, embedding_descent
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward
 from tintc.ir.ops.norm import norm_descent, norm_forward
 from tintc.ir.rules import RuleTable
@@ -44,3 +46,9 @@ def _norm(node: fx.Node, dy: fx.Node) -> list[Update]:
     x, gamma, beta = (argument(node, name) for name in ("x", "gamma", "beta"))
     how = (argument(node, name) for name in ("eps", "kind", "heads"))
     return [Update(norm_descent, gamma, (dy, x, *how)), Update(bias_descent, beta, (dy,))]
+
+
+@descent_rule(embedding)
+def _embedding(node: fx.Node, dy: fx.Node) -> list[Update]:
+    table, index, offset = (argument(node, name) for name in ("table", "index", "offset"))
+    return [Update(embedding_descent, table, (dy, index, offset))]

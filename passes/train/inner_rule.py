@@ -39,6 +39,7 @@ class Trained:
     value: fx.Node  # the tint.prefix
     factor: float  # of the learning rate
     updates: list[tuple[Update, fx.Node]] = field(default_factory=list)
+    of_head: bool = False  # a layer that makes logits reads it
 
     @property
     def parameter(self) -> fx.Node:
@@ -48,7 +49,7 @@ class Trained:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether muon makes its steps orthogonal: a weight of linear layers."""
+        """Whether it is a weight of linear layers alone."""
         return all(update.operator is linear_descent for update, _ in self.updates)
 
 
@@ -138,7 +139,8 @@ class InnerRule:
             group = of_weight[slot.parameter]
             if slot.name in newest:
                 continue
-            if self.config.optimizer == "muon" and all(each.is_matrix for each in group):
+            hidden = all(each.is_matrix and not each.of_head for each in group)
+            if self.config.optimizer == "muon" and hidden:
                 newest |= self._muon(group)
             else:
                 newest[slot.name] = step(slot)

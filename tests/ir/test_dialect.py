@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from tests.support.models import opt
 from tests.support.operators import FLOAT32, WITHOUT_DERIVATIVES, arguments, sample
 from tests.support.optimized import pruned
 from tests.support.shapes import Draw
@@ -181,6 +182,7 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         SimulatorConfig.exact(),
         SimulatorConfig.paper(),
         SimulatorConfig.paper(loss_gradient="mean_embedding"),
+        SimulatorConfig.exact(train="*"),
     ):
         for model in (None, turning()):
             seen |= {
@@ -193,8 +195,10 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         lowered = stage("verify", SimulatorConfig.exact(steps=2, **rule)).graph
         nodes = [*lowered.nodes, *found.graph.nodes]
         seen |= {name for node in nodes if (name := tint_name(node))}
-    for facts in CALLS:
-        found = pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts)
+    optimized = [pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts) for facts in CALLS]
+    everything = SimulatorConfig.exact(steps=2, train="*")
+    optimized.append(pruned(everything, *OPTIMIZATIONS, model=opt()))  # a tied head
+    for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

@@ -74,7 +74,10 @@ def stage(
     """
     captured = nano_captured(layers) if model is None else capture_once(model)
     context = Context(
-        config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants
+        config or SimulatorConfig.exact(inner_lr=0.01),
+        captured.tensors,
+        captured.constants,
+        aliases=captured.aliases,
     )
     context.learn(max_tokens=least(captured.max_tokens, longest))
     if last is None:
