@@ -35,6 +35,9 @@ Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, AfterValidator(_known)]
+# of a config: patterns, betas, a schedule; factors by pattern
+Several = Annotated[list[float | Text], Field(max_length=1_000_000)]
+Factors = Annotated[dict[Text, float], Field(max_length=10_000)]
 # as reports and records have them
 Json = Annotated[dict[str, Any], Field(max_length=10_000)]
 
@@ -64,7 +67,7 @@ class Manifest(BaseModel):
 
     model_config = _STRICT
     format_version: Count
-    config: dict[Text, bool | Count | float | Text | None]
+    config: dict[Text, bool | Count | float | Text | Several | Factors | None]
     backend: Literal["fused", "transformer"]
     share: Literal["none", "layers", "all"]
     source: Origin

@@ -38,6 +38,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 Preset = Literal["paper", "exact"]
 PRESETS = get_args(Preset)
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+_SHARE = "a number from 0 to below 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ class SimulatorConfig:
             train=patterns("train", self.train),
             lr_scale=factors("lr_scale", self.lr_scale),
             schedule=schedule(self.schedule, self.steps),
-            momentum=number("momentum", self.momentum, 0, _BELOW_1, "from 0 to below 1"),
+            momentum=number("momentum", self.momentum, 0, _BELOW_1, _SHARE),
             decay=number("decay", self.decay, 0, 1, "a number from 0 to 1"),
             betas=_betas(self.betas),
             eps=number("eps", self.eps, _ABOVE_0, expected="a number above 0"),
@@ -321,7 +322,5 @@ def _betas(value: Any) -> tuple[float, float]:
     given = value.split(",") if isinstance(value, str) else value
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise UsageError(f"betas is {value!r}; expected two numbers from 0 to below 1")
-    first, second = (
-        number("one of betas", each, 0, _BELOW_1, "from 0 to below 1") for each in given
-    )
+    first, second = (number("one of betas", each, 0, _BELOW_1, _SHARE) for each in given)
     return first, second

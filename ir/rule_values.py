@@ -37,7 +37,11 @@ def factors(name: str, value: Any) -> Factors:
         pairs = (pairs,)
     if not isinstance(pairs, Iterable):
         raise UsageError(f"{name} is {value!r}; expected a factor for each pattern")
-    return tuple(_pair(name, each) for each in pairs)
+    found: dict[str, float] = {}
+    for pattern, factor in (_pair(name, each) for each in pairs):
+        found.pop(pattern, None)  # given again, it is the last: a dict keeps the order of the first
+        found[pattern] = factor
+    return tuple(found.items())
 
 
 def _pair(name: str, value: Any) -> tuple[str, float]:
