@@ -152,7 +152,8 @@ class InnerRule:
 
 def _norm(value: Tensor) -> Tensor:
     """Frobenius norm, in at least float32."""
-    return torch.linalg.vector_norm(wide(value))
+    norm: Tensor = torch.linalg.vector_norm(wide(value))
+    return norm
 
 
 def orthogonal(g: Tensor) -> Tensor:

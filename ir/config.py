@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from tintc.ir.described import about
 from tintc.ir.errors import UsageError
 from tintc.ir.rule_values import (
+    RULE,
     Factors,
     Normalize,
     Optimizer,
@@ -289,6 +290,27 @@ class SimulatorConfig:
     def schedule_factor(self, step: int) -> float:
         """The factor of the inner learning rate at a step, counted from 0."""
         return schedule_factor(self.schedule, step, self.steps)
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The fields of the inner rule that are not at their defaults, of JSON's types; none where
+        it is plain sgd on the weights of `layers`.
+        """
+        found, plain = self.to_dict(), SimulatorConfig().to_dict()
+        return {name: found[name] for name in RULE if found[name] != plain[name]}
+
+    def described(self) -> dict[str, Any]:
+        """Every field, but the rule's only where they are not at their defaults: what results are
+        kept under, so that those of plain sgd are found which were kept before there were rules.
+        """
+        fields = {name: value for name, value in self.to_dict().items() if name not in RULE}
+        return fields | self.rule
+
+    def by_plain_sgd(self) -> SimulatorConfig:
+        """The same weights, trained without any rule."""
+        plain = SimulatorConfig()
+        changed = {name: getattr(plain, name) for name in RULE if name != "train"}
+        return dataclasses.replace(self, **changed)
 
     def exact_counterpart(self) -> SimulatorConfig:
         """Direct fine-tuning of the same layers for as many steps: what costs are compared with."""

@@ -177,6 +177,7 @@ def _facts(
     return {
         "against": settings.against,
         "config": simulator.config.to_dict(),
+        "rule": simulator.config.rule,
         "exact": simulator.config.is_exact,
         "backend": settings.backend,
         "share": settings.share,
