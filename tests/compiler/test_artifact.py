@@ -28,7 +28,7 @@ from tintc.runtime.simulator import Simulator
 
 RULES: tuple[dict[str, Any], ...] = (
     {"train": ("*.fc1.*", "*.0.*.weight")},
-    {"lr_scale": {"z*": 3.0, "*.bias": 0.5, "*fc2*": 0.0, "a": -1.0}},
+    {"lr_scale": {"*.1.*": 3.0, "*.bias": 0.5, "*fc2*": 0.0, "*.0.*": -1.0}},
     {"schedule": "cosine", "momentum": 0.9, "nesterov": True, "clip_norm": 0.5},
     {"schedule": (1.0, 0.25), "decay": 0.1, "max_drift": 0.5, "normalize": "weight"},
     {"optimizer": "adam", "betas": (0.5, 0.75), "eps": 1e-4},

@@ -45,6 +45,10 @@ def inputs_of(ends: tuple[int, ...] = (LENGTH, 6)) -> dict[str, Tensor]:
     return {"input_ids": tokens(len(ends), LENGTH, VOCAB), "train_mask": train_mask}
 
 
+def names_of(name: str) -> list[str]:
+    return [parameter for parameter, _ in model_of(name).named_parameters()]
+
+
 def simulator_of(name: str, config: SimulatorConfig) -> Simulator:
     """Not kept: there are as many configs as cases."""
     graph = captured(name, True)
@@ -137,23 +141,23 @@ def test_alone(rule: str, name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=4)
-@given(config=rules())
-def test_combined(name: str, config: SimulatorConfig) -> None:
-    assert_follows(name, config)
+@given(data=st.data())
+def test_combined(name: str, data: st.DataObject) -> None:
+    assert_follows(name, data.draw(rules(names_of(name))))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=150)
-@given(config=rules(), ends=st.lists(st.integers(5, LENGTH), min_size=1, max_size=3))
-def test_combined_at_large(name: str, config: SimulatorConfig, ends: list[int]) -> None:
-    assert_follows(name, config, **inputs_of(tuple(ends)))
+@given(data=st.data(), ends=st.lists(st.integers(5, LENGTH), min_size=1, max_size=3))
+def test_combined_at_large(name: str, data: st.DataObject, ends: list[int]) -> None:
+    assert_follows(name, data.draw(rules(names_of(name))), **inputs_of(tuple(ends)))
 
 
 @grid(together=1, name=MODELS, pattern=TRAINED, rule=["momentum", "clip", "adam", "muon"])
 def test_of_some_weights(name: str, pattern: str, rule: str) -> None:
     """With `train`: that and nothing else, tied embeddings included; G holds no other weight."""
-    matched = {n for n, _ in model_of(name).named_parameters() if fnmatchcase(n, pattern)}
+    matched = {each for each in names_of(name) if fnmatchcase(each, pattern)}
     if not matched:
         pytest.skip(f"{name} has no {pattern}")
     config = SimulatorConfig.exact(inner_lr=RATE, steps=2, train=(pattern,), **ALONE[rule])
