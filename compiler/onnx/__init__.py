@@ -2,7 +2,7 @@
 and nothing else.
 
 model = build(...)   nodes from the simulator's own code, weights, metadata:
-                     graph, operators, shapes, inputs, stream, trace, model
+                     graph, operators, shapes, inputs, stream, trace, steps, model
 write(model, ...)    one file, or weights beside it; atomic: files
 compare(...)         onnx's checker, then onnxruntime beside torch: comparison
 """

@@ -107,6 +107,15 @@ def mul(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "Mul", x, y)
 
 
+@operator("pow", "__pow__")
+def power(graph: Graph, x: Any, y: Any) -> Value:
+    halves = [v.dtype == _HALF for v in (x, y) if isinstance(v, Value)]
+    if any(halves):  # 0.999 has no digits left in float16
+        a, b = (cast(graph, v, torch.float32) if isinstance(v, Value) else v for v in (x, y))
+        return cast(graph, _binary(graph, "Pow", a, b), _HALF)
+    return _binary(graph, "Pow", x, y)
+
+
 @operator("div", "__truediv__", "true_divide")
 def div(graph: Graph, x: Any, y: Any) -> Value:
     return _binary(graph, "Div", x, y)

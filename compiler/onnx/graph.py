@@ -9,6 +9,7 @@ constants alone carries its number and adds no node before somebody needs it as 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ TYPES: dict[torch.dtype, int] = {
 }
 BATCH, TOKENS, SEGMENT = "batch", "sequence", "segment"
 _NAMELESS = "graph"
+_REPEATED = 64  # numbers; more that are all the same are written once, and repeated when it runs
 
 
 class Graph:
@@ -51,6 +53,8 @@ class Graph:
         self.weights: dict[str, Tensor] = {}
         self.sizes: dict[str, Value] = {}  # of each named dimension, as a vector of one number
         self._scope = _NAMELESS
+        self._body: list[onnx.NodeProto] = []  # of the loop that is being written
+        self._inside: set[str] = set()  # what depends on the values that it carries
         self._names: Counter[str] = Counter()
         self._same: dict[Any, Value] = {}
         self._constants: dict[Any, str] = {}
@@ -64,8 +68,9 @@ class Graph:
 
     def input(self, name: str, dims: Sequence[Dim], dtype: torch.dtype) -> Value:
         """A new input of the model."""
-        self.inputs.append(helper.make_tensor_value_info(name, TYPES[dtype], list(dims)))
-        return Value(self, name, tuple(dims), dtype)
+        found = Value(self, name, tuple(dims), dtype)
+        self.inputs.append(found.described())
+        return found
 
     def weight(self, name: str, tensor: Tensor) -> Value:
         """A weight of the model, kept as it is; the same view of a tensor is kept once, under the
@@ -99,9 +104,57 @@ class Graph:
         key = (kind, tuple(names), dtype, repr(sorted(attributes.items())))
         if key not in self._same:
             name = self._unused(f"{self._scope}/{kind}")
-            self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+            self._append(helper.make_node(kind, names, [name], name=name, **attributes))
             self._same[key] = Value(self, name, tuple(dims), dtype)
         return self._same[key]
+
+    def _append(self, node: onnx.NodeProto) -> None:
+        """Into the body of a loop if it depends on what the loop carries: all else runs once."""
+        if self._inside.isdisjoint(node.input):
+            self.nodes.append(node)
+        else:
+            self._body.append(node)
+            self._inside.update(node.output)
+
+    def loop(self, times: int, first: Values, step: Callable[[Value, Values], Values]) -> Values:
+        """Values by name after so many steps. step: takes the number of the step, from 0, and the
+        values before it, and gives those after it, of the same dimensions.
+
+        A standard Loop, whose body holds what differs from step to step, and nothing else.
+        """
+        number, goes_on = (
+            self._carried(name, (), dtype)
+            for name, dtype in (("step", torch.int64), ("goes_on", torch.bool))
+        )
+        before = {name: self._carried(name, x.dims, x.dtype) for name, x in first.items()}
+        after = [goes_on, *step(number, before).values()]
+        taken, returned = [number, goes_on, *before.values()], []
+        for old, new in zip(taken[1:], after, strict=True):
+            name = self._unused(f"{old.name}_after")
+            self._body.append(helper.make_node("Identity", [self._name_of(new)], [name], name=name))
+            returned.append(Value(self, name, old.dims, old.dtype))
+        names = [value.name for value in returned]
+        body = helper.make_graph(
+            _needed(self._body, names), "step", [v.described() for v in taken],
+            [v.described() for v in returned],
+        )  # fmt: skip
+        self._body, self._inside = [], set()
+        inputs = [self.constant(times), self.constant(True), *first.values()]
+        results = [
+            Value(self, self._unused(f"{old.name}_at_last"), old.dims, old.dtype)
+            for old in before.values()
+        ]
+        node = helper.make_node(
+            "Loop", [self._name_of(x) for x in inputs], [x.name for x in results],
+            name="steps/Loop", body=body,
+        )  # fmt: skip
+        self._append(node)
+        return dict(zip(first, results, strict=True))
+
+    def _carried(self, name: str, dims: Sequence[Dim], dtype: torch.dtype) -> Value:
+        found = Value(self, self._unused(f"steps/{name}"), tuple(dims), dtype)
+        self._inside.add(found.name)
+        return found
 
     def rename(self, value: Value, name: str) -> Value:
         """An output of the model by its own name."""
@@ -112,12 +165,8 @@ class Graph:
 
     def prune(self, outputs: Sequence[str]) -> None:
         """Drops nodes and weights that none of these outputs depends on."""
-        needed, kept = set(outputs), []
-        for node in reversed(self.nodes):
-            if needed & set(node.output):
-                kept.append(node)
-                needed |= set(node.input)
-        self.nodes = kept[::-1]
+        self.nodes = _needed(self.nodes, outputs)
+        needed = {name for node in self.nodes for name in _read(node)}
         self.weights = {name: tensor for name, tensor in self.weights.items() if name in needed}
 
     def size(self, dim: Dim) -> Value:
@@ -159,6 +208,9 @@ class Graph:
         if key not in self._constants:
             if tensor.dtype not in TYPES:
                 raise self.refuse(f"numbers of type {tensor.dtype}")
+            if tensor.numel() > _REPEATED and bool((tensor == tensor.flatten()[0]).all()):
+                one, dims = self.constant(tensor.flatten()[0]), value.dims
+                return self.add("Expand", [one, self.shape(dims)], dims, value.dtype).name
             self._constants[key] = self._unused(f"{self._scope}/constant")
             self.weights[self._constants[key]] = tensor
         return self._constants[key]
@@ -167,6 +219,22 @@ class Graph:
         name = re.sub(r"\s", "_", name)
         self._names[name] += 1
         return name if self._names[name] == 1 else self._unused(f"{name}_{self._names[name]}")
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that any of these outputs depends on."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= _read(node)
+    return kept[::-1]
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, those inside of a loop included."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return set(node.input).union(*(_read(inner) for body in bodies for inner in body.node))
 
 
 class Value:
@@ -198,6 +266,10 @@ class Value:
     def ndim(self) -> int:
         return len(self.dims)
 
+    def described(self) -> onnx.ValueInfoProto:
+        """Name, type and dimensions."""
+        return helper.make_tensor_value_info(self.name, TYPES[self.dtype], list(self.dims))
+
     @property
     def mT(self) -> Any:
         return self.transpose(-1, -2)
@@ -206,6 +278,9 @@ class Value:
         if name.startswith("_") or name not in self.graph.operators:
             raise AttributeError(name)
         return lambda *args, **kwargs: call(name, (self, *args), kwargs, getattr(Tensor, name))
+
+
+Values = dict[str, Value]
 
 
 def call(name: str, args: Any, kwargs: Any, function: Any) -> Any:
@@ -251,7 +326,7 @@ def _dunder(name: str, *, swapped: bool = False) -> Callable[..., Any]:
 
     def apply(self: Value, *args: Any) -> Any:
         operands = (*args, self) if swapped else (self, *args)
-        function = (lambda a, b: getattr(torch, name)(torch.as_tensor(a), b)) if swapped else method
+        function = getattr(operator, name) if swapped else method
         return call(f"__{name}__", operands, {}, function)
 
     return apply
@@ -262,6 +337,7 @@ for _name in (
     "sub",
     "mul",
     "truediv",
+    "pow",
     "and",
     "or",
     "eq",
@@ -273,6 +349,6 @@ for _name in (
     "getitem",
 ):
     setattr(Value, f"__{_name}__", _dunder(_name))
-for _name in ("add", "sub", "mul"):
+for _name in ("add", "sub", "mul", "truediv", "pow"):
     setattr(Value, f"__r{_name}__", _dunder(_name, swapped=True))
 Value.__hash__ = object.__hash__  # type: ignore[method-assign]  # == gives a Value

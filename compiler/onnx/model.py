@@ -67,10 +67,7 @@ def build(
     found = trace(simulator, graph, given, wanted)
     returned = [graph.rename(found[kind], kind.value) for kind in wanted]
     graph.prune(wanted)
-    infos = [
-        helper.make_tensor_value_info(value.name, TYPES[value.dtype], list(value.dims))
-        for value in returned
-    ]
+    infos = [value.described() for value in returned]
     tensors = [_tensor(name, tensor) for name, tensor in graph.weights.items()]
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
@@ -97,20 +94,24 @@ def check_outputs(names: Collection[str]) -> tuple[Output, ...]:
 
 def check_standard(proto: onnx.ModelProto) -> None:
     """Raises UnsupportedModelError unless every operator is one of ONNX's own, and none of them
-    holds a graph of its own (If, Loop).
+    holds a graph of its own, but for the Loop over steps.
     """
-    strange = {node.op_type for node in proto.graph.node if node.domain not in ("", "ai.onnx")}
-    strange |= {
-        node.op_type
-        for node in proto.graph.node
-        if any(a.HasField("g") or a.graphs for a in node.attribute)
-    }
-    strange |= {function.name for function in proto.functions}
+    strange = _strange(proto.graph) | {function.name for function in proto.functions}
     if strange:
         raise UnsupportedModelError(
             f"the export would need {', '.join(sorted(strange))}; expected standard operators; "
             "nothing was written"
         )
+
+
+def _strange(graph: onnx.GraphProto) -> set[str]:
+    found = set()
+    for node in graph.node:
+        bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        if node.domain not in ("", "ai.onnx") or (bodies and node.op_type != "Loop"):
+            found.add(node.op_type)
+        found = found.union(*map(_strange, bodies))
+    return found
 
 
 def metadata(simulator: Simulator) -> dict[str, str]:

@@ -37,8 +37,14 @@ def _reduced(graph: Graph, kind: str, x: Value, dim: int, keepdim: bool) -> Valu
 
 
 @operator("sum")
-def sum_(graph: Graph, x: Value, dim: int, keepdim: bool = False) -> Value:
-    return _reduced(graph, "ReduceSum", x, dim, keepdim)
+def sum_(
+    graph: Graph, x: Value, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+) -> Value:
+    """Over one dimension, several, or all."""
+    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    for at in sorted((each % x.ndim for each in dims), reverse=True):
+        x = _reduced(graph, "ReduceSum", x, at, keepdim)
+    return x
 
 
 @operator("mean")

@@ -223,7 +223,7 @@ def getitem(graph: Graph, x: Value, index: Any) -> Value:
         if item is None:
             x = unsqueeze(graph, x, axis)
         elif isinstance(item, int):
-            x = squeeze(graph, _sliced(graph, x, axis, item, item + 1 or None), axis)
+            x = gather(graph, x, graph.constant(item), axis)
             continue
         else:
             x = _sliced(graph, x, axis, item.start, item.stop)
@@ -286,7 +286,14 @@ def full_like(
     graph: Graph, x: Value, number: float = 1, *, dtype: torch.dtype | None = None
 ) -> Value:
     wanted = graph.constant(number, dtype or x.dtype)
+    if wanted.known is not None and all(isinstance(size, int) for size in x.dims):
+        return graph.constant(wanted.known.expand([int(size) for size in x.dims]))
     return graph.add("Expand", [wanted, graph.shape(x.dims)], x.dims, wanted.dtype)
+
+
+@operator("zeros_like")
+def zeros_like(graph: Graph, x: Value) -> Value:
+    return full_like(graph, x, 0)
 
 
 @operator("triu", "__triu__")

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from tintc.compiler.onnx.graph import Graph, Value
+from tintc.compiler.onnx.graph import Graph, Value, Values
+from tintc.compiler.onnx.steps import Inputs, looped
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
 from tintc.ir.choices import Choices
-from tintc.ir.dialect import is_tint, operator_of, tint_name
+from tintc.ir.config import UNROLLED
+from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.rates import gram_square
+from tintc.ir.ops.states import linear_square, orthogonal
 from tintc.ir.outputs import Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
@@ -31,18 +36,30 @@ from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import optimize
 from tintc.runtime.specialize.programs import Programs
 
-OPTIMIZATIONS = (
-    "low_rank_updates",
-)  # those whose result is plain torch code that a runtime gains from
+# Those whose result is plain torch code that a runtime gains from.
+OPTIMIZATIONS = ("low_rank_updates", "sparse_tables")
+
+
+def _linear_square(dy_BTO: Value, x_BTI: Value) -> Any:
+    """From products of tokens, however many there are."""
+    one: Any = dy_BTO.graph.constant(1.0, torch.float64)
+    return gram_square(dy_BTO, x_BTI, one)  # type: ignore[arg-type]
+
+
+# Of operators that emitted code calls whole: what the export writes.
+WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
+    linear_square: _linear_square,
+    orthogonal: orthogonal,
+}
 
 
 @torch.no_grad()
 def trace(
     simulator: Simulator,
     graph: Graph,
-    inputs: dict[str, Value | None],
+    inputs: Inputs,
     outputs: tuple[Output, ...],
-) -> dict[str, Value]:
+) -> Values:
     """Adds the nodes of a program that computes the outputs; they come back by name. Raises
     UnsupportedModelError for what has no form in ONNX's standard operators."""
     if simulator.structure is None:
@@ -61,18 +78,30 @@ def trace(
 def _fused(
     simulator: Simulator,
     graph: Graph,
-    inputs: dict[str, Value | None],
+    inputs: Inputs,
     outputs: tuple[Output, ...],
-) -> dict[str, Value]:
-    lowered = optimize(simulator.program, _choices(simulator, outputs))
+) -> Values:
+    if not simulator.config.looped or all(kind.is_before for kind in outputs):
+        found: Values = _run(simulator, graph, inputs, Choices(outputs))
+        return found
+    updates = looped(simulator, graph, inputs, lambda *call: _run(simulator, graph, *call))
+    return _run(simulator, graph, inputs, Choices(outputs, from_updates=True), updates)
+
+
+def _run(
+    simulator: Simulator, graph: Graph, inputs: Inputs, kind: Choices, given: Values | None = None
+) -> dict[str, Any]:
+    """The outputs of one kind of call. given: slot -> its value, where that is an input of it."""
+    lowered = optimize(simulator.program, _choices(simulator, kind))
     weights = simulator.prefix.direct()
     values: dict[fx.Node, Any] = {}
     for node in lowered.nodes:
         if node.op == "placeholder":
-            name = info(node).parameter
-            values[node] = (
-                inputs.get(node.name) if name is None else graph.weight(name, weights[name])
-            )
+            name, slot = info(node).parameter, info(node).slot
+            if name is not None:
+                values[node] = graph.weight(name, weights[name])
+            else:
+                values[node] = inputs.get(node.name) if slot is None else (given or {})[slot]
         elif node.op == "call_function" and is_tint(node, prefix):
             values[node] = graph.weight(info(node).slot or node.name, _prefix(node, weights))
         elif node.target is operator.getitem:
@@ -81,14 +110,15 @@ def _fused(
         elif node.op == "call_function":
             called = operator_of(node)
             assert called is not None
-            if called.whole:
+            written = WRITTEN.get(called) if called.whole else called
+            if written is None:
                 raise UnsupportedModelError(
                     f"{node.name} is {called}, which only torch runs; nothing was exported"
                 )
             with graph.scope(_scope(node)):
-                values[node] = called(*fx.node.map_arg(node.args, values.__getitem__))
-    wanted: Any = lowered.output_node().args[0]
-    return {name: values[wanted[name]] for name in outputs}
+                values[node] = written(*fx.node.map_arg(node.args, values.__getitem__))
+    found: Any = fx.node.map_arg(lowered.output_node().args[0], values.__getitem__)
+    return dict(found)
 
 
 def _prefix(node: fx.Node, weights: dict[str, Tensor]) -> Tensor:
@@ -99,11 +129,11 @@ def _prefix(node: fx.Node, weights: dict[str, Tensor]) -> Tensor:
     return prefix(weights[name], *rest)
 
 
-def _choices(simulator: Simulator, outputs: tuple[Output, ...]) -> Choices:
+def _choices(simulator: Simulator, kind: Choices) -> Choices:
     """Updates stay factors where that is faster for the lengths that costs are told for."""
     enabled = [name for name in OPTIMIZATIONS if name in simulator.optimizations]
     weight = next(iter(simulator.prefix.parameters()))
-    return Programs(simulator.program, None, enabled).usual(Choices(outputs), weight)
+    return Programs(simulator.program, None, enabled).usual(kind, weight)
 
 
 def _scope(node: fx.Node, kind: str = "") -> str:
@@ -118,10 +148,15 @@ def _scope(node: fx.Node, kind: str = "") -> str:
 def _transformer(
     simulator: Simulator,
     graph: Graph,
-    inputs: dict[str, Value | None],
+    inputs: Inputs,
     outputs: tuple[Output, ...],
-) -> dict[str, Value]:
-    structure, pages = simulator.structure, simulator.prefix
+) -> Values:
+    structure, pages, steps = simulator.structure, simulator.prefix, simulator.config.steps
+    if simulator.config.looped and not all(kind.is_before for kind in outputs):
+        raise UnsupportedModelError(
+            f"{steps} steps are a loop, which the export of the transformer back end does not "
+            f"have; expected at most {UNROLLED} steps, or backend fused; nothing was exported"
+        )
     assert structure is not None and isinstance(pages, PrefixPages)
     program = transformer.emit(simulator.program, structure, outputs)
     weights = {**pages.direct(), **pages.by_name()}

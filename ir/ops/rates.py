@@ -171,7 +171,6 @@ def _spread_shape(rates: list[Shape], factors: list[Shape]) -> Shape:
     shape=_spread_shape,
     meaning="the rate of each token of factors of several steps",
     kind="optimization",
-    whole=True,
 )
 def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
     """The rates of several steps, (B, S + S + ...): each at the tokens of its step's factors."""
@@ -179,7 +178,7 @@ def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
     for rate, tokens_BSD in zip(rates, factors, strict=True):
         narrow = rate.to(tokens_BSD.dtype)
         narrow = narrow.unsqueeze(-1) if rate.ndim else narrow
-        parts.append(narrow.expand(tokens_BSD.shape[0], tokens_BSD.shape[1]))
+        parts.append(torch.ones_like(tokens_BSD[..., 0]) * narrow)
     return torch.cat(parts, 1)
 
 

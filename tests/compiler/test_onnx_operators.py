@@ -16,18 +16,32 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from tests.support.operators import sample
 from tests.support.optimized import pruned
+from tests.support.rules import ALONE
 from tests.support.shapes import Draw
 from tests.support.tolerances import ONNX, error
 from tintc.compiler.onnx.graph import TYPES, Graph, Value
 from tintc.compiler.onnx.operators import OPERATORS as FUNCTIONS
 from tintc.compiler.onnx.trace import OPTIMIZATIONS as ALLOWED
+from tintc.compiler.onnx.trace import WRITTEN
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import AnyOperator, operator_of
-from tintc.ir.ops import OPERATORS, activation, head, low_rank, norm
+from tintc.ir.ops import OPERATORS, activation, head, low_rank, norm, rates, sparse
 from tintc.passes import OPTIMIZATIONS
 
 # Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, and of losses as an output.
-SPECIAL = (low_rank.low_rank, low_rank.concatenate, head.token_losses)
+SPECIAL = (
+    low_rank.low_rank,
+    low_rank.concatenate,
+    sparse.same_rows,
+    sparse.rows_of_factors,
+    sparse.scattered_scores,
+    sparse.gathered_scores,
+    rates.combine,
+    rates.product,
+    rates.spread,
+    rates.gram_square,
+    head.token_losses,
+)
 EXPORTED = [o for o in OPERATORS.values() if o.kind != "optimization" or o in SPECIAL]
 
 
@@ -41,8 +55,9 @@ def in_onnxruntime(operator: AnyOperator, args: tuple[Any, ...], opset: int = 20
         fed[name] = tensor.detach()
         return graph.input(name, tensor.shape, tensor.dtype)
 
+    written = WRITTEN.get(operator, operator)
     with graph.scope(operator.name):
-        results, _ = tree_flatten(operator(*tree_map_only(Tensor, given, args)))
+        results, _ = tree_flatten(written(*tree_map_only(Tensor, given, args)))
     returned = [graph.rename(value, f"output_{i}") for i, value in enumerate(results)]
     proto = helper.make_graph(
         graph.nodes,
@@ -99,8 +114,11 @@ def test_every_norm(kind: str, heads: int) -> None:
 def test_no_other_operator_reaches_the_export() -> None:
     """What `trace` lets the optimizer do emits the operators above alone."""
     steps = [step for step in OPTIMIZATIONS if step.name in ALLOWED]
+    rules = ({}, {"train": ("*",)}, *ALONE.values())
     for outputs in (("logits", "initial_logits"), ("losses", "initial_losses")):
-        config = SimulatorConfig.exact(steps=2)
-        found = pruned(config, *steps, outputs=outputs, differentiable=True)
-        called = {operator_of(node) for node in found.graph.nodes} - {None}
-        assert called <= set(EXPORTED)
+        for rule in rules:
+            config = SimulatorConfig.exact(steps=2, **rule)
+            found = pruned(config, *steps, outputs=outputs, differentiable=True)
+            called = {operator_of(node) for node in found.graph.nodes} - {None}
+            assert called <= set(EXPORTED)
+            assert {o for o in called if o and o.whole} <= set(WRITTEN)
