@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tintc.evaluate.rule import InnerRule
+from tintc.compiler.rule import InnerRule
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError

@@ -19,8 +19,8 @@ from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
+from tintc.compiler.rule import matrices, rule_of
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
-from tintc.evaluate.rule import matrices, rule_of
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant

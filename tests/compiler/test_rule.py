@@ -15,7 +15,7 @@ from tests.oracle.rules import Rule, muon_direction
 from tests.support.models import gpt2, opt, simulate
 from tests.support.rules import ALONE, rules
 from tests.support.tolerances import error
-from tintc.evaluate.rule import InnerRule, matrices, orthogonal, summed_loss
+from tintc.compiler.rule import InnerRule, matrices, orthogonal, summed_loss
 from tintc.ir.config import SimulatorConfig
 
 LIMIT = 1e-11
