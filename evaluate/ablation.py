@@ -201,6 +201,7 @@ class _Ablation:
         return {
             "steps": self._settings.base.steps,
             "layers": self._settings.base.layers,
+            "rule": self._settings.base.rule,
             "dtype": self._variants[0].type_name,
             "inner_lr": self._settings.inner_lr,
             "error_sequences": len(self._error_ids),
@@ -335,7 +336,8 @@ class _Ablation:
 
 
 def _one_step(variant: Variant) -> SimulatorConfig:
-    return dataclasses.replace(variant.config, steps=1)
+    """By sgd: update errors are about the gradient, whatever the rule makes of it."""
+    return dataclasses.replace(variant.config.by_plain_sgd(), steps=1)
 
 
 def _digest(ids_1T: Tensor) -> str:

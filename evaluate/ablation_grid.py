@@ -62,7 +62,8 @@ def grid(base: SimulatorConfig, dtype: torch.dtype = torch.float32) -> list[Vari
         *(at("activation", "activation_gradient", scale) for scale in SCALES),
         variant("loss-mean-embedding", loss_gradient="mean_embedding"),
         variant("loss-quadratic", loss_gradient="quadratic"),
-        variant("norm-update-bias", norm_update="bias"),
+        # `train` says itself which parameters of norms learn
+        *([] if base.train else [variant("norm-update-bias", norm_update="bias")]),
     ]
     together = [
         variant("paper", **_PAPER),

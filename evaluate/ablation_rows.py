@@ -122,6 +122,6 @@ def fields_of(config: SimulatorConfig) -> dict[str, Any]:
     """What a fused simulator's results depend on: every field but the geometry of the prefix."""
     return {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in config.described().items()
         if name not in ("prefix_tokens", "sim_hidden", "sim_heads")
     }

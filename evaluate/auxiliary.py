@@ -108,11 +108,16 @@ class Auxiliary:
         return Simulated(self.simulator(config), config.inner_lr)
 
     def dynamic_evaluation(self, config: SimulatorConfig) -> DynamicEvaluation:
-        """torch.autograd for as many layers and steps, on the same parameters of norms, through
+        """torch.autograd by the same rule, for as many steps on the same weights, through
         everything that the config approximates.
         """
-        exact = SimulatorConfig.exact(layers=config.layers, norm_update=config.norm_update)
-        return DynamicEvaluation(self.simulator(exact), config.inner_lr, config.steps)
+        chosen = (
+            {"train": config.train}
+            if config.train
+            else {"layers": config.layers, "norm_update": config.norm_update}
+        )
+        exact = SimulatorConfig.exact(**chosen, lr_scale=config.lr_scale)
+        return DynamicEvaluation(self.simulator(exact), config)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

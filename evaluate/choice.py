@@ -1,9 +1,12 @@
-"""Chooses an inner learning rate on data that is not evaluated."""
+"""Chooses an inner learning rate, and a rule, on data that is not evaluated."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from tintc.ir.config import SimulatorConfig
 
 START = 1e-4
 _LIMIT = 48  # half-octaves either way: a factor of 1.7e7
@@ -39,3 +42,34 @@ def choose_rate(
             diverged = math.isinf(at(found)) and found > -_LIMIT  # all three: go on downwards
             improved, best = at(found) < at(best) or diverged, found
     return rate(best)
+
+
+def choose_rule(
+    rules: Sequence[SimulatorConfig],
+    loss: Callable[[SimulatorConfig], float],
+    starts: dict[SimulatorConfig, float],
+) -> SimulatorConfig:
+    """Of several rules, each at its own best rate, the one of the lowest loss; a tie goes to the
+    first.
+
+    starts: where the search for a rule's rate starts, if it was chosen before; is brought up to
+    date.
+    """
+    seen: dict[SimulatorConfig, float] = {}
+    best = []
+    for rule in rules:
+
+        def at(rate: float, rule: SimulatorConfig = rule) -> float:
+            config = dataclasses.replace(rule, inner_lr=rate)
+            seen[config] = loss(config)
+            return seen[config]
+
+        found = choose_rate(at, start=starts.get(rule, START), coarse=rule not in starts)
+        starts[rule] = found
+        best.append(dataclasses.replace(rule, inner_lr=found))
+
+    def lowest(rule: SimulatorConfig) -> float:
+        value = seen.get(rule, math.inf)  # the search may end where it asked nothing
+        return value if math.isfinite(value) else math.inf
+
+    return min(best, key=lowest)

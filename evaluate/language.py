@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tintc.evaluate import losses
 from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.choice import START, choose_rate
+from tintc.evaluate.choice import choose_rule
 from tintc.evaluate.language_settings import Settings
 from tintc.evaluate.learners import Learner
 from tintc.evaluate.statistics import paired_p_value
@@ -66,7 +66,10 @@ class Run:
 
     def at(self, rate: float) -> Run:
         assert self.config is not None
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, inner_lr=rate))
+        return self.by(dataclasses.replace(self.config, inner_lr=rate))
+
+    def by(self, config: SimulatorConfig) -> Run:
+        return dataclasses.replace(self, config=config)
 
     def learner(self, auxiliary: Auxiliary) -> Learner:
         if self.config is None:
@@ -82,9 +85,10 @@ class Run:
         """What the numbers depend on; an ascent is a simulator at a negative rate."""
         if self.config is None:
             return {"learner": UNMODIFIED}
-        config = self.config.to_dict()
+        config = self.config.described()
         if self.name == DYNAMIC:
-            config = {name: config[name] for name in ("layers", "steps", "norm_update", "inner_lr")}
+            kept = ("layers", "steps", "norm_update", "inner_lr", *self.config.rule)
+            config = {name: config[name] for name in kept}
         return {"learner": DYNAMIC if self.name == DYNAMIC else SIMULATOR, "config": config}
 
 
@@ -204,20 +208,19 @@ def run(
             learners.append(Run(DYNAMIC, config))
         learners.append(Run(SIMULATOR, config))
     each = len(learners) + 2 * len(settings.presets) + 1
-    rates_tried = 0 if settings.inner_lr is not None else 5
+    rates_tried = 0 if settings.inner_lr is not None else 5 * settings.candidates
     experiment.total = len(settings.fractions) * (
         each * len(evaluated) + len(learners) * rates_tried * len(chosen_on)
     )
     rows: list[dict[str, Any]] = []
-    rates: dict[int, float] = {}
+    starts: list[dict[SimulatorConfig, float]] = [{} for _ in learners]
     for fraction in settings.fractions:
         before = experiment.measure(
             Run(UNMODIFIED), fraction, evaluated, f"{fraction:g} {UNMODIFIED}"
         )
         rows.append(_row(Run(UNMODIFIED), fraction, evaluated, before, before))
         for index, learner in enumerate(learners):
-            rates[index] = _choose(experiment, learner, fraction, chosen_on, rates.get(index))
-            chosen = learner.at(rates[index])
+            chosen = _choose(experiment, learner, fraction, chosen_on, starts[index])
             for control in [chosen] if learner.name == DYNAMIC else [chosen, *_controls(chosen)]:
                 found = experiment.measure(
                     control, fraction, evaluated, f"{fraction:g} {control.name}"
@@ -307,24 +310,26 @@ def _choose(
     learner: Run,
     fraction: float,
     chosen_on: list[Piece],
-    start: float | None,
-) -> float:
-    """The rate of the lowest mean loss; from one fraction to the next the search starts where the
-    last one ended.
+    starts: dict[SimulatorConfig, float],
+) -> Run:
+    """At the rate, and by those of the rules asked for, of the lowest mean loss; from one fraction
+    to the next the search starts where the last one ended.
     """
-    if experiment.settings.inner_lr is not None:
-        return experiment.settings.inner_lr
+    settings = experiment.settings
+    assert learner.config is not None
+    if settings.inner_lr is not None:
+        return learner.at(settings.inner_lr)
 
-    def loss(rate: float) -> float:
+    def loss(config: SimulatorConfig) -> float:
         found = experiment.measure(
-            learner.at(rate),
+            learner.by(config),
             fraction,
             chosen_on,
-            f"{fraction:g} {learner.name}, choosing: {rate:g}",
+            f"{fraction:g} {learner.name}, choosing: {config.inner_lr:g}",
         )
         return statistics.fmean(losses.values(found))
 
-    return choose_rate(loss, start=start or START, coarse=start is None)
+    return learner.by(choose_rule(settings.rules(learner.config), loss, starts))
 
 
 def _row(
@@ -347,6 +352,7 @@ def _row(
         "learner": run.name,
         "norm_update": None if run.config is None else run.config.norm_update,
         "config": None if run.config is None or run.name == DYNAMIC else run.config.to_dict(),
+        "rule": None if run.config is None else run.config.rule,
         "inner_lr": None if run.config is None else run.config.inner_lr,
         "n": len(items),
         "perplexity": losses.perplexity(statistics.fmean(after)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,15 @@ class Settings:
     batch: int = field(
         default=1, metadata=about("Sequences of one call; results do not depend on it.")
     )
+    momentums: tuple[float, ...] = field(
+        default=(),
+        metadata=about(
+            "Momenta to choose from, as the rate is chosen, for every learner.", metavar="MU,..."
+        ),
+    )
+    decays: tuple[float, ...] = field(
+        default=(), metadata=about("Decays to choose from, likewise.", metavar="F,...")
+    )
     changes: Mapping[str, Any] = field(
         default_factory=dict,
         metadata=about("Other fields of SimulatorConfig, over each preset."),
@@ -71,8 +81,35 @@ class Settings:
                 raise UsageError(
                     f"{name} is {value}; expected at least {4 if name == 'tokens' else 1}"
                 )
+        self._check_choices()
         for preset in self.presets:
-            self.config(preset)
+            self.rules(self.config(preset))
+
+    def _check_choices(self) -> None:
+        for name, chosen in (("momentums", "momentum"), ("decays", "decay")):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UsageError(f"{name} are {values}; expected none of them twice")
+            if values and self.inner_lr is not None:
+                raise UsageError(
+                    f"inner_lr is {self.inner_lr:g} and {name} are to be chosen from; expected "
+                    "inner_lr=none, as the rate is chosen with them"
+                )
+            if values and chosen in self.changes:
+                raise UsageError(f"{chosen} and {name} are both given; expected one of them")
+
+    @property
+    def candidates(self) -> int:
+        """Rules that are chosen from, each with a rate of its own."""
+        return max(1, len(self.momentums)) * max(1, len(self.decays))
+
+    def rules(self, config: SimulatorConfig) -> list[SimulatorConfig]:
+        """The config with each momentum and decay to choose from."""
+        return [
+            dataclasses.replace(config, momentum=momentum, decay=decay)
+            for momentum in self.momentums or (config.momentum,)
+            for decay in self.decays or (config.decay,)
+        ]
 
     def config(self, preset: str) -> SimulatorConfig:
         rate = {} if self.inner_lr is None else {"inner_lr": self.inner_lr}

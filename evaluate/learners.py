@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tintc.evaluate.sgd import step_in_place, summed_loss
+from tintc.evaluate.rule import InnerRule, matrices, summed_loss
 from tintc.evaluate.speed.benchmark import updated_parameters
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.head import token_losses
 from tintc.runtime.batch import Batch
 from tintc.runtime.masks import carries_loss, next_token
@@ -99,8 +100,8 @@ class Simulated(Learner):
 
 
 class DynamicEvaluation(Learner):
-    """torch.autograd and SGD on the sum of the cross-entropies of the targets, one sequence after
-    the other:
+    """torch.autograd and the inner rule of a config (`evaluate/rule.py`) on the sum of the
+    cross-entropies of the targets, one sequence after the other; without one
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  k < steps
 
@@ -109,8 +110,8 @@ class DynamicEvaluation(Learner):
     simulator: of exact gradients; only its forward pass before any update is used.
     """
 
-    def __init__(self, simulator: Simulator, inner_lr: float, steps: int) -> None:
-        self.simulator, self.inner_lr, self.steps = simulator, inner_lr, steps
+    def __init__(self, simulator: Simulator, config: SimulatorConfig) -> None:
+        self.simulator, self.rule = simulator, InnerRule(config, matrices(simulator))
 
     def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         found = []
@@ -136,7 +137,7 @@ class DynamicEvaluation(Learner):
         flags = [(parameter, parameter.requires_grad) for parameter in self.simulator.parameters()]
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            self._train(batch, weights)
+            self._train(batch, weights, before)
 
             @torch.inference_mode()
             def predict(batch: Batch, keep_K: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ class DynamicEvaluation(Learner):
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def _train(self, batch: Batch, weights: dict[str, Tensor]) -> None:
+    def _train(self, batch: Batch, weights: dict[str, Tensor], before: dict[str, Tensor]) -> None:
         carries_T = carries_loss(batch.targets())[0]
         if not bool(carries_T.any()):
             return
@@ -160,10 +161,11 @@ class DynamicEvaluation(Learner):
         self.simulator.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_()
+        state = self.rule.start(before)
         with torch.enable_grad():
-            for _ in range(self.steps):
+            for _ in range(self.rule.config.steps):
                 loss = summed_loss(predict_initial(self.simulator, segment, keep_K)[0], targets_K)
-                step_in_place(loss, weights, self.inner_lr)
+                self.rule.step_in_place(loss, weights, state)
 
 
 def predict_initial(simulator: Simulator, batch: Batch, keep_K: Tensor) -> Tensor:

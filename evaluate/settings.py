@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Settings:
     """Every field says beside itself what it is for. Raises UsageError for what makes no sense.
 
     The layers and steps of a simulator come from its budget, and all other fields of its config
-    from `changes`, over each preset.
+    from `changes`, over each preset. With `train` among them, only the steps do.
     """
 
     tasks: tuple[str, ...] = field(
@@ -157,15 +158,15 @@ class Settings:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
                 )
-        for preset in self.presets:
-            SimulatorConfig.preset(preset, **self.changes)
         for rate in (*(self.rates or ()), *(() if self.inner_lr is None else (self.inner_lr,))):
             if not (math.isfinite(rate) and rate > 0):
                 raise UsageError(f"an inner learning rate is {rate}; expected a number above 0")
         if self.rates == ():
             raise UsageError("rates are none; expected at least one inner learning rate")
         for budget in self.budgets:
-            parse_budget(budget)
+            layers, steps = parse_budget(budget)
+            for preset in self.presets:
+                _config(preset, self.changes, layers, steps)
 
     def rates_for(self, shots: int, budget: str) -> tuple[float, ...]:
         """Rates that are tried, from small to large."""
@@ -202,6 +203,16 @@ def parse_budget(text: str) -> tuple[int, int]:
     return int(layers), int(steps)
 
 
+def _config(
+    preset: str, changes: Mapping[str, Any], layers: int | None, steps: int
+) -> SimulatorConfig:
+    """Of a budget. What `train` selects is trained in any case: then its layers only scale the
+    rates that are tried.
+    """
+    budget = {"steps": steps, **({} if changes.get("train") else {"layers": layers})}
+    return SimulatorConfig.preset(preset, **changes, **budget)
+
+
 @dataclass(frozen=True)
 class Method:
     """Who learns, and how: `unmodified`, `dynamic evaluation` or `simulator`. layers: of this
@@ -230,8 +241,9 @@ class Method:
     def learner(self, auxiliary: Auxiliary) -> Learner:
         if self.preset is None:
             return auxiliary.unmodified()
-        budget = {"layers": self.layers, "steps": self.steps, "inner_lr": self.rate}
-        config = SimulatorConfig.preset(self.preset, **dict(self.changes), **budget)
+        assert self.steps is not None and self.rate is not None
+        config = _config(self.preset, dict(self.changes), self.layers, self.steps)
+        config = dataclasses.replace(config, inner_lr=self.rate)
         return (
             auxiliary.simulated(config)
             if self.kind == "simulator"

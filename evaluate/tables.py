@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tintc.evaluate.language import DYNAMIC, SIMULATOR, UNMODIFIED
+from tintc.ir.rule_values import RULE, rule_text
 
 _NOT_FINITE = "not finite"
 
@@ -50,7 +51,7 @@ def lm_table(report: dict[str, Any]) -> Table:
         (
             f"{row['fraction']:g}" if row["learner"] == UNMODIFIED else "",
             _learner(row, len(settings["presets"]) > 1),
-            rate(row["inner_lr"]),
+            rate(row["inner_lr"], row.get("rule"), settings),
             number(row["perplexity"]),
             "" if row["learner"] == UNMODIFIED else change(row["change"], row["error"]),
             p_value(row["p_value"]),
@@ -79,7 +80,7 @@ def lm_table(report: dict[str, Any]) -> Table:
         (
             f"n = {data['sequences']} sequences of {settings['tokens']} tokens (seeds "
             f"{', '.join(map(str, settings['seeds']))}); "
-            f"{budget(settings)}. {chosen}",
+            f"{budget(settings, settings.get('changes'))}. {chosen}",
             "Change: of the perplexity against the unmodified model, ± standard error over "
             "sequences; "
             "p: paired permutation test against the unmodified model.",
@@ -132,6 +133,7 @@ def classify_table(report: dict[str, Any]) -> Table:
             "item's own context is trained on. "
             "Rate, budget, template and calibration were chosen on training data.",
             "p: paired permutation test over the items of all tasks against the unmodified model.",
+            *([f"Inner rule: {rule}."] if (rule := _rule(settings.get("changes"))) else []),
         ),
         numeric=2,
     )
@@ -177,7 +179,7 @@ def ablate_table(report: dict[str, Any]) -> Table:
         (
             f"n = {data['sequences']} sequences of {settings['tokens']} tokens, the first "
             f"{settings['trained']} trained on; "
-            f"{budget(settings)}; rates {chosen}.",
+            f"{budget(settings, settings.get('rule'))}; rates {chosen}.",
             "Cosine and relative error: of one step's update with the exact gradient in float64, "
             f"on {settings['error_sequences']} sequences. Change: of the perplexity against the "
             "unmodified model in the same float format, "
@@ -200,17 +202,34 @@ def _learner(row: dict[str, Any], presets: bool) -> str:
     return str(row["learner"]).replace(SIMULATOR, f"{SIMULATOR} ({'exact' if exact else 'paper'})")
 
 
-def budget(settings: dict[str, Any]) -> str:
-    """Steps and layers in words."""
+def budget(settings: dict[str, Any], rule: dict[str, Any] | None = None) -> str:
+    """Steps, layers and the inner rule, unless it is plain sgd, in words."""
     steps, layers = settings["steps"], settings["layers"]
-    return (
-        f"{steps} step{'s' if steps > 1 else ''}, "
-        f"{'all blocks' if layers is None else f'the top {layers} blocks'}"
-    )
+    blocks = "all blocks" if layers is None else f"the top {layers} blocks"
+    where = [] if rule and rule.get("train") else [blocks]
+    named = [found] if (found := _rule(rule)) else []
+    return ", ".join([f"{steps} step{'s' if steps > 1 else ''}", *where, *named])
 
 
-def rate(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+def _rule(fields: dict[str, Any] | None) -> str:
+    """In words; nothing for plain sgd. fields: of a config, others than the rule's too."""
+    rule = {name: value for name, value in (fields or {}).items() if name in RULE}
+    return rule_text(rule) if rule else ""
+
+
+def rate(
+    value: float | None,
+    rule: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> str:
+    """With what was chosen beside it."""
+    chosen = {"momentum": "momentums", "decay": "decays"}
+    parts = [
+        f"{name} {(rule or {}).get(name, 0):g}"
+        for name, grid in chosen.items()
+        if (settings or {}).get(grid)
+    ]
+    return "" if value is None else ", ".join([f"{value:g}", *parts])
 
 
 def number(value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from tintc.ir.described import about
 from tintc.ir.errors import UsageError
 from tintc.ir.rule_values import (
+    RULE,
     Factors,
     Normalize,
     Optimizer,
@@ -36,8 +37,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
 }
 Preset = Literal["paper", "exact"]
+UNROLLED = 4  # steps that a graph holds at most; more run the program of one step in a loop
 PRESETS = get_args(Preset)
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+_SHARE = "a number from 0 to below 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +194,7 @@ class SimulatorConfig:
             train=patterns("train", self.train),
             lr_scale=factors("lr_scale", self.lr_scale),
             schedule=schedule(self.schedule, self.steps),
-            momentum=number("momentum", self.momentum, 0, _BELOW_1, "from 0 to below 1"),
+            momentum=number("momentum", self.momentum, 0, _BELOW_1, _SHARE),
             decay=number("decay", self.decay, 0, 1, "a number from 0 to 1"),
             betas=_betas(self.betas),
             eps=number("eps", self.eps, _ABOVE_0, expected="a number above 0"),
@@ -285,9 +288,40 @@ class SimulatorConfig:
             found["schedule"] = list(self.schedule)
         return found
 
+    @property
+    def looped(self) -> bool:
+        """Whether the steps run one compiled step in a loop: the graph has one then."""
+        return self.steps > UNROLLED
+
+    @property
+    def unrolled_steps(self) -> int:
+        """Steps in the lowered graph."""
+        return 1 if self.looped else self.steps
+
     def schedule_factor(self, step: int) -> float:
         """The factor of the inner learning rate at a step, counted from 0."""
         return schedule_factor(self.schedule, step, self.steps)
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The fields of the inner rule that are not at their defaults, of JSON's types; none where
+        it is plain sgd on the weights of `layers`.
+        """
+        found, plain = self.to_dict(), SimulatorConfig().to_dict()
+        return {name: found[name] for name in RULE if found[name] != plain[name]}
+
+    def described(self) -> dict[str, Any]:
+        """Every field, but the rule's only where they are not at their defaults: what results are
+        kept under, so that those of plain sgd are found which were kept before there were rules.
+        """
+        fields = {name: value for name, value in self.to_dict().items() if name not in RULE}
+        return fields | self.rule
+
+    def by_plain_sgd(self) -> SimulatorConfig:
+        """The same weights, trained without any rule."""
+        plain = SimulatorConfig()
+        changed = {name: getattr(plain, name) for name in RULE if name != "train"}
+        return dataclasses.replace(self, **changed)
 
     def exact_counterpart(self) -> SimulatorConfig:
         """Direct fine-tuning of the same weights for as many steps, all at one rate: what costs are
@@ -326,7 +360,5 @@ def _betas(value: Any) -> tuple[float, float]:
     given = value.split(",") if isinstance(value, str) else value
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise UsageError(f"betas is {value!r}; expected two numbers from 0 to below 1")
-    first, second = (
-        number("one of betas", each, 0, _BELOW_1, "from 0 to below 1") for each in given
-    )
+    first, second = (number("one of betas", each, 0, _BELOW_1, _SHARE) for each in given)
     return first, second

@@ -92,6 +92,8 @@ def _fits(value: Any, kind: str, dtype: str | None) -> bool:
     """Whether a value is of a schema's type, in torch's spelling."""
     if kind.startswith("Optional["):
         return value is None or _fits(value, kind[len("Optional[") : -1], dtype)
+    if kind == "List[Tensor]":
+        return isinstance(value, list) and all(_fits(each, "Tensor", dtype) for each in value)
     if kind == "Tensor" or isinstance(value, fx.Node):
         return _is_tensor(value, kind, dtype)
     if kind == "float":

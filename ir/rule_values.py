@@ -17,6 +17,21 @@ Normalize = Literal["none", "weight"]
 Optimizer = Literal["sgd", "adam", "rms", "muon"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 Factors = tuple[tuple[str, float], ...]
+# Fields of a config that make up its inner rule.
+RULE = (
+    "train",
+    "lr_scale",
+    "schedule",
+    "momentum",
+    "nesterov",
+    "clip_norm",
+    "normalize",
+    "decay",
+    "max_drift",
+    "optimizer",
+    "betas",
+    "eps",
+)
 
 
 def patterns(name: str, value: Any) -> tuple[str, ...]:
@@ -37,7 +52,11 @@ def factors(name: str, value: Any) -> Factors:
         pairs = (pairs,)
     if not isinstance(pairs, Iterable):
         raise UsageError(f"{name} is {value!r}; expected a factor for each pattern")
-    return tuple(_pair(name, each) for each in pairs)
+    found: dict[str, float] = {}
+    for pattern, factor in (_pair(name, each) for each in pairs):
+        found.pop(pattern, None)  # given again, it is the last: a dict keeps the order of the first
+        found[pattern] = factor
+    return tuple(found.items())
 
 
 def _pair(name: str, value: Any) -> tuple[str, float]:
@@ -107,3 +126,21 @@ def schedule_factor(value: str | tuple[float, ...], step: int, steps: int) -> fl
     if value == "cosine":
         return (1 + math.cos(math.pi * step / steps)) / 2
     return 1.0
+
+
+def rule_text(rule: Mapping[str, Any]) -> str:
+    """A rule in words, from those of its fields that are not at their defaults; of none `sgd`."""
+    optimizer = rule.get("optimizer", "sgd")
+    parts = [_said(name, rule[name]) for name in RULE if name in rule and name != "optimizer"]
+    return ", ".join([optimizer, *parts])
+
+
+def _said(name: str, value: Any) -> str:
+    if value is True:
+        return name
+    if name == "lr_scale":
+        value = [f"{pattern}={factor:g}" for pattern, factor in factors(name, value)]
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return f"{name} {' '.join(f'{p:g}' if isinstance(p, float) else str(p) for p in parts)}"

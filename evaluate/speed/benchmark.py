@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tintc.compiler.frontend.capture import LogitsOnly
-from tintc.evaluate.sgd import step, step_in_place, summed_loss
+from tintc.evaluate.rule import InnerRule, summed_loss
 from tintc.ir.builder import outputs
 from tintc.runtime.simulator import Simulator
 
@@ -80,23 +80,19 @@ class HandWrittenLoop:
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k);  logits = f(x; W_steps)
 
-    with L the sum over the training segment's targets (`evaluate/sgd.py`), for the parameters
-    `names`, through `torch.func.functional_call`; the model's own weights stay. It keeps nothing
-    longer than it needs: no graph outside of training, no gradient after its use, no cache, no
-    padding, and of the segment only the tokens that the loss depends on (the last one is a target).
-    The loss of half-precision logits is computed in float32.
+    or by another rule (`evaluate/rule.py`), with L the sum over the training segment's targets, for
+    the parameters `names`, through `torch.func.functional_call`; the model's own weights stay. It
+    keeps nothing longer than it needs: no graph outside of training, no gradient after its use, no
+    cache, no padding, and of the segment only the tokens that the loss depends on (the last one is
+    a target). The loss of half-precision logits is computed in float32.
 
     model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
     """
 
-    def __init__(
-        self, model: nn.Module, names: Iterable[str], *, steps: int, inner_lr: float
-    ) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], rule: InnerRule) -> None:
         self._model = LogitsOnly(model.requires_grad_(False))
-        self._weights = {
-            f"auxiliary.{name}": model.get_parameter(name).requires_grad_() for name in names
-        }
-        self._steps, self._inner_lr = steps, inner_lr
+        self._weights = {name: model.get_parameter(name).requires_grad_() for name in names}
+        self._rule = rule
 
     def __call__(self, work: Workload) -> list[Tensor]:
         """Logits (T, V) of each sequence under its own updated weights."""
@@ -106,35 +102,33 @@ class HandWrittenLoop:
         """The trained parameters after the last step on one sequence, by their names in the
         model.
         """
-        return {
-            name.removeprefix("auxiliary."): weight.detach()
-            for name, weight in self._train(ids_1T[:, :trained]).items()
-        }
+        found = self._train(ids_1T[:, :trained])
+        return {name: weight.detach() for name, weight in found.items()}
 
     def _one(self, ids_1T: Tensor, trained: int) -> Tensor:
         weights = self._train(ids_1T[:, :trained])
         with torch.no_grad():
-            logits: Tensor = functional_call(self._model, weights, (ids_1T,))
-        return logits[0]
+            return self._logits(weights, ids_1T)[0]
 
     def _train(self, segment_1S: Tensor) -> dict[str, Tensor]:
-        weights = self._weights
-        for number in range(self._steps):
+        weights, state = self._weights, self._rule.start(self._weights)
+        for number in range(self._rule.config.steps):
             loss = self._loss(weights, segment_1S)
             if number == 0:
-                weights = step(loss, weights, self._inner_lr)
+                weights = self._rule.step(loss, weights, state)
             else:  # these are the loop's own already
-                step_in_place(loss, weights, self._inner_lr)
+                self._rule.step_in_place(loss, weights, state)
         return weights
 
     def _loss(self, weights: dict[str, Tensor], segment_1S: Tensor) -> Tensor:
         ids = segment_1S[:, :-1]
-        logits: Tensor = (
-            self._model(ids)
-            if weights is self._weights
-            else functional_call(self._model, weights, (ids,))
-        )
+        logits = self._model(ids) if weights is self._weights else self._logits(weights, ids)
         return summed_loss(logits[0], segment_1S[0, 1:])
+
+    def _logits(self, weights: dict[str, Tensor], ids_1T: Tensor) -> Tensor:
+        named = {f"auxiliary.{name}": weight for name, weight in weights.items()}
+        logits: Tensor = functional_call(self._model, named, (ids_1T,))
+        return logits
 
 
 def updated_parameters(simulator: Simulator) -> list[str]:

@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 
+from tintc.evaluate.rule import InnerRule
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError
 
 SIDES = ("simulator", "loop")
@@ -100,9 +102,9 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
     """The call of one side. Settings: side, artifact (the simulator's), source and options of
-    `load_source` (the loop's), dtype, steps, inner_lr; optimize and torch_compile of `compile`;
-    names of the loop's parameters; vocab_size, batch, tokens, trained and seed of the workload;
-    device; threads. Each side imports what it needs alone."""
+    `load_source` (the loop's), dtype, config and matrices (of its `InnerRule`); optimize and
+    torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained
+    and seed of the workload; device; threads. Each side imports what it needs alone."""
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
@@ -114,9 +116,8 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
             "dtype": getattr(torch, settings["dtype"]),
         }
         model = load_source(settings["source"], **options).model.to(device)
-        loop = HandWrittenLoop(
-            model, settings["names"], steps=settings["steps"], inner_lr=settings["inner_lr"]
-        )
+        config = SimulatorConfig.from_dict(settings["config"])
+        loop = HandWrittenLoop(model, settings["names"], InnerRule(config, settings["matrices"]))
         return lambda: loop(work)
     from tintc.compiler.artifact import load
 

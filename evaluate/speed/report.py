@@ -20,6 +20,7 @@ from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
+from tintc.evaluate.rule import matrices, rule_of
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant
@@ -140,7 +141,7 @@ def bench_report(
         _memory(source, simulator, settings, sizes, names, progress) if settings.memory else None
     )
     simulator, model = simulator.to(settings.device), model.to(settings.device)
-    loop = HandWrittenLoop(model, names, steps=config.steps, inner_lr=config.inner_lr)
+    loop = HandWrittenLoop(model, names, rule_of(simulator))
     enough = {**sizes, "batch": max(sizes["batch"], _CHECKED)}
     work = benchmark.random_workload(
         simulator.program.facts.vocab_size, **enough, seed=settings.seed
@@ -176,6 +177,7 @@ def _facts(
     return {
         "against": settings.against,
         "config": simulator.config.to_dict(),
+        "rule": simulator.config.rule,
         "exact": simulator.config.is_exact,
         "backend": settings.backend,
         "share": settings.share,
@@ -286,8 +288,8 @@ def _memory(
     asked = {
         "source": source,
         "options": {**settings.options, "seed": settings.seed},
-        "steps": simulator.config.steps,
-        "inner_lr": simulator.config.inner_lr,
+        "config": simulator.config.to_dict(),
+        "matrices": matrices(simulator),
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
         "dtype": _name(settings.dtype),

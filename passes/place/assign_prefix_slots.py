@@ -21,7 +21,6 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Layout, PrefixSlot, Range, Rows, Tile
 from tintc.ir.node_meta import info
-from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, prefix
 from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
@@ -76,8 +75,8 @@ def _updated(graph: fx.Graph) -> set[str]:
 
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
-    """((weight, its own bias or None), also of tables that learn; vectors: of norms, and biases
-    whose weight another layer has).
+    """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
+    has). Behind them tables that learn, and what only the inner rule reads.
     """
     norms = [node for node in graph.nodes if is_tint(node, norm_forward)]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
@@ -96,9 +95,10 @@ def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], lis
         elif own is not None:
             vectors.append(own)
         seen |= {read for read in (weight, own) if read is not None}
-    tables = [argument(node, "table") for node in graph.nodes if is_tint(node, embedding)]
-    learning = dict.fromkeys(t for t in tables if is_tint(t, prefix) and t not in seen)
-    return [*matrices, *((table, None) for table in learning)], vectors
+    further = [n for n in graph.nodes if is_tint(n, prefix) and n not in seen]
+    matrices += [(node, None) for node in further if len(_shape(node)) == 2]
+    vectors += [node for node in further if len(_shape(node)) == 1]
+    return matrices, vectors
 
 
 def _sizes(weight: fx.Node) -> tuple[int, int]:

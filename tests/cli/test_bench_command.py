@@ -36,6 +36,24 @@ def bench(*arguments: object, memory: bool = False) -> Finished:
     )
 
 
+class TestRule:
+    def test_is_named_and_both_sides_follow_it(self) -> None:
+        rule = ("--decay", 0.5, "--lr-scale", "*.bias=2", "--schedule", "1,.5", "--steps", 2)
+        facts = bench("--json", *rule).document
+        assert facts["rule"] == {"decay": 0.5, "lr_scale": {"*.bias": 2.0}, "schedule": [1, 0.5]}
+        shown = " ".join(bench(*rule).out.split())
+        assert "inner rule sgd, lr_scale *.bias=2, schedule 1 0.5, decay 0.5" in shown
+        assert bench("--json").document["rule"] == {}
+
+    @pytest.mark.slow
+    def test_of_an_exact_simulator_is_the_loop_s(self) -> None:
+        """Else bench would refuse the difference; and the process that measures memory has it."""
+        rule = ("--momentum", 0.9, "--steps", 2, "--optimizer", "muon", "--preset", "exact")
+        facts = bench("--json", *rule, "--dtype", "float64", memory=True).document
+        assert facts["checks"][-1]["name"] == "loop"
+        assert facts["memory"]["loop"]["peak_bytes"] > 0
+
+
 class TestDocument:
     @pytest.mark.slow
     def test_everything(self) -> None:

@@ -126,6 +126,21 @@ class TestConfig:
             "inner_lr": 0.25,
         }
 
+    def test_only_what_differs_from_a_preset(self) -> None:
+        """Lists and factors that are at their defaults do not; nor what `train` replaces, which no
+        preset takes beside it.
+        """
+        config = SimulatorConfig.exact(train="*.mlp.*", norm_gradient="first_order", decay=0.1)
+        found = Compiled(config, "fused", "none", "float32", LAYERS).over_preset()
+        assert found == {
+            "preset": "exact",
+            "norm_gradient": "first_order",
+            "train": ["*.mlp.*"],
+            "decay": 0.1,
+            "inner_lr": 1e-4,
+        }
+        assert SimulatorConfig.preset(found.pop("preset"), **found) == config
+
     def test_compile(self, folder: Path, tmp_path: Path) -> None:
         assert tintc("compile", folder, "-o", tmp_path / "a", "--steps", 1, "-q").code == 0
         again = package.load(tmp_path / "a")

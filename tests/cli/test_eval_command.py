@@ -303,3 +303,23 @@ def test_an_ablation_is_shown_kept_and_resumed(text: Path, tmp_path: Path) -> No
 )
 def test_bad_ablation_options(text: Path, more: tuple[object, ...], message: str) -> None:
     assert message in ablate(text, *more).refused(2)
+
+
+def test_rules(text: Path) -> None:
+    """Of everyone; what is chosen is said beside the rate, and the rest below the table."""
+    rule = ("--steps", 2, "--schedule", "linear", "--lr-scale", "*.bias=2", "--lr-scale", "*.0.*=0")
+    given = ("--inner-lr", "1e-3", "--clip-norm", 1)
+    report = lm(text, *rule, *given, "--json").document
+    found = [row["rule"] for row in report["rows"] if row["rule"] is not None]
+    expected = {
+        "schedule": "linear",
+        "lr_scale": {"*.bias": 2.0, "*.0.*": 0.0},
+        "clip_norm": 1.0,
+    }
+    assert found == [expected] * 4
+    shown = lm(text, *rule, "--momentums", "0.5", "--decays", "0,.1")
+    assert ", momentum 0.5, decay 0" in shown.out
+    words = "sgd, lr_scale *.bias=2 *.0.*=0, schedule linear"
+    assert words in " ".join(shown.out.split())
+    message = "and momentums are to be chosen from; expected --inner-lr none, as the rate is"
+    assert message in lm(text, "--momentums", "0,.9", "--inner-lr", "1e-3").refused(2)

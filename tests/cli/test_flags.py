@@ -169,6 +169,69 @@ class TestOnlyWhatIsGivenOverrides:
             assert tintc(*command.split(), "--sim-heads", 4).code == 0
             assert SimulatorConfig(sim_heads=4) in asked["given"]
 
+    def test_rules(self, asked: dict[str, Any]) -> None:
+        """Of what may be given several times all counts; factors in their order."""
+        patterns = ("--train", "*.mlp.*", "--train", "*.bias,*.norm.*")
+        factors = ("--lr-scale", "*=2", "--lr-scale", "*.mlp.*=0.5,a=1e-3", "--lr-scale", "*=3")
+        steps = ("--steps", 3, "--schedule", "1,.5,0", "--momentum", 0.9, "--nesterov")
+        limits = ("--clip-norm", 0.5, "--decay", 0.1, "--max-drift", 2)
+        assert tintc("cost", "m", *patterns, *factors, *steps, *limits).code == 0
+        assert asked["given"][1] == SimulatorConfig(
+            train=("*.mlp.*", "*.bias", "*.norm.*"),
+            lr_scale=(("*.mlp.*", 0.5), ("a", 1e-3), ("*", 3.0)),
+            steps=3,
+            schedule=(1.0, 0.5, 0.0),
+            momentum=0.9,
+            nesterov=True,
+            clip_norm=0.5,
+            decay=0.1,
+            max_drift=2.0,
+        )
+        adam = ("--optimizer", "adam", "--betas", ".5,.9", "--eps", "1e-6", "--schedule", "cosine")
+        assert tintc("compile", "tiny-opt", "-o", "x", *adam, "--normalize", "weight").code == 0
+        assert asked["given"][2] == SimulatorConfig(
+            optimizer="adam", betas=(0.5, 0.9), eps=1e-6, schedule="cosine", normalize="weight"
+        )
+
+    def test_rules_in_a_file(self, asked: dict[str, Any], file: Path) -> None:
+        fields: dict[str, Any] = {
+            "steps": 2,
+            "train": ["*.mlp.*", "*.bias"],
+            "lr_scale": {"*.bias": 0.5, "*.mlp.*": 2},
+            "schedule": [1, 0.5],
+            "betas": [0.5, 0.9],
+            "clip_norm": 0.5,
+        }
+        file.write_text(json.dumps({"preset": "exact", **fields}))
+        assert tintc("compile", "tiny-opt", "-o", "x", "--config", file).code == 0
+        assert asked["given"][2] == SimulatorConfig.exact(**fields)
+        assert tintc("cost", "m", "--config", file, "--clip-norm", "none", "--train", "b").code == 0
+        assert asked["given"][1].clip_norm is None
+        assert asked["given"][1].train == ("b",)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ("--lr-scale *.bias", "lr_scale is '*.bias'; expected PATTERN=FACTOR"),
+            ("--lr-scale *.bias=x", "lr_scale of *.bias is 'x'; expected a finite number"),
+            ("--schedule 1,.5", "schedule has 2 factors; expected one for each of the 1 steps"),
+            ("--schedule fast", "expected constant, linear, cosine, or a factor for each step"),
+            ("--momentum 1", "momentum is 1.0; expected a number from 0 to below 1"),
+            ("--nesterov", "the config has nesterov without momentum"),
+            ("--betas 5,6", "one of betas is 5.0; expected a number from 0 to below 1"),
+            ("--betas a,b", "betas are 'a,b'; expected numbers"),
+            ("--clip-norm x", "Invalid value for '--clip-norm': 'x'; expected a number"),
+            ("--train a --layers 1", "the config has train and layers"),
+            ("--train a --norm-update all", "train and norm_update are both given"),
+            ("--normalize all", "normalize is 'all'; expected one of none, weight"),
+            ("--optimizer adam --momentum .5", "momentum and optimizer adam; expected sgd or muon"),
+        ],
+    )
+    def test_rules_that_make_no_sense(
+        self, arguments: str, words: str, asked: dict[str, Any]
+    ) -> None:
+        assert words in tintc("cost", "m", *arguments.split()).refused(2)
+
     def test_preset_then_file_then_flags(self, asked: dict[str, Any], file: Path) -> None:
         assert tintc("cost", "tiny-opt", "--config", file, "--sim-heads", 4).code == 0
         assert asked["given"][1] == SimulatorConfig.exact(sim_heads=4, norm_update="bias")

@@ -26,6 +26,14 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.runtime.simulator import Simulator
 
+RULES: tuple[dict[str, Any], ...] = (
+    {"train": ("*.fc1.*", "*.0.*.weight")},
+    {"lr_scale": {"*.1.*": 3.0, "*.bias": 0.5, "*fc2*": 0.0, "*.0.*": -1.0}},
+    {"schedule": "cosine", "momentum": 0.9, "nesterov": True, "clip_norm": 0.5},
+    {"schedule": (1.0, 0.25), "decay": 0.1, "max_drift": 0.5, "normalize": "weight"},
+    {"optimizer": "adam", "betas": (0.5, 0.75), "eps": 1e-4},
+    {"optimizer": "muon", "momentum": 0.5},
+)
 FILES = [
     "manifest.json",
     "graph.json",
@@ -78,6 +86,15 @@ class TestRoundTrip:
         assert loaded.program.layout == simulator.program.layout
         assert loaded.program.stages == simulator.program.stages
         assert loaded.dtype == torch.float64
+
+    @pytest.mark.parametrize("rule", RULES, ids=[next(iter(rule)) for rule in RULES])
+    def test_rules(self, rule: dict[str, Any], tmp_path: Path) -> None:
+        """Every field, in the order that decides between factors."""
+        config = SimulatorConfig.exact(inner_lr=0.01, steps=2, **rule)
+        simulator = simulate(opt(), config)
+        loaded = tintc.load(save(simulator, tmp_path / "saved"))
+        assert loaded.config == config
+        assert_same(everything(loaded), everything(simulator))
 
     def test_twice(self, simulator: Simulator, tmp_path: Path) -> None:
         again = save(simulator, tmp_path / "again")

@@ -232,6 +232,41 @@ class TestForged:
         self.assert_refused(seal(saved, lambda manifest: manifest["config"].update({field: value})))
 
     @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("train", "x" * 10**6),
+            ("train", ["x" * 2000]),
+            ("train", [["a"]]),
+            ("train", {"a": 1.0}),
+            ("train", [1.0]),
+            ("lr_scale", {"a": "1"}),
+            ("lr_scale", {"a": [1.0]}),
+            ("lr_scale", {"a": {"b": 1.0}}),
+            ("lr_scale", {"a": 10**400}),
+            ("lr_scale", {"x" * 2000: 1.0}),
+            ("lr_scale", [1.0, 2.0]),
+            ("lr_scale", 3),
+            ("schedule", [1.0, 2.0, 3.0]),
+            ("schedule", [True, False]),
+            ("schedule", ["1", None]),
+            ("schedule", "fast"),
+            ("betas", [0.5]),
+            ("betas", [0.5, 1.0]),
+            ("betas", {"a": 0.5}),
+            ("momentum", 1.0),
+            ("momentum", [0.5]),
+            ("nesterov", True),
+            ("nesterov", "yes"),
+            ("clip_norm", -1.0),
+            ("decay", 2.0),
+            ("optimizer", "sgdd"),
+        ],
+        ids=lambda value: str(value)[:20],
+    )
+    def test_rules(self, field: str, value: Any, saved: Path) -> None:
+        self.assert_refused(seal(saved, lambda manifest: manifest["config"].update({field: value})))
+
+    @pytest.mark.parametrize(
         ("place", "field", "value"),
         [
             ("layout", "pages", 10**9),

@@ -29,6 +29,7 @@ from tintc.evaluate.ablation_rows import same_step
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.choice import rate
 from tintc.evaluate.store import Store
+from tintc.evaluate.tables import ablate_table
 from tintc.evaluate.update_errors import OUTSIDE, slot_kinds
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
@@ -368,6 +369,29 @@ def test_top_layers_and_steps() -> None:
     loss = F.cross_entropy(logits.flatten(0, 1), EVALUATE[:, LENGTH // 2 :].flatten())
     assert rows(found)["exact"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-7)
     assert rows(found)["exact"]["cosine"] == pytest.approx(1, abs=1e-9)
+
+
+def test_a_rule_changes_what_is_gained_and_no_error_of_the_gradient() -> None:
+    rule = {"momentum": 0.9, "schedule": (1.0, 0.5), "clip_norm": 0.01, "decay": 0.1}
+    base = SimulatorConfig.exact(steps=2, **rule)
+    report = ablate("attention-value", base=base)
+    found, plain = (
+        rows(report),
+        rows(ablate("attention-value", base=SimulatorConfig.exact(steps=2))),
+    )
+    for name, row in found.items():
+        assert errors(row) == errors(plain[name])
+        assert row["config"] == plain[name]["config"]
+    said = {**rule, "schedule": [1.0, 0.5]}
+    assert report["settings"]["rule"] == said
+    assert "2 steps, all blocks, sgd, schedule 1 0.5, momentum 0.9" in ablate_table(report).notes[0]
+
+
+def test_with_train_no_variant_is_about_norms() -> None:
+    names = {variant.name for variant in grid(SimulatorConfig.exact(train="*.fc1.*"))}
+    assert names == {variant.name for variant in grid(SimulatorConfig.exact())} - {
+        "norm-update-bias"
+    }
 
 
 def test_the_grid() -> None:

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.oracle.reference import reference
 from tests.support.models import gpt2, opt, simulate
 from tests.support.nano import nano
+from tests.support.rules import ALONE
 from tintc.compiler.frontend.capture import LogitsOnly
+from tintc.evaluate.rule import InnerRule, rule_of
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed.benchmark import (
     HandWrittenLoop,
@@ -41,9 +44,7 @@ def case(
     model = MODELS[name](dtype=dtype)
     simulator = simulate(model, config)
     names = benchmark.updated_parameters(simulator)
-    loop = HandWrittenLoop(
-        copy.deepcopy(model), names, steps=config.steps, inner_lr=config.inner_lr
-    )
+    loop = HandWrittenLoop(copy.deepcopy(model), names, rule_of(simulator))
     work = random_workload(simulator.program.facts.vocab_size, batch=3, tokens=11, trained=7)
     return model, simulator, loop, work
 
@@ -106,12 +107,27 @@ def test_trains_the_parameters_that_the_simulator_updates(
         )
 
 
+@pytest.mark.parametrize("rule", ["clipped momentum", "scaled adam", "muon with momentum"])
+def test_follows_a_rule(rule: str) -> None:
+    """The names that the loop gives to weights are those that patterns are written for."""
+    fields = {"lr_scale": {"*.bias": 0.5, "*.mlp.*": 2.0}, **ALONE[rule]}
+    config = SimulatorConfig.exact(steps=3, inner_lr=0.002, **fields)
+    model, simulator, loop, work = case("gpt2", config)
+    names = benchmark.updated_parameters(simulator)
+    masks = {"input_ids": work.ids_BT, "train_mask": work.train_mask}
+    expected = reference(model, config, **masks, trained=names)
+    assert relative_difference(loop(work), expected.logits) < 1e-12
+    initial = LogitsOnly(model)(work.ids_BT).detach()
+    assert relative_difference(loop(work), initial) > 1e-3
+
+
 def test_only_those_ask_for_gradients_and_none_stays() -> None:
     model = opt()
     simulator = simulate(model, SimulatorConfig.exact(layers=1))
     names = benchmark.updated_parameters(simulator)
     assert all(".layers.1." in name or "final_layer_norm" in name for name in names)
-    loop = HandWrittenLoop(model, names, steps=2, inner_lr=RATE)
+    config = SimulatorConfig.exact(steps=2, inner_lr=RATE)
+    loop = HandWrittenLoop(model, names, InnerRule(config))
     out = loop(random_workload(29, batch=2, tokens=9, trained=5))
     assert [tuple(logits.shape) for logits in out] == [(9, 29), (9, 29)]
     assert not any(logits.requires_grad for logits in out)
@@ -238,9 +254,8 @@ class TestClock:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda() -> None:
     _, simulator, _, work = case("gpt2", SimulatorConfig.exact(steps=2, inner_lr=RATE))
-    loop = HandWrittenLoop(
-        gpt2().to("cuda"), benchmark.updated_parameters(simulator), steps=2, inner_lr=RATE
-    )
+    names = benchmark.updated_parameters(simulator)
+    loop = HandWrittenLoop(gpt2().to("cuda"), names, rule_of(simulator))
     work = work.to("cuda")
     simulator = simulator.to("cuda")
     assert (

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from tintc.evaluate.choice import START, choose_rate, rate
+from tintc.evaluate.choice import START, choose_rate, choose_rule, rate
+from tintc.ir.config import SimulatorConfig
 
 
 @pytest.mark.parametrize("target", [rate(k) for k in (-17, -4, -1, 0, 1, 2, 3, 9)])
@@ -44,3 +45,29 @@ def test_a_tie_goes_to_the_smaller_rate() -> None:
 
 def test_the_search_ends_where_smaller_is_always_better() -> None:
     assert choose_rate(lambda value: value) == rate(-48)
+
+
+def test_of_several_rules_the_best_at_its_own_rate() -> None:
+    """The best rate of one is far from that of the other, and where the next search starts."""
+    best = {0.0: (rate(2), 1.0), 0.9: (rate(-9), 0.5), 0.5: (rate(0), math.nan)}
+    asked: list[tuple[float, float]] = []
+
+    def loss(config: SimulatorConfig) -> float:
+        asked.append((config.momentum, config.inner_lr))
+        at, lowest = best[config.momentum]
+        return lowest + abs(math.log(config.inner_lr / at))
+
+    rules = [SimulatorConfig.exact(momentum=momentum) for momentum in best]
+    starts: dict[SimulatorConfig, float] = {}
+    found = choose_rule(rules, loss, starts)
+    assert found == SimulatorConfig.exact(momentum=0.9, inner_lr=rate(-9))
+    assert [starts[rule] for rule in rules[:2]] == [rate(2), rate(-9)]
+    assert len(set(asked)) == len(asked)
+    asked.clear()
+    assert choose_rule(rules[1:2], loss, starts) == found
+    assert asked == [(0.9, rate(k)) for k in (-10, -9, -8)]
+
+
+def test_a_tie_goes_to_the_first_rule() -> None:
+    rules = [SimulatorConfig.exact(decay=decay) for decay in (0.1, 0.0)]
+    assert choose_rule(rules, lambda config: 1.0, {}).decay == 0.1

@@ -12,6 +12,7 @@ import pytest
 from tests.support.small import auxiliary, write_task
 from tintc.evaluate.classification import run
 from tintc.evaluate.judgement import correctness, label_likelihoods, quality, summary
+from tintc.evaluate.learners import Simulated
 from tintc.evaluate.lessons import Scores
 from tintc.evaluate.settings import Settings, method, parse_budget
 from tintc.evaluate.statistics import paired_p_value
@@ -239,6 +240,8 @@ def test_demonstrations_that_do_not_fit(root: Path) -> None:
         ({"choosing": 1}, "choosing is 1"),
         ({"batch": 0}, "batch is 0"),
         ({"limit": 1}, "limit is 1"),
+        ({"changes": {"schedule": "1,0.5"}}, "schedule has 2 factors; expected one for each of"),
+        ({"changes": {"nesterov": True}}, "nesterov without momentum"),
     ],
     ids=str,
 )
@@ -290,3 +293,15 @@ def test_a_summary_over_seeds_and_items() -> None:
     assert found["accuracy"] == 0.5 and found["per_seed"] == [0.75, 0.25] and found["n"] == 4
     assert found["standard_error"] == pytest.approx(0.25)
     assert found["item_standard_error"] == pytest.approx(np.std([1, 0, 0.5, 0.5], ddof=1) / 2)
+
+
+def test_rules_go_with_every_budget() -> None:
+    """A list of factors has to fit the steps; what `train` selects takes the place of layers."""
+    Settings(changes={"schedule": "cosine", "momentum": 0.5})
+    Settings(budgets=("12x2", "6x2"), changes={"schedule": "1,0.5"})
+    trained = Settings(budgets=("6x2",), changes={"train": "*.fc1.*"})
+    one = method("simulator", "paper", "6x2", 1e-4, 4, trained.changes)
+    learner = one.learner(auxiliary())
+    assert isinstance(learner, Simulated)
+    config = learner.simulator.config
+    assert (config.train, config.layers, config.steps) == (("*.fc1.*",), None, 2)

@@ -27,7 +27,9 @@ from tintc.evaluate.language import (
     shuffled_sequences,
 )
 from tintc.evaluate.store import Store
+from tintc.evaluate.tables import lm_table
 from tintc.evaluate.text import Text, draw
+from tintc.ir import rule_values
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
 
@@ -239,6 +241,12 @@ def test_a_diverging_rate_is_reported_as_not_finite() -> None:
         ({"presets": ("best",)}, "preset is 'best'"),
         ({"layers": 9}, "layers is 9"),
         ({"inner_lr": math.nan}, "inner_lr is nan"),
+        ({"momentums": (0.5, 0.5)}, "none of them twice"),
+        ({"momentums": (0.5, 1.0)}, "momentum is 1.0; expected a number from 0 to below 1"),
+        ({"decays": (0.5,), "inner_lr": 0.1}, "inner_lr is 0.1 and decays are to be chosen"),
+        ({"decays": (0.5,), "changes": {"decay": 0.1}}, "decay and decays are both given"),
+        ({"momentums": (0.5,), "changes": {"optimizer": "adam"}}, "momentum and optimizer adam"),
+        ({"changes": {"schedule": (1.0, 0.5)}}, "schedule has 2 factors"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
@@ -249,3 +257,64 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 def test_a_text_that_is_too_short() -> None:
     with pytest.raises(InputError, match="expected at least one for each of 2 seeds"):
         language.run(auxiliary(), letters(1, 2 * LENGTH), None, SETTINGS, Store(None, {}))
+
+
+RULED = Settings(
+    **{
+        **vars(SETTINGS),
+        "steps": 2,
+        "changes": {"clip_norm": 0.5, "schedule": (1.0, 0.5), "lr_scale": ("*.bias=0.5",)},
+    }
+)
+RULE = {"clip_norm": 0.5, "schedule": [1.0, 0.5], "lr_scale": {"*.bias": 0.5}}
+
+
+def test_a_rule_is_everyones_and_is_named() -> None:
+    """Dynamic evaluation by autograd follows it, and the table says it."""
+    report = run(Settings(**{**vars(RULED), "inner_lr": 0.05, "limit": 1}))
+    rows = by_learner(report)
+    assert rows[DYNAMIC]["rule"] == rows[SIMULATOR]["rule"] == RULE
+    assert rows[UNMODIFIED]["rule"] is None
+    (note, _) = lm_table(report).notes
+    rule = "sgd, lr_scale *.bias=0.5, schedule 1 0.5, clip_norm 0.5"
+    assert f"2 steps, all blocks, {rule}. The learning rate" in note
+    config = SimulatorConfig.exact(inner_lr=0.05, steps=2, **RULE)
+    whole = torch.tensor(Letters()(TEXT.text)["input_ids"])[: 10 * LENGTH].view(10, LENGTH)
+    masks = (torch.arange(LENGTH) < LENGTH // 2).long().expand(10, LENGTH)
+    after = reference(opt(), config, whole, masks).logits.log_softmax(-1)
+    losses = -after[:, LENGTH // 2 - 1 : -1].gather(-1, whole[:, LENGTH // 2 :, None]).mean((1, 2))
+    drawn = list(draw(10, 1, (1, 2)))
+    expected = math.exp(losses[drawn].mean())
+    assert rows[DYNAMIC]["perplexity"] == pytest.approx(expected, rel=1e-7)  # kept rounded
+
+
+def test_momentum_and_decay_are_chosen_as_the_rate_is() -> None:
+    """For each learner the best of all at their best rates, on the choosing text."""
+    store = Store(None, {})
+    settings = Settings(**{**vars(SETTINGS), "steps": 2, "momentums": (0.0, 0.9)})
+    settings = Settings(**{**vars(settings), "decays": (0.0, 1.0)})
+    report = run(settings, store)
+    rows = by_learner(report)
+    # a decay of 1 takes every step back: nothing is gained
+    assert "decay" not in rows[DYNAMIC]["rule"]
+    found = {}
+    for momentum in (0.0, 0.9):
+        changes = {"momentum": momentum}
+        alone = Settings(**{**vars(settings), "momentums": (), "decays": (), "changes": changes})
+        one = by_learner(run(alone))
+        found[momentum] = (one[DYNAMIC]["inner_lr"], one[DYNAMIC]["perplexity"])
+    chosen = rows[DYNAMIC]["rule"].get("momentum", 0.0)
+    assert (rows[DYNAMIC]["inner_lr"], rows[DYNAMIC]["perplexity"]) == found[chosen]
+    cell = next(row[2] for row in lm_table(report).rows if row[1] == DYNAMIC)
+    assert cell == f"{rows[DYNAMIC]['inner_lr']:g}, momentum {chosen:g}, decay 0"
+
+
+def test_results_of_plain_sgd_are_kept_under_what_they_always_were() -> None:
+    config = SimulatorConfig.exact(steps=2)
+    old = {name: value for name, value in config.to_dict().items() if name not in rule_values.RULE}
+    assert language.Run(SIMULATOR, config).unit == {"learner": SIMULATOR, "config": old}
+    kept = ("layers", "steps", "norm_update", "inner_lr")
+    plain = {name: old[name] for name in kept}
+    assert language.Run(DYNAMIC, config).unit == {"learner": DYNAMIC, "config": plain}
+    ruled = language.Run(DYNAMIC, SimulatorConfig.exact(steps=2, decay=0.5)).unit
+    assert ruled == {"learner": DYNAMIC, "config": {**plain, "decay": 0.5}}

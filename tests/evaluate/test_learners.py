@@ -52,7 +52,15 @@ def expected(model: nn.Module, config: SimulatorConfig, given: Batch) -> Any:
 
 
 @grid(
-    changes=[{}, {"layers": 1, "steps": 3}, {"norm_update": "bias"}, {"inner_lr": -0.01}],
+    changes=[
+        {},
+        {"layers": 1, "steps": 3},
+        {"norm_update": "bias"},
+        {"inner_lr": -0.01},
+        {"steps": 3, "momentum": 0.9, "clip_norm": 0.5, "decay": 0.1, "schedule": "linear"},
+        {"steps": 2, "optimizer": "muon", "max_drift": 0.01, "lr_scale": {"*.1.*": 0.0}},
+        {"steps": 2, "normalize": "weight", "schedule": (1.0, -0.5), "inner_lr": 0.002},
+    ],
     family=FAMILIES,
     scenario=SCENARIOS,
 )

@@ -36,6 +36,68 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "K": ({"prefix_tokens": 0}, "prefix_tokens is 0"),
     "D_sim": ({"sim_hidden": -3}, "sim_hidden is -3"),
     "H_sim": ({"sim_heads": 2.0}, "sim_heads is 2.0"),
+    "momentum": ({"momentum": 1}, "momentum is 1; expected a number from 0 to below 1"),
+    "momentum text": ({"momentum": "much"}, "momentum is 'much'; expected a number"),
+    "momentum bool": ({"momentum": True}, "momentum is True"),
+    "nesterov": ({"nesterov": 1}, "nesterov is 1; expected true or false"),
+    "decay": ({"decay": 1.5}, "decay is 1.5; expected a number from 0 to 1"),
+    "decay nan": ({"decay": float("nan")}, "decay is nan"),
+    "clip": ({"clip_norm": 0}, "clip_norm is 0; expected a number above 0"),
+    "clip text": ({"clip_norm": "a lot"}, "clip_norm is 'a lot'; expected a number above 0"),
+    "drift": ({"max_drift": -1.0}, "max_drift is -1.0; expected a number above 0"),
+    "drift inf": ({"max_drift": float("inf")}, "max_drift is inf"),
+    "normalize": ({"normalize": "row"}, "normalize is 'row'; expected one of none, weight"),
+    "optimizer": ({"optimizer": "lion"}, "expected one of sgd, adam, rms, muon"),
+    "eps": ({"eps": 0}, "eps is 0; expected a number above 0"),
+    "betas": ({"betas": (0.9, 1.0)}, "one of betas is 1.0; expected a number from 0 to below 1"),
+    "betas alone": ({"betas": 0.9}, "betas is 0.9; expected two numbers from 0 to below 1"),
+    "betas three": ({"betas": "0.9,0.99,0.999"}, "betas is '0.9,0.99,0.999'; expected two"),
+    "betas text": ({"betas": ["a", "b"]}, "one of betas is 'a'"),
+    "schedule": (
+        {"schedule": "exponential"},
+        "schedule is ['exponential']; expected constant, linear, cosine, or a factor for each step",
+    ),
+    "schedule long": (
+        {"schedule": (1, 0.5)},
+        "schedule has 2 factors; expected one for each of the 1 steps",
+    ),
+    "schedule short": ({"schedule": "1,0.5", "steps": 3}, "schedule has 2 factors; expected one"),
+    "schedule none": ({"schedule": ()}, "schedule has 0 factors"),
+    "schedule nan": ({"schedule": (float("nan"),)}, "a factor of schedule is nan; expected a fin"),
+    "schedule number": ({"schedule": 0.5}, "schedule is 0.5; expected constant, linear, cosine"),
+    "factor text": ({"lr_scale": {"*": "x"}}, "lr_scale of * is 'x'; expected a finite number"),
+    "factor inf": ({"lr_scale": {"*.a": float("inf")}}, "lr_scale of *.a is inf"),
+    "factor none": ({"lr_scale": "*.bias"}, "lr_scale is '*.bias'; expected PATTERN=FACTOR"),
+    "factor alone": ({"lr_scale": "=2"}, "lr_scale is '=2'; expected PATTERN=FACTOR"),
+    "factor number": ({"lr_scale": 2}, "lr_scale is 2; expected a factor for each pattern"),
+    "train number": ({"train": 3}, "train is 3; expected patterns of parameter names"),
+    "train empty": ({"train": ("*.a", "")}, "train is ('*.a', ''); expected patterns"),
+    "train dict": ({"train": {"a": 1}}, "train is {'a': 1}; expected patterns"),
+    # what contradicts: TINT.md section 7
+    "nesterov alone": (
+        {"nesterov": True},
+        "the config has nesterov without momentum; expected momentum above 0",
+    ),
+    "clip and normalize": (
+        {"clip_norm": 1.0, "normalize": "weight"},
+        "the config has clip_norm and normalize; expected one of them",
+    ),
+    "clip and muon": (
+        {"clip_norm": 1.0, "optimizer": "muon"},
+        "the config has clip_norm and optimizer muon; expected one of them",
+    ),
+    "momentum and adam": (
+        {"momentum": 0.9, "optimizer": "adam"},
+        "the config has momentum and optimizer adam; expected sgd or muon, or no momentum",
+    ),
+    "momentum and rms": (
+        {"momentum": 0.9, "optimizer": "rms"},
+        "the config has momentum and optimizer rms",
+    ),
+    "train and layers": (
+        {"train": "*.mlp.*", "layers": 1},
+        "the config has train and layers; expected one of them",
+    ),
     "unknown": ({"lr": 1.0}, "unknown config field lr; the fields are steps, layers, inner_lr"),
 }
 
@@ -51,6 +113,51 @@ def test_refused(name: str, make: Any) -> None:
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [SimulatorConfig.paper, SimulatorConfig.exact])
+def test_train_and_norm_update_are_both_given(make: Any) -> None:
+    with pytest.raises(UsageError, match="train and norm_update are both given; expected one"):
+        make(train="*.mlp.*", norm_update="all")
+    assert make(train="*.mlp.*").train == ("*.mlp.*",)
+
+
+def test_spellings_of_a_rule() -> None:
+    """As Python, JSON and the command line have them."""
+    expected = SimulatorConfig(
+        steps=2,
+        train=("*.a", "b"),
+        lr_scale=(("*.a", 0.5), ("b", 2.0)),
+        schedule=(1.0, 0.5),
+        betas=(0.8, 0.9),
+    )
+    pairs = ([["*.a", 0.5], ("b", 2)], {"*.a": 0.5, "b": 2}, ["*.a=0.5", "b=2"])
+    for lr_scale in pairs:
+        for schedule in ((1, 0.5), [1.0, 0.5], "1,0.5", " 1, .5"):
+            for betas in ((0.8, 0.9), [0.8, 0.9], "0.8,0.9"):
+                assert expected == SimulatorConfig(
+                    steps=2, train=["*.a", "b"], lr_scale=lr_scale, schedule=schedule, betas=betas
+                )
+    assert SimulatorConfig(lr_scale="a=b=2").lr_scale == (("a=b", 2.0),)
+    assert hash(expected) == hash(SimulatorConfig.from_dict(expected.to_dict()))
+
+
+def test_the_last_factor_of_a_pattern_stays_the_last() -> None:
+    """Order decides which pattern wins, so a pattern that is given twice moves to the end."""
+    config = SimulatorConfig(lr_scale=("a=1", "b=2", "a=3"))
+    assert config.lr_scale == (("b", 2.0), ("a", 3.0))
+    assert SimulatorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_schedules() -> None:
+    def factors(schedule: Any) -> list[float]:
+        config = SimulatorConfig(steps=4, schedule=schedule)
+        return [round(config.schedule_factor(k), 12) for k in range(4)]
+
+    assert factors("constant") == [1, 1, 1, 1]
+    assert factors("linear") == [1, 0.75, 0.5, 0.25]
+    assert factors("cosine") == [1, 0.853553390593, 0.5, 0.146446609407]
+    assert factors("3,2,1,-1") == [3, 2, 1, -1]
 
 
 def test_presets_are_those_of_tint() -> None:
@@ -106,10 +213,21 @@ def test_frozen() -> None:
             "norm_gradient": st.sampled_from(["first_order", "exact"]),
             "finite_difference_scale": st.floats(1e-3, 1e6),
             "prefix_tokens": st.none() | st.integers(1, 4096),
+            "train": st.lists(st.text(min_size=1), max_size=3).map(tuple),
+            "lr_scale": st.dictionaries(st.text(min_size=1), st.floats(-9, 9), max_size=3).map(
+                lambda factors: tuple(factors.items())
+            ),
+            "schedule": st.sampled_from(["constant", "linear", "cosine"]),
+            "decay": st.floats(0, 1),
+            "max_drift": st.none() | st.floats(1e-3, 1e3),
+            "betas": st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)),
+            "eps": st.floats(1e-9, 1),
         },
     )
 )
 def test_overrides_and_json_round_trip(fields: dict[str, Any]) -> None:
+    if fields.get("train"):
+        fields.pop("layers", None)
     for make in (SimulatorConfig.paper, SimulatorConfig.exact):
         config = make(**fields)
         assert {name: getattr(config, name) for name in fields} == fields

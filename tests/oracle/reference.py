@@ -1,5 +1,5 @@
-"""An independent reference: the Hugging Face model, torch.autograd and plain SGD, one sequence at a
-time.
+"""An independent reference: the Hugging Face model, torch.autograd and the inner rule by
+torch.optim (`rules.py`), one sequence at a time.
 
 It shares no code with tintc. Approximations are autograd.Functions put in place of the model's own
 norms, activations and attention: naive finite differences, and probabilities that are held
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from tests.oracle.rules import Rule
 from tests.support.norms import centred, epsilon, gain_is_added_to_one, is_norm, normalized, shift
 
 
@@ -42,13 +44,18 @@ def reference(
     loss_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    trained: Sequence[str] | None = None,
+    rms: dict[str, Tensor] | None = None,
 ) -> Reference:
     """What a simulator of `model` must return. `config` is read by field name only.
 
+    trained: parameters that descent changes, if not those that `layers` and `norm_update` name.
+    rms: root mean squares of gradients, which the rule `rms` divides by.
     A (B, T) attention mask must be a block of ones: the tokens outside it are cut off, and the
     sequence runs alone.
     """
     changed = approximated(model, config)
+    names = trained_names(changed, config) if trained is None else list(trained)
     found, initial, states = [], [], []
     batch, length = input_ids.shape
     for b in range(batch):
@@ -66,8 +73,10 @@ def reference(
             None if attention_mask is None or attention_mask.ndim == 2 else attention_mask[b].bool()
         )
         positions = torch.arange(len(kept)) if position_ids is None else position_ids[b, kept]
+        weights = {name: value.detach().clone() for name, value in changed.named_parameters()}
+        rule = Rule(changed, {name: weights[name] for name in names}, config, rms)
         after, before, state = _one(
-            changed, config, input_ids[b, kept], target[kept], looks, positions
+            changed, config, rule, input_ids[b, kept], target[kept], looks, positions
         )
         found.append(
             torch.zeros(length, after.shape[-1], dtype=after.dtype).index_copy(0, kept, after)
@@ -82,6 +91,7 @@ def reference(
 def _one(
     model: nn.Module,
     config: Any,
+    rule: Rule,
     ids: Tensor,
     target: Tensor,
     looks: Tensor | None,
@@ -96,7 +106,7 @@ def _one(
         allowed &= looks
     carries = target[1:]
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
-    names = trained_names(model, config)
+    names = list(rule.weights())
 
     def logits_of(values: dict[str, Tensor]) -> Tensor:
         with constant_probabilities(config.attention_gradient == "value"):
@@ -110,9 +120,7 @@ def _one(
             logits_of({**weights, **leaves})[:-1][carries], ids[1:][carries], config.loss_gradient
         )
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            if gradient is not None:
-                weights[name] = weights[name] - config.inner_lr * gradient
+        weights |= rule.step(dict(zip(names, gradients, strict=True)))
     state = {**{name: value.detach() for name, value in model.state_dict().items()}, **weights}
     return logits_of(weights).detach(), initial, state
 

@@ -43,6 +43,15 @@ class Config:
     activation_gradient: str = "exact"
     attention_gradient: str = "full"
     finite_difference_scale: float = 1000.0
+    lr_scale: tuple[tuple[str, float], ...] = ()
+    schedule: str = "constant"
+    momentum: float = 0.0
+    nesterov: bool = False
+    clip_norm: float | None = None
+    normalize: str = "none"
+    decay: float = 0.0
+    max_drift: float | None = None
+    optimizer: str = "sgd"
 
 
 DIFFERENCES = Config(norm_gradient="first_order", activation_gradient="first_order")

@@ -121,13 +121,61 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "columns": (x, d // 2, d),
         "loss_gradient": (dy, ids, loss_mask, "softmax" if own else "mean_embedding"),
         "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
+        **_of_rates(b, t, d, o, own, draw),
+        **_of_states(b, t, d, o, own, draw),
     }[name]
+
+
+def _rate(b: int, own: bool) -> Tensor:
+    """A rate: one number, or one a sequence."""
+    each = torch.linspace(0.1, 0.3, b, dtype=torch.float64)
+    return each if own else torch.tensor(0.1, dtype=torch.float64)
+
+
+def _of_rates(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str, tuple[Any, ...]]:
+    lr, rate = torch.tensor(0.1, dtype=torch.float64), _rate(b, own)
+    return {
+        "rate": (lr, rate if own else None, 0.5, d % 2 == 0),
+        "total": ([rate, lr],),
+        "clip_factor": (rate, 0.2),
+        "normal_factor": (rate, 3.0),
+        "drift_share": (rate, lr, 0.5),
+        "combine": (rate, lr if d % 2 else None, 0.5, 2.0),
+        "product": (rate, lr),
+        "spread": ([rate, lr], [draw(b, t, d), draw(b, t, d)]),
+        "gram_square": (draw(b, t, o), draw(b, t, d), rate),
+    }
+
+
+def _of_states(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str, tuple[Any, ...]]:
+    lr, rate = torch.tensor(0.1, dtype=torch.float64), _rate(b, own)
+    d, o = d + 10, o + 10  # never as many as sequences
+    weight, each, mask = draw.parameter(b, not own, o, d), draw(b, o, d), torch.ones(b, t).double()
+    return {
+        "zero_state": (weight,),
+        "fade": (weight, 0.9),
+        "descend": (weight, each, rate),
+        "toward": (each, draw(o, d), 0.3, rate if own else None),
+        "gradient_square": (each,),
+        "change_square": (each, draw(o, d)),
+        "original_square": (draw(o, d),),
+        "linear_square": (draw(b, t, o), draw(b, t, d)),
+        "zero_count": (mask,),
+        "next_count": (mask[:, 0], mask),
+        "moment": (weight, each, 0.9, own),
+        "adam_descent": (weight, each, each**2 + 1, 2 * mask[:, 0], lr, 0.9, 0.99, 1e-8),
+        "divide": (each, draw(o, d) ** 2 + 1, 1e-8),
+        "orthogonal": ([each, draw(b, d, d)],),
+        "rows": (each, 0, o // 2 + 1),
+    }
 
 
 FLOAT32 = tuple(name for name in OPERATORS if name.startswith("onednn_"))  # in no other dtype
 # Kernels and loops that serve calls nobody differentiates.
 WITHOUT_DERIVATIVES = tuple(
-    name for name, operator in OPERATORS.items() if operator.whole or name.startswith("flash_")
+    name
+    for name, operator in OPERATORS.items()
+    if operator.whole or name.startswith("flash_") or name == "next_count"
 )
 
 

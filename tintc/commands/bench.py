@@ -8,6 +8,7 @@ from typing import Any
 from tintc.commands import console
 from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.rule_values import rule_text
 
 
 def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_json: bool) -> None:
@@ -36,6 +37,7 @@ def _summary(facts: dict[str, Any]) -> Sheet:
     """What was measured, where, and whether both sides agree."""
     config, speed = facts["config"], facts["throughput"]
     layers = "all blocks" if config["layers"] is None else f"the top {config['layers']} blocks"
+    trained = "what `train` selects" if config["train"] else layers
     kind = "exact" if facts["exact"] else "approximate"
     rows = {
         "source": facts["source"],
@@ -43,7 +45,8 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         f"{facts['simulator_parameters']:,} parameters",
         "optimizations": ", ".join(facts["optimizations"]) or "none",
         "inner training": f"{console.steps(config['steps'])} at learning rate "
-        f"{config['inner_lr']:g} on {layers}",
+        f"{config['inner_lr']:g} on {trained}",
+        **({"inner rule": rule_text(facts["rule"])} if facts["rule"] else {}),
         "one call": f"{facts['batch']} x {facts['tokens']} tokens, "
         f"{facts['trained_tokens']} trained",
         "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, "

@@ -31,13 +31,15 @@ class Compiled:
     def over_preset(self) -> dict[str, Any]:
         """The config as the preset that comes nearest, the fields that differ, and the rate."""
         fields = self.config.to_dict()
+        presets = {preset: SimulatorConfig.preset(preset).to_dict() for preset in PRESETS}
         differing = {
             preset: {
                 name: value
                 for name, value in fields.items()
-                if getattr(SimulatorConfig.preset(preset), name) != value
+                # `train` takes the place of norm_update
+                if value != plain[name] and not (name == "norm_update" and self.config.train)
             }
-            for preset in PRESETS
+            for preset, plain in presets.items()
         }
         preset = min(PRESETS, key=lambda name: len(differing[name]))
         return {"preset": preset, **differing[preset], "inner_lr": fields["inner_lr"]}

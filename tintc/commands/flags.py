@@ -142,7 +142,9 @@ def _one_value(hint: Any) -> tuple[Any, type | None]:
     """
     plain = _without_none(hint)
     if get_origin(plain) is tuple:
-        return list[str], get_args(plain)[0]
+        kind = get_args(plain)[0]
+        # the dataclass itself reads pairs, as PATTERN=FACTOR
+        return list[str], str if get_origin(kind) is tuple else kind
     return hint, None
 
 
