@@ -74,6 +74,7 @@ def weight_problems(program: Program, tensors: dict[str, Tensor], inner_lr: Tens
 
 def _is_part(slot: PrefixSlot, shapes: dict[str, tuple[int, ...]]) -> bool:
     whole = shapes[slot.parameter]
+    whole = whole[1:] if len(whole) == 3 and whole[0] == 1 else whole
     rows, *rest = whole[::-1] if slot.transpose else whole
     height = (slot.rows.stop - slot.rows.start) * (rows // slot.rows.period)
     return rows % slot.rows.period == 0 and slot.shape == (height, *rest)

@@ -46,11 +46,12 @@ def _problems_of(node: fx.Node) -> Problems:
     if called.kind == "optimization":
         return [f"{node.name} calls {called}, which only an optimized program does"]
     expected = called.target._schema.arguments
-    if len(expected) != len(node.args):
+    given = [a for i, a in enumerate(expected) if i < len(node.args) or not a.has_default_value()]
+    if len(given) != len(node.args):
         return [f"{node.name} has {len(node.args)} arguments; {called} takes {len(expected)}"]
     problems = [
         f"{node.name} has {value!r} as its {wanted.name}; {called} takes {wanted.real_type}"
-        for wanted, value in zip(expected, node.args, strict=True)
+        for wanted, value in zip(given, node.args, strict=True)
         if not _fits(value, str(wanted.real_type), _dtype(called, wanted.name))
     ]
     return problems or _of_result(node, called)

@@ -15,6 +15,7 @@ def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
     """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place;
     the inverse of `linear.prefix`.
     """
+    parameter = parameter.squeeze(0) if parameter.ndim == 3 else parameter
     rows = parameter.t() if slot.transpose else parameter
     own = torch.unflatten(rows, 0, (-1, slot.rows.period))[:, slot.rows.start : slot.rows.stop]
     own.copy_(torch.unflatten(value, 0, own.shape[:2]))

@@ -37,6 +37,7 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "prefix": (draw(d, 2 * o), o // 2, o, o, True),
         "embedding": (draw.parameter(b, not own, o + 2, d), ids, 2),
         "embedding_descent": (draw.parameter(b, not own, o + 2, d), x, ids, 2, lr),
+        "without_padding": (dx, ids, 1),
         "residual": (x, dx),
         "multiply": (x, dx),
         "scale": (x, 0.3),
