@@ -10,7 +10,7 @@ from typing import Any
 from tintc.compiler import beside
 from tintc.ir.errors import UsageError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 INNER_LR = "tintc.inner_lr"  # among the weights
 OWN_DIGEST = "manifest_sha256"

@@ -143,7 +143,7 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
             stages["canonical"] = to_records(graph)
 
     facts = ModelFacts(max_tokens=captured.max_tokens)
-    context = Context(config, captured.tensors, captured.constants, facts)
+    context = Context(config, captured.tensors, captured.constants, facts, aliases=captured.aliases)
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None

@@ -59,7 +59,7 @@ def _passed(
     program: Program, config: SimulatorConfig, passes: Sequence[Pass]
 ) -> tuple[fx.Graph, Context] | None:
     """The canonical graph behind these passes; None if one refuses it."""
-    context = Context(config, facts=program.facts)
+    context = Context(config, facts=program.facts, aliases=program.aliases)
     graph = from_records([vars(record) for record in program.stages["canonical"]])
     try:
         return run_passes(graph, context, passes), context

@@ -68,6 +68,18 @@ class SourceNames(TypedDict):
 
 
 @_exactly
+class TrainedWeights(TypedDict):
+    """How many of the auxiliary model's weights learn, their numbers, and those as a share of all
+    of its parameters. unreached: selected, but no gradient reaches them.
+    """
+
+    weights: int
+    parameters: int
+    share: float
+    unreached: list[str]
+
+
+@_exactly
 class CallEstimate(TypedDict):
     """One call of `batch` sequences."""
 
@@ -92,6 +104,7 @@ class Report(TypedDict):
     parameters: ParameterReport
     blocks: int
     trained_blocks: int
+    trained: TrainedWeights
     max_positions: int | None
     max_tokens: int | None
     vocab_size: int

@@ -24,6 +24,7 @@ from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.inputs import is_table
+from tintc.ir.selection import Selection
 from tintc.runtime.simulator import Simulator
 
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
@@ -259,8 +260,11 @@ def _trained_parameters(simulator: Simulator) -> list[str]:
 def _descend(
     simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int
 ) -> dict[str, Tensor]:
-    """W - eta * dL/dW, `steps` times, L summed over the targets of the training segment."""
+    """W - eta * factor * dL/dW, `steps` times, L summed over the targets of the training segment;
+    the factor is `lr_scale`'s.
+    """
     weights = dict(before)
+    selection = Selection(simulator.config, simulator.program.aliases)
     names = _trained_parameters(simulator)
     for _ in range(simulator.config.steps):
         leaves = {name: weights[name].detach().requires_grad_() for name in names}
@@ -269,7 +273,8 @@ def _descend(
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
-                weights[name] = (leaves[name] - simulator.inner_lr * gradient).detach()
+                rate = simulator.inner_lr * selection.factor(name)
+                weights[name] = (leaves[name] - rate * gradient).detach()
     return weights
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Collection, Iterable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import fx
 
@@ -149,11 +149,14 @@ def descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 class Outputs(TypedDict):
-    """What a lowered graph returns. updates: slot -> its newest value."""
+    """What a lowered graph returns. updates: slot -> its newest value. states: the same of the
+    slots that belong to the inner rule, where it has any.
+    """
 
     logits: fx.Node
     initial_logits: fx.Node
     updates: dict[str, fx.Node]
+    states: NotRequired[dict[str, fx.Node]]
 
 
 def outputs(graph: fx.Graph) -> Outputs:
@@ -161,6 +164,26 @@ def outputs(graph: fx.Graph) -> Outputs:
     returned: Any = graph.output_node().args[0]
     found: Outputs = returned
     return found
+
+
+def before_step(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Slot -> the node that reads it before the first step, of all that a step makes anew."""
+    returned = outputs(graph)
+    made = {**returned["updates"], **returned.get("states", {})}
+    found: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        slot = info(node).slot
+        if slot in made and node.op == "call_function":
+            found.setdefault(slot, node)
+    return found
+
+
+def reinfer(graph: fx.Graph) -> fx.Graph:
+    """Computes all shapes anew: where weights were shared, they may be one a sequence now."""
+    for node in graph.nodes:
+        if node.op == "call_function":
+            info(node).shape = infer_shape(node)
+    return graph
 
 
 def logits_node(graph: fx.Graph) -> fx.Node:

@@ -19,6 +19,8 @@ class Choices:
 
     outputs: tuple[Output, ...] = ()  # what is wanted
     from_updates: bool = False  # the updated slot values are given, and nothing is trained
+    # Slot values and states are given, and trained on: one step of several.
+    from_states: bool = False
     some_tokens: bool = False  # logits at some positions only
     into: bool = False  # logits are written into tensors that the caller gives
     # Someone may ask for gradients through the call: nothing may be computed in place or by

@@ -37,6 +37,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
 }
 Preset = Literal["paper", "exact"]
+UNROLLED = 4  # steps that a graph holds at most; more run the program of one step in a loop
 PRESETS = get_args(Preset)
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 _SHARE = "a number from 0 to below 1"
@@ -287,6 +288,16 @@ class SimulatorConfig:
             found["schedule"] = list(self.schedule)
         return found
 
+    @property
+    def looped(self) -> bool:
+        """Whether the steps run one compiled step in a loop: the graph has one then."""
+        return self.steps > UNROLLED
+
+    @property
+    def unrolled_steps(self) -> int:
+        """Steps in the lowered graph."""
+        return 1 if self.looped else self.steps
+
     def schedule_factor(self, step: int) -> float:
         """The factor of the inner learning rate at a step, counted from 0."""
         return schedule_factor(self.schedule, step, self.steps)
@@ -313,8 +324,13 @@ class SimulatorConfig:
         return dataclasses.replace(self, **changed)
 
     def exact_counterpart(self) -> SimulatorConfig:
-        """Direct fine-tuning of the same layers for as many steps: what costs are compared with."""
-        return SimulatorConfig.exact(steps=self.steps, layers=self.layers, train=self.train)
+        """Direct fine-tuning of the same weights for as many steps, all at one rate: what costs are
+        compared with.
+        """
+        learns = tuple((pattern, float(factor != 0)) for pattern, factor in self.lr_scale)
+        return SimulatorConfig.exact(
+            steps=self.steps, layers=self.layers, train=self.train, lr_scale=learns
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -324,9 +340,9 @@ class SimulatorConfig:
             self.norm_gradient,
             self.activation_gradient,
             self.attention_gradient,
-            self.norm_update,
         )
-        return fixed == ("softmax", "exact", "exact", "full", "all")
+        everything = self.norm_update == "all" or bool(self.train)
+        return everything and fixed == ("softmax", "exact", "exact", "full")
 
 
 def _check_count(name: str, value: object, hint: str) -> None:

@@ -52,6 +52,8 @@ class Context:
     layout: Layout | None = None  # set by the slot passes
     # What one emitted program may count on; of optimizations only.
     choices: Choices = field(default_factory=Choices)
+    # Further state-dict names of tied parameters -> the name that holds the value.
+    aliases: dict[str, str] = field(default_factory=dict)
     _access: Access | None = field(default=None, repr=False)
 
     def learn(self, **values: Any) -> None:

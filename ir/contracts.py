@@ -72,15 +72,19 @@ def one_logits_output(graph: fx.Graph, context: Context) -> Problems:
 
 
 def named_outputs(graph: fx.Graph, context: Context) -> Problems:
-    """The graph returns {"logits": node, "initial_logits": node, "updates": {slot: node}}."""
+    """The graph returns {"logits": node, "initial_logits": node, "updates": {slot: node}}, and
+    {"states": {slot: node}} where there are any.
+    """
     returned = graph.output_node().args[0]
-    if not isinstance(returned, dict) or set(returned) != {"logits", "initial_logits", "updates"}:
+    names = {"logits", "initial_logits", "updates"}
+    if not isinstance(returned, dict) or set(returned) not in (names, names | {"states"}):
         return ["the graph's outputs are not logits, initial_logits and updates"]
-    updates = returned["updates"]
     values = [returned["logits"], returned["initial_logits"]]
-    if not isinstance(updates, dict) or not all(
-        isinstance(value, fx.Node) for value in (*values, *updates.values())
-    ):
+    slots = [returned["updates"], returned.get("states", {})]
+    if not all(isinstance(each, dict) for each in slots):
+        return ["the graph does not return nodes by slot"]
+    updates = {**slots[0], **slots[1]}
+    if not all(isinstance(value, fx.Node) for value in (*values, *updates.values())):
         return ["the graph does not return nodes"]
     return [
         f"{slot} is given the value of {info(node).slot}"

@@ -52,6 +52,13 @@ def is_wide_table(name: str) -> bool:
     return name.startswith(_WIDE_TABLE)
 
 
+def statistics_name(parameter: str) -> str:
+    """Name, among a simulator's weights, of what the optimizer `rms` divides a parameter's gradient
+    by.
+    """
+    return f"tintc.rms.{parameter}"
+
+
 def is_reserved(label: str) -> bool:
     """Whether a placeholder of that name would be taken for an input, the position code or a page
     of prefix tokens.

@@ -17,7 +17,7 @@ from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.inputs import INPUTS
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.ops.embedding import embedding, segment
+from tintc.ir.ops.embedding import embedding, embedding_descent, segment
 from tintc.ir.ops.linear import prefix
 
 _LARGEST = 2**31  # of a whole number: sizes, heads, rows
@@ -91,6 +91,8 @@ def _fits(value: Any, kind: str, dtype: str | None) -> bool:
     """Whether a value is of a schema's type, in torch's spelling."""
     if kind.startswith("Optional["):
         return value is None or _fits(value, kind[len("Optional[") : -1], dtype)
+    if kind == "List[Tensor]":
+        return isinstance(value, list) and all(_fits(each, "Tensor", dtype) for each in value)
     if kind == "Tensor" or isinstance(value, fx.Node):
         return _is_tensor(value, kind, dtype)
     if kind == "float":
@@ -129,7 +131,7 @@ def slots_fit(graph: fx.Graph, context: Context) -> Problems:
                 info(node).shape,
             ):
                 problems.append(f"{node.name} reads other rows than its slot {info(node).slot} has")
-        elif is_tint(node, embedding):
+        elif is_tint(node, embedding, embedding_descent):
             problems += _rows_missing(node, context)
     return problems
 

@@ -16,6 +16,7 @@ class Output(StrEnum):
     LOSSES = "losses"  # (B, T): -log p(token t + 1) at position t, under the updated weights
     INITIAL_LOSSES = "initial_losses"  # the same before any update
     UPDATES = "updates"  # slot -> its value after the last step, one a sequence
+    STATES = "states"  # the same of the inner rule's own slots: momentum, moments
 
     @property
     def before(self) -> Output:
@@ -56,6 +57,8 @@ _BEFORE = {
     Output.INITIAL_LOGITS: Output.INITIAL_LOGITS,
     Output.INITIAL_LOSSES: Output.INITIAL_LOSSES,
 }
+
+SLOTS = (Output.UPDATES, Output.STATES)  # tensors by slot
 
 # What a lowered graph returns; everything else is computed from it.
 LOWERED = (Output.LOGITS, Output.INITIAL_LOGITS, Output.UPDATES)

@@ -15,6 +15,7 @@ from tintc.passes.optimize.fuse_residuals import fuse_residuals
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.optimize.sparse_tables import sparse_tables
 from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 from tintc.passes.place.verify import verify
@@ -29,6 +30,7 @@ from tintc.passes.recognize.recognize_norm import recognize_norm
 from tintc.passes.recognize.refuse_unsupported import refuse_unsupported
 from tintc.passes.train.build_backward import build_backward
 from tintc.passes.train.build_descent import build_descent
+from tintc.passes.train.refuse_unreached import refuse_unreached
 from tintc.passes.train.select_trainable import select_trainable
 from tintc.passes.train.truncate_segment import truncate_segment
 from tintc.passes.train.unroll_steps import unroll_steps
@@ -46,6 +48,7 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     lower_forward,
     build_backward,
     build_descent,
+    refuse_unreached,
     unroll_steps,
     truncate_segment,
     dead_code,
@@ -60,6 +63,7 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     causal_attention,
     flash_attention,
     low_rank_updates,
+    sparse_tables,
     merge_products,
     fuse_residuals,
     chunk_head,

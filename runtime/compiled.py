@@ -20,7 +20,7 @@ from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
-from tintc.ir.outputs import LOWERED, Output, without_losses
+from tintc.ir.outputs import LOWERED, SLOTS, Output, without_losses
 from tintc.ir.precision import HALF
 from tintc.ir.program import Program
 from tintc.passes.optimize.chunk_head import chunk_head
@@ -43,7 +43,9 @@ class Call:
     segment: int  # tokens that training passes see
     causal: bool = False  # the attention mask among the tensors is the causal one
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
-    given: dict[str, Tensor] | None = None  # slot -> its updated value: then nothing is trained
+    given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
+    states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
+    lr_factor: float = 1.0  # of the schedule, where it is not in the graph
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,11 +53,17 @@ class Call:
         batch, tokens = self.tensors["input_ids"].shape
         return batch, tokens
 
+    @property
+    def trains(self) -> bool:
+        """Whether it needs steps."""
+        return self.given is None and any(not kind.is_before for kind in self.outputs)
+
     def kind(self, *, differentiable: bool) -> Choices:
         """Which program it needs, as far as the call itself says."""
         return Choices(
             self.outputs,
-            from_updates=self.given is not None,
+            from_updates=self.given is not None and self.states is None,
+            from_states=self.states is not None,
             some_tokens=self.kept is not None,
             into=any(kind.into in self.tensors for kind in self.outputs),
             differentiable=differentiable,
@@ -204,10 +212,10 @@ class Compiled(nn.Module):
             Source.INPUT: {
                 **call.tensors,
                 **kept,
-                "inner_lr": self.inner_lr,
+                "inner_lr": self._rate(call),
                 "segment": call.segment,
             },
-            Source.GIVEN: call.given or {},
+            Source.GIVEN: {**(call.given or {}), **(call.states or {})},
             Source.FOLDED: self._programs.folded(emitted, weights),
         }
         return emitted.module, emitted.bound(values)
@@ -225,7 +233,34 @@ class Compiled(nn.Module):
         assert isinstance(updates, dict)
         return dict(updates)
 
+    def _rate(self, call: Call) -> Tensor:
+        return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor
+
     def _results(self, call: Call) -> dict[str, Result]:
+        """All outputs of a call. More steps than a graph holds are a loop over the program of one,
+        each from the slot values and states that the one before it left.
+        """
+        if not (self.config.looped and call.trains):
+            return self._result(call)
+        updates = self._looped(call)
+        rest = tuple(kind for kind in call.outputs if kind is not Output.UPDATES)
+        found = self._result(replace(call, outputs=rest, given=updates)) if rest else {}
+        return found | ({Output.UPDATES: updates} if Output.UPDATES in call.outputs else {})
+
+    def _looped(self, call: Call) -> dict[str, Tensor]:
+        """The slot values after all steps."""
+        step = replace(call, outputs=SLOTS, kept=None)
+        for number in range(self.config.steps):
+            factor = self.config.schedule_factor(number)
+            found = self._result(replace(step, lr_factor=factor))
+            given, states = found[Output.UPDATES], found[Output.STATES]
+            assert isinstance(given, dict) and isinstance(states, dict)
+            step = replace(step, given=given, states=states)
+        assert step.given is not None
+        return step.given
+
+    def _result(self, call: Call) -> dict[str, Result]:
+        """Of one program."""
         with _without_autocast(self.device.type):
             module, arguments = self.bound(call)
             return self._programs.runnable(module, self._differentiable)(*arguments)

@@ -72,8 +72,10 @@ def _trained(compiled: Compiled) -> str:
     program = compiled.program
     updated = outputs(program.graph)["updates"]
     numbers = sum(program.layout.prefix[slot].numbers for slot in updated)
-    blocks = f"{program.facts.trained_blocks} of {program.facts.blocks} blocks"
-    return f"{blocks}, {numbers:,} parameters in {len(updated)} slots"
+    what = f"{program.facts.trained_blocks} of {program.facts.blocks} blocks"
+    if compiled.config.train:
+        what = f"what matches {', '.join(compiled.config.train)}"
+    return f"{what}, {numbers:,} parameters in {len(updated)} slots"
 
 
 def _steps(compiled: Compiled) -> str:

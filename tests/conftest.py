@@ -4,6 +4,7 @@ the end.
 
 import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.counted import COUNTED, add, lines
 from tests.support.every import BUILDERS
+from tests.support.once import compiling_once
 from tests.support.sampled import mark_others_slow
 from tests.support.tolerances import MEASURED, measured
 
@@ -91,6 +93,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _fixed_seed() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # toys are too small for two, and xdist keeps the other cores busy
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiling_once() -> Iterator[None]:
+    with compiling_once():
+        yield
 
 
 @pytest.fixture

@@ -264,6 +264,11 @@ def gather(graph: Graph, table: Value, index: Value, axis: int = 0) -> Value:
     return graph.add("Gather", [table, index], dims, table.dtype, axis=axis)
 
 
+@operator("gather")
+def gather_elements(graph: Graph, x: Value, dim: int, index: Value) -> Value:
+    return graph.add("GatherElements", [x, index], index.dims, x.dtype, axis=dim % x.ndim)
+
+
 @operator("embedding")
 def embedding(graph: Graph, index: Value, table: Value, **_: Any) -> Value:
     return gather(graph, value_of(graph, table), index)

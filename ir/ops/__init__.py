@@ -19,6 +19,9 @@ from tintc.ir.ops import (
     norm,
     onednn,
     position,
+    rates,
+    sparse,
+    states,
 )
 
 OPERATORS: Mapping[str, AnyOperator] = declared()  # by name
@@ -36,4 +39,7 @@ __all__ = [
     "norm",
     "onednn",
     "position",
+    "rates",
+    "sparse",
+    "states",
 ]

@@ -1,20 +1,38 @@
-"""Token and position embeddings and the training segment's slices: forward only, never trained."""
+"""Token and position embeddings, and the training segment's slices.
 
+Shapes: B sequences, T tokens, V rows, D width. A table is shared, (V, D), before the first descent
+and belongs to each sequence, (B, V, D), after it.
+Source: TINT.md sections 2 and 7.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import demand, said
+from tintc.ir.ops.shapes import (
+    demand,
+    demand_activation,
+    demand_rate,
+    demand_weight,
+    each_matrix,
+    said,
+)
 
 
-def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
+def _demand_rows(table: Shape, index: Shape, offset: int) -> None:
     demand(
-        len(table) == 2 or (len(table) == 3 and table[0] == 1),
+        len(table) == 2 or (len(table) == 3 and table[0] in (1, index[0])),
         f"a table has shape {said(table)}; expected (V, D)",
     )
     demand(len(index) == 2, f"an index has shape {said(index)}; expected (B, T)")
     demand(offset >= 0, f"a table starts at row {offset}; expected at least 0")
+
+
+def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
+    demand(len(index) == 2, f"an index has shape {said(index)}; expected (B, T)")
+    _demand_rows(table, index, offset)
     return (*index, table[-1])
 
 
@@ -22,16 +40,55 @@ def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
     "(Tensor table, Tensor index, int offset) -> Tensor",
     shape=_embedding_shape,
     meaning="rows of a token or position table",
-    kind="read",
     takes={"index": "int"},
+    weights=("table",),
 )
 def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
-    """Row index + offset of a table, (V, D) or (1, V, D), as (B, T, D). Some models' positions
-    start at row 2.
+    """Row index + offset of a table, (V, D), (1, V, D) or one a sequence, as (B, T, D). Some
+    models' positions start at row 2.
     """
-    return F.embedding(
-        index_BT + offset if offset else index_BT, table if table.ndim == 2 else table.squeeze(0)
-    )
+    rows_BT = index_BT + offset if offset else index_BT
+    if table.ndim == 3 and table.shape[0] == 1:
+        table = table.squeeze(0)
+    if table.ndim == 2:
+        return F.embedding(rows_BT, table)
+    return torch.gather(table, 1, _along_width(rows_BT, table))
+
+
+def _along_width(rows_BT: Tensor, values: Tensor) -> Tensor:
+    """An index of rows as one of numbers, (B, T, D)."""
+    return rows_BT.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+
+
+def _descent_shape(table: Shape, dy: Shape, index: Shape, offset: int, rate: Shape) -> Shape:
+    demand_activation(dy)
+    demand(index == dy[:-1], f"dy is {said(dy)} and an index {said(index)}; expected its tokens")
+    _demand_rows(table, index, offset)
+    demand_weight(table, dy[0], table[-2], dy[-1])
+    demand_rate(rate)
+    return each_matrix(table)
+
+
+@operator(
+    "(Tensor table, Tensor dy, Tensor index, int offset, Tensor rate) -> Tensor",
+    shape=_descent_shape,
+    meaning="E[v] - rate sum of dy where index is v",
+    kind="descent",
+    takes={"index": "int"},
+)
+def embedding_descent(
+    table: Tensor, dy_BTD: Tensor, index_BT: Tensor, offset: int, rate: Tensor
+) -> Tensor:
+    """E[v] <- E[v] - rate * sum of dy_t over the tokens t whose index + offset is v, one table a
+    sequence: (B, V, D).
+    """
+    rows_BT = index_BT + offset if offset else index_BT
+    if table.ndim == 2:  # one copy a sequence
+        each_B1 = torch.full_like(index_BT.sum(-1, keepdim=True), 0, dtype=dy_BTD.dtype)
+        table = table + each_B1.unsqueeze(-1)
+    if rate.ndim:  # one of each sequence
+        rate = rate.to(dy_BTD.dtype).unsqueeze(-1).unsqueeze(-1)
+    return table.scatter_add(1, _along_width(rows_BT, dy_BTD), dy_BTD * -rate)
 
 
 def _segment_shape(x: Shape, length: object) -> Shape:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
+from tintc.ir.ops.rates import along
 from tintc.ir.ops.shapes import (
     demand,
     demand_activation,
@@ -154,49 +155,50 @@ def linear_residual(
     ) + addend_BTO
 
 
-def _descent_shape(weight: Shape, dy: Shape, x: Shape, inner_lr: Shape) -> Shape:
+def _descent_shape(weight: Shape, dy: Shape, x: Shape, rate: Shape) -> Shape:
     for activation in (dy, x):
         demand_activation(activation)
     demand(dy[:-1] == x[:-1], f"dy is {said(dy)} and x {said(x)}; expected the same tokens")
     demand_weight(weight, dy[0], dy[-1], x[-1])
-    demand_rate(inner_lr)
+    demand_rate(rate)
     return each_matrix(weight)
 
 
-def _bias_shape(bias: Shape, dy: Shape, inner_lr: Shape) -> Shape:
+def _bias_shape(bias: Shape, dy: Shape, rate: Shape) -> Shape:
     demand_activation(dy)
     demand(len(bias) in (1, 2) and isinstance(bias[-1], int), f"a bias has shape {said(bias)}")
     demand_weight(bias, dy[0], bias[-1])
     demand(int(bias[-1]) > 0, f"a bias has shape {said(bias)}")
     demand(int(dy[-1]) % int(bias[-1]) == 0, f"a bias {said(bias)} does not fit {said(dy)}")
-    demand_rate(inner_lr)
+    demand_rate(rate)
     return each_vector(bias)
 
 
 @operator(
-    "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+    "(Tensor weight, Tensor dy, Tensor x, Tensor rate) -> Tensor",
     shape=_descent_shape,
-    meaning="W - eta sum_t dy x^T",
+    meaning="W - rate sum_t dy x^T",
     kind="descent",
 )
-def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
-    """W <- W - eta * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not
-    a mean.
+def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) -> Tensor:
+    """W <- W - rate * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not
+    a mean. rate: eta, or what `rates` makes of it.
     """
-    return torch.baddbmm(weight, (dy_BTO * -inner_lr).mT, x_BTI)
+    return torch.baddbmm(weight, (dy_BTO * -along(rate, dy_BTO, 2)).mT, x_BTI)
 
 
 @operator(
-    "(Tensor bias, Tensor dy, Tensor inner_lr) -> Tensor",
+    "(Tensor bias, Tensor dy, Tensor rate) -> Tensor",
     shape=_bias_shape,
-    meaning="b - eta sum_t dy",
+    meaning="b - rate sum_t dy",
     kind="descent",
 )
-def bias_descent(bias: Tensor, dy_BTO: Tensor, inner_lr: Tensor) -> Tensor:
-    """b <- b - eta * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta,
+def bias_descent(bias: Tensor, dy_BTO: Tensor, rate: Tensor) -> Tensor:
+    """b <- b - rate * sum_t dy_t, one bias a sequence: (B, O). Also the descent of a norm's beta,
     summed over pieces that share it.
     """
     size = bias.shape[-1]
     if size != dy_BTO.shape[-1]:
         dy_BTO = torch.unflatten(dy_BTO, -1, (-1, size)).sum(-2)
-    return bias - inner_lr * dy_BTO.sum(-2)
+    change = dy_BTO.sum(-2)
+    return bias - along(rate, change, 1) * change

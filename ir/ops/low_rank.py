@@ -18,9 +18,9 @@ from tintc.ir.ops.shapes import same_shape
 
 
 @operator(
-    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor rate, bool with_bias) -> Tensor",
     shape=same_shape,
-    meaning="y - eta sum_s values_s (keys_s . x)",
+    meaning="y - rate sum_s values_s (keys_s . x)",
     kind="optimization",
 )
 def low_rank(
@@ -28,19 +28,26 @@ def low_rank(
     x_BTI: Tensor,
     keys_BSI: Tensor,
     values_BSO: Tensor,
-    inner_lr: Tensor,
+    rate: Tensor,
     with_bias: bool,
 ) -> Tensor:
-    """y_t - eta sum_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets, which
-    is the descent of the bias.
+    """y_t - sum_s rate_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets,
+    which is the descent of the bias. rate: (), (B,) or (B, S).
     """
-    return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, inner_lr, with_bias), values_BSO)
+    return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, rate, with_bias), values_BSO)
 
 
-def weights_of(x_BTI: Tensor, keys_BSI: Tensor, inner_lr: Tensor, with_bias: bool) -> Tensor:
-    """-eta (keys_s . x_t + [with_bias]), (B, T, S)."""
+def weights_of(x_BTI: Tensor, keys_BSI: Tensor, rate: Tensor, with_bias: bool) -> Tensor:
+    """-rate_s (keys_s . x_t + [with_bias]), (B, T, S)."""
     scores_BTS = torch.matmul(x_BTI, keys_BSI.mT)
-    return (scores_BTS + 1 if with_bias else scores_BTS) * -inner_lr
+    scores_BTS = scores_BTS + 1 if with_bias else scores_BTS
+    return scores_BTS * -(rate if rate.ndim == 0 else of_keys(rate, scores_BTS))
+
+
+def of_keys(rate: Tensor, scores_BTS: Tensor) -> Tensor:
+    """A rate of each sequence, (B,), or of each key, (B, S), as it multiplies scores."""
+    narrow = rate.to(scores_BTS.dtype).unsqueeze(-1)
+    return narrow.unsqueeze(-1) if rate.ndim == 1 else narrow.mT
 
 
 def _concatenated_shape(parts: list[Shape]) -> Shape:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tintc.ir.config import NormGradient
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
+from tintc.ir.ops.rates import along
 from tintc.ir.ops.shapes import (
     alike,
     demand,
@@ -59,11 +60,11 @@ def _backward_shape(
 
 
 def _descent_shape(
-    gamma: Shape, dy: Shape, x: Shape, eps: float, kind: str, heads: int, inner_lr: Shape
+    gamma: Shape, dy: Shape, x: Shape, eps: float, kind: str, heads: int, rate: Shape
 ) -> Shape:
     _demand_norm(x, eps, kind, heads, gamma)
     alike(dy, x)
-    demand_rate(inner_lr)
+    demand_rate(rate)
     return each_vector(gamma)
 
 
@@ -139,22 +140,22 @@ def norm_backward(
 
 
 @operator(
-    "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, int heads, Tensor inner_lr) -> "
-    "Tensor",
+    "(Tensor gamma, Tensor dy, Tensor x, float eps, str kind, int heads, Tensor rate) -> Tensor",
     shape=_descent_shape,
-    meaning="gamma - eta sum_t dy f(x)",
+    meaning="gamma - rate sum_t dy f(x)",
     kind="descent",
 )
 def norm_descent(
-    gamma: Tensor, dy: Tensor, x: Tensor, eps: float, kind: str, heads: int, inner_lr: Tensor
+    gamma: Tensor, dy: Tensor, x: Tensor, eps: float, kind: str, heads: int, rate: Tensor
 ) -> Tensor:
-    """gamma <- gamma - eta * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that
+    """gamma <- gamma - rate * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that
     share it add up.
     """
     change = _pieces(dy, heads) * _normalized(x, eps, kind, heads)
     if heads > 1:
         change = change.sum(-2)
-    return gamma - inner_lr * change.sum(-2)
+    change = change.sum(-2)
+    return gamma - along(rate, change, 1) * change
 
 
 def _pieces(x: Tensor, heads: int) -> Tensor:

@@ -5,6 +5,9 @@ twice as fast; elsewhere they are about equal. The same sums in another order. T
 derivative: for calls that nobody differentiates. Shapes as in `linear` and `low_rank`.
 """
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -50,7 +53,7 @@ def onednn_product(
 
 
 @operator(
-    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor inner_lr, bool with_bias) -> Tensor",
+    "(Tensor y, Tensor x, Tensor keys, Tensor values, Tensor rate, bool with_bias) -> Tensor",
     shape=same_shape,
     meaning="low_rank, by oneDNN",
     kind="optimization",
@@ -61,37 +64,42 @@ def onednn_low_rank(
     x_BTI: Tensor,
     keys_BSI: Tensor,
     values_BSO: Tensor,
-    inner_lr: Tensor,
+    rate: Tensor,
     with_bias: bool,
 ) -> Tensor:
-    """As `low_rank`: y_t - eta sum_s values_s (keys_s . x_t), sequence by sequence."""
-    every = zip(y_BTO, x_BTI, keys_BSI, values_BSO, strict=True)
+    """As `low_rank`: y_t - rate sum_s values_s (keys_s . x_t), sequence by sequence."""
+    every = zip(y_BTO, x_BTI, keys_BSI, values_BSO, _of_each(rate, x_BTI), strict=True)
     parts = [
-        _product(_scaled(_product(x, keys, None, None), inner_lr, with_bias), values.mT, None, y)
-        for y, x, keys, values in every
+        _product(_scaled(_product(x, keys, None, None), by, with_bias), values.mT, None, y)
+        for y, x, keys, values, by in every
     ]
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 @operator(
-    "(Tensor weight, Tensor dy, Tensor x, Tensor inner_lr) -> Tensor",
+    "(Tensor weight, Tensor dy, Tensor x, Tensor rate) -> Tensor",
     shape=each_matrix,
     meaning="linear_descent, by oneDNN",
     kind="optimization",
     whole=True,
 )
-def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, inner_lr: Tensor) -> Tensor:
-    """As `linear_descent`: W - eta sum_t dy_t x_t^T, (B, O, I)."""
+def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) -> Tensor:
+    """As `linear_descent`: W - rate sum_t dy_t x_t^T, (B, O, I)."""
     before = weight.expand(len(x_BTI), *weight.shape[-2:])
     parts = [
-        _product((dy * -inner_lr).mT, x.mT, None, w)
-        for w, dy, x in zip(before, dy_BTO, x_BTI, strict=True)
+        _product((dy * -by).mT, x.mT, None, w)
+        for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True)
     ]
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
-def _scaled(scores: Tensor, inner_lr: Tensor, with_bias: bool) -> Tensor:
-    return (scores.add_(1) if with_bias else scores).mul_(-inner_lr)
+def _of_each(rate: Tensor, x_BTD: Tensor) -> Iterable[Tensor]:
+    """The rate of each sequence: one number, or (S,) of its keys."""
+    return rate.to(x_BTD.dtype) if rate.ndim else itertools.repeat(rate, len(x_BTD))
+
+
+def _scaled(scores: Tensor, rate: Tensor, with_bias: bool) -> Tensor:
+    return (scores.add_(1) if with_bias else scores).mul_(-rate)
 
 
 def _plus(y: Tensor, more: Tensor | None, tokens: int) -> Tensor:

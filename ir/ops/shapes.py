@@ -53,9 +53,9 @@ def demand_weight(weight: Shape | None, batch: Size, *sizes: Size) -> None:
     )
 
 
-def demand_rate(inner_lr: Shape) -> None:
-    """One number."""
-    demand(inner_lr == (), f"the inner learning rate has shape {said(inner_lr)}; expected a number")
+def demand_rate(rate: Shape) -> None:
+    """One number, or one for each sequence."""
+    demand(rate in ((), ("B",)), f"a rate has shape {said(rate)}; expected a number or (B,)")
 
 
 def demand_matrix(weight: Shape) -> None:

@@ -121,14 +121,15 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         for user in node.users
         if user not in own and user not in way and not is_tint(user, token_losses)
     ]
+    targets, mask, kind = (argument(loss, name) for name in ("targets", "mask", "kind"))
     if (
         last is None
+        or kind == "mean_embedding"  # only where the head learns
         or not is_tint(last, linear_backward)
         or argument(last, "weight") is not head.arguments()[1]
         or wanted
     ):
         return
-    targets, mask, kind = (argument(loss, name) for name in ("targets", "mask", "kind"))
     _replace(
         build, last, head_gradient, (*head.arguments(), targets, mask, kind, *head.kinds(), False)
     )

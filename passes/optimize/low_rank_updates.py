@@ -1,18 +1,22 @@
 """Leaves updates as factors, so that no sequence needs a copy of a weight.
 
-    linear_forward(x, linear_descent(W, dy_s, x_s, lr), b)
-      ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, lr)
-    linear_backward(dy, linear_descent(W, dy_s, x_s, lr))
-      ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, lr)
+    linear_forward(x, linear_descent(W, dy_s, x_s, rate), b)
+      ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, rate)
+    linear_backward(dy, linear_descent(W, dy_s, x_s, rate))
+      ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, rate)
+    gradient_square, change_square of such values  ->  gram_square(dy_s, x_s, rate)
 
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
-(`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated. A bias
-that descended with the same gradients is one more coordinate of the scores. Safe because it is the
-same sum in another order. Only slots in `choices.low_rank`, which
+(`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated, each
+with the rate that momentum, decay and the rest of the inner rule leave it (`update_forms.py`). A
+bias that descended with the same gradients is one more coordinate of the scores. Safe because it is
+the same sum in another order. Only slots in `choices.low_rank`, which
 `runtime/specialize/cost_model.py` picks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import fx
 
@@ -20,9 +24,12 @@ from tintc.ir.builder import Builder
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
-from tintc.ir.ops.linear import bias_descent, linear_backward, linear_descent, linear_forward
+from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.low_rank import concatenate, low_rank
+from tintc.ir.ops.rates import gram_square, spread
+from tintc.ir.ops.states import change_square, gradient_square
 from tintc.ir.pass_manager import graph_pass
+from tintc.passes.optimize.update_forms import Form, Forms, Term, same_rows
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
@@ -30,33 +37,21 @@ def low_rank_updates(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     factors = _Factors(graph)
     for node in list(graph.nodes):
-        weight = (
-            argument(node, "weight") if is_tint(node, linear_forward, linear_backward) else node
-        )
-        if (
-            weight is not node
-            and is_tint(weight, linear_descent)
-            and info(weight).slot in context.choices.low_rank
-        ):
-            _rewrite(node, factors)
+        if is_tint(node, linear_forward, linear_backward):
+            form = factors.forms.of(argument(node, "weight"))
+            if form.terms and form.base and info(form.base).slot in context.choices.low_rank:
+                _rewrite(node, form, factors)
+        elif is_tint(node, change_square, gradient_square):
+            _rewrite_square(node, factors, context.choices.low_rank)
     graph.eliminate_dead_code()
     return graph
-
-
-def descents(value: fx.Node) -> list[fx.Node]:
-    """The descents that lead from a slot's first value to this one, oldest first."""
-    found: list[fx.Node] = []
-    while is_tint(value, linear_descent, bias_descent):
-        found.insert(0, value)
-        value = argument(value, "weight" if is_tint(value, linear_descent) else "bias")
-    return found
 
 
 class _Factors:
     """Factors of several steps, each concatenation made once."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.build = Builder(graph)
+        self.build, self.forms = Builder(graph), Forms(graph)
         self.made: dict[tuple[fx.Node, ...], fx.Node] = {}
 
     def together(self, parts: list[fx.Node], label: str) -> fx.Node:
@@ -68,26 +63,38 @@ class _Factors:
             )
         return self.made.get(key, parts[0])
 
+    def rate(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
+        """One for all terms where they agree, else that of each token."""
+        nodes = [self.forms.node(term.rate, at) for term in terms]
+        if all(node is nodes[0] for node in nodes):
+            return nodes[0]
+        key = (*nodes, *(term.dy for term in terms))
+        if key not in self.made:
+            parts = [term.dy for term in terms]
+            self.made[key] = self.build.call(
+                spread, nodes, parts, phase="descent", step=info(at).step
+            )
+        return self.made[key]
 
-def _rewrite(node: fx.Node, factors: _Factors) -> None:
-    chain = descents(argument(node, "weight"))
-    base, inner_lr = argument(chain[0], "weight"), argument(chain[0], "inner_lr")
-    x, forward = node.args[0], is_tint(node, linear_forward)
+
+def _rewrite(node: fx.Node, form: Form, factors: _Factors) -> None:
+    base, x, forward = form.base, node.args[0], is_tint(node, linear_forward)
+    assert base is not None
     fields = {"phase": info(node).phase, "step": info(node).step}
     with node.graph.inserting_before(node):
-        keys = factors.together([argument(d, "x") for d in chain], f"{base.name}_inputs")
-        values = factors.together([argument(d, "dy") for d in chain], f"{base.name}_gradients")
+        keys, values = _pair(form, factors, base.name)
+        rate = factors.rate(form.terms, node)
         if forward:
-            bias, with_bias = _bias(argument(node, "bias"), chain)
+            bias, with_bias = _bias(argument(node, "bias"), form, factors)
             y = factors.build.call(
                 linear_forward, x, base, bias, like=node, label=f"{node.name}_shared", **fields
             )
-            args = (y, x, keys, values, inner_lr, with_bias)
+            args = (y, x, keys, values, rate, with_bias)
         else:
             y = factors.build.call(
                 linear_backward, x, base, like=node, label=f"{node.name}_shared", **fields
             )
-            args = (y, x, values, keys, inner_lr, False)
+            args = (y, x, values, keys, rate, False)
         new = factors.build.call(
             low_rank, *args, like=node, label=f"{node.name}_low_rank", **fields
         )
@@ -95,13 +102,45 @@ def _rewrite(node: fx.Node, factors: _Factors) -> None:
     node.graph.erase_node(node)
 
 
-def _bias(bias: fx.Node | None, chain: list[fx.Node]) -> tuple[fx.Node | None, bool]:
+def _pair(form: Form, factors: _Factors, name: str) -> tuple[fx.Node, fx.Node]:
+    """(x, dy) of all terms."""
+    inputs = [term.x for term in form.terms if term.x is not None]
+    keys = factors.together(inputs, f"{name}_inputs")
+    return keys, factors.together([term.dy for term in form.terms], f"{name}_gradients")
+
+
+def _bias(bias: fx.Node | None, form: Form, factors: _Factors) -> tuple[fx.Node | None, bool]:
     """(what the shared product adds, whether the bias's own descent is that of the weight's
     factors).
     """
-    if bias is None or not is_tint(bias, bias_descent):
-        return bias, False
-    own = descents(bias)
-    same = [argument(d, "dy") for d in own] == [argument(d, "dy") for d in chain]
-    first: fx.Node = argument(own[0], "bias")
-    return (first, True) if same and info(first).shape == info(bias).shape[1:] else (bias, False)
+    if bias is None:
+        return None, False
+    own = factors.forms.of(bias)
+    same = [(t.dy, t.rate) for t in own.terms] == [(t.dy, t.rate) for t in form.terms]
+    alone = own.base is not None and info(own.base).shape == info(bias).shape[1:]
+    return (own.base, True) if own.terms and same and alone else (bias, False)
+
+
+def _rewrite_square(node: fx.Node, factors: _Factors, slots: frozenset[str]) -> None:
+    """Of a gradient, or of what a weight has changed by."""
+    form = factors.forms.of(operand := node.args[0])  # type: ignore[arg-type]
+    changed = is_tint(node, change_square)
+    if changed and (form.base is None or not same_rows(form.base, argument(node, "anchor"))):
+        return
+    if not changed and form.base is not None:
+        return
+    if not form.terms or any(term.x is None for term in form.terms):
+        return
+    base = form.base
+    if base is not None and info(base).slot not in slots:
+        return
+    assert isinstance(operand, fx.Node)
+    with node.graph.inserting_before(node):
+        keys, values = _pair(form, factors, operand.name)
+        rate = factors.rate(form.terms, node)
+        new = factors.build.call(
+            gram_square, values, keys, rate, like=node,
+            phase=info(node).phase, step=info(node).step,
+        )  # fmt: skip
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)

@@ -76,7 +76,7 @@ def _updated(graph: fx.Graph) -> set[str]:
 
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
     """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
-    has).
+    has). Behind them tables that learn, and what only the inner rule reads.
     """
     norms = [node for node in graph.nodes if is_tint(node, norm_forward)]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
@@ -95,6 +95,9 @@ def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], lis
         elif own is not None:
             vectors.append(own)
         seen |= {read for read in (weight, own) if read is not None}
+    further = [n for n in graph.nodes if is_tint(n, prefix) and n not in seen]
+    matrices += [(node, None) for node in further if len(_shape(node)) == 2]
+    vectors += [node for node in further if len(_shape(node)) == 1]
     return matrices, vectors
 
 

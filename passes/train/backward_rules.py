@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, descendants
+from tintc.ir.builder import Builder, outputs
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import AnyOperator, argument, is_tint
-from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.attention import (
     attention_backward_full,
@@ -21,6 +20,7 @@ from tintc.ir.ops.attention import (
     attention_forward,
 )
 from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.norm import norm_backward, norm_forward
 from tintc.ir.ops.position import rotary
@@ -36,12 +36,7 @@ class Backward:
 
     def __init__(self, build: Builder, config: SimulatorConfig, needed: set[fx.Node]) -> None:
         self.build, self.config, self.needed = build, config, needed
-        heads = [
-            n
-            for n in build.graph.nodes
-            if is_tint(n, linear_forward) and info(argument(n, "weight")).slot is None
-        ]
-        self.behind_head = descendants(heads)
+        self.behind_head = _behind_head(outputs(build.graph)["initial_logits"])
 
     def call(self, operator: AnyOperator, node: fx.Node, *args: Any) -> fx.Node:
         """A call that belongs to the backward pass of `node`."""
@@ -60,6 +55,15 @@ class Backward:
 
     def _call(self, operator: AnyOperator, label: str, node: fx.Node, *args: Any) -> fx.Node:
         return self.build.call(operator, *args, like=node, label=label, phase="backward", step=0)
+
+
+def _behind_head(logits: fx.Node) -> set[fx.Node]:
+    """What scales and caps the head's product on its way to the logits."""
+    found: set[fx.Node] = set()
+    while is_tint(logits, scale, activation_forward):
+        found.add(logits)
+        logits = argument(logits, "x")
+    return found if is_tint(logits, linear_forward) else set()
 
 
 BackwardRule = Callable[[Backward, fx.Node, fx.Node], Gradients]
@@ -121,13 +125,19 @@ def _activation(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
     return [(x, backward.call(activation_backward, node, dy, x, *how))]
 
 
+@backward_rule(embedding)
+def _embedding(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
+    return []  # the model begins here
+
+
 @backward_rule(attention_forward)
 def _attention(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
     q, k, v, *how = (
         argument(node, name)
         for name in ("q", "k", "v", "mask", "bias", "heads", "kv_heads", "scale", "softcap")
     )
-    if backward.config.attention_gradient == "value":
+    through_scores = q in backward.needed or k in backward.needed
+    if backward.config.attention_gradient == "value" or not through_scores:
         if v not in backward.needed:
             return []
         return [(v, backward.call(attention_backward_value, node, dy, q, k, *how))]

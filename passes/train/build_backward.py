@@ -58,7 +58,9 @@ def _loss(graph: fx.Graph, backward: Backward, logits: fx.Node) -> Gradients:
         raise UnsupportedModelError(
             "loss_gradient mean_embedding needs logits that are one linear layer; use softmax"
         )
-    x, weight = argument(logits, "x"), argument(logits, "weight")
+    x, weight, bias = (argument(logits, name) for name in ("x", "weight", "bias"))
+    if any(read is not None and info(read).trainable for read in (weight, bias)):
+        return [(logits, backward.seed(loss_gradient, logits, logits, targets, mask, kind))]
     return [(x, backward.seed(mean_embedding_gradient, logits, weight, targets, mask))]
 
 

@@ -1,9 +1,10 @@
 """The descent rule of each operator that reads trained slots: what becomes of them.
 
-y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, inner_lr)
-                                              b' = bias_descent(b, dy, inner_lr)
-y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, dy, inner_lr)
-                                              gamma' = norm_descent(gamma, dy, x, ...)
+y = linear_forward(x, W, b), gradient dy  ->  W' = linear_descent(W, dy, x, rate)
+                                              b' = bias_descent(b, dy, rate)
+y = norm_forward(x, gamma, beta), dy      ->  beta' = bias_descent(beta, dy, rate)
+                                              gamma' = norm_descent(gamma, dy, x, ..., rate)
+y = embedding(E, index, offset), dy       ->  E' = embedding_descent(E, dy, index, offset, rate)
 """
 
 from __future__ import annotations
@@ -14,37 +15,40 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from tintc.ir.dialect import AnyOperator, argument
+from tintc.ir.ops.embedding import embedding, embedding_descent
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward
 from tintc.ir.ops.norm import norm_descent, norm_forward
 from tintc.ir.rules import RuleTable
 
 
 class Update(NamedTuple):
-    """slot: the weight that an operator reads, None where it has none. args: behind the slot."""
+    """A call operator(slot, *args, rate). slot: the weight that an operator reads, None where it
+    has none.
+    """
 
     operator: AnyOperator
     slot: fx.Node | None
     args: tuple[Any, ...]
 
 
-DescentRule = Callable[[fx.Node, fx.Node, fx.Node], list[Update]]  # (node, dy, inner_lr)
+DescentRule = Callable[[fx.Node, fx.Node], list[Update]]  # (node, dy)
 descent_rule = RuleTable[DescentRule]("descent", needed_by=lambda o: bool(o.weights))
 
 
 @descent_rule(linear_forward)
-def _linear(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
+def _linear(node: fx.Node, dy: fx.Node) -> list[Update]:
     x, weight, bias = (argument(node, name) for name in ("x", "weight", "bias"))
-    return [
-        Update(linear_descent, weight, (dy, x, inner_lr)),
-        Update(bias_descent, bias, (dy, inner_lr)),
-    ]
+    return [Update(linear_descent, weight, (dy, x)), Update(bias_descent, bias, (dy,))]
 
 
 @descent_rule(norm_forward)
-def _norm(node: fx.Node, dy: fx.Node, inner_lr: fx.Node) -> list[Update]:
+def _norm(node: fx.Node, dy: fx.Node) -> list[Update]:
     x, gamma, beta = (argument(node, name) for name in ("x", "gamma", "beta"))
     how = (argument(node, name) for name in ("eps", "kind", "heads"))
-    return [
-        Update(norm_descent, gamma, (dy, x, *how, inner_lr)),
-        Update(bias_descent, beta, (dy, inner_lr)),
-    ]
+    return [Update(norm_descent, gamma, (dy, x, *how)), Update(bias_descent, beta, (dy,))]
+
+
+@descent_rule(embedding)
+def _embedding(node: fx.Node, dy: fx.Node) -> list[Update]:
+    table, index, offset = (argument(node, name) for name in ("table", "index", "offset"))
+    return [Update(embedding_descent, table, (dy, index, offset))]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import Builder, infer_shape, input_node, outputs
+from tintc.ir.builder import Builder, input_node, outputs, reinfer
 from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
@@ -34,7 +34,7 @@ def truncate_segment(graph: fx.Graph, context: Context) -> fx.Graph:
         if (
             node.op != "call_function"
             or is_tint(node, prefix)
-            or info(node).step == context.config.steps
+            or info(node).step == context.config.unrolled_steps
         ):
             continue
         depends = any(
@@ -49,10 +49,7 @@ def truncate_segment(graph: fx.Graph, context: Context) -> fx.Graph:
             if source not in training and "T" in info(source).shape and source not in cut:
                 cut[source] = _cut(graph, source, length)
         node.args = fx.node.map_arg(node.args, lambda n: cut.get(n, n))
-    for node in graph.nodes:
-        if node.op == "call_function":
-            info(node).shape = infer_shape(node)
-    return graph
+    return reinfer(graph)
 
 
 def _cut(graph: fx.Graph, source: fx.Node, length: fx.Node) -> fx.Node:

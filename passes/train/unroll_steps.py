@@ -1,20 +1,22 @@
-"""Repeats the step `config.steps` times and ends with a forward pass under the last weights.
+"""Repeats the step and ends with a forward pass under the last weights.
 
     forward, backward, descent  ->  (forward, backward, descent) x steps, forward
 
-Each copy reads the slot values that the copy before it wrote; what depends on no updated slot is
-shared by all.
+Each copy reads the slot values, and the states of the inner rule, that the copy before it wrote;
+what depends on no updated slot is shared by all. The learning rate of step k is eta times the
+schedule's factor. More than `config.UNROLLED` steps stay one: its program runs in a loop, which
+also passes the scheduled rate.
 """
 
 from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import infer_shape, outputs
+from tintc.ir.builder import Builder, before_step, input_node, outputs, reinfer
 from tintc.ir.context import Context
-from tintc.ir.dialect import is_tint
+from tintc.ir.dialect import operator_of
 from tintc.ir.node_meta import copy_info, info
-from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.rates import rate
 from tintc.ir.pass_manager import graph_pass
 
 
@@ -25,14 +27,18 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     output = graph.output_node()
     returned = outputs(graph)
-    body = [n for n in graph.nodes if n.op == "call_function" and not is_tint(n, prefix)]
-    reads = {info(n).slot: n for n in graph.nodes if is_tint(n, prefix)}
-    updates, logits = returned["updates"], returned["logits"]
-    newest = updates
-    with graph.inserting_before(output):
-        for step in range(1, context.config.steps + 1):
-            last = step == context.config.steps
-            copies: dict[fx.Node, fx.Node] = {reads[slot]: value for slot, value in newest.items()}
+    body = [n for n in graph.nodes if n.op == "call_function" and not _reads(n)]
+    made = {**returned["updates"], **returned.get("states", {})}
+    before = before_step(graph)
+    logits = returned["logits"]
+    newest = dict(made)
+    steps = context.config.unrolled_steps
+    for step in range(1, steps + 1):
+        last = step == steps
+        copies: dict[fx.Node, fx.Node] = {before[slot]: value for slot, value in newest.items()}
+        with graph.inserting_before(output):
+            if not last and (scheduled := _scheduled(graph, context, step)) is not None:
+                copies[input_node(graph, "inner_lr")] = scheduled
             for node in body:
                 if (last and info(node).phase != "forward") or not any(
                     n in copies for n in node.all_input_nodes
@@ -42,17 +48,40 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
                 copy._rename(f"{node.name}_step{step}")
                 copy_info(node, copy, step=step)
                 copies[node] = copy
-            if not last:
-                newest = {slot: copies[node] for slot, node in updates.items()}
-    output.args = ({**returned, "logits": copies.get(logits, logits), "updates": newest},)  # type: ignore[dict-item]
-    return _reinfer(graph)
+        if not last:
+            newest = {slot: copies[node] for slot, node in made.items()}
+    _schedule_first(graph, context, body)
+    after = {
+        kind: {slot: newest[slot] for slot in returned[kind]}
+        for kind in ("updates", "states")
+        if kind in returned
+    }
+    output.args = ({**returned, "logits": copies.get(logits, logits), **after},)  # type: ignore[dict-item]
+    return reinfer(graph)
 
 
-def _reinfer(graph: fx.Graph) -> fx.Graph:
-    """Copies may read per-sequence weights where the original read shared ones, so shapes are
-    computed anew.
-    """
-    for node in graph.nodes:
-        if node.op == "call_function":
-            info(node).shape = infer_shape(node)
-    return graph
+def _reads(node: fx.Node) -> bool:
+    """Whether it is a first value, which no step changes."""
+    called = operator_of(node)
+    return called is not None and called.kind == "read"
+
+
+def _scheduled(graph: fx.Graph, context: Context, step: int) -> fx.Node | None:
+    """The learning rate of a step; None where it is eta."""
+    factor = 1.0 if context.config.looped else context.config.schedule_factor(step)
+    if factor == 1:
+        return None
+    inner_lr = input_node(graph, "inner_lr")
+    return Builder(graph).call(rate, inner_lr, None, factor, True, phase="descent", step=step)
+
+
+def _schedule_first(graph: fx.Graph, context: Context, body: list[fx.Node]) -> None:
+    """The rate of the first step, which all copies were made from."""
+    first = next((node for node in body if info(node).phase == "descent"), None)
+    if first is None:
+        return
+    with graph.inserting_before(first):
+        scheduled = _scheduled(graph, context, 0)
+    inner_lr = input_node(graph, "inner_lr")
+    for node in body if scheduled is not None else ():
+        node.args = fx.node.map_arg(node.args, lambda n: scheduled if n is inner_lr else n)

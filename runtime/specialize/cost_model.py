@@ -8,7 +8,7 @@ the shared product. So factors win for few training tokens and large weights.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from torch import fx
@@ -16,6 +16,8 @@ from torch import fx
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
+from tintc.ir.ops.states import descend, fade, toward
+from tintc.passes.optimize.update_forms import Forms
 
 # Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
 # two CPU cores, 400 TFLOP/s by 3 TB/s on an H100. A slot's choice is only sensitive to it where
@@ -26,13 +28,15 @@ OPERATIONS_PER_BYTE = {"cpu": 27, "cuda": 130}
 @dataclass(frozen=True)
 class SlotUse:
     """rows, columns of a slot's weight; descents: how many; reads: (whole sequence or segment,
-    descents before) of each product.
+    factors before) of each product. passes: what the inner rule does besides to weights and states,
+    number by number.
     """
 
     rows: int
     columns: int
     descents: int
     reads: tuple[tuple[bool, int], ...]
+    passes: int = 0
 
     def factors_win(self, tokens: int, segment: int, element_bytes: int, device: str) -> bool:
         """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which
@@ -44,28 +48,35 @@ class SlotUse:
         )
         numbers = self.rows * self.columns
         moved = (
-            2
-            * numbers
-            * element_bytes
-            * OPERATIONS_PER_BYTE.get(device, OPERATIONS_PER_BYTE["cuda"])
+            numbers * element_bytes * OPERATIONS_PER_BYTE.get(device, OPERATIONS_PER_BYTE["cuda"])
         )
-        return low_rank < self.descents * (2 * segment * numbers + moved)
+        own = self.descents * (2 * segment * numbers + 2 * moved) + 3 * self.passes * moved
+        return low_rank < own
 
 
 def slot_uses(graph: fx.Graph) -> dict[str, SlotUse]:
-    """How each trained weight of a lowered graph is used."""
-    depth: dict[fx.Node, int] = {}
+    """How each weight of a lowered graph is used whose updates can stay factors."""
+    forms = Forms(graph, with_rates=False)
     reads: dict[str, list[tuple[bool, int]]] = defaultdict(list)
     sizes: dict[str, tuple[int, int]] = {}
-    made: dict[str, int] = defaultdict(int)
+    descents: Counter[str] = Counter()
+    passes: Counter[str] = Counter()
     for node in graph.nodes:
-        if is_tint(node, linear_descent):
-            slot = info(node).slot
-            rows, columns = info(node).shape[-2:]
-            assert slot is not None and isinstance(rows, int) and isinstance(columns, int)
-            depth[node] = depth.get(argument(node, "weight"), 0) + 1
-            sizes[slot], made[slot] = (rows, columns), made[slot] + 1
-        elif is_tint(node, linear_forward, linear_backward) and argument(node, "weight") in depth:
+        slot = (info(node).slot or "").partition("/")[0]  # a state is part of its slot
+        if is_tint(node, linear_descent) and slot:
+            descents[slot] += 1
+        elif is_tint(node, fade, descend, toward) and len(info(node).shape) == 3:
+            passes[slot] += 1
+        elif is_tint(node, linear_forward, linear_backward):
             weight = argument(node, "weight")
-            reads[info(weight).slot or ""].append((info(node).shape[1] == "T", depth[weight]))
-    return {slot: SlotUse(*sizes[slot], made[slot], tuple(reads[slot])) for slot in sizes}
+            form = forms.of(weight)
+            if form.terms and form.base is not None:
+                slot = info(form.base).slot or ""
+                rows, columns = info(weight).shape[-2:]
+                assert isinstance(rows, int) and isinstance(columns, int)
+                sizes[slot] = rows, columns
+                reads[slot].append((info(node).shape[1] == "T", len(form.terms)))
+    return {
+        slot: SlotUse(*size, descents[slot], tuple(reads[slot]), passes[slot])
+        for slot, size in sizes.items()
+    }

@@ -15,17 +15,17 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, further_input, infer_shape
+from tintc.ir.builder import Builder, before_step, further_input, infer_shape, reinfer
 from tintc.ir.builder import outputs as named_outputs
 from tintc.ir.choices import Choices
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
+from tintc.ir.dialect import argument, is_tint, operator_of
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
 from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_forward
-from tintc.ir.outputs import Output
+from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
@@ -54,7 +54,9 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def _keep(graph: fx.Graph, choices: Choices) -> None:
-    """Returns the wanted outputs only; updated slot values become inputs where they are given."""
+    """Returns the wanted outputs only; slot values become inputs where they are given."""
+    if choices.from_states:
+        _start_from_given(graph)
     output = graph.output_node()
     returned: dict[str, Any] = dict(named_outputs(graph))
     if choices.from_updates:
@@ -68,13 +70,31 @@ def _keep(graph: fx.Graph, choices: Choices) -> None:
         output.args = (wanted,)
 
 
+def _start_from_given(graph: fx.Graph) -> None:
+    """The step starts from given values of its slots. What reads a weight for its shape, or as it
+    was before all steps, still reads the auxiliary one.
+    """
+    build = Builder(graph)
+    for node in before_step(graph).values():
+        shape = info(node).shape
+        given = build.placeholder(f"{node.name}_given", shape if "B" in shape else ("B", *shape))
+        copy_info(node, given, role="input", shape=info(given).shape)
+        node.replace_all_uses_with(given, delete_user_cb=_takes_values)
+    reinfer(graph)
+
+
+def _takes_values(user: fx.Node) -> bool:
+    called = operator_of(user)
+    return called is None or called.kind != "read"
+
+
 def _wanted(
     graph: fx.Graph, kind: Output, returned: dict[str, Any], choices: Choices
 ) -> fx.Node | dict[str, fx.Node]:
     """The node, or nodes, of one output."""
-    if kind is Output.UPDATES:
-        updates: dict[str, fx.Node] = returned[kind]
-        return updates
+    if kind in SLOTS:
+        values: dict[str, fx.Node] = returned.get(kind, {})
+        return values
     logits: fx.Node = returned[kind.logits]
     if kind.of_losses:
         labels = further_input(graph, "labels")

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from tintc.ir.builder import outputs
+from tintc.ir.builder import before_step, outputs
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.choices import Choices
 from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
-from tintc.ir.outputs import Output
+from tintc.ir.outputs import SLOTS
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
@@ -119,7 +119,11 @@ class Programs:
         and those of them that training passes see.
         """
         if self.structure is not None:
-            return Choices(kind.outputs, from_updates=kind.from_updates, dtype=weight.dtype)
+            return replace(
+                Choices(kind.outputs, dtype=weight.dtype),
+                from_updates=kind.from_updates,
+                from_states=kind.from_states,
+            )
         return replace(
             kind,
             dtype=weight.dtype,
@@ -132,7 +136,7 @@ class Programs:
         """Slots whose updates stay factors. While torch traces, sizes are symbols, and nothing may
         depend on them.
         """
-        wanted = "low_rank_updates" in self.enabled and Output.UPDATES not in kind.outputs
+        wanted = "low_rank_updates" in self.enabled and not set(SLOTS) & set(kind.outputs)
         if not wanted or torch.compiler.is_compiling():
             return frozenset()
         if self._uses is None:
@@ -178,12 +182,9 @@ class Programs:
         return _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
 
     def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
-        names, given = choices.outputs, choices.from_updates
-        module = transformer.emit(self.program, structure, names, from_updates=given)
-        sources = {
-            node.name: Argument(Source.GIVEN, slot)
-            for slot, node in outputs(self.program.graph)["updates"].items()
-        }
+        given = _given(self.program.graph, choices)
+        module = transformer.emit(self.program, structure, choices.outputs, given=given)
+        sources = {node.name: Argument(Source.GIVEN, slot) for slot, node in given.items()}
         prefix = (CODE, *(f"page_{index}" for index in range(self.program.layout.pages)))
         sources |= {name: Argument(Source.PREFIX, name) for name in prefix}
         return _emitted(module, sources | self._weights())
@@ -210,6 +211,13 @@ class Programs:
             values: dict[str, Tensor] = making.module(*making.bound({Source.WEIGHT: weights}))
             self._folded |= {name: _Folded(states, value) for name, value in values.items()}
         return {name: self._folded[name].value for name in names}
+
+
+def _given(graph: fx.Graph, choices: Choices) -> dict[str, fx.Node]:
+    """Slot -> the node whose value is an input of the program."""
+    if choices.from_states:
+        return before_step(graph)
+    return outputs(graph)["updates"] if choices.from_updates else {}
 
 
 def _emitted(

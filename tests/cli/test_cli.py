@@ -309,6 +309,7 @@ class TestInspect:
         assert len(found["users"]) > 0
         assert tintc("inspect", artifact(), "--node", "input_ids", "--stage", "captured").code == 0
 
+    @pytest.mark.slow
     def test_reader_that_goes_away(self) -> None:
         command = f'"{sys.executable}" -m tintc inspect "{artifact()}" --stage emitted | head -1'
         root = str(Path(__file__).parents[2])

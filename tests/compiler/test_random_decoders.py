@@ -73,7 +73,7 @@ def differences(seed: int, config: tintc.SimulatorConfig) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= 30)) for n in range(300)]
+    "seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= 15)) for n in range(300)]
 )
 def test_a_step_is_exact_or_refused(seed: int) -> None:
     config = tintc.SimulatorConfig.exact(inner_lr=RATE, layers=1 if seed % 3 == 2 else None)

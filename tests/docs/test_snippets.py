@@ -9,8 +9,10 @@ from tests.docs.snippets import ROOT, check, commands, run_page
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))]
 WITH_CODE = [page for page in PAGES if re.search(r"^```(python|console)", page.read_text(), re.M)]
-# These run by default; guides and concepts, which compile once more each, do not.
+# These run by default. Guides and concepts, which compile once more each, do not; nor does what a
+# tutorial says of the commands that README shows.
 DEFAULT = {"README.md", "tutorials"}
+SLOW = {"paragraph.md"}
 
 
 def name(page: Path) -> str:
@@ -18,7 +20,7 @@ def name(page: Path) -> str:
 
 
 def is_slow(page: Path) -> bool:
-    return not DEFAULT & {page.name, page.parent.name}
+    return page.name in SLOW or not DEFAULT & {page.name, page.parent.name}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def assert_whole(what: str, path: Path) -> None:
         tintc.load(path)
     elif what == "export":
         onnx.load(path)
-    elif (units := path / "units.jsonl").exists():  # a directory to go on from, maybe without a unit
+    elif (
+        units := path / "units.jsonl"
+    ).exists():  # a directory to go on from, maybe without a unit
         for line in units.read_text().splitlines()[:-1]:
             json.loads(line)
 
@@ -75,6 +77,7 @@ def stopped(what: str, folder: Path, how: signal.Signals, after: float) -> tuple
     return process.returncode, said
 
 
+@pytest.mark.first_by_default
 @pytest.mark.cases(20, 5)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_nothing_half_written(how: signal.Signals, cases: range, tmp_path: Path) -> None:

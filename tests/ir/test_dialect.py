@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from tests.support.models import opt
 from tests.support.operators import FLOAT32, WITHOUT_DERIVATIVES, arguments, sample
 from tests.support.optimized import pruned
 from tests.support.shapes import Draw
@@ -26,7 +27,7 @@ from tintc.ir.ops import OPERATORS
 from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.ops.onednn import available
-from tintc.passes import OPTIMIZATIONS
+from tintc.passes import OPTIMIZATIONS, low_rank_updates
 
 
 def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
@@ -38,6 +39,11 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
         f"2{t}": 2 * t,
     }  # the last: two parts of t tokens each, side by side
     shapes = tree_map_only(Tensor, lambda a: tuple(a.shape), given_arguments)
+    if OPERATORS[name].__module__.endswith((".rates", ".states")):  # they tell B from sizes
+        shapes = tree_map_only(
+            Tensor, lambda a: tuple("B" if (i, n) == (0, b) else n for i, n in enumerate(a.shape)),
+            given_arguments,
+        )  # fmt: skip
     found = OPERATORS[name].shape(*shapes)
     replaced = fx.node.map_aggregate(found, lambda size: symbols.get(size, size))  # type: ignore[arg-type]
     return replaced
@@ -160,6 +166,13 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"outputs": ("losses",), "differentiable": True},
     {"device": "cuda", "some_tokens": True},
 )
+# Inner rules that bring out every operator of theirs.
+RULES: tuple[dict[str, Any], ...] = (
+    {"momentum": 0.5, "schedule": "linear", "clip_norm": 1.0, "decay": 0.1, "max_drift": 0.1},
+    {"optimizer": "adam", "normalize": "weight"},
+    {"optimizer": "rms"},
+    {"optimizer": "muon"},
+)
 
 
 def test_every_operator_occurs_and_says_what_it_means() -> None:
@@ -169,6 +182,7 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         SimulatorConfig.exact(),
         SimulatorConfig.paper(),
         SimulatorConfig.paper(loss_gradient="mean_embedding"),
+        SimulatorConfig.exact(train="*"),
     ):
         for model in (None, turning()):
             seen |= {
@@ -176,8 +190,15 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
                 for node in stage("verify", config, model=model, longest=32).graph.nodes
                 if (name := tint_name(node))
             }
-    for facts in CALLS:
-        found = pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts)
+    for rule in RULES:
+        found = pruned(SimulatorConfig.exact(steps=2, **rule), low_rank_updates)
+        lowered = stage("verify", SimulatorConfig.exact(steps=2, **rule)).graph
+        nodes = [*lowered.nodes, *found.graph.nodes]
+        seen |= {name for node in nodes if (name := tint_name(node))}
+    optimized = [pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts) for facts in CALLS]
+    everything = SimulatorConfig.exact(steps=2, train="*")
+    optimized.append(pruned(everything, *OPTIMIZATIONS, model=opt()))  # a tied head
+    for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

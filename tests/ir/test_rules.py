@@ -17,7 +17,7 @@ from tintc.runtime.backends.transformer import rules
 
 
 def table() -> RuleTable:  # type: ignore[type-arg]
-    return RuleTable("toy", needed_by=lambda o: o.kind == "descent")
+    return RuleTable("toy", needed_by=lambda o: o in (linear_descent, bias_descent, norm_descent))
 
 
 def test_a_missing_rule_is_named() -> None:

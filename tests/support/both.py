@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.models import FAMILIES, capture_again
+from tests.support.models import FAMILIES
 from tests.support.nano import nano
+from tests.support.once import capture_once, lower_once
 from tests.support.tolerances import BACKENDS, error, measured
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import Captured, capture
@@ -47,8 +48,8 @@ def _lowered(
     family: str, preset: str, fields: tuple[tuple[str, Any], ...]
 ) -> tuple[Program, dict[str, Tensor]]:
     config = SimulatorConfig.preset(preset, **{"inner_lr": 0.01, "steps": 2, **dict(fields)})
-    captured = capture_again(odd_model(family, **({"layers": 3} if config.layers else {})))
-    return lower(captured, config), captured.tensors
+    captured = capture_once(odd_model(family, **({"layers": 3} if config.layers else {})))
+    return lower_once(captured, config), captured.tensors
 
 
 @cache

@@ -9,10 +9,10 @@ from torch import nn
 
 from tests.support.decoders import DECODERS
 from tests.support.families import FAMILIES, Builder
+from tests.support.once import capture_once, lower_once
 from tests.support.variants import ROUNDED_ALIBI, VARIANTS
 from tintc.compiler.casts import no_casts
-from tintc.compiler.driver import lower
-from tintc.compiler.frontend.capture import Captured, capture
+from tintc.compiler.frontend.capture import Captured
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.program import Program
 from tintc.runtime.simulator import Simulator
@@ -35,13 +35,13 @@ def model_of(name: str) -> nn.Module:
 def captured(name: str, wide: bool) -> Captured:
     """wide: without the casts of the model's code. Copy it before passes rewrite its graph."""
     with torch.inference_mode(False), no_casts(wide):
-        return capture(model_of(name))
+        return capture_once(model_of(name))
 
 
 @cache
 def lowered(name: str, wide: bool, config: SimulatorConfig) -> Program:
     with torch.inference_mode(False):
-        return lower(captured(name, wide).copy(), config)
+        return lower_once(captured(name, wide).copy(), config)
 
 
 @cache

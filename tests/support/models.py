@@ -5,10 +5,7 @@ shows.
 """
 
 import copy
-import dataclasses
 import hashlib
-import json
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,13 +13,9 @@ import transformers
 from torch import Tensor, nn
 
 from tests.support.norms import gain_is_added_to_one, is_norm
-from tintc.compiler.casts import casts_removed
-from tintc.compiler.driver import lower
-from tintc.compiler.frontend.capture import Captured, capture
+from tests.support.once import capture_once, kind_of, lower_once
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.program import Program
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.specialize.optimize import copy_graph
 
 
 def opt(
@@ -103,20 +96,21 @@ def randomized(model: Any, seed: int = 0) -> Any:
 
 
 def simulate(model: nn.Module, config: SimulatorConfig, **options: str) -> Simulator:
-    """Capture, lower, simulator. options: backend and share. Hugging Face models of one
-    configuration are captured once a process, and lowered once for each config.
+    """Capture, lower, simulator. options: backend and share. See `once` for what is not done
+    again.
     """
-    program, tensors = _program(model, config)
-    return Simulator(program, tensors, **options)  # type: ignore[arg-type]
+    captured = capture_once(model)
+    return Simulator(lower_once(captured, config), captured.tensors, **options)  # type: ignore[arg-type]
 
 
 def simulator_of(model: nn.Module, config: SimulatorConfig) -> Simulator:
     """The same, made once a process for the same weights, with the programs of its calls: do not
     change it.
     """
-    if not isinstance(model, transformers.PreTrainedModel):
+    kind = kind_of(model)
+    if kind is None:
         return simulate(model, config)
-    key = (_what_is_exported(model), _digest(model), config)
+    key = (kind, _digest(model), config)
     if key not in _SIMULATORS:
         if len(_SIMULATORS) == 64:
             del _SIMULATORS[next(iter(_SIMULATORS))]
@@ -134,44 +128,12 @@ def on_all_backends(
     """Simulators of one program: `fused`, and of the transformer back end one for each way of
     sharing, by its name.
     """
-    program, tensors = _program(model, config)
+    captured = capture_once(model)
+    program, tensors = lower_once(captured, config), captured.tensors
     found = {"fused": Simulator(program, tensors)}
     return found | {
         share: Simulator(program, tensors, backend="transformer", share=share) for share in shares
     }
-
-
-def capture_again(model: nn.Module) -> Captured:
-    """`capture`, except that Hugging Face models of one configuration and dtype are exported once a
-    process (and once in `no_casts`).
-    """
-    if not isinstance(model, transformers.PreTrainedModel):
-        return capture(model)
-    kept = _exported(*_what_is_exported(model))
-    return dataclasses.replace(kept.copy(), tensors=_tensors(model, kept))
-
-
-def _program(model: nn.Module, config: SimulatorConfig) -> tuple[Program, dict[str, Tensor]]:
-    """A program whose graph is the caller's, and the model's tensors."""
-    if not isinstance(model, transformers.PreTrainedModel):
-        captured = capture(model)
-        return lower(captured, config), captured.tensors
-    exported = _what_is_exported(model)
-    kept = _lowered(config, *exported)
-    program = dataclasses.replace(kept, graph=copy_graph(kept.graph))
-    return program, _tensors(model, _exported(*exported))
-
-
-def _tensors(model: nn.Module, captured: Captured) -> dict[str, Tensor]:
-    state = dict(model.state_dict(keep_vars=True))
-    return {name: state[name].detach() for name in captured.tensors}
-
-
-def _what_is_exported(model: transformers.PreTrainedModel) -> tuple[Any, ...]:
-    """All that a Hugging Face model's graph depends on."""
-    config = model.config
-    described = config.to_json_string(use_diff=False)
-    return type(model), described, config._attn_implementation, model.dtype, casts_removed()
 
 
 def _digest(model: nn.Module) -> str:
@@ -179,19 +141,6 @@ def _digest(model: nn.Module) -> str:
     for value in model.state_dict().values():
         found.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _exported(
-    kind: Any, config: str, attention: str, dtype: torch.dtype, _without_casts: bool
-) -> Captured:
-    loaded = kind.config_class.from_dict(json.loads(config))
-    return capture(kind._from_config(loaded, attn_implementation=attention).to(dtype).eval())
-
-
-@lru_cache(maxsize=128)
-def _lowered(config: SimulatorConfig, *exported: Any) -> Program:
-    return lower(_exported(*exported).copy(), config)
 
 
 def tokens(batch: int, length: int, vocab: int, seed: int = 0) -> Tensor:

@@ -35,7 +35,8 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
     bias_BTH = draw(b, t, h) if own else None
     return {
         "prefix": (draw(d, 2 * o), o // 2, o, o, True),
-        "embedding": (draw(o + 2, d), ids, 2),
+        "embedding": (draw.parameter(b, not own, o + 2, d), ids, 2),
+        "embedding_descent": (draw.parameter(b, not own, o + 2, d), x, ids, 2, lr),
         "residual": (x, dx),
         "multiply": (x, dx),
         "scale": (x, 0.3),
@@ -81,6 +82,10 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "attention_backward_value": (do, q, k, mask, bias_BTH, h, g, 0.5, 3.0),
         "attention_backward_full": (do, q, k, v, mask, bias_BTH, h, g, 0.5, 3.0),
         "low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
+        "same_rows": (x, ids, 2, ids[:, :cut], 1, draw(b, cut, d), lr),
+        "rows_of_factors": (x, ids, 2, draw(b, cut, o + 2), draw(b, cut, d), lr),
+        "scattered_scores": (draw(b, t, o + 2), x, ids[:, :cut], 2, draw(b, cut, d), lr),
+        "gathered_scores": (x, draw(b, t, o + 2), ids[:, :cut], 2, draw(b, cut, d), lr),
         "concatenate": ([x, dx],),
         "linear_residual": (x, weight, bias if d % 2 else None, dy, False),
         "onednn_product": (x, weight, bias if d % 2 else None, dy if own else None, False),
@@ -113,15 +118,63 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "kept_tokens": (x, torch.arange(cut)),
         "stack_rows": ([draw(o, d), draw(d, d)],),
         "columns": (x, d // 2, d),
-        "loss_gradient": (dy, ids, loss_mask, "softmax"),
+        "loss_gradient": (dy, ids, loss_mask, "softmax" if own else "mean_embedding"),
         "mean_embedding_gradient": (draw(o, d), ids, loss_mask),
+        **_of_rates(b, t, d, o, own, draw),
+        **_of_states(b, t, d, o, own, draw),
     }[name]
+
+
+def _rate(b: int, own: bool) -> Tensor:
+    """A rate: one number, or one a sequence."""
+    each = torch.linspace(0.1, 0.3, b, dtype=torch.float64)
+    return each if own else torch.tensor(0.1, dtype=torch.float64)
+
+
+def _of_rates(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str, tuple[Any, ...]]:
+    lr, rate = torch.tensor(0.1, dtype=torch.float64), _rate(b, own)
+    return {
+        "rate": (lr, rate if own else None, 0.5, d % 2 == 0),
+        "total": ([rate, lr],),
+        "clip_factor": (rate, 0.2),
+        "normal_factor": (rate, 3.0),
+        "drift_share": (rate, lr, 0.5),
+        "combine": (rate, lr if d % 2 else None, 0.5, 2.0),
+        "product": (rate, lr),
+        "spread": ([rate, lr], [draw(b, t, d), draw(b, t, d)]),
+        "gram_square": (draw(b, t, o), draw(b, t, d), rate),
+    }
+
+
+def _of_states(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str, tuple[Any, ...]]:
+    lr, rate = torch.tensor(0.1, dtype=torch.float64), _rate(b, own)
+    d, o = d + 10, o + 10  # never as many as sequences
+    weight, each, mask = draw.parameter(b, not own, o, d), draw(b, o, d), torch.ones(b, t).double()
+    return {
+        "zero_state": (weight,),
+        "fade": (weight, 0.9),
+        "descend": (weight, each, rate),
+        "toward": (each, draw(o, d), 0.3, rate if own else None),
+        "gradient_square": (each,),
+        "change_square": (each, draw(o, d)),
+        "original_square": (draw(o, d),),
+        "linear_square": (draw(b, t, o), draw(b, t, d)),
+        "zero_count": (mask,),
+        "next_count": (mask[:, 0], mask),
+        "moment": (weight, each, 0.9, own),
+        "adam_descent": (weight, each, each**2 + 1, mask[:, 0], lr, 0.9, 0.99, 1e-8),
+        "divide": (each, draw(o, d) ** 2 + 1, 1e-8),
+        "orthogonal": ([each, draw(b, d, d)],),
+        "rows": (each, 0, o // 2 + 1),
+    }
 
 
 FLOAT32 = tuple(name for name in OPERATORS if name.startswith("onednn_"))  # in no other dtype
 # Kernels and loops that serve calls nobody differentiates.
 WITHOUT_DERIVATIVES = tuple(
-    name for name, operator in OPERATORS.items() if operator.whole or name.startswith("flash_")
+    name
+    for name, operator in OPERATORS.items()
+    if operator.whole or name.startswith("flash_") or name == "next_count"
 )
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tests.support.models import capture_again
 from tests.support.nano import nano
+from tests.support.once import capture_once
 from tests.support.tolerances import error
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.ir.config import SimulatorConfig
@@ -72,9 +72,12 @@ def stage(
     """The graph after the pass `last` (None: as captured), of the hand-written decoder unless a
     model is given. longest: looked at.
     """
-    captured = nano_captured(layers) if model is None else capture_again(model)
+    captured = nano_captured(layers) if model is None else capture_once(model)
     context = Context(
-        config or SimulatorConfig.exact(inner_lr=0.01), captured.tensors, captured.constants
+        config or SimulatorConfig.exact(inner_lr=0.01),
+        captured.tensors,
+        captured.constants,
+        aliases=captured.aliases,
     )
     context.learn(max_tokens=least(captured.max_tokens, longest))
     if last is None:

@@ -15,6 +15,7 @@ from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.report_types import Report
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.selection import shortened
 
 
 def run(
@@ -88,9 +89,33 @@ def _computed(facts: Report) -> dict[str, str]:
         f"{facts['blocks']} blocks, vocabulary {facts['vocab_size']}, "
         f"{facts['max_positions'] or 'unlimited'} positions",
         "inner training": f"{console.steps(config['steps'])} at learning rate "
-        f"{facts['inner_lr']:g} on the top {facts['trained_blocks']} of {facts['blocks']} blocks",
-        "gradients": f"{approximations}, norm update {config['norm_update']}",
+        f"{facts['inner_lr']:g} on {learners(config, facts['trained_blocks'], facts['blocks'])}",
+        **_trained(facts),
+        "gradients": approximations
+        if config["train"]
+        else f"{approximations}, norm update {config['norm_update']}",
     }
+
+
+def learners(config: dict[str, Any], trained_blocks: int, blocks: int) -> str:
+    """What was asked to learn."""
+    if config["train"]:
+        return "what matches " + ", ".join(config["train"])
+    return f"the top {trained_blocks} of {blocks} blocks"
+
+
+def _trained(facts: Report) -> dict[str, str]:
+    """What patterns select, and what they select in vain."""
+    trained, unreached = facts["trained"], facts["trained"]["unreached"]
+    if not (facts["config"]["train"] or facts["config"]["lr_scale"]):
+        return {}
+    rows = {
+        "trained": f"{trained['weights']} weights, {console.number(trained['parameters'])} "
+        f"parameters, {trained['share']:.2%} of all"
+    }
+    if unreached:
+        rows["no gradient reaches"] = shortened(unreached)
+    return rows
 
 
 def _built(facts: Report) -> dict[str, str]:

@@ -46,8 +46,10 @@ class Compiled:
 
     def budget(self, depth: int) -> str | None:
         """Its layers, in parts of a model that is `depth` blocks deep, and steps, as LxS; None
-        where no whole number of parts stands for its layers.
+        where no whole number of parts stands for its layers, or patterns chose what it trains.
         """
+        if self.config.train or not self.blocks:
+            return None
         layers = self.config.layers or self.blocks
         part = max(1, round(depth * layers / self.blocks))
         stands = max(1, round(self.blocks * part / depth)) == layers

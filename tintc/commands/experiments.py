@@ -153,6 +153,11 @@ def classify_command(
 def _budgets(start: Compiled) -> dict[str, Any]:
     """The budget that a compiled simulator has. Raises UsageError where none stands for it."""
     budget = start.budget(settings.DEPTH)
+    if start.config.train:
+        raise UsageError(
+            "this simulator trains what patterns name, and budgets count blocks; compile it with "
+            "layers, or pass the model itself"
+        )
     if budget is None:
         raise UsageError(
             f"this simulator trains {start.config.layers} of {start.blocks} blocks, which is no "

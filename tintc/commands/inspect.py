@@ -16,9 +16,11 @@ from tintc.compiler.artifact_reader import read_graph, read_manifest, read_repor
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import call_sizes
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
 from tintc.ir.records import NodeRecord, to_records
+from tintc.ir.selection import Selection
 
 
 def run(path: Path, asked: View, *, as_json: bool) -> None:
@@ -27,7 +29,8 @@ def run(path: Path, asked: View, *, as_json: bool) -> None:
     manifest = read_manifest(path)
     stage = view.stage or "lowered"
     if view.slots:
-        _print_slots(manifest.layout, view.form)
+        config = SimulatorConfig.from_dict(manifest.config)
+        _print_slots(manifest.layout, Selection(config, manifest.aliases), view.form)
     elif view.node is not None:
         _print_node(_records(path, stage), view.node, stage, view.form)
     elif view.stage is not None or view.form in ("code", "dot"):
@@ -202,7 +205,7 @@ def as_dot(records: list[NodeRecord]) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _print_slots(layout: Layout, form: str) -> None:
+def _print_slots(layout: Layout, selection: Selection, form: str) -> None:
     if form == "json":
         console.print_json(layout.to_dict())
         return
@@ -220,6 +223,8 @@ def _print_slots(layout: Layout, form: str) -> None:
         pages = str(first.page) if len(slot.tiles) == 1 else f"{first.page}-{slot.tiles[-1].page}"
         shape = shape_text(list(slot.shape))
         learns = "yes" if slot.updated else "no gradient" if slot.trainable else ""
+        if slot.updated and (factor := selection.factor(slot.parameter)) != 1:
+            learns = f"at {factor:g} of the rate"
         prefix.add_row(
             slot.name,
             shape,

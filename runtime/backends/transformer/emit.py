@@ -10,7 +10,8 @@ nothing else is carried from module to module. The result is a torch.fx graph of
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
@@ -22,7 +23,7 @@ from tintc.ir.errors import CompilerBug
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import prefix
-from tintc.ir.outputs import Output
+from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.program import Program
 from tintc.runtime.backends.transformer.emitter import Emitter
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
@@ -34,15 +35,19 @@ _RESULTS = (Output.LOGITS.value, Output.INITIAL_LOGITS.value)
 
 
 def emit(
-    program: Program, structure: Structure, outputs: Sequence[str], *, from_updates: bool = False
+    program: Program,
+    structure: Structure,
+    outputs: Sequence[str],
+    *,
+    given: Mapping[str, fx.Node] = MappingProxyType({}),
 ) -> fx.GraphModule:
     """A module that computes some of the program's outputs, as a dict, from inputs, tables, pages
     (`page_0`, ...) and the position code, passed by name.
 
-    from_updates: the updated slot values are inputs too (named like their nodes) and no training
-    happens.
+    given: slot -> the node whose value is an input too, by the node's name: slots before a step, or
+    updated ones, and then nothing is trained.
     """
-    return _Walk(program, structure, outputs, from_updates).run()
+    return _Walk(program, structure, outputs, given).run()
 
 
 def tables(program: Program) -> list[str]:
@@ -62,14 +67,18 @@ class _Walk:
     """Walks the lowered graph once."""
 
     def __init__(
-        self, program: Program, structure: Structure, outputs: Sequence[str], from_updates: bool
+        self,
+        program: Program,
+        structure: Structure,
+        outputs: Sequence[str],
+        given: Mapping[str, fx.Node],
     ) -> None:
         self.lowered, self.layout, self.structure = program.graph, program.layout, structure
         returned = named_outputs(program.graph)
         self.wanted: dict[str, Any] = {
             name: value for name, value in returned.items() if name in outputs
         }
-        self.given = dict(returned["updates"]) if from_updates else {}
+        self.given, self.outputs = given, outputs
         roots: list[fx.Node] = []
         fx.node.map_arg(self.wanted, roots.append)
         self.needed = ancestors(roots, stop=set(self.given.values()))
@@ -139,12 +148,12 @@ class _Walk:
         found: dict[str, Any] = {
             name: self.emitter.values[node]
             for name, node in self.wanted.items()
-            if name != "updates"
+            if name not in SLOTS
         }
-        if "updates" in self.wanted:
-            found["updates"] = {
-                slot: self._slot_value(slot, node) for slot, node in self.wanted["updates"].items()
-            }
+        for kind in SLOTS:
+            if kind in self.outputs:
+                values = self.wanted.get(kind, {}).items()
+                found[kind.value] = {slot: self._slot_value(slot, node) for slot, node in values}
         return found
 
     def _slot_value(self, slot: str, node: fx.Node) -> fx.Node:

@@ -267,6 +267,7 @@ class TestImplementations:
         assert config.text_config.hidden_size == 16
         assert config.text_config._attn_implementation is None
 
+    @pytest.mark.slow
     def test_no_kernel_is_fetched_where_the_package_is_installed(
         self, directory: Path, tmp_path: Path
     ) -> None:

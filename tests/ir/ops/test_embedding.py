@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.shapes import Draw, batches, lengths, seeds, widths
-from tintc.ir.ops.embedding import embedding, segment, segment_mask
+from tests.support.shapes import Draw, batches, lengths, seeds, shared, widths
+from tests.support.tolerances import PRIMITIVE, error
+from tintc.ir.ops.embedding import embedding, embedding_descent, segment, segment_mask
 
 
 @given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), seeds)
@@ -21,6 +22,29 @@ def test_embedding_reads_rows(b: int, t: int, d: int, rows: int, offset: int, se
     assert torch.equal(embedding(table[None], index, offset), found), (
         "a table of one sequence, as models hold those of positions"
     )
+
+
+@given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), shared, seeds)
+def test_descent_is_autograds(
+    b: int, t: int, d: int, rows: int, offset: int, own: bool, seed: int
+) -> None:
+    """Rows that several tokens read get the sum, rows that none reads stay equal to the bit."""
+    draw = Draw(seed)
+    table = draw.parameter(b, not own, rows + offset, d)
+    index = torch.randint(rows, (b, t), generator=draw.generator)
+    dy, rate = draw(b, t, d).detach(), torch.tensor(0.3, dtype=torch.float64)
+    each = table.expand(b, rows + offset, d).detach().clone().requires_grad_()
+    (embedding(each, index, offset) * dy).sum().backward()  # type: ignore[no-untyped-call]
+    assert each.grad is not None
+    expected = each.detach() - rate * each.grad
+    found = embedding_descent(table, dy, index, offset, rate)
+    assert error(found, expected) < PRIMITIVE[torch.float64]
+    unread = each.grad == 0
+    assert torch.equal(found[unread], each[unread])
+    rates = torch.linspace(0.1, 1, b, dtype=torch.float64)
+    expected = each.detach() - rates[:, None, None] * each.grad
+    found = embedding_descent(table, dy, index, offset, rates)
+    assert error(found, expected) < PRIMITIVE[torch.float64]
 
 
 @given(batches, st.integers(1, 7), widths, st.data())

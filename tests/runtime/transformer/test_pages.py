@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.models import FAMILIES, capture_again
+from tests.support.models import FAMILIES
+from tests.support.once import capture_once
 from tests.support.shapes import Draw, seeds
 from tests.support.stages import Stage, before
 from tintc.ir.config import SimulatorConfig
@@ -253,7 +254,7 @@ def test_slot_values_are_what_operators_read() -> None:
 def test_pages_are_parameters_in_the_models_dtype() -> None:
     layout, _, tables = place("opt")
     tensors = {
-        name: value.bfloat16() for name, value in capture_again(odd_model("opt")).tensors.items()
+        name: value.bfloat16() for name, value in capture_once(odd_model("opt")).tensors.items()
     }
     held = PrefixPages(layout, tensors, tables)
     assert all(page.dtype == torch.bfloat16 and page.requires_grad for page in held.pages)

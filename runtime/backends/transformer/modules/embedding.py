@@ -46,8 +46,9 @@ class HeadBackward(Layer):
 
 
 class LossGradient(Layer):
-    """dz_t = m_t (softmax(z_t) - e_y), or m_t (z_t - e_y) for kind `quadratic`: gradient of the
-    summed loss, m the 0/1 loss mask, e_y the one-hot of the target."""
+    """dz_t = m_t (softmax(z_t) - e_y), m_t (z_t - e_y) for kind `quadratic`, m_t (1/V - e_y) for
+    `mean_embedding`: gradient of the summed loss, m the 0/1 loss mask, e_y the one-hot of the
+    target."""
 
     def __init__(self, *, width: int, kind: str) -> None:
         super().__init__(width)
@@ -58,6 +59,8 @@ class LossGradient(Layer):
     ) -> Tensor:
         scores = wide(read(stream, z))
         weights = torch.softmax(scores, -1) if self.kind == "softmax" else scores
+        if self.kind == "mean_embedding":
+            weights = torch.full_like(scores, 1 / scores.shape[-1])
         at = targets.unsqueeze(-1)
         minus_one = torch.full_like(at, -1, dtype=weights.dtype)
         found = weights.scatter_add(-1, at, minus_one) * mask.unsqueeze(-1)

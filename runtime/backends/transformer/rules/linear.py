@@ -57,7 +57,7 @@ def _backward(emitter: Emitter, node: fx.Node) -> None:
 @transformer_rule(linear_descent)
 def _descent(emitter: Emitter, node: fx.Node) -> None:
     weight, dy, x = (argument(node, name) for name in ("weight", "dy", "x"))
-    (rate,) = emitter.inputs(node, "inner_lr")
+    (rate,) = emitter.inputs(node, "rate")
     for index, tile in enumerate(emitter.tiles(weight)):
         ranges = (
             emitter.range(dy, tile.rows.start, tile.rows.stop),
@@ -71,7 +71,7 @@ def _descent(emitter: Emitter, node: fx.Node) -> None:
 @transformer_rule(bias_descent)
 def _bias_descent(emitter: Emitter, node: fx.Node) -> None:
     bias, dy = argument(node, "bias"), argument(node, "dy")
-    (rate,) = emitter.inputs(node, "inner_lr")
+    (rate,) = emitter.inputs(node, "rate")
     for index, tile in enumerate(emitter.tiles(bias)):
         source, pieces = _along(emitter, dy, bias, tile)
         kind: type[Layer] = linear.BiasDescent

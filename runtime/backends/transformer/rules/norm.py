@@ -43,7 +43,7 @@ def _backward(emitter: Emitter, node: fx.Node) -> None:
 @transformer_rule(norm_descent)
 def _descent(emitter: Emitter, node: fx.Node) -> None:
     (tile,) = emitter.tiles(argument(node, "gamma"))
-    (rate,), ranges = emitter.inputs(node, "inner_lr"), emitter.ranges(node, "dy", "x")
+    (rate,), ranges = emitter.inputs(node, "rate"), emitter.ranges(node, "dy", "x")
     emitter.update(node, tile, modules.NormDescent, _sizes(node), *ranges, rate)
     emitter.hold(node)
 

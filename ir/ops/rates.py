@@ -1,0 +1,201 @@
+"""Rates: the numbers that steps are multiplied by: one for all sequences, (), or one each, (B,).
+
+Where the inner rule asks for more than eta times a gradient, its factors are computed here, from
+sums of squares over weights. A rate is wider than half-precision weights (`along` narrows it).
+Source: TINT.md section 7.
+"""
+
+import torch
+from torch import Tensor
+
+from tintc.ir.dialect import operator
+from tintc.ir.node_meta import Shape
+from tintc.ir.ops.shapes import demand, demand_rate
+from tintc.ir.precision import wide
+
+CLIP_EPS, NORMAL_EPS = 1e-6, 1e-9
+
+
+def along(rate: Tensor, like: Tensor, behind: int) -> Tensor:
+    """The rate as it multiplies tensors that have `behind` further dimensions, in like's type."""
+    if rate.ndim == 0:
+        return rate
+    narrow = rate.to(like.dtype)
+    for _ in range(behind):
+        narrow = narrow.unsqueeze(-1)
+    return narrow
+
+
+def _rates(*rates: Shape | None) -> Shape:
+    """Of a result that depends on all of these."""
+    for rate in rates:
+        demand_rate(rate or ())
+    return next((rate for rate in rates if rate), ())
+
+
+def _rate_shape(inner_lr: Shape, factor: Shape | None, scale: float, with_lr: bool) -> Shape:
+    demand(inner_lr == (), f"the inner learning rate has shape {inner_lr}; expected a number")
+    return _rates(inner_lr, factor)
+
+
+@operator(
+    "(Tensor inner_lr, Tensor? factor, float scale, bool with_lr) -> Tensor",
+    shape=_rate_shape,
+    meaning="scale x factor, times eta if asked for",
+    kind="descent",
+)
+def rate(inner_lr: Tensor, factor: Tensor | None, scale: float, with_lr: bool) -> Tensor:
+    """scale * factor * (eta if with_lr else 1); no factor is 1."""
+    found = inner_lr * scale if with_lr else torch.full_like(inner_lr, scale)
+    return found if factor is None else found * factor
+
+
+def _total_shape(parts: list[Shape]) -> Shape:
+    demand(bool(parts), "a sum has no parts")
+    return _rates(*parts)
+
+
+@operator(
+    "(Tensor[] parts) -> Tensor",
+    shape=_total_shape,
+    meaning="sum of squares of several weights",
+    kind="descent",
+)
+def total(parts: list[Tensor]) -> Tensor:
+    """The sum of rates, or of sums of squares."""
+    found = parts[0]
+    for part in parts[1:]:
+        found = found + part
+    return found
+
+
+def _limited_shape(squares: Shape, limit: float) -> Shape:
+    demand(limit > 0, f"a limit is {limit}; expected a number above 0")
+    return _rates(squares)
+
+
+@operator(
+    "(Tensor squares, float limit) -> Tensor",
+    shape=_limited_shape,
+    meaning="min(1, c / (|g| + 1e-6))",
+    kind="descent",
+)
+def clip_factor(squares: Tensor, limit: float) -> Tensor:
+    """min(1, c / (G + 1e-6)), G^2 = squares: that of torch.nn.utils.clip_grad_norm_."""
+    return (limit / (_root(squares) + CLIP_EPS)).clamp(max=1.0)
+
+
+@operator(
+    "(Tensor squares, float numbers) -> Tensor",
+    shape=_limited_shape,
+    meaning="1 / (root mean square of g + 1e-9)",
+    kind="descent",
+)
+def normal_factor(squares: Tensor, numbers: float) -> Tensor:
+    """1 / (sqrt(squares / numbers) + 1e-9): what makes a weight's gradient of root mean square 1.
+
+    numbers: those of the weight.
+    """
+    return 1 / (_root(squares / numbers) + NORMAL_EPS)
+
+
+def _drift_shape(change: Shape, original: Shape, limit: float) -> Shape:
+    return _limited_shape(_rates(change, original), limit)
+
+
+@operator(
+    "(Tensor change, Tensor original, float limit) -> Tensor",
+    shape=_drift_shape,
+    meaning="share of a change that exceeds its limit",
+    kind="descent",
+)
+def drift_share(change: Tensor, original: Tensor, limit: float) -> Tensor:
+    """1 - min(1, r |W_0| / |W - W_0|), from the squares of both norms; 0 where W_0 is 0."""
+    allowed = limit * _root(original)
+    share = 1 - (allowed / _root(change).clamp(min=_tiny(change))).clamp(max=1.0)
+    return torch.where(original == 0, torch.zeros_like(share), share)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """The square root, whose derivative at 0 is 0: outer gradients of a sequence without a
+    training token are finite.
+    """
+    positive = squares > 0
+    root = torch.sqrt(torch.where(positive, squares, torch.ones_like(squares)))
+    return torch.where(positive, root, torch.zeros_like(root))
+
+
+def _tiny(x: Tensor) -> float:
+    return 1e-300 if x.dtype == torch.float64 else 1e-38
+
+
+# What optimizations put in the place of chains of weights.
+
+
+def _combine_shape(a: Shape, b: Shape | None, x: float, y: float) -> Shape:
+    return _rates(a, b)
+
+
+@operator(
+    "(Tensor a, Tensor? b, float x, float y) -> Tensor",
+    shape=_combine_shape,
+    meaning="x a + y b, or x a + y",
+    kind="optimization",
+)
+def combine(a: Tensor, b: Tensor | None, x: float, y: float) -> Tensor:
+    """x a + y b; without b, x a + y."""
+    return a * x + (y if b is None else b * y)
+
+
+def _product_shape(a: Shape, b: Shape) -> Shape:
+    return _rates(a, b)
+
+
+@operator(
+    "(Tensor a, Tensor b) -> Tensor",
+    shape=_product_shape,
+    meaning="product of two rates",
+    kind="optimization",
+)
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b."""
+    return a * b
+
+
+def _spread_shape(rates: list[Shape], factors: list[Shape]) -> Shape:
+    return (factors[0][0], f"{len(factors)}{factors[0][1]}")
+
+
+@operator(
+    "(Tensor[] rates, Tensor[] factors) -> Tensor",
+    shape=_spread_shape,
+    meaning="the rate of each token of factors of several steps",
+    kind="optimization",
+    whole=True,
+)
+def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
+    """The rates of several steps, (B, S + S + ...): each at the tokens of its step's factors."""
+    parts = []
+    for rate, tokens_BSD in zip(rates, factors, strict=True):
+        narrow = rate.to(tokens_BSD.dtype)
+        narrow = narrow.unsqueeze(-1) if rate.ndim else narrow
+        parts.append(narrow.expand(tokens_BSD.shape[0], tokens_BSD.shape[1]))
+    return torch.cat(parts, 1)
+
+
+@operator(
+    "(Tensor dy, Tensor x, Tensor rate) -> Tensor",
+    shape=lambda dy, x, rate: (dy[0],),
+    meaning="|sum_s rate_s dy_s x_s^T|^2 from products of tokens",
+    kind="optimization",
+)
+def gram_square(dy_BSO: Tensor, x_BSI: Tensor, rate: Tensor) -> Tensor:
+    """|sum_s c_s dy_s x_s^T|^2 = sum_st c_s c_t (x_s . x_t) (dy_s . dy_t), (B,). No weight is
+    formed. rate: (), (B,) or (B, S).
+    """
+    scaled = wide(dy_BSO) * along(rate, wide(dy_BSO), 3 - rate.ndim)
+    return (torch.matmul(scaled, scaled.mT) * _products(x_BSI)).sum((-2, -1))
+
+
+def _products(x_BSD: Tensor) -> Tensor:
+    return torch.matmul(wide(x_BSD), wide(x_BSD).mT)
