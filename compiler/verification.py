@@ -23,7 +23,7 @@ from tintc.compiler.frontend.compiled import architecture
 from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.errors import SourceError, UsageError
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.ir.selection import Selection
 from tintc.runtime.simulator import Simulator
 
@@ -142,7 +142,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     before = {
         name: tensor.detach().clone()
         for name, tensor in simulator.prefix.tensors().items()
-        if not is_table(name)
+        if is_models_own(name)
     }
     after = _descend(simulator, forward, before, ids, trained)
     with torch.inference_mode():
