@@ -162,7 +162,7 @@ def _of_states(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[st
         "zero_count": (mask,),
         "next_count": (mask[:, 0], mask),
         "moment": (weight, each, 0.9, own),
-        "adam_descent": (weight, each, each**2 + 1, mask[:, 0], lr, 0.9, 0.99, 1e-8),
+        "adam_descent": (weight, each, each**2 + 1, 2 * mask[:, 0], lr, 0.9, 0.99, 1e-8),
         "divide": (each, draw(o, d) ** 2 + 1, 1e-8),
         "orthogonal": ([each, draw(b, d, d)],),
         "rows": (each, 0, o // 2 + 1),
