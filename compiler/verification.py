@@ -1,9 +1,9 @@
 """Checks a compiled simulator against torch.autograd on the same weights, in float64.
 
 The reference is the auxiliary model's own code (rebuilt from its transformers config),
-differentiated by torch.autograd and updated by the inner rule (`rule.py`). A source without such a
-config is checked against the compiled first forward pass under autograd instead, which `compile`
-compared with the model itself.
+differentiated by torch.autograd and updated by the simulator's rule (`autograd_rule.py`). A source
+without such a config is checked against the compiled first forward pass under autograd instead,
+which `compile` compared with the model itself.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tintc.compiler.autograd_rule import rule_of, summed_loss
 from tintc.compiler.frontend.compiled import architecture
 from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
-from tintc.compiler.rule import rule_of, summed_loss
 from tintc.ir.errors import SourceError, UsageError
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.runtime.simulator import Simulator
 
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
 # Where the reference itself rounds to float32, as many models do inside norms, softmax and rotary
 # tables: random ones differ by 1e-6.
 ROUNDED_TOLERANCE = 1e-5
-# Of the largest gradient: what is below is 0 but for rounding.
-_ROUNDED_GRADIENT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     before = {
         name: tensor.detach().clone()
         for name, tensor in simulator.prefix.tensors().items()
-        if not is_table(name)
+        if is_models_own(name)
     }
     after = _descend(simulator, forward, before, ids, trained)
     with torch.inference_mode():
@@ -156,9 +154,6 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     assert out.initial_logits is not None
     names = _trained_parameters(simulator)
     floor = torch.stack([(after[name] - before[name]).abs().max() for name in names]).max()
-    rounded = _rounded_gradients(simulator, forward, before, ids, trained)
-    for name, where in rounded.items():
-        found[name] = torch.where(where, after[name], found[name])
     updates = [_compare(name, before[name], after[name], found[name], floor) for name in names]
     errors = (
         _relative(out.initial_logits, initial),
@@ -264,37 +259,14 @@ def _trained_parameters(simulator: Simulator) -> list[str]:
 def _descend(
     simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int
 ) -> dict[str, Tensor]:
-    """The weights after `steps` steps of the inner rule, by autograd, on the loss summed over the
-    targets of the training segment.
-    """
+    """All weights after the steps of the simulator's rule, by torch.autograd."""
     rule = rule_of(simulator)
-    leaves = {n: before[n].clone().requires_grad_() for n in _trained_parameters(simulator)}
-    state = rule.start({name: leaf.detach() for name, leaf in leaves.items()})
+    weights = {n: before[n].detach().requires_grad_() for n in _trained_parameters(simulator)}
+    state = rule.start(weights)
     for _ in range(simulator.config.steps):
-        leaves = rule.step(_loss(forward, {**before, **leaves}, ids, trained), leaves, state)
-    return {**before, **{name: leaf.detach() for name, leaf in leaves.items()}}
-
-
-def _loss(forward: Forward, weights: dict[str, Tensor], ids: Tensor, trained: int) -> Tensor:
-    logits = forward(weights, ids[:, :trained])
-    return summed_loss(logits[0, :-1], ids[0, 1:trained])
-
-
-def _rounded_gradients(
-    simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int
-) -> dict[str, Tensor]:
-    """Where a weight's gradient is 0 but for rounding (biases of keys), and the rule blows that up:
-    such numbers say nothing. Empty for rules that do not.
-    """
-    config = simulator.config
-    if config.normalize == "none" and config.optimizer == "sgd":
-        return {}
-    leaves = {n: before[n].clone().requires_grad_() for n in _trained_parameters(simulator)}
-    loss = _loss(forward, {**before, **leaves}, ids, trained)
-    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    largest = max(float(gradient.abs().max()) for gradient in found)
-    limit = _ROUNDED_GRADIENT * largest
-    return {name: g.abs() <= limit for name, g in zip(leaves, found, strict=True)}
+        logits = forward({**before, **weights}, ids[:, :trained])
+        weights = rule.step(summed_loss(logits[0, :-1], ids[0, 1:trained]), weights, state)
+    return {**before, **{name: weight.detach() for name, weight in weights.items()}}
 
 
 def _compare(name: str, before: Tensor, exact: Tensor, found: Tensor, floor: Tensor) -> UpdateError:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tintc.compiler.rule import InnerRule, matrices, summed_loss
+from tintc.compiler.autograd_rule import InnerRule, matrices, summed_loss
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.head import token_losses
@@ -100,7 +100,7 @@ class Simulated(Learner):
 
 
 class DynamicEvaluation(Learner):
-    """torch.autograd and the inner rule of a config (`compiler/rule.py`) on the sum of the
+    """torch.autograd and the inner rule of a config (`compiler/autograd_rule.py`) on the sum of the
     cross-entropies of the targets, one sequence after the other; without one
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  k < steps
@@ -111,7 +111,8 @@ class DynamicEvaluation(Learner):
     """
 
     def __init__(self, simulator: Simulator, config: SimulatorConfig) -> None:
-        self.simulator, self.rule = simulator, InnerRule(config, matrices(simulator))
+        self.simulator = simulator
+        self.rule = InnerRule(config, matrices(simulator), simulator.program.aliases)
 
     def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         found = []

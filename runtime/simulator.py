@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tintc.ir.builder import outputs
 from tintc.ir.errors import UsageError
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.batch import Batch
@@ -177,7 +177,7 @@ class Simulator(Compiled):
         state = {
             name: tensor.detach().clone()
             for name, tensor in self.prefix.tensors().items()
-            if not is_table(name)
+            if is_models_own(name)
         }
         for slot, value in updates.items():
             where = self.program.layout.prefix[slot]

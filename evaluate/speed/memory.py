@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tintc.compiler.rule import InnerRule
+from tintc.compiler.autograd_rule import InnerRule
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError
@@ -102,9 +102,10 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
     """The call of one side. Settings: side, artifact (the simulator's), source and options of
-    `load_source` (the loop's), dtype, config and matrices (of its `InnerRule`); optimize and
-    torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained
-    and seed of the workload; device; threads. Each side imports what it needs alone."""
+    `load_source` (the loop's), dtype, config, matrices and aliases (of its `InnerRule`); optimize
+    and torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens,
+    trained and seed of the workload; device; threads. Each side imports what it needs alone.
+    """
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
@@ -117,7 +118,8 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
         }
         model = load_source(settings["source"], **options).model.to(device)
         config = SimulatorConfig.from_dict(settings["config"])
-        loop = HandWrittenLoop(model, settings["names"], InnerRule(config, settings["matrices"]))
+        rule = InnerRule(config, settings["matrices"], settings["aliases"])
+        loop = HandWrittenLoop(model, settings["names"], rule)
         return lambda: loop(work)
     from tintc.compiler.artifact import load
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tintc.compiler.artifact import save
+from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
-from tintc.compiler.rule import matrices, rule_of
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
@@ -290,6 +290,7 @@ def _memory(
         "options": {**settings.options, "seed": settings.seed},
         "config": simulator.config.to_dict(),
         "matrices": matrices(simulator),
+        "aliases": dict(simulator.program.aliases),
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
         "dtype": _name(settings.dtype),

@@ -1,10 +1,10 @@
-"""The inner rule by torch.autograd, as one would write it by hand. TINT.md section 7.
+"""The inner rule by torch.autograd, as one would write it by hand: for `verify`, and for the loops
+that simulators are compared with. TINT.md section 7.
 
     g = dL/dW, L the sum of the targets' cross-entropies; clip, normalize, momentum or optimizer;
     W <- W - eta x schedule x lr_scale x that; then decay; then max_drift
 
-For verification and for the loops that simulators are compared with; the tests compare it with
-torch.optim.
+It shares nothing with what simulators compute: their rule is operators of a graph.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.inputs import statistics_name
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.precision import wide
@@ -52,15 +53,16 @@ class InnerRule:
     """The rule of a config, for weights by their names in the model.
 
     matrices: weights of linear layers, which `muon` makes orthogonal; True where one is stored as
-    (in, out). rms: root mean squares of gradients, for `rms`. aliases: see `Selection`.
+    (in, out). aliases: further names of tied weights, as a program has them. rms: root mean squares
+    of gradients, for `rms`. What no gradient reaches stays as it is.
     """
 
     def __init__(
         self,
         config: SimulatorConfig,
         matrices: Mapping[str, bool] | None = None,
-        rms: Mapping[str, Tensor] | None = None,
         aliases: Mapping[str, str] | None = None,
+        rms: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self._selection = Selection(config, aliases or {})
@@ -94,10 +96,9 @@ class InnerRule:
         """
         config = self.config
         scales = {name: self._selection.factor(name) for name in weights}
-        asked = [name for name in weights if scales[name] != 0]
-        found = torch.autograd.grad(loss, [weights[name] for name in asked], allow_unused=True)
-        gradients = {n: g for n, g in zip(asked, found, strict=True) if g is not None}
-        names = list(gradients)
+        names = [name for name in weights if scales[name] != 0]
+        found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
+        gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}
         del found
         eta = config.inner_lr * config.schedule_factor(state.steps)
         state.steps += 1
@@ -105,7 +106,7 @@ class InnerRule:
         if config.clip_norm is not None:
             total = torch.stack([_norm(g) for g in gradients.values()]).norm()
             share = (config.clip_norm / (total + _CLIP_EPS)).clamp(max=1)
-        for name in names:
+        for name in list(gradients):
             g = gradients.pop(name)
             direction = self._direction(name, g if share is None else g * share.to(g.dtype), state)
             del g
@@ -189,6 +190,12 @@ def matrices(simulator: Simulator) -> dict[str, bool]:
 
 
 def rule_of(simulator: Simulator) -> InnerRule:
-    """The rule that a simulator follows."""
+    """The rule that a simulator follows, at the rate that it has now."""
+    tensors = simulator.prefix.tensors()
+    rms = {
+        name: tensors[gathered]
+        for name in tensors
+        if (gathered := statistics_name(name)) in tensors
+    }
     config = dataclasses.replace(simulator.config, inner_lr=float(simulator.inner_lr.detach()))
-    return InnerRule(config, matrices(simulator), aliases=simulator.program.aliases)
+    return InnerRule(config, matrices(simulator), simulator.program.aliases, rms)
