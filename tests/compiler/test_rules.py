@@ -195,7 +195,6 @@ def test_a_sequence_without_targets_keeps_its_weights(rule: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
-@pytest.mark.xfail(strict=True, reason="a padding row learns, which autograd leaves alone")
 def test_a_padding_row_does_not_learn() -> None:
     """`nn.Embedding(padding_idx=...)` gives that row no gradient as an input."""
     config = SimulatorConfig.exact(inner_lr=RATE, train=("model.embed_tokens.weight",))
