@@ -146,6 +146,7 @@ def load(
         program = _program(root, manifest)
         check_backend(manifest.backend, manifest.share)
         _refuse(root, graph_problems(program) or weight_problems(program, tensors, inner_lr))
+        gathered = manifest.statistics
         simulator = Simulator(
             program,
             tensors,
@@ -153,7 +154,7 @@ def load(
             share=manifest.share,
             source=manifest.source.model_dump(),
             tokenizer=load_tokenizer(root / TOKENIZER),
-            statistics=manifest.statistics and manifest.statistics.model_dump(),
+            statistics=None if gathered is None else gathered.model_dump(),
         )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator

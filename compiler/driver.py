@@ -122,7 +122,7 @@ def compile(
         torch_compile=torch_compile,
         source=description,
         tokenizer=loaded.tokenizer,
-        statistics=gathered and gathered.about.model_dump(),
+        statistics=None if gathered is None else gathered.about.model_dump(),
     )
     say("check")
     check_program(simulator, loaded.model, check)

@@ -1,5 +1,5 @@
-"""A program lowered once more under another config; and its exact counterpart: direct fine-tuning of
-the same layers.
+"""A program lowered once more under another config; and its exact counterpart: direct fine-tuning
+of the same layers.
 """
 
 from __future__ import annotations

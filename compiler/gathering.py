@@ -1,4 +1,4 @@
-"""Gathers what the optimizer `rms` divides by: root mean squares of a model's gradients over a text.
+"""Gathers what the optimizer `rms` divides by: root mean squares of a model's gradients.
 
     RMS = sqrt(mean over chunks of g^2), elementwise;  g = the summed gradient of one chunk
 

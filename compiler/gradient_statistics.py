@@ -91,8 +91,8 @@ class Statistics:
         for name, weight in weights.items():
             if self.tensors[name].shape != weight.shape:
                 raise UsageError(
-                    f"{self.name}: {name} has shape {tuple(self.tensors[name].shape)}, in this model "
-                    f"{tuple(weight.shape)}; {_AGAIN} on this model"
+                    f"{self.name}: {name} has shape {tuple(self.tensors[name].shape)}, and "
+                    f"{tuple(weight.shape)} in this model; {_AGAIN} on this one"
                 )
         return {name: self.tensors[name].to(weight) for name, weight in weights.items()}
 
@@ -167,7 +167,7 @@ def chosen_statistics(
     if found is None:
         raise UsageError(
             "optimizer is rms, which divides by root mean squares of gradients; expected "
-            "statistics=FILE, which `tintc statistics SOURCE --data FILE` gathers"
+            "statistics=FILE, which `tintc statistics` gathers"
         )
     found.check_config(config)
     return found
@@ -180,9 +180,7 @@ def read_statistics(path: str | Path) -> Statistics:
     path = Path(path).expanduser()
     if not path.is_file():  # a pipe may never end
         got = "is no plain file" if path.exists() else "does not exist"
-        raise UsageError(
-            f"{path} {got}; expected statistics that `tintc statistics SOURCE --data FILE` wrote"
-        )
+        raise UsageError(f"{path} {got}; expected statistics, a file that `tintc statistics` wrote")
     try:
         with safe_open(path, framework="pt") as handle:
             written = (handle.metadata() or {}).get(_KEY)
@@ -207,6 +205,18 @@ def read_statistics(path: str | Path) -> Statistics:
     if digest_of_statistics(tensors) != about.sha256:
         raise ArtifactError(f"{path} is altered or damaged: its sha256 is another; {_AGAIN}")
     return Statistics(tensors, about, str(path))
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Raises UsageError if statistics cannot be written to `path`."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; expected the name of a file to write")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; pass force=True to replace it, or another output")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {nearest} is no directory that can be written")
 
 
 def _check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -227,6 +227,6 @@ def test_a_compiled_simulator_brings_its_own(tmp_path: Path) -> None:
     assert again.statistics == found.about.model_dump()
     given = tintc.compile(str(tmp_path / "sim"), config, statistics=found, **options)
     assert torch.equal(given(**inputs()).logits, again(**inputs()).logits)
+    value = dataclasses.replace(config, attention_gradient="value")
     with pytest.raises(UsageError, match="the statistics of sim: gathered with"):
-        value = dataclasses.replace(config, attention_gradient="value")
         tintc.compile(str(tmp_path / "sim"), value, **options)
