@@ -107,12 +107,15 @@ class DynamicEvaluation(Learner):
 
     for every weight that the simulator's program lists as updated. Weights are changed in place and
     put back.
-    simulator: of exact gradients; only its forward pass before any update is used.
+    simulator: of exact gradients; only its forward pass before any update is used. rms: root mean
+    squares of gradients, for the rule of that name.
     """
 
-    def __init__(self, simulator: Simulator, config: SimulatorConfig) -> None:
+    def __init__(
+        self, simulator: Simulator, config: SimulatorConfig, rms: dict[str, Tensor] | None = None
+    ) -> None:
         self.simulator = simulator
-        self.rule = InnerRule(config, matrices(simulator), simulator.program.aliases)
+        self.rule = InnerRule(config, matrices(simulator), simulator.program.aliases, rms)
 
     def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         found = []

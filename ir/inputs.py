@@ -60,11 +60,16 @@ def statistics_name(parameter: str) -> str:
     return f"{_STATISTICS}{parameter}"
 
 
+def statistics_of(name: str) -> str | None:
+    """The parameter whose gradient a weight of that name divides; None for any other weight."""
+    return name.removeprefix(_STATISTICS) if name.startswith(_STATISTICS) else None
+
+
 def is_models_own(name: str) -> bool:
     """Whether a simulator's weight of that name is the auxiliary model's: no table, and nothing
     that the optimizer `rms` divides by.
     """
-    return not is_table(name) and not name.startswith(_STATISTICS)
+    return not is_table(name) and statistics_of(name) is None
 
 
 def is_reserved(label: str) -> bool:

@@ -69,6 +69,7 @@ class Simulator(Compiled):
         torch_compile: str | None = None,
         source: dict[str, Any] | None = None,
         tokenizer: Any = None,
+        statistics: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             program,
@@ -80,6 +81,7 @@ class Simulator(Compiled):
         )
         self.source = source or {}
         self.tokenizer = tokenizer
+        self.statistics = statistics  # how what `rms` divides by was gathered
         self._warned = False
 
     def forward(
