@@ -49,10 +49,10 @@ def names_of(name: str) -> list[str]:
     return [parameter for parameter, _ in model_of(name).named_parameters()]
 
 
-def simulator_of(name: str, config: SimulatorConfig) -> Simulator:
+def simulator_of(name: str, config: SimulatorConfig, backend: str = "fused") -> Simulator:
     """Not kept: there are as many configs as cases."""
     graph = captured(name, True)
-    return Simulator(lower(graph.copy(), config), graph.tensors)
+    return Simulator(lower(graph.copy(), config), graph.tensors, backend=backend)
 
 
 @contextlib.contextmanager
@@ -152,6 +152,22 @@ def test_combined(name: str, data: st.DataObject) -> None:
 @given(data=st.data(), ends=st.lists(st.integers(5, LENGTH), min_size=1, max_size=3))
 def test_combined_at_large(name: str, data: st.DataObject, ends: list[int]) -> None:
     assert_follows(name, data.draw(rules(names_of(name))), **inputs_of(tuple(ends)))
+
+
+@grid(together=1, rule=["clipped momentum", "normalize", "scaled adam"], name=MODELS, steps=[2, 5])
+def test_in_prefix_pages(rule: str, name: str, steps: int) -> None:
+    """The transformer back end, which tests/runtime/transformer/test_inner_rules.py compares with
+    the fused one.
+    """
+    config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, **ALONE[rule])
+    simulator = simulator_of(name, config, "transformer")
+    expected = expected_of(name, simulator, **inputs_of())
+    with torch.inference_mode():
+        found = simulator(**inputs_of(), return_initial=True)
+        state = simulator.updated_state_dict(**inputs_of())
+    assert error(found.logits, expected.logits) < LIMIT
+    assert error(found.initial_logits, expected.initial_logits) < LIMIT
+    assert wrong_weights(config, state, expected.states[0]) == {}
 
 
 @grid(together=1, name=MODELS, pattern=TRAINED, rule=["momentum", "clip", "adam", "muon"])
