@@ -51,12 +51,15 @@ def names_of(name: str) -> list[str]:
 
 
 def simulator_of(
-    name: str, config: SimulatorConfig, rms: dict[str, Tensor] | None = None
+    name: str,
+    config: SimulatorConfig,
+    rms: dict[str, Tensor] | None = None,
+    backend: str = "fused",
 ) -> Simulator:
     """Not kept: there are as many configs as cases."""
     graph = captured(name, True)
     gathered = {statistics_name(parameter): value for parameter, value in (rms or {}).items()}
-    return Simulator(lower(graph.copy(), config), {**graph.tensors, **gathered})
+    return Simulator(lower(graph.copy(), config), {**graph.tensors, **gathered}, backend=backend)
 
 
 @contextlib.contextmanager
@@ -173,6 +176,22 @@ def test_rms(name: str) -> None:
         inner_lr=RATE / 4, steps=2, optimizer="rms", eps=0.1, schedule="linear", clip_norm=1.0
     )
     assert_follows(name, config, rms)
+
+
+@grid(together=1, rule=["clipped momentum", "normalize", "scaled adam"], name=MODELS, steps=[2, 5])
+def test_in_prefix_pages(rule: str, name: str, steps: int) -> None:
+    """The transformer back end, which tests/runtime/transformer/test_inner_rules.py compares with
+    the fused one.
+    """
+    config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, **ALONE[rule])
+    simulator = simulator_of(name, config, backend="transformer")
+    expected = expected_of(name, simulator, **inputs_of())
+    with torch.inference_mode():
+        found = simulator(**inputs_of(), return_initial=True)
+        state = simulator.updated_state_dict(**inputs_of())
+    assert error(found.logits, expected.logits) < LIMIT
+    assert error(found.initial_logits, expected.initial_logits) < LIMIT
+    assert wrong_weights(config, state, expected.states[0]) == {}
 
 
 @grid(together=1, name=MODELS, pattern=TRAINED, rule=["momentum", "clip", "adam", "muon"])
