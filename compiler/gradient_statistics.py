@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tintc.compiler import beside
-from tintc.compiler.artifact_files import is_artifact, open_to_others
+from tintc.compiler.artifact_files import open_to_others
 from tintc.compiler.artifact_reader import read_manifest
 from tintc.compiler.artifact_schema import WEIGHTS, Gathered, Gradients
+from tintc.compiler.frontend.sources import kind_of
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.ir.inputs import is_models_own, statistics_name, statistics_of
@@ -237,10 +238,10 @@ def _of_artifact(source: object) -> Statistics | None:
     """What a compiled simulator divides by. Its model is not compared: the rate, the weights and
     these were written together.
     """
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or kind_of(source) != "artifact":
         return None
     root = Path(source).expanduser()
-    if not is_artifact(root) or (manifest := read_manifest(root)).statistics is None:
+    if (manifest := read_manifest(root)).statistics is None:
         return None
     with safe_open(root / WEIGHTS, framework="pt") as handle:
         tensors = {

@@ -14,21 +14,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tintc
 from tests.oracle.reference import reference
+from tests.support.artifacts import seal
 from tests.support.every import model_of
 from tests.support.models import tokens
 from tests.support.tolerances import SIMULATOR, error
 from tintc import SimulatorConfig, Statistics
+from tintc.compiler.artifact_schema import WEIGHTS
 from tintc.compiler.casts import no_casts
 from tintc.compiler.gradient_statistics import read_statistics
 from tintc.compiler.verification import verify
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.errors import ArtifactError, TintcError, UsageError
-from tintc.ir.inputs import is_models_own
+from tintc.ir.inputs import is_models_own, statistics_of
 
 VOCAB, LIMIT = 29, SIMULATOR[torch.float64]
 TEXT = tokens(1, 40, VOCAB - 1)[0] + 1
@@ -230,3 +232,19 @@ def test_a_compiled_simulator_brings_its_own(tmp_path: Path) -> None:
     value = dataclasses.replace(config, attention_gradient="value")
     with pytest.raises(UsageError, match="the statistics of sim: gathered with"):
         tintc.compile(str(tmp_path / "sim"), value, **options)
+
+
+def test_an_artifact_that_holds_other_numbers_is_refused(tmp_path: Path) -> None:
+    """Its weights may come from anybody."""
+    root = tintc.save(made("opt", gathered()), tmp_path / "sim")
+    weights = load_file(root / WEIGHTS)
+    name = next(name for name in weights if statistics_of(name) is not None)
+    for spoiled, message in (
+        ({**weights, name: -weights[name] - 1}, "holds no root mean squares"),
+        ({**weights, name: weights[name].flatten()[:1]}, "has another shape"),
+        ({key: value for key, value in weights.items() if key != name}, "there is no weight"),
+    ):
+        save_file(spoiled, root / WEIGHTS)
+        seal(root)
+        with pytest.raises(ArtifactError, match=message):
+            tintc.load(root)
