@@ -4,7 +4,8 @@
                          checksums of all files
     graph.json           the stages of the graph; `lowered` is what runs, its operators are all of
                          the tint dialect
-    weights.safetensors  the auxiliary weights by their own names, and the inner learning rate
+    weights.safetensors  the auxiliary weights by their own names, the inner learning rate, and what
+                         the optimizer `rms` divides by
     report.json          what `tintc compile` prints
     tokenizer files      as transformers saves them, where the source had any that needs no code
 
@@ -145,6 +146,7 @@ def load(
         program = _program(root, manifest)
         check_backend(manifest.backend, manifest.share)
         _refuse(root, graph_problems(program) or weight_problems(program, tensors, inner_lr))
+        gathered = manifest.statistics
         simulator = Simulator(
             program,
             tensors,
@@ -152,6 +154,7 @@ def load(
             share=manifest.share,
             source=manifest.source.model_dump(),
             tokenizer=load_tokenizer(root / TOKENIZER),
+            statistics=None if gathered is None else gathered.model_dump(),
         )
     simulator.inner_lr.data.fill_(float(inner_lr))
     return simulator
@@ -186,6 +189,7 @@ def _write(simulator: Simulator, root: Path) -> None:
         "facts": dataclasses.asdict(program.facts),
         "aliases": program.aliases,
         "layout": program.layout.to_dict(),
+        **({"statistics": simulator.statistics} if simulator.statistics else {}),
         "versions": {
             "tintc": __version__,
             "python": platform.python_version(),

@@ -9,10 +9,11 @@ import math
 
 from torch import Tensor
 
+from tintc.compiler.gradient_statistics import is_root_mean_square
 from tintc.ir.builder import outputs
 from tintc.ir.context import Context
 from tintc.ir.contracts import check_property
-from tintc.ir.inputs import is_wide_table
+from tintc.ir.inputs import is_wide_table, statistics_of
 from tintc.ir.layout import PrefixSlot
 from tintc.ir.node_meta import info
 from tintc.ir.program import Program
@@ -64,6 +65,11 @@ def weight_problems(program: Program, tensors: dict[str, Tensor], inner_lr: Tens
     }
     problems = [f"{n} has another shape" for n, shape in parameters if shape != shapes[n]]
     problems += [f"{n} holds no real numbers" for n in named if not tensors[n].is_floating_point()]
+    problems += [
+        f"{n} holds no root mean squares"
+        for n in named
+        if statistics_of(n) is not None and not is_root_mean_square(tensors[n])
+    ]
     problems += [f"{s.name} is no part of its weight" for s in slots if not _is_part(s, shapes)]
     if len(types) > 1:
         problems.append(f"its weights are {', '.join(sorted(map(str, types)))}; expected one type")
@@ -74,6 +80,7 @@ def weight_problems(program: Program, tensors: dict[str, Tensor], inner_lr: Tens
 
 def _is_part(slot: PrefixSlot, shapes: dict[str, tuple[int, ...]]) -> bool:
     whole = shapes[slot.parameter]
+    whole = whole[1:] if len(whole) == 3 and whole[0] == 1 else whole
     rows, *rest = whole[::-1] if slot.transpose else whole
     height = (slot.rows.stop - slot.rows.start) * (rows // slot.rows.period)
     return rows % slot.rows.period == 0 and slot.shape == (height, *rest)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from tintc.ir.config import ActivationGradient, AttentionGradient, LossGradient, NormGradient
 from tintc.ir.facts import ModelFacts
 from tintc.ir.layout import Layout
 from tintc.ir.node_meta import DType, Phase
@@ -33,6 +34,7 @@ def _known(name: str) -> str:
 
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, AfterValidator(_known)]
 # of a config: patterns, betas, a schedule; factors by pattern
@@ -62,6 +64,32 @@ class Origin(BaseModel):
     config: Json | None = None
 
 
+class Gradients(BaseModel):
+    """The fields of a config that decide what a weight's gradient is."""
+
+    model_config = _STRICT
+    loss_gradient: LossGradient
+    norm_gradient: NormGradient
+    activation_gradient: ActivationGradient
+    attention_gradient: AttentionGradient
+    finite_difference_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Gathered(BaseModel):
+    """How the root mean squares of gradients were gathered that `rms` divides by."""
+
+    model_config = _STRICT
+    format_version: Literal[1] = 1
+    chunk: Positive  # targets of a chunk: C
+    context: Count  # tokens before it at most: L
+    chunks: Positive
+    gradients: Gradients
+    weights: Digest  # of the model's numbers, `gradient_statistics.digest_of_weights`
+    source: Digest | None  # of its file, where it has one
+    dtype: Text  # of the simulator that gathered
+    sha256: Digest  # of the root mean squares themselves
+
+
 class Manifest(BaseModel):
     """manifest.json."""
 
@@ -74,6 +102,7 @@ class Manifest(BaseModel):
     facts: ModelFacts
     aliases: dict[Text, Text]
     layout: Layout
+    statistics: Gathered | None = None
     versions: dict[Text, Text]
     files: Annotated[dict[FileName, Seal], Field(max_length=100)]
     manifest_sha256: Digest

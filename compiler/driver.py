@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tintc.compiler.checks import check as check_program
 from tintc.compiler.frontend.capture import Captured, capture
 from tintc.compiler.frontend.model_checks import check_prefix_memory
 from tintc.compiler.frontend.sources import load_source
+from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.errors import TintcError
@@ -46,6 +48,7 @@ def compile(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     check: Check | None = None,
+    statistics: str | Path | Statistics | None = None,
     progress: Progress | None = None,
 ) -> Simulator:
     """Compiles an auxiliary model into a simulator that runs its inner fine-tuning in one forward
@@ -67,6 +70,9 @@ def compile(
     check: `forward` compares initial logits with the model's, `step` also the updates of one exact
     step with those of torch.autograd, `none` nothing; by default a step for models of up to 40 M
     parameters, which takes less than 2 s.
+    statistics: of the optimizer `rms`, which needs them: the root mean squares of gradients that
+    `tintc statistics` or `tintc.gather_statistics` gathered on the same model with the same
+    gradients; default those that a compiled simulator as a source has itself.
     Other arguments say how to find the model. progress is called with the name of each stage.
 
     Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError, or NumericalError if
@@ -74,6 +80,7 @@ def compile(
     """
     config = config or SimulatorConfig.paper()
     check_backend(backend, share)
+    gathered = chosen_statistics(source, statistics, config)
     say = progress or (lambda stage: None)
     say(LOAD)
     loaded = load_source(
@@ -102,6 +109,9 @@ def compile(
         if isinstance(source, nn.Module)
         else captured.tensors
     )
+    if gathered is not None:
+        own = gathered.for_program(program, captured.tensors, loaded.description.sha256)
+        tensors = {**tensors, **own}
     description: dict[str, Any] = dataclasses.asdict(loaded.description)
     simulator = Simulator(
         program,
@@ -112,6 +122,7 @@ def compile(
         torch_compile=torch_compile,
         source=description,
         tokenizer=loaded.tokenizer,
+        statistics=None if gathered is None else gathered.about.model_dump(),
     )
     say("check")
     check_program(simulator, loaded.model, check)

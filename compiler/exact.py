@@ -1,4 +1,6 @@
-"""The exact counterpart of a program: direct fine-tuning of the same layers."""
+"""A program lowered once more under another config; and its exact counterpart: direct fine-tuning
+of the same layers.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,17 @@ def exact_program(program: Program, steps: int | None = None) -> Program | None:
     """
     config = program.config.exact_counterpart()
     config = dataclasses.replace(config, steps=steps or config.steps)
-    lowered = _passed(program, config, _AFTER_CANONICAL)
-    if lowered is None:
+    try:
+        return relowered(program, config)
+    except UnsupportedModelError:
         return None
-    graph, context = lowered
+
+
+def relowered(program: Program, config: SimulatorConfig) -> Program:
+    """The same model under another config, lowered once more from the canonical graph that every
+    program keeps. Raises UnsupportedModelError where a pass refuses it.
+    """
+    graph, context = _passed(program, config, _AFTER_CANONICAL)
     assert context.layout is not None
     return dataclasses.replace(
         program, graph=graph, config=config, facts=context.facts, layout=context.layout, stages={}
@@ -43,10 +52,10 @@ def learning_parameters(program: Program) -> set[str]:
     """Names of the auxiliary parameters that exact fine-tuning of the same layers trains; where it
     cannot be simulated, of those that the program itself does.
     """
-    chosen = _passed(program, program.config.exact_counterpart(), (select_trainable,))
-    if chosen is None:
+    try:
+        graph, _ = _passed(program, program.config.exact_counterpart(), (select_trainable,))
+    except UnsupportedModelError:
         return {slot.parameter for slot in program.layout.prefix.values() if slot.trainable}
-    graph, _ = chosen
     return {
         parameter
         for node in graph.nodes
@@ -57,11 +66,8 @@ def learning_parameters(program: Program) -> set[str]:
 
 def _passed(
     program: Program, config: SimulatorConfig, passes: Sequence[Pass]
-) -> tuple[fx.Graph, Context] | None:
-    """The canonical graph behind these passes; None if one refuses it."""
+) -> tuple[fx.Graph, Context]:
+    """The canonical graph behind these passes. Raises UnsupportedModelError if one refuses it."""
     context = Context(config, facts=program.facts, aliases=program.aliases)
     graph = from_records([vars(record) for record in program.stages["canonical"]])
-    try:
-        return run_passes(graph, context, passes), context
-    except UnsupportedModelError:
-        return None
+    return run_passes(graph, context, passes), context

@@ -1,9 +1,9 @@
 """Checks a compiled simulator against torch.autograd on the same weights, in float64.
 
 The reference is the auxiliary model's own code (rebuilt from its transformers config),
-differentiated by torch.autograd and updated by plain SGD. A source without such a config is checked
-against the compiled first forward pass under autograd instead, which `compile` compared with the
-model itself.
+differentiated by torch.autograd and updated by the simulator's rule (`autograd_rule.py`). A source
+without such a config is checked against the compiled first forward pass under autograd instead,
+which `compile` compared with the model itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tintc.compiler.autograd_rule import rule_of, summed_loss
 from tintc.compiler.frontend.compiled import architecture
 from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.errors import SourceError, UsageError
-from tintc.ir.inputs import is_table
-from tintc.ir.selection import Selection
+from tintc.ir.inputs import is_models_own
 from tintc.runtime.simulator import Simulator
 
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
@@ -142,7 +141,7 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
     before = {
         name: tensor.detach().clone()
         for name, tensor in simulator.prefix.tensors().items()
-        if not is_table(name)
+        if is_models_own(name)
     }
     after = _descend(simulator, forward, before, ids, trained)
     with torch.inference_mode():
@@ -260,22 +259,14 @@ def _trained_parameters(simulator: Simulator) -> list[str]:
 def _descend(
     simulator: Simulator, forward: Forward, before: dict[str, Tensor], ids: Tensor, trained: int
 ) -> dict[str, Tensor]:
-    """W - eta * factor * dL/dW, `steps` times, L summed over the targets of the training segment;
-    the factor is `lr_scale`'s.
-    """
-    weights = dict(before)
-    selection = Selection(simulator.config, simulator.program.aliases)
-    names = _trained_parameters(simulator)
+    """All weights after the steps of the simulator's rule, by torch.autograd."""
+    rule = rule_of(simulator)
+    weights = {n: before[n].detach().requires_grad_() for n in _trained_parameters(simulator)}
+    state = rule.start(weights)
     for _ in range(simulator.config.steps):
-        leaves = {name: weights[name].detach().requires_grad_() for name in names}
-        logits = forward({**weights, **leaves}, ids[:, :trained])
-        loss = F.cross_entropy(logits[0, :-1], ids[0, 1:trained], reduction="sum")
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            if gradient is not None:
-                rate = simulator.inner_lr * selection.factor(name)
-                weights[name] = (leaves[name] - rate * gradient).detach()
-    return weights
+        logits = forward({**before, **weights}, ids[:, :trained])
+        weights = rule.step(summed_loss(logits[0, :-1], ids[0, 1:trained]), weights, state)
+    return {**before, **{name: weight.detach() for name, weight in weights.items()}}
 
 
 def _compare(name: str, before: Tensor, exact: Tensor, found: Tensor, floor: Tensor) -> UpdateError:

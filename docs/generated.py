@@ -30,6 +30,7 @@ EXAMPLES = (
     "cost tiny-opt --json",
     "run sim --text {text} --json",
     "verify sim --json",
+    "statistics tiny-opt --data text.txt --chunk 8 --context 8 -o rms --json",
     "export sim --onnx sim.onnx --json",
     "bench tiny-opt --tokens 32 --pairs 1 --no-memory --json",
     "env --json",
@@ -167,6 +168,7 @@ def json_outputs() -> str:
     """
     parts = []
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "text.txt").write_text(_TEXT.strip("'"), encoding="utf-8")
         for example in EXAMPLES:
             command = example.format(text=_TEXT)
             document = json.loads(_tintc(command, Path(folder)))

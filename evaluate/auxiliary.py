@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from tintc.compiler.checks import check_first_forward
 from tintc.compiler.driver import examiner, lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_source
+from tintc.compiler.gradient_statistics import (
+    Statistics,
+    chosen_statistics,
+    read_statistics,
+)
 from tintc.evaluate.learners import DynamicEvaluation, Simulated, Unmodified
+from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError
 from tintc.ir.facts import ModelFacts
@@ -26,7 +33,8 @@ from tintc.runtime.simulator import Simulator
 class Auxiliary:
     """The model that is fine-tuned, and everything that fine-tunes it.
 
-    source: as for `tintc.compile`; or a module, with its tokenizer. options: of `load_source`.
+    source: as for `tintc.compile`; or a module, with its tokenizer. statistics: what the optimizer
+    `rms` divides by, of simulators and of dynamic evaluation alike. options: of `load_source`.
     Raises what `tintc.compile` raises, and SourceError for a source without a tokenizer.
     """
 
@@ -37,8 +45,13 @@ class Auxiliary:
         tokenizer: Any = None,
         device: str | None = None,
         progress: Callable[[str], None] = lambda stage: None,
+        statistics: str | Path | Statistics | None = None,
         **options: Any,
     ) -> None:
+        self._source = source
+        self._statistics = (
+            read_statistics(statistics) if isinstance(statistics, (str, Path)) else statistics
+        )
         progress(LOAD)
         examine = examiner(SimulatorConfig.paper())
         loaded = load_source(source, progress=progress, examine=examine, **options)
@@ -77,8 +90,10 @@ class Auxiliary:
         if digest is None:
             digest = _digest(self._captured.tensors)
         kind = next(tensor for tensor in tensors if tensor.is_floating_point())
+        given = self._statistics
         return {
             **named,
+            **({} if given is None else {"statistics": given.about.sha256}),
             "digest": digest,
             "dtype": str(kind.dtype).removeprefix("torch."),
             "device": kind.device.type,
@@ -89,10 +104,17 @@ class Auxiliary:
         config = dataclasses.replace(config, inner_lr=SimulatorConfig().inner_lr)
         if config not in self._simulators:
             captured = self._captured.copy()
-            self._simulators[config] = Simulator(
-                lower(captured, config), captured.tensors, tokenizer=self.tokenizer
-            )
+            program, tensors = lower(captured, config), captured.tensors
+            if (found := self._divides_by(config)) is not None:
+                tensors = tensors | found.for_program(program, tensors, self.description["sha256"])
+            self._simulators[config] = Simulator(program, tensors, tokenizer=self.tokenizer)
         return self._simulators[config]
+
+    def _divides_by(self, config: SimulatorConfig) -> Statistics | None:
+        """What a config's optimizer needs. Raises UsageError where it is not there."""
+        if config.optimizer != "rms":
+            return None
+        return chosen_statistics(self._source, self._statistics, config)
 
     def forget_simulators(self) -> None:
         """Lets go of those that were lowered: each may hold copies of weights in the form that its
@@ -117,7 +139,19 @@ class Auxiliary:
             else {"layers": config.layers, "norm_update": config.norm_update}
         )
         exact = SimulatorConfig.exact(**chosen, lr_scale=config.lr_scale)
-        return DynamicEvaluation(self.simulator(exact), config)
+        simulator = self.simulator(exact)
+        return DynamicEvaluation(simulator, config, self._root_mean_squares(simulator, config))
+
+    def _root_mean_squares(
+        self, simulator: Simulator, config: SimulatorConfig
+    ) -> dict[str, torch.Tensor]:
+        """Of all weights that exact gradients train, which may be more than the config's do. Raises
+        UsageError if one is missing.
+        """
+        found = self._divides_by(config)
+        tensors = simulator.prefix.tensors()
+        trained = {name: tensors[name].detach() for name in updated_parameters(simulator)}
+        return {} if found is None else found.of_weights(trained)
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from tintc.evaluate.rule import InnerRule, matrices, summed_loss
+from tintc.compiler.autograd_rule import InnerRule, matrices, summed_loss
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.head import token_losses
@@ -100,18 +100,22 @@ class Simulated(Learner):
 
 
 class DynamicEvaluation(Learner):
-    """torch.autograd and the inner rule of a config (`evaluate/rule.py`) on the sum of the
+    """torch.autograd and the inner rule of a config (`compiler/autograd_rule.py`) on the sum of the
     cross-entropies of the targets, one sequence after the other; without one
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k),  k < steps
 
     for every weight that the simulator's program lists as updated. Weights are changed in place and
     put back.
-    simulator: of exact gradients; only its forward pass before any update is used.
+    simulator: of exact gradients; only its forward pass before any update is used. rms: root mean
+    squares of gradients, for the rule of that name.
     """
 
-    def __init__(self, simulator: Simulator, config: SimulatorConfig) -> None:
-        self.simulator, self.rule = simulator, InnerRule(config, matrices(simulator))
+    def __init__(
+        self, simulator: Simulator, config: SimulatorConfig, rms: dict[str, Tensor] | None = None
+    ) -> None:
+        self.simulator = simulator
+        self.rule = InnerRule(config, matrices(simulator), simulator.program.aliases, rms)
 
     def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
         found = []

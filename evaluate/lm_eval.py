@@ -65,6 +65,7 @@ _GREEDY = (
     "typical_p",
 )
 _COMPILE_OPTIONS = (
+    "statistics",
     "backend",
     "share",
     "revision",

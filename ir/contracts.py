@@ -4,6 +4,7 @@ means that it holds.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,12 @@ from torch import fx
 from tintc.ir.builder import infer_shape
 from tintc.ir.context import Context
 from tintc.ir.dialect import is_tint, tint_name
-from tintc.ir.layout import PrefixSlot, Range, first_overlap
+from tintc.ir.layout import Layout, PrefixSlot, Range, first_overlap
 from tintc.ir.node_meta import info
 from tintc.ir.operands import operands_fit, slots_fit
 from tintc.ir.ops.embedding import segment
 from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.states import next_count, zero_count
 
 Problems = list[str]
 
@@ -138,13 +140,14 @@ def no_dead_code(graph: fx.Graph, context: Context) -> Problems:
 
 
 def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
-    """Every slot read by the graph has tiles in whole heads, they cover it once, and no two tiles
-    of a page share a number.
+    """Every slot of the graph has tiles in whole heads, they cover it once, and no two tiles of a
+    page share a number.
     """
     layout = context.layout
     if layout is None:
         return ["no layout"]
-    read = {info(node).slot for node in graph.nodes if is_tint(node, prefix)}
+    named = (node for node in graph.nodes if not is_tint(node, zero_count, next_count))
+    read = {name for node in named if (name := info(node).slot) is not None}
     problems = [f"slot {name} has no place" for name in read - set(layout.prefix)]
     if layout.sim_heads < 2:
         return [f"a page has {layout.sim_heads} heads"]
@@ -155,7 +158,7 @@ def prefix_slots_disjoint(graph: fx.Graph, context: Context) -> Problems:
         )
     taken: dict[int, list[tuple[str, Range, Range]]] = {}  # by page
     for slot in layout.prefix.values():
-        problems += _uncovered(slot)
+        problems += _uncovered(slot) + _misplaced(slot, layout)
         for tile in slot.tiles:
             if (
                 tile.page >= layout.pages
@@ -194,6 +197,18 @@ def _uncovered(slot: PrefixSlot) -> Problems:
     if first_overlap((slot.name, tile.rows, tile.columns) for tile in slot.tiles):
         problems.append(f"two tiles of {slot.name} hold the same numbers")
     return problems
+
+
+def _misplaced(slot: PrefixSlot, layout: Layout) -> Problems:
+    """Why what the inner rule keeps does not lie as its weight does, on other pages."""
+    if not slot.beside:
+        return [f"{slot.name} is a weight without numbers"] if slot.zero else []
+    weight = layout.prefix.get(slot.beside)
+    if weight is None or weight.beside or (slot.zero and weight.parameter != slot.parameter):
+        return [f"{slot.name} stands beside no slot of its weight"]
+    places = [[dataclasses.replace(tile, page=0) for tile in each.tiles] for each in (slot, weight)]
+    same = places[0] == places[1] and slot.shape == weight.shape
+    return [] if same else [f"{slot.name} lies in other places than {slot.beside}"]
 
 
 def is_activation(node: fx.Node) -> bool:

@@ -31,6 +31,7 @@ FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
 CODE = "position_code"
 
 _TABLE, _WIDE_TABLE = "tintc.table_", "tintc.wide_table_"
+_STATISTICS = "tintc.rms."
 
 
 def table_name(index: int, *, wide: bool = False) -> str:
@@ -56,7 +57,19 @@ def statistics_name(parameter: str) -> str:
     """Name, among a simulator's weights, of what the optimizer `rms` divides a parameter's gradient
     by.
     """
-    return f"tintc.rms.{parameter}"
+    return f"{_STATISTICS}{parameter}"
+
+
+def statistics_of(name: str) -> str | None:
+    """The parameter whose gradient a weight of that name divides; None for any other weight."""
+    return name.removeprefix(_STATISTICS) if name.startswith(_STATISTICS) else None
+
+
+def is_models_own(name: str) -> bool:
+    """Whether a simulator's weight of that name is the auxiliary model's: no table, and nothing
+    that the optimizer `rms` divides by.
+    """
+    return not is_table(name) and statistics_of(name) is None
 
 
 def is_reserved(label: str) -> bool:

@@ -41,6 +41,15 @@ class Range:
 
 T = TypeVar("T")
 
+# What the inner rule keeps beside a weight's own slot, in `slot/KIND`.
+_BESIDE = ("momentum", "first", "second", "gradient", "original", "statistics")
+
+
+def beside(slot: str) -> str:
+    """The slot of the weight that this one stands beside; nothing for a weight's own."""
+    weight, _, kind = slot.rpartition("/")
+    return weight if kind in _BESIDE else ""
+
 
 def first_overlap(boxes: Iterable[tuple[T, Range, Range]]) -> tuple[T, T] | None:
     """Two that share a point of their two ranges, or None.
@@ -128,6 +137,8 @@ class PrefixSlot:
     parameter, rows, transpose: where its value comes from in the auxiliary state dict (rows counted
     after transposing). shape: (O, I) or (D,). trainable: whether it is chosen to learn.
     updated: whether a gradient reaches it, so that it does; of q and k under `value` none does.
+    beside: of what the inner rule keeps beside a weight: that weight's slot, whose places it has on
+    pages of its own. zero: its pages hold zeros at first, not the parameter.
     """
 
     name: str
@@ -138,6 +149,8 @@ class PrefixSlot:
     trainable: bool
     tiles: tuple[Tile, ...]
     updated: bool = False
+    beside: str = ""
+    zero: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 2) or min(self.shape) < 1:

@@ -10,8 +10,8 @@ buffer: of a placeholder: a buffer of the model, or a table of positions; never 
     `passes/analysis/tables.py`)
 parameter: of a placeholder: its name in the auxiliary state dict, or a table's name (capture,
     lower_forward, `passes/analysis/tables.py`)
-slot: name of the prefix slot whose value this node is (recognize_linear, recognize_norm,
-    select_trainable, build_descent)
+slot: name of the prefix slot whose value this node is; of the inner rule's own values too
+    (recognize_linear, recognize_norm, select_trainable, build_descent)
 trainable: of a `tint.prefix`: descent updates it (select_trainable)
 phase: forward, backward or descent (lower_forward, build_backward, build_descent, truncate_segment)
 step: inner step that the node belongs to; the last forward pass has step = config.steps (the same,

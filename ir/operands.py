@@ -15,12 +15,23 @@ from torch import fx
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.inputs import INPUTS
-from tintc.ir.layout import Rows
+from tintc.ir.layout import PrefixSlot, Rows, beside
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import embedding, embedding_descent, segment
 from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.states import (
+    adam_descent,
+    change_square,
+    descend,
+    divide,
+    fade,
+    moment,
+    toward,
+    zero_state,
+)
 
 _LARGEST = 2**31  # of a whole number: sizes, heads, rows
+_OF_ONE_WEIGHT = (fade, descend, toward, change_square, moment, adam_descent, divide)
 Problems = list[str]
 
 
@@ -46,11 +57,12 @@ def _problems_of(node: fx.Node) -> Problems:
     if called.kind == "optimization":
         return [f"{node.name} calls {called}, which only an optimized program does"]
     expected = called.target._schema.arguments
-    if len(expected) != len(node.args):
+    given = [a for i, a in enumerate(expected) if i < len(node.args) or not a.has_default_value()]
+    if len(given) != len(node.args):
         return [f"{node.name} has {len(node.args)} arguments; {called} takes {len(expected)}"]
     problems = [
         f"{node.name} has {value!r} as its {wanted.name}; {called} takes {wanted.real_type}"
-        for wanted, value in zip(expected, node.args, strict=True)
+        for wanted, value in zip(given, node.args, strict=True)
         if not _fits(value, str(wanted.real_type), _dtype(called, wanted.name))
     ]
     return problems or _of_result(node, called)
@@ -113,8 +125,9 @@ def _is_tensor(value: Any, kind: str, dtype: str | None) -> bool:
 
 
 def slots_fit(graph: fx.Graph, context: Context) -> Problems:
-    """Every read of a slot is of the rows that the layout has for it, and tables have a row for
-    every token id and position.
+    """Every read of a slot is of the rows that the layout has for it, values of a slot have its
+    shape, inner rules mix what stands beside one weight alone, and tables have a row for every
+    token id and position.
     """
     slots = context.layout.prefix if context.layout is not None else {}
     problems = []
@@ -133,7 +146,22 @@ def slots_fit(graph: fx.Graph, context: Context) -> Problems:
                 problems.append(f"{node.name} reads other rows than its slot {info(node).slot} has")
         elif is_tint(node, embedding, embedding_descent):
             problems += _rows_missing(node, context)
+        problems += _of_another_slot(node, slots)
     return problems
+
+
+def _of_another_slot(node: fx.Node, slots: dict[str, PrefixSlot]) -> Problems:
+    """Of a value of a slot."""
+    slot = slots.get(info(node).slot or "")
+    if slot is not None and info(node).shape not in (slot.shape, ("B", *slot.shape)):
+        return [f"{node.name} has another shape than its slot {slot.name}"]
+    if is_tint(node, zero_state) and not (slot is not None and slot.zero):
+        return [f"{node.name} is zero and its slot {info(node).slot} is not"]
+    if not is_tint(node, *_OF_ONE_WEIGHT):
+        return []
+    named = (info(n).slot or "" for n in (node, *node.all_input_nodes))
+    mixed = {beside(name) or name for name in named if name in slots}
+    return [] if len(mixed) < 2 else [f"{node.name} mixes {' and '.join(sorted(mixed))}"]
 
 
 def _rows_missing(node: fx.Node, context: Context) -> Problems:

@@ -229,9 +229,17 @@ class Compiled(nn.Module):
 
     def run_updates(self, call: Call) -> dict[str, Tensor]:
         """The updates of a call that asks for nothing else: slot -> value."""
-        updates = self._results(call)[Output.UPDATES]
-        assert isinstance(updates, dict)
-        return dict(updates)
+        return self._slots(call, Output.UPDATES)
+
+    def run_states(self, call: Call) -> dict[str, Tensor]:
+        """The same of the inner rule's own slots, of a config whose steps the graph holds."""
+        assert not self.config.looped, "a loop over steps keeps no state"
+        return self._slots(call, Output.STATES)
+
+    def _slots(self, call: Call, kind: Output) -> dict[str, Tensor]:
+        values = self._results(call)[kind]
+        assert isinstance(values, dict)
+        return dict(values)
 
     def _rate(self, call: Call) -> Tensor:
         return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tintc.ir.builder import outputs
 from tintc.ir.config import PRESETS, SimulatorConfig
+from tintc.ir.rule_values import rule_text
 from tintc.runtime.compiled import Compiled
 
 # What distinguishes presets; steps, layers, rate and sizes are said apart.
@@ -81,7 +82,9 @@ def _trained(compiled: Compiled) -> str:
 def _steps(compiled: Compiled) -> str:
     config, rate = compiled.config, compiled.inner_lr
     number = config.inner_lr if rate.is_meta else float(rate.detach())
-    return f"{config.steps} x inner_lr {number:g}, {_gradients(config)}"
+    rule = {name: value for name, value in config.rule.items() if name != "train"}
+    steps = f"{config.steps} x inner_lr {number:g}"
+    return ", ".join([steps, *([rule_text(rule)] if rule else []), _gradients(config)])
 
 
 def _gradients(config: SimulatorConfig) -> str:

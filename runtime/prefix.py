@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.ir.layout import PrefixSlot
 
 
@@ -15,18 +15,20 @@ def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
     """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place;
     the inverse of `linear.prefix`.
     """
+    parameter = parameter.squeeze(0) if parameter.ndim == 3 else parameter
     rows = parameter.t() if slot.transpose else parameter
     own = torch.unflatten(rows, 0, (-1, slot.rows.period))[:, slot.rows.start : slot.rows.stop]
     own.copy_(torch.unflatten(value, 0, own.shape[:2]))
 
 
 class PrefixEmbeddings(nn.Module):
-    """A tree of modules that holds every entry of an auxiliary state dict, and the program's
-    tables, once.
+    """A tree of modules that holds every entry of an auxiliary state dict, and what else a program
+    reads, once.
 
-    Its state dict has the auxiliary names (and `tintc.table_N`), so `simulator.prefix.model.layers`
-    looks like the model it simulates. Floating-point entries are parameters that an outer loss can
-    train; others, and tables of positions, are buffers.
+    Its state dict has the auxiliary names (and `tintc.table_N`, `tintc.rms.NAME`), so
+    `simulator.prefix.model.layers` looks like the model it simulates. Floating-point entries are
+    parameters that an outer loss can train; others, tables of positions and the root mean squares
+    of `rms` are buffers.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -40,7 +42,7 @@ class PrefixEmbeddings(nn.Module):
                     child = nn.Module()
                     owner.add_module(part, child)
                 owner = child
-            if tensor.is_floating_point() and not is_table(name):
+            if tensor.is_floating_point() and is_models_own(name):
                 owner.register_parameter(leaf, nn.Parameter(tensor))
             else:
                 owner.register_buffer(leaf, tensor)

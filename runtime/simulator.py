@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tintc.ir.builder import outputs
 from tintc.ir.errors import UsageError
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.batch import Batch
@@ -69,6 +69,7 @@ class Simulator(Compiled):
         torch_compile: str | None = None,
         source: dict[str, Any] | None = None,
         tokenizer: Any = None,
+        statistics: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             program,
@@ -80,6 +81,7 @@ class Simulator(Compiled):
         )
         self.source = source or {}
         self.tokenizer = tokenizer
+        self.statistics = statistics  # how what `rms` divides by was gathered
         self._warned = False
 
     def forward(
@@ -177,7 +179,7 @@ class Simulator(Compiled):
         state = {
             name: tensor.detach().clone()
             for name, tensor in self.prefix.tensors().items()
-            if not is_table(name)
+            if is_models_own(name)
         }
         for slot, value in updates.items():
             where = self.program.layout.prefix[slot]

@@ -27,6 +27,8 @@ from tintc.version import __version__
 if TYPE_CHECKING:
     from tintc.compiler.artifact import load, save
     from tintc.compiler.driver import compile
+    from tintc.compiler.gathering import gather_statistics
+    from tintc.compiler.gradient_statistics import Statistics
     from tintc.compiler.onnx import export_onnx
     from tintc.compiler.reports.parameters import parameter_report
     from tintc.passes import OPTIMIZATION_NAMES
@@ -44,12 +46,14 @@ __all__ = [
     "SimulatorLosses",
     "SimulatorOutput",
     "SourceError",
+    "Statistics",
     "TintcError",
     "UnsupportedModelError",
     "UsageError",
     "__version__",
     "compile",
     "export_onnx",
+    "gather_statistics",
     "load",
     "parameter_report",
     "save",
@@ -58,6 +62,8 @@ __all__ = [
 _LAZY = {
     "compile": "tintc.compiler.driver",
     "export_onnx": "tintc.compiler.onnx",
+    "gather_statistics": "tintc.compiler.gathering",
+    "Statistics": "tintc.compiler.gradient_statistics",
     "load": "tintc.compiler.artifact",
     "parameter_report": "tintc.compiler.reports.parameters",
     "save": "tintc.compiler.artifact",

@@ -70,6 +70,7 @@ measured = _app(
 )
 app.command(entries.compile_command, name="compile", group=BUILD, sort_key=0)
 app.command(entries.export_command, name="export", group=BUILD, sort_key=1)
+app.command(experiments.statistics_command, name="statistics", group=BUILD, sort_key=2)
 app.command(entries.inspect_command, name="inspect", group=LOOK, sort_key=0)
 app.command(entries.cost_command, name="cost", group=LOOK, sort_key=1)
 app.command(entries.env_command, name="env", group=LOOK, sort_key=2)

@@ -17,7 +17,7 @@ from tintc.compiler.frontend.checkpoint import Loaded, attention_of, without_imp
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import build_without_weights, check_memory
 from tintc.ir.errors import SourceError
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 
 # Fields of a transformers config that say how to run a model, some of which fetch code.
 _NOT_ARCHITECTURE = {"model_type", "dtype", "torch_dtype", "auto_map", "quantization_config"}
@@ -63,7 +63,7 @@ def load(root: Path, name: str, dtype: torch.dtype | None) -> Loaded:
     stored = {
         key: value
         for key, value in load_file(root / WEIGHTS).items()
-        if key != INNER_LR and not is_table(key)
+        if key != INNER_LR and is_models_own(key)
     }
     kind = dtype or next(value.dtype for value in stored.values() if value.is_floating_point())
     check_memory(config, name, kind, trust_remote_code=False)

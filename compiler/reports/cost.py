@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tintc.compiler.cost import estimate
+from tintc.compiler.cost import estimate, weights_without_numbers
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_without_weights
@@ -65,7 +65,9 @@ def cost_report(
         one_copy = (
             "all" if backend == "transformer" else "none"
         )  # what shares a copy is counted, not built
-        simulator = Simulator(program, captured.tensors, backend=backend, share=one_copy)
+        # what `rms` divides by is no weight of the model
+        tensors = {**weights_without_numbers(program, dtype), **captured.tensors}
+        simulator = Simulator(program, tensors, backend=backend, share=one_copy)
         parameters = parameter_report(simulator, share)
     progress("count FLOPs and bytes")
     cost = estimate(program, backend, dtype, **sizes)

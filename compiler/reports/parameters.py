@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tintc.compiler.report_types import Modules, ParameterReport, Part
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.runtime.backends.transformer.emit import tables
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import SHARES, Structure, Use, check_backend
@@ -47,7 +47,7 @@ def parameter_report(simulator: Simulator, share: str | None = None) -> Paramete
         "auxiliary": sum(
             t.numel()
             for name, t in simulator.prefix.tensors().items()
-            if t.is_floating_point() and not is_table(name)
+            if t.is_floating_point() and is_models_own(name)
         ),
         "total": total,
         "parts": parts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tintc.compiler.report_types import TrainedWeights
-from tintc.ir.inputs import is_table
+from tintc.ir.inputs import is_models_own
 from tintc.ir.program import Program
 from tintc.ir.selection import Selection
 
@@ -35,4 +35,4 @@ def selected(program: Program) -> list[str]:
         for record in program.stages["canonical"]
         if record.kind == "parameter" and not record.info.get("buffer")
     ]
-    return [name for name in named if not is_table(name) and selection.chosen(name)]
+    return [name for name in named if is_models_own(name) and selection.chosen(name)]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tintc.compiler.autograd_rule import InnerRule, summed_loss
 from tintc.compiler.frontend.capture import LogitsOnly
-from tintc.evaluate.rule import InnerRule, summed_loss
 from tintc.ir.builder import outputs
 from tintc.runtime.simulator import Simulator
 
@@ -80,11 +80,11 @@ class HandWrittenLoop:
 
         W_0 = W;  W_{k+1} = W_k - inner_lr * dL/dW (W_k);  logits = f(x; W_steps)
 
-    or by another rule (`evaluate/rule.py`), with L the sum over the training segment's targets, for
-    the parameters `names`, through `torch.func.functional_call`; the model's own weights stay. It
-    keeps nothing longer than it needs: no graph outside of training, no gradient after its use, no
-    cache, no padding, and of the segment only the tokens that the loss depends on (the last one is
-    a target). The loss of half-precision logits is computed in float32.
+    or by another rule (`compiler/autograd_rule.py`), with L the sum over the training segment's
+    targets, for the parameters `names`, through `torch.func.functional_call`; the model's own
+    weights stay. It keeps nothing longer than it needs: no graph outside of training, no gradient
+    after its use, no cache, no padding, and of the segment only the tokens that the loss depends on
+    (the last one is a target). The loss of half-precision logits is computed in float32.
 
     model: in eval mode; its `requires_grad` flags are set, on for `names` alone.
     """

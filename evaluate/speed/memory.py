@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tintc.evaluate.rule import InnerRule
+from tintc.compiler.autograd_rule import InnerRule
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError
@@ -101,15 +101,18 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
-    """The call of one side. Settings: side, artifact (the simulator's), source and options of
-    `load_source` (the loop's), dtype, config and matrices (of its `InnerRule`); optimize and
-    torch_compile of `compile`; names of the loop's parameters; vocab_size, batch, tokens, trained
-    and seed of the workload; device; threads. Each side imports what it needs alone."""
+    """The call of one side. Settings: side, artifact (the simulator's, which also has what `rms`
+    divides by), source and options of `load_source` (the loop's), dtype, config, matrices and
+    aliases (of its `InnerRule`); optimize and torch_compile of `compile`; names of the loop's
+    parameters; vocab_size, batch, tokens, trained and seed of the workload; device; threads. Each
+    side imports what it needs alone.
+    """
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
     if settings["side"] == "loop":
         from tintc.compiler.frontend.sources import load_source
+        from tintc.compiler.gradient_statistics import chosen_statistics
 
         options: dict[str, Any] = {
             **settings["options"],
@@ -117,7 +120,11 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
         }
         model = load_source(settings["source"], **options).model.to(device)
         config = SimulatorConfig.from_dict(settings["config"])
-        loop = HandWrittenLoop(model, settings["names"], InnerRule(config, settings["matrices"]))
+        gathered = chosen_statistics(settings["artifact"], None, config)
+        tensors = {} if gathered is None else gathered.tensors
+        rms = {name: value.to(device) for name, value in tensors.items()}
+        rule = InnerRule(config, settings["matrices"], settings["aliases"], rms)
+        loop = HandWrittenLoop(model, settings["names"], rule)
         return lambda: loop(work)
     from tintc.compiler.artifact import load
 

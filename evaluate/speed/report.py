@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from tintc.compiler.artifact import save
+from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
+from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
-from tintc.evaluate.rule import matrices, rule_of
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant
@@ -43,11 +44,12 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Settings(Options):
     """What is measured, and where. options: revision, cache_dir, offline and trust_remote_code of
-    `load_source`."""
+    `load_source`. statistics: of the optimizer `rms`, as for `tintc.compile`."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     options: dict[str, Any] = field(default_factory=dict)
+    statistics: str | Path | Statistics | None = None
 
     @property
     def optimizations(self) -> tuple[str, ...]:
@@ -120,6 +122,7 @@ def bench_report(
     with the loop.
     """
     settings.check()
+    statistics = chosen_statistics(source, settings.statistics, config)
     progress(LOAD)
     model = load_source(
         source,
@@ -133,6 +136,7 @@ def bench_report(
     how: dict[str, Any] = {
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
+        "statistics": statistics,
     }
     simulator = compile_model(model, config, backend=settings.backend, share=settings.share, **how)
     sizes = settings.sizes(simulator.program.facts)
@@ -290,6 +294,7 @@ def _memory(
         "options": {**settings.options, "seed": settings.seed},
         "config": simulator.config.to_dict(),
         "matrices": matrices(simulator),
+        "aliases": dict(simulator.program.aliases),
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
         "dtype": _name(settings.dtype),

@@ -30,34 +30,53 @@ def _demand_rows(table: Shape, index: Shape, offset: int) -> None:
     demand(offset >= 0, f"a table starts at row {offset}; expected at least 0")
 
 
-def _embedding_shape(table: Shape, index: Shape, offset: int) -> Shape:
+def _embedding_shape(table: Shape, index: Shape, offset: int, padding: int = -1) -> Shape:
     demand(len(index) == 2, f"an index has shape {said(index)}; expected (B, T)")
     _demand_rows(table, index, offset)
     return (*index, table[-1])
 
 
 @operator(
-    "(Tensor table, Tensor index, int offset) -> Tensor",
+    "(Tensor table, Tensor index, int offset, int padding=-1) -> Tensor",
     shape=_embedding_shape,
     meaning="rows of a token or position table",
     takes={"index": "int"},
     weights=("table",),
 )
-def embedding(table: Tensor, index_BT: Tensor, offset: int) -> Tensor:
+def embedding(table: Tensor, index_BT: Tensor, offset: int, padding: int = -1) -> Tensor:
     """Row index + offset of a table, (V, D), (1, V, D) or one a sequence, as (B, T, D). Some
-    models' positions start at row 2.
+    models' positions start at row 2. padding: a row that gets no gradient from here, torch's
+    `padding_idx`; -1 for none.
     """
     rows_BT = index_BT + offset if offset else index_BT
-    if table.ndim == 3 and table.shape[0] == 1:
-        table = table.squeeze(0)
     if table.ndim == 2:
         return F.embedding(rows_BT, table)
+    if table.shape[0] == 1:
+        return F.embedding(rows_BT, table.squeeze(0))
     return torch.gather(table, 1, _along_width(rows_BT, table))
 
 
 def _along_width(rows_BT: Tensor, values: Tensor) -> Tensor:
     """An index of rows as one of numbers, (B, T, D)."""
     return rows_BT.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+
+
+def _without_padding_shape(dy: Shape, index: Shape, padding: int) -> Shape:
+    demand_activation(dy)
+    demand(index == dy[:-1], f"dy is {said(dy)} and an index {said(index)}; expected its tokens")
+    return dy
+
+
+@operator(
+    "(Tensor dy, Tensor index, int padding) -> Tensor",
+    shape=_without_padding_shape,
+    meaning="dy, and 0 where a token reads the padding row",
+    kind="backward",
+    takes={"index": "int"},
+)
+def without_padding(dy_BTD: Tensor, index_BT: Tensor, padding: int) -> Tensor:
+    """dy_t, or 0 where index_t is `padding`: as torch.nn.Embedding's `padding_idx`."""
+    return dy_BTD * (index_BT != padding).unsqueeze(-1).to(dy_BTD.dtype)
 
 
 def _descent_shape(table: Shape, dy: Shape, index: Shape, offset: int, rate: Shape) -> Shape:

@@ -25,6 +25,7 @@ from tintc.ir.ops.shapes import (
 
 
 def _prefix_shape(parameter: Shape, start: int, stop: int, period: int, transpose: bool) -> Shape:
+    parameter = parameter[1:] if len(parameter) == 3 and parameter[0] == 1 else parameter
     demand(len(parameter) in (1, 2), f"a parameter has shape {said(parameter)}; expected 1 or 2")
     rows, rest = (parameter[-1], parameter[:-1]) if transpose else (parameter[0], parameter[1:])
     demand(
@@ -47,8 +48,9 @@ def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: boo
     transposing it if it is stored as (I, O).
 
     Consecutive rows have the whole parameter as their period; q, k and v that alternate head by
-    head have that of a head.
+    head have that of a head. A table of (1, V, D), as some models hold positions, is (V, D).
     """
+    parameter = parameter.squeeze(0) if parameter.ndim == 3 else parameter
     rows = parameter.t() if transpose else parameter
     if (start, stop) == (0, period):
         return rows

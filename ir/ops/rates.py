@@ -82,7 +82,7 @@ def _limited_shape(squares: Shape, limit: float) -> Shape:
 )
 def clip_factor(squares: Tensor, limit: float) -> Tensor:
     """min(1, c / (G + 1e-6)), G^2 = squares: that of torch.nn.utils.clip_grad_norm_."""
-    return (limit / (_root(squares) + CLIP_EPS)).clamp(max=1.0)
+    return (limit / (root(squares) + CLIP_EPS)).clamp(max=1.0)
 
 
 @operator(
@@ -96,7 +96,7 @@ def normal_factor(squares: Tensor, numbers: float) -> Tensor:
 
     numbers: those of the weight.
     """
-    return 1 / (_root(squares / numbers) + NORMAL_EPS)
+    return 1 / (root(squares / numbers) + NORMAL_EPS)
 
 
 def _drift_shape(change: Shape, original: Shape, limit: float) -> Shape:
@@ -111,18 +111,18 @@ def _drift_shape(change: Shape, original: Shape, limit: float) -> Shape:
 )
 def drift_share(change: Tensor, original: Tensor, limit: float) -> Tensor:
     """1 - min(1, r |W_0| / |W - W_0|), from the squares of both norms; 0 where W_0 is 0."""
-    allowed = limit * _root(original)
-    share = 1 - (allowed / _root(change).clamp(min=_tiny(change))).clamp(max=1.0)
+    allowed = limit * root(original)
+    share = 1 - (allowed / root(change).clamp(min=_tiny(change))).clamp(max=1.0)
     return torch.where(original == 0, torch.zeros_like(share), share)
 
 
-def _root(squares: Tensor) -> Tensor:
+def root(squares: Tensor) -> Tensor:
     """The square root, whose derivative at 0 is 0: outer gradients of a sequence without a
     training token are finite.
     """
     positive = squares > 0
-    root = torch.sqrt(torch.where(positive, squares, torch.ones_like(squares)))
-    return torch.where(positive, root, torch.zeros_like(root))
+    found = torch.sqrt(torch.where(positive, squares, torch.ones_like(squares)))
+    return torch.where(positive, found, torch.zeros_like(found))
 
 
 def _tiny(x: Tensor) -> float:

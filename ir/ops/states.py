@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.rates import along, gram_square
+from tintc.ir.ops.rates import along, gram_square, root
 from tintc.ir.ops.shapes import demand, demand_activation, demand_rate, said, same_shape
 from tintc.ir.precision import narrow_like, wide
 
@@ -227,10 +227,7 @@ def adam_descent(
     steps = along(count, first, first.ndim - 1).clamp(min=1)
     by = along(rate, first, first.ndim - 1)
     first, second = first / (1 - beta1**steps), second / (1 - beta2**steps)
-    positive = second > 0
-    root = torch.sqrt(torch.where(positive, second, torch.ones_like(second)))
-    root = torch.where(positive, root, torch.zeros_like(root))
-    return value - by * (first / (root + eps))
+    return value - by * (first / (root(second) + eps))
 
 
 @operator(

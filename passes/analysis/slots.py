@@ -76,7 +76,9 @@ def read_slot(
     needs it.
     """
     name = info(parameter).parameter or ""
-    total = info(parameter).shape[1 if transpose else 0]
+    shape = info(parameter).shape
+    shape = shape[1:] if len(shape) == 3 else shape  # a table of (1, V, D)
+    total = shape[1 if transpose else 0]
     assert isinstance(total, int)
     slot = rows.label(name, total)
     shared = [

@@ -93,17 +93,16 @@ def _rewrite(build: Builder, node: fx.Node, table: fx.Node, chain: list[fx.Node]
 
 def _addition(node: fx.Node, descent: fx.Node) -> tuple[AnyOperator, tuple[Any, ...]]:
     """What one descent adds to a read: the operator, and its arguments behind the value."""
+    index, offset = node.args[1:3] if is_tint(node, embedding) else (None, None)
     if is_tint(descent, linear_descent):
         _, dz, h, rate = descent.args
         if is_tint(node, embedding):
-            _, index, offset = node.args
             return rows_of_factors, (index, offset, dz, h, rate)
         forward = is_tint(node, linear_forward)
         keys, values = (h, dz) if forward else (dz, h)
         return low_rank, (node.args[0], keys, values, rate, False)
     _, dy, keys, key_offset, rate = descent.args
     if is_tint(node, embedding):
-        _, index, offset = node.args
         return same_rows, (index, offset, keys, key_offset, dy, rate)
     operator = scattered_scores if is_tint(node, linear_forward) else gathered_scores
     return operator, (node.args[0], keys, key_offset, dy, rate)

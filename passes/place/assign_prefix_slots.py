@@ -6,7 +6,8 @@
 A tile of a linear layer is S * K rows of P heads of columns: token j has S of the rows, each padded
 to whole heads, and one more head with the biases of these rows (docs/TINT.md sections 3 and 6; Tile
 says which rows). A norm's gain and shift lie in one token; a token holds as many vectors as fit, a
-page as many tokens as it has. Nothing has to divide.
+page as many tokens as it has. Nothing has to divide. What the inner rule keeps beside a weight, its
+states, its gradient and its original numbers, lies where the weight does, on pages of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import fx
 
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
-from tintc.ir.layout import Layout, PrefixSlot, Range, Rows, Tile
+from tintc.ir.layout import Layout, PrefixSlot, Range, Rows, Tile, beside
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, prefix
 from tintc.ir.ops.norm import norm_forward
@@ -35,13 +36,15 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
     with the nearest that can.
     """
     matrices, vectors = _collect(graph)
-    uses = Counter(
-        info(argument(node, "weight")).slot for node in graph.nodes if is_tint(node, *_READERS)
-    )
+    kept = _beside(graph)
+    reads = (argument(node, "weight") for node in graph.nodes if is_tint(node, *_READERS))
+    uses = Counter(beside(slot) or slot for read in reads if (slot := info(read).slot))
+    copies = Counter(map(beside, kept))
     weights = Weights(
         [
-            Matrix(*_sizes(weight), uses[info(weight).slot], bias is not None)
+            Matrix(*_sizes(weight), uses[name], bias is not None, 1 + copies[name])
             for weight, bias in matrices
+            if (name := info(weight).slot) is not None
         ],
         [_shape(read)[0] for read in vectors],
     )
@@ -51,6 +54,8 @@ def assign_prefix_slots(graph: fx.Graph, context: Context) -> fx.Graph:
         place.matrix(weight, bias)
     for read in vectors:
         place.vector(read)
+    for name, read in kept.items():
+        place.keep(name, read)
     updated = _updated(graph)
     slots = {
         name: dataclasses.replace(slot, updated=name in updated)
@@ -74,9 +79,19 @@ def _updated(graph: fx.Graph) -> set[str]:
     return set(returned["updates"]) if isinstance(returned, dict) else set()
 
 
+def _beside(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Slot -> its first value, of what the inner rule keeps beside weights."""
+    found: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        slot = info(node).slot
+        if slot is not None and beside(slot):
+            found.setdefault(slot, node)
+    return found
+
+
 def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], list[fx.Node]]:
     """((weight, its own bias or None), vectors: of norms, and biases whose weight another layer
-    has). Behind them tables that learn, and what only the inner rule reads.
+    has). Behind them tables that learn.
     """
     norms = [node for node in graph.nodes if is_tint(node, norm_forward)]
     reads = (argument(node, name) for node in norms for name in ("gamma", "beta"))
@@ -95,7 +110,8 @@ def _collect(graph: fx.Graph) -> tuple[list[tuple[fx.Node, fx.Node | None]], lis
         elif own is not None:
             vectors.append(own)
         seen |= {read for read in (weight, own) if read is not None}
-    further = [n for n in graph.nodes if is_tint(n, prefix) and n not in seen]
+    own_reads = [n for n in graph.nodes if is_tint(n, prefix) and not beside(info(n).slot or "")]
+    further = [n for n in own_reads if n not in seen]
     matrices += [(node, None) for node in further if len(_shape(node)) == 2]
     vectors += [node for node in further if len(_shape(node)) == 1]
     return matrices, vectors
@@ -121,6 +137,7 @@ class _Place:
             geometry.tokens,
             0,
         )  # where the next vector goes: no page is open yet
+        self._beside: dict[tuple[str, int], int] = {}  # (kind, page of the weight) -> its page
 
     def matrix(self, weight: fx.Node, bias: fx.Node | None) -> None:
         """A page for each tile of the matrix; the biases of its rows stand once, in the first page
@@ -166,6 +183,28 @@ class _Place:
         where = Range(self._token, self._token + 1), Range(self._start, self._start + size)
         self._add(read, [Tile(self.pages - 1, Range(0, size), Range(0, 1), *where, 1)])
         self._start += size
+
+    def keep(self, name: str, read: fx.Node) -> None:
+        """The places of the weight that it stands beside, on pages that hold this kind alone.
+
+        The program copies a weight's original numbers from its pages, so they hold zeros at first,
+        as states do.
+        """
+        weight, kind = self.slots[beside(name)], name.rpartition("/")[2]
+        tiles = []
+        for tile in weight.tiles:
+            key = kind, tile.page
+            if key not in self._beside:
+                self._beside[key] = self.pages
+                self.pages += 1
+            tiles.append(dataclasses.replace(tile, page=self._beside[key]))
+        of_another = is_tint(read, prefix) and kind != "original"
+        parameter = info(argument(read, "parameter")).parameter if of_another else weight.parameter
+        assert parameter is not None
+        self.slots[name] = dataclasses.replace(
+            weight, name=name, parameter=parameter, trainable=False, tiles=tuple(tiles),
+            beside=weight.name, zero=not of_another,
+        )  # fmt: skip
 
     def _add(self, read: fx.Node, tiles: list[Tile]) -> None:
         record, parameter = info(read), info(argument(read, "parameter"))

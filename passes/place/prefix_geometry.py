@@ -68,12 +68,15 @@ class Geometry(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A weight: its shape, how many operators read it, and whether it has a bias."""
+    """A weight: its shape, how many operators read it, whether it has a bias, and how many values
+    of its shape have pages: its own, and what the inner rule keeps beside it.
+    """
 
     rows: int
     columns: int
     uses: int
     bias: bool
+    values: int = 1
 
 
 @dataclass
@@ -125,11 +128,11 @@ def _numbers(shapes: Counter[Matrix], vectors: list[int], geometry: Geometry) ->
     k, heads, width = geometry
     pages = math.ceil(sum(vectors) / (k * heads * width))
     maps = 2 * width * (k + 1)
-    for (rows, columns, uses, bias), count in shapes.items():
+    for (rows, columns, uses, bias, values), count in shapes.items():
         groups, pieces = tiling(rows, columns, geometry)
         down, across = math.ceil(rows / (groups * k)), math.ceil(columns / (pieces * width))
         biases = down * groups * width * 4 if bias else 0
-        pages += count * down * across
+        pages += count * down * across * values
         maps += count * uses * (down * across * attention_numbers(groups, pieces, width) + biases)
     return pages * k * heads * width + maps
 

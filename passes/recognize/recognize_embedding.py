@@ -31,7 +31,14 @@ from tintc.passes.analysis.evaluation import (
     is_weight,
     lengths_below,
 )
-from tintc.passes.analysis.patterns import aten, binary, calls, is_parameter, sizes
+from tintc.passes.analysis.patterns import (
+    aten,
+    binary,
+    calls,
+    is_parameter,
+    sizes,
+    with_defaults,
+)
 from tintc.passes.analysis.tables import read_table
 
 _UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
@@ -77,6 +84,7 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
                 table,
                 index_node,
                 offset,
+                *_padding(node),
                 like=node,
                 label=short_label(info(node).module),
             )
@@ -85,6 +93,12 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
         _added_positions(build, node, context)
     graph.eliminate_dead_code()
     return graph
+
+
+def _padding(node: fx.Node) -> list[int]:
+    """The row that gets no gradient, where there is one: torch's `padding_idx`."""
+    padding = with_defaults(operands(node), None, None, -1)[2]
+    return [padding] if padding >= 0 else []
 
 
 def _position_offset(index: fx.Node, rows: int, context: Context) -> int | str:

@@ -13,6 +13,7 @@ from torch import fx
 from tintc.ir.builder import Builder, outputs
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import AnyOperator, argument, is_tint
+from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.attention import (
     attention_backward_full,
@@ -20,7 +21,7 @@ from tintc.ir.ops.attention import (
     attention_forward,
 )
 from tintc.ir.ops.elementwise import multiply, residual, scale
-from tintc.ir.ops.embedding import embedding
+from tintc.ir.ops.embedding import embedding, without_padding
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.norm import norm_backward, norm_forward
 from tintc.ir.ops.position import rotary
@@ -127,7 +128,11 @@ def _activation(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
 
 @backward_rule(embedding)
 def _embedding(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
-    return []  # the model begins here
+    """The model begins here. The row of padding does not learn from what reads it."""
+    index, offset, padding = (argument(node, name) for name in ("index", "offset", "padding"))
+    if padding is not None and padding >= 0:
+        info(node).gradient = backward.call(without_padding, node, dy, index, padding - offset)
+    return []
 
 
 @backward_rule(attention_forward)

@@ -69,6 +69,7 @@ def _through_slots(graph: fx.Graph, reader: fx.Node, parameter: fx.Node) -> None
 
 def _slot(graph: fx.Graph, reader: fx.Node, parameter: fx.Node) -> fx.Node:
     shape = info(parameter).shape
+    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(shape) not in (1, 2) or not isinstance(rows := shape[0], int):
         raise UnsupportedModelError(
             f"{info(parameter).parameter} is to be trained and has shape {shape}; expected a "

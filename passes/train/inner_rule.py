@@ -7,8 +7,8 @@
     decay, max_drift: W'' = toward(W', W_0, share)
 
 W is the value before the step and W_0 the auxiliary weight, read once more as `slot/original`.
-States are slots, `slot/momentum`, `slot/first` and `slot/second`, and `count`. Order and formulas:
-TINT.md section 7.
+States are slots, `slot/momentum`, `slot/first` and `slot/second`, and `count`; a gradient that is
+wanted for itself is `slot/gradient`. Order and formulas: TINT.md section 7.
 """
 
 from __future__ import annotations
@@ -186,9 +186,11 @@ class InnerRule:
     def _rms(self, slot: Trained) -> fx.Node:
         name = statistics_name(info(slot.parameter).parameter or "")
         statistics = self._read_again(slot, "statistics", name)
+        gradient = self._gradient(slot)
         direction = self._call(
-            states.divide, self._gradient(slot), statistics, self.config.eps, like=slot.value
-        )
+            states.divide, gradient, statistics, self.config.eps,
+            like=slot.value, slot=info(gradient).slot,
+        )  # fmt: skip
         return self._descend(slot, direction, self._rate(None, slot.factor))
 
     def _muon(self, group: list[Trained]) -> dict[str, fx.Node]:
@@ -209,7 +211,9 @@ class InnerRule:
         v = self._momentum(slot)
         if not self.config.nesterov:
             return v
-        faded = self._call(states.fade, v, self.config.momentum, like=slot.value)
+        faded = self._call(
+            states.fade, v, self.config.momentum, like=slot.value, slot=f"{slot.name}/gradient"
+        )
         minus = self._rate(self._factor(slot), -1.0, with_lr=False)
         return self._descended(slot, faded, minus)
 
@@ -296,7 +300,10 @@ class InnerRule:
         return value
 
     def _zero(self, slot: Trained) -> fx.Node:
-        return self._call(states.zero_state, slot.value, like=slot.value)
+        """Where a gradient that is wanted for itself starts."""
+        return self._call(
+            states.zero_state, slot.value, like=slot.value, slot=f"{slot.name}/gradient"
+        )
 
     def _count(self) -> fx.Node:
         if "count" not in self.states:

@@ -53,6 +53,7 @@ class TestHelp:
                 "ablate",
                 "env",
                 "export",
+                "statistics",
             )
         )
         assert "..." not in done.out  # no description is cut off
@@ -72,6 +73,7 @@ class TestHelp:
             "ablate",
             "env",
             "export",
+            "statistics",
         ],
     )
     def test_options(self, command: str) -> None:
@@ -90,6 +92,7 @@ import sys
 from tintc.cli import app
 for command in ("", "compile", "cost", "bench", "eval lm", "eval classify", "ablate", "run"):
     app([*command.split(), "--help"])
+app(["statistics", "--help"])
 app(["--version"])
 heavy = {"torch", "transformers", "numpy", "networkx", "safetensors"} & set(sys.modules)
 assert not heavy, heavy

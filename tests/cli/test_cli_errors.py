@@ -349,7 +349,7 @@ class TestArtifacts:
             copy_of(artifact(), tmp_path / "sim"),
             lambda manifest: manifest.update(format_version=99),
         )
-        assert "has format version 99; this tintc reads version 5" in tintc(
+        assert "has format version 99; this tintc reads version 6" in tintc(
             command[0], folder, *command[1:]
         ).refused(1)
 

@@ -41,6 +41,7 @@ CONFIGURED: dict[str, tuple[str, ...]] = {
     "eval lm": (),
     "eval classify": ("steps", "layers"),
     "ablate": tuple(name for name in ablation_settings.VARIED if name != "inner_lr"),
+    "statistics": (),
 }
 OTHERS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "cost": (CallShape, ()),
@@ -419,7 +420,7 @@ def test_groups() -> None:
         if lines and lines[0].endswith(":")
     }
     assert found == {
-        "Build a simulator": ["compile", "export"],
+        "Build a simulator": ["compile", "export", "statistics"],
         "Look at it": ["inspect", "cost", "env"],
         "Use it": ["run"],
         "Measure it": ["verify", "bench", "eval", "ablate"],

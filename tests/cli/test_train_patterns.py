@@ -51,3 +51,11 @@ def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
     done = tintc("compile", "tiny-opt", "-o", tmp_path / "sim", "--train", "*.fc3.weight")
     assert "which matches no parameter" in done.refused(2)
     assert ".layers.*.fc1.weight" in done.err or ".layers.*.fc2.weight" in done.err
+
+
+def test_the_transformer_back_end_trains_no_embedding(tmp_path: Path) -> None:
+    done = tintc(
+        "compile", "tiny-opt", "-o", tmp_path / "sim", "--train", "*embed_positions*",
+        "--backend", "transformer",
+    )  # fmt: skip
+    assert "embed_positions.weight is an embedding that learns" in done.refused(3)

@@ -271,11 +271,11 @@ class TestDamage:
 
 
 class TestNoArtifact:
-    @pytest.mark.parametrize("version", [0, 1, 4, "5", None])
+    @pytest.mark.parametrize("version", [0, 1, 5, "6", None])
     def test_other_format_version(self, version: object, saved: Path) -> None:
         seal(saved, lambda manifest: manifest.update(format_version=version))
         with pytest.raises(
-            ArtifactError, match=f"format version {version}; this tintc reads version 5"
+            ArtifactError, match=f"format version {version}; this tintc reads version 6"
         ):
             tintc.load(saved)
 

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.support.every import lowered, model_of
 from tests.support.families import VOCAB
 from tests.support.models import tokens
+from tintc.compiler.autograd_rule import InnerRule, summed_loss
 from tintc.compiler.frontend.sources import load_without_weights
 from tintc.compiler.reports.cost import cost_report
 from tintc.compiler.reports.direct import direct_flops
-from tintc.evaluate.sgd import step, summed_loss
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
 
@@ -36,10 +36,12 @@ def counted_by_torch(
         ).logits
         return found
 
+    rule = InnerRule(SimulatorConfig(inner_lr=0.1, steps=steps))
+    state = rule.start(weights)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             loss = summed_loss(logits(weights, ids[:, : trained - 1])[0], ids[0, 1:trained])
-            weights = step(loss, weights, 0.1)
+            weights = rule.step(loss, weights, state)
         with torch.no_grad():
             logits(weights, ids)
     return int(counter.get_total_flops())

@@ -27,6 +27,7 @@ from tintc.compiler.casts import no_casts
 from tintc.compiler.driver import lower
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.inputs import statistics_name
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cost_model import SlotUse
 
@@ -39,20 +40,26 @@ PROGRAMS = {"plain": (False, None), "factors": (True, True), "weights": (True, F
 
 def inputs_of(ends: tuple[int, ...] = (LENGTH, 6)) -> dict[str, Tensor]:
     """Sequences that train on their first so many tokens. At least four: scores of fewer positions
-    have gradients that are 0 but for rounding.
+    have gradients that are 0 but for rounding. No token is the padding, 0.
     """
     train_mask = (torch.arange(LENGTH) < torch.tensor(ends)[:, None]).long()
-    return {"input_ids": tokens(len(ends), LENGTH, VOCAB), "train_mask": train_mask}
+    return {"input_ids": tokens(len(ends), LENGTH, VOCAB - 1) + 1, "train_mask": train_mask}
 
 
 def names_of(name: str) -> list[str]:
     return [parameter for parameter, _ in model_of(name).named_parameters()]
 
 
-def simulator_of(name: str, config: SimulatorConfig) -> Simulator:
+def simulator_of(
+    name: str,
+    config: SimulatorConfig,
+    rms: dict[str, Tensor] | None = None,
+    backend: str = "fused",
+) -> Simulator:
     """Not kept: there are as many configs as cases."""
     graph = captured(name, True)
-    return Simulator(lower(graph.copy(), config), graph.tensors)
+    gathered = {statistics_name(parameter): value for parameter, value in (rms or {}).items()}
+    return Simulator(lower(graph.copy(), config), {**graph.tensors, **gathered}, backend=backend)
 
 
 @contextlib.contextmanager
@@ -76,23 +83,26 @@ def expected_of(
         return reference(model_of(name), simulator.config, **inputs, trained=trained, rms=rms)
 
 
-def assert_follows(name: str, config: SimulatorConfig, **inputs: Tensor) -> Simulator:
+def assert_follows(
+    name: str, config: SimulatorConfig, rms: dict[str, Tensor] | None = None, **inputs: Tensor
+) -> Simulator:
     """Logits and state dicts of all programs are the oracle's."""
     inputs = inputs or inputs_of()
-    simulator = simulator_of(name, config)
-    expected = expected_of(name, simulator, **inputs)
-    for kind in PROGRAMS:
+    simulator = simulator_of(name, config, rms)
+    expected = expected_of(name, simulator, rms, **inputs)
+    for number, kind in enumerate(PROGRAMS):
+        index = number % len(expected.states)  # each is a call, and a program, of its own
         with program(simulator, kind), torch.inference_mode():
             logits = simulator(**inputs).logits
-            both = simulator(**inputs, return_initial=True)
-            states = [simulator.updated_state_dict(**inputs, index=i) for i in range(len(logits))]
-        for found in (logits, both.logits):
-            off = measured(f"rules against torch.optim, {kind}", error(found, expected.logits))
-            assert off < LIMIT, f"logits, {kind}"
-        assert both.initial_logits is not None
-        assert error(both.initial_logits, expected.initial_logits) < LIMIT
-        for state, wanted in zip(states, expected.states, strict=True):
-            assert wrong_weights(config, state, wanted) == {}, kind
+            state = simulator.updated_state_dict(**inputs, index=index)
+        off = measured(f"rules against torch.optim, {kind}", error(logits, expected.logits))
+        assert off < LIMIT, f"logits, {kind}"
+        assert wrong_weights(config, state, expected.states[index]) == {}, kind
+    with torch.inference_mode():
+        both = simulator(**inputs, return_initial=True)
+    assert both.initial_logits is not None
+    assert error(both.logits, expected.logits) < LIMIT
+    assert error(both.initial_logits, expected.initial_logits) < LIMIT
     return simulator
 
 
@@ -154,6 +164,36 @@ def test_combined_at_large(name: str, data: st.DataObject, ends: list[int]) -> N
     assert_follows(name, data.draw(rules(names_of(name))), **inputs_of(tuple(ends)))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_rms(name: str) -> None:
+    """With any root mean squares; `eps` is beside them, not below the root."""
+    generator = torch.Generator().manual_seed(0)
+    rms = {
+        parameter: torch.rand(value.shape, generator=generator, dtype=torch.float64)
+        for parameter, value in model_of(name).named_parameters()
+    }
+    config = SimulatorConfig.exact(
+        inner_lr=RATE / 4, steps=2, optimizer="rms", eps=0.1, schedule="linear", clip_norm=1.0
+    )
+    assert_follows(name, config, rms)
+
+
+@grid(together=1, rule=["clipped momentum", "normalize", "scaled adam"], name=MODELS, steps=[2, 5])
+def test_in_prefix_pages(rule: str, name: str, steps: int) -> None:
+    """The transformer back end, which tests/runtime/transformer/test_inner_rules.py compares with
+    the fused one.
+    """
+    config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, **ALONE[rule])
+    simulator = simulator_of(name, config, backend="transformer")
+    expected = expected_of(name, simulator, **inputs_of())
+    with torch.inference_mode():
+        found = simulator(**inputs_of(), return_initial=True)
+        state = simulator.updated_state_dict(**inputs_of())
+    assert error(found.logits, expected.logits) < LIMIT
+    assert error(found.initial_logits, expected.initial_logits) < LIMIT
+    assert wrong_weights(config, state, expected.states[0]) == {}
+
+
 @grid(together=1, name=MODELS, pattern=TRAINED, rule=["momentum", "clip", "adam", "muon"])
 def test_of_some_weights(name: str, pattern: str, rule: str) -> None:
     """With `train`: that and nothing else, tied embeddings included; G holds no other weight."""
@@ -172,3 +212,14 @@ def test_a_sequence_without_targets_keeps_its_weights(rule: str) -> None:
     state = simulator.updated_state_dict(**inputs, index=1)
     before: dict[str, Any] = model_of("gpt2").state_dict()
     assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+def test_a_padding_row_does_not_learn() -> None:
+    """`nn.Embedding(padding_idx=...)` gives that row no gradient as an input."""
+    config = SimulatorConfig.exact(inner_lr=RATE, train=("model.embed_tokens.weight",))
+    inputs = {**inputs_of(), "input_ids": tokens(2, LENGTH, VOCAB)}
+    assert model_of("llama").get_submodule("model.embed_tokens").padding_idx == 0
+    assert bool((inputs["input_ids"][0] == 0).any())
+    simulator = simulator_of("llama", config)
+    wanted = expected_of("llama", simulator, **inputs).states[0]
+    assert wrong_weights(config, simulator.updated_state_dict(**inputs), wanted) == {}

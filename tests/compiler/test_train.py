@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tintc
+from tests.oracle import reference as oracle
 from tests.oracle.reference import surrogate_loss
 from tests.support.families import FAMILIES
-from tests.support.models import gpt2, on_all_backends, opt, simulate, tokens
+from tests.support.models import gpt2, on_all_backends, opt, randomized, simulate, tokens
 from tests.support.nano import nano
 from tests.support.tolerances import BACKENDS, SIMULATOR, error
+from tests.support.toys import toy
 from tintc.compiler import checks
 from tintc.compiler.casts import no_casts
+from tintc.compiler.reports.trained import trained_weights
 from tintc.compiler.verification import verify
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UnsupportedModelError
@@ -84,6 +87,7 @@ def agree(
     vocab = simulator.program.facts.vocab_size
     ids, mask = tokens(2, 9, vocab), torch.ones(2, 9, dtype=torch.long)
     mask[0, 6:] = 0
+    ids[0, 2] = 1  # of padding, where the model has a row for it
     names = matched(model, patterns)
     before = model.state_dict()
     with torch.inference_mode():
@@ -135,6 +139,25 @@ def untied_bias() -> nn.Module:
     return found
 
 
+class Placed(nn.Module):
+    """Positions are rows of a (1, rows, width) parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(19, 6), nn.Linear(6, 19)
+        self.places, self.linear = nn.Parameter(torch.randn(1, 12, 6)), nn.Linear(6, 6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids) + self.places[:, : input_ids.shape[1]]
+        logits: Tensor = self.head(F.relu(self.linear(x)))
+        return logits
+
+
+def placed() -> nn.Module:
+    found: nn.Module = randomized(Placed()).double()
+    return found
+
+
 ENDS = {
     "tied": (opt, ("lm_head.weight",)),
     "tied, by its other name": (gpt2, ("transformer.wte.weight",)),
@@ -149,10 +172,13 @@ ENDS = {
     "everything": (opt, ("*",)),
     "everything, gated": (llama, ("*",)),
     "everything, a head with a bias": (untied_bias, ("*",)),
+    "rows of a parameter": (placed, ("places", "linear.bias")),
+    "behind a norm": (FAMILIES["bloom"].build, ("*.word_embeddings*", "*.ln_f.*")),
+    "scaled": (FAMILIES["gemma"].build, ("*.embed_tokens.*", "*.layers.0.mlp.*")),
     "projections": (lambda: opt(word_embed_proj_dim=8), ("*.project_in.*", "*.project_out.*")),
     "tokens and projections": (lambda: opt(word_embed_proj_dim=8), ("*.project_in.*", "*embed*")),
 }
-_FUSED_ALONE = ("embed", "wte", "wpe", "tokens")
+_FUSED_ALONE = ("embed", "wte", "wpe", "tokens", "places")
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -189,6 +215,43 @@ def test_the_tied_head_under_mean_embedding() -> None:
     agree(simulate(model, exact(*patterns, loss_gradient="mean_embedding")), model, patterns)
 
 
+def test_padding_changes_no_update() -> None:
+    """Padding on the left of a sequence: its positions and training tokens are the same."""
+    model, patterns = gpt2(), ("*",)
+    config = exact(*patterns, steps=2)
+    simulator = simulate(model, config)
+    ids, mask = tokens(1, 9, 29)[0], torch.tensor([1] * 6 + [0] * 3)
+    state, _ = by_sgd(model, matched(model, patterns), ids, mask, config)
+    padded = {
+        name: F.pad(value, (3, 0))[None]
+        for name, value in (("ids", ids), ("train", mask), ("seen", torch.ones_like(ids)))
+    }
+    with torch.inference_mode():
+        found = simulator.updated_state_dict(
+            padded["ids"], padded["train"], attention_mask=padded["seen"]
+        )
+    assert {n for n, value in state.items() if error(found[n], value) >= LIMIT} == set()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_everything_by_the_papers_approximations(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against finite differences and constant probabilities put into the model itself."""
+    for make in (untied_opt, llama):
+        model, config = make(), SimulatorConfig.paper(train="*", inner_lr=RATE, steps=steps)
+        monkeypatch.setattr(oracle, "trained_names", lambda model, _: matched(model, ("*",)))
+        simulator = simulate(model, config)
+        ids = tokens(2, 9, simulator.program.facts.vocab_size)
+        mask = torch.ones_like(ids)
+        expected = oracle.reference(model, config, ids, mask)
+        with torch.inference_mode():
+            assert error(simulator(ids, mask).logits, expected.logits) < LIMIT
+            found = simulator.updated_state_dict(ids, mask, 1)
+        for name, value in expected.states[1].items():
+            assert error(found[name], value) < LIMIT, name
+
+
 class Bare(nn.Module):
     """No stack of blocks, no attention."""
 
@@ -223,9 +286,26 @@ def test_compile_checks_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None
     assert compared == ["model.decoder.layers.1.fc1.weight"]
 
 
+def test_verify_of_a_tied_head() -> None:
+    found = verify(tintc.compile(opt(), exact("lm_head.weight", steps=2)), tokens=12)
+    assert found.exact and found.agrees
+    assert [update.name for update in found.updates] == ["model.decoder.embed_tokens.weight"]
+
+
 def test_verify_knows_what_is_trained() -> None:
     config = exact("*.1.fc1.*", "*.fc2.bias", steps=2, lr_scale={"*.0.*": 0})
     found = verify(tintc.compile(opt(), config, check="none"), tokens=12)
     assert found.exact and found.agrees
     names = {f"model.decoder.layers.1.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.bias")}
     assert {update.name for update in found.updates} == names
+
+
+def test_the_report_lists_what_no_operator_reads() -> None:
+    model = toy(lambda m, x, ids: m.linear(x))
+    program = simulate(model, exact("*")).program
+    found = trained_weights(program, 1000)
+    own = ("positions.weight", "wide.weight", "wide.bias", "norm.weight", "norm.bias", "scale")
+    assert set(found["unreached"]) == set(own)
+    assert found["weights"] == len(list(model.parameters())) - len(own) == 4
+    assert found["parameters"] == 2 * 19 * 6 + 6 * 6 + 6
+    assert found["share"] == found["parameters"] / 1000

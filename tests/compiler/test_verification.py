@@ -1,6 +1,7 @@
 """`verify` agrees where it should, and notices a simulator that computes something else."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import tintc
 from tests.support.artifacts import artifact
 from tests.support.grid import grid
 from tests.support.models import FAMILIES, gpt2, opt, simulate
+from tests.support.rules import ALONE, RATE
 from tintc.compiler.verification import TOLERANCE, verify
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError, UsageError
@@ -35,6 +37,18 @@ class TestAgrees:
             <= TOLERANCE
         )
         assert max(update.worst for update in found.updates) <= TOLERANCE
+
+    @pytest.mark.parametrize("rule", ["clipped momentum", "scaled adam", "muon with momentum"])
+    def test_rules(self, rule: str) -> None:
+        """At the rate that the simulator has now; what is not its rule is noticed."""
+        config = SimulatorConfig.exact(inner_lr=1.0, steps=2, **ALONE[rule])
+        simulator = simulate(gpt2(), config)
+        simulator.inner_lr.data.fill_(RATE)
+        found = verify(simulator, tokens=13)
+        assert found.agrees and found.exact and found.logits_error <= TOLERANCE
+        other = dataclasses.replace(config, decay=0.2)
+        simulator.program = dataclasses.replace(simulator.program, config=other)
+        assert not verify(simulator, tokens=13).agrees
 
     @pytest.mark.parametrize("steps", [1, 3])
     @pytest.mark.parametrize("family", FAMILIES)

@@ -80,7 +80,17 @@ def test_commands() -> None:
 @pytest.mark.slow
 def test_json_outputs() -> None:
     text = page("json")
-    for command in ("compile", "inspect", "cost", "run", "verify", "export", "bench", "env"):
+    for command in (
+        "compile",
+        "inspect",
+        "cost",
+        "run",
+        "verify",
+        "export",
+        "bench",
+        "env",
+        "statistics",
+    ):
         assert f"## `tintc {command}" in text
     assert "| `perplexity_after` | float |" in text
     assert "| `estimate.flops` | int |" in text

@@ -14,8 +14,8 @@ from tests.oracle.reference import reference
 from tests.support.models import gpt2, opt, simulate
 from tests.support.nano import nano
 from tests.support.rules import ALONE
+from tintc.compiler.autograd_rule import InnerRule, rule_of
 from tintc.compiler.frontend.capture import LogitsOnly
-from tintc.evaluate.rule import InnerRule, rule_of
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed.benchmark import (
     HandWrittenLoop,

@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.support.stages import Stage, stage
+from tintc.ir.builder import outputs
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.contracts import PROPERTIES, check_property
 from tintc.ir.layout import Range
 from tintc.ir.node_meta import info
@@ -194,3 +197,59 @@ def test_a_tile_counted_twice_is_found() -> None:
     )
     at.context.layout = dataclasses.replace(at.context.layout, prefix=slots)
     assert check_property("prefix_slots_disjoint", at.graph, at.context)
+
+
+def states(at: Stage, slot: str, **changes: Any) -> None:
+    """Changes the place of a slot of the inner rule."""
+    assert at.context.layout is not None
+    slots = dict(at.context.layout.prefix)
+    slots[slot] = dataclasses.replace(slots[slot], **changes)
+    at.context.layout = dataclasses.replace(at.context.layout, prefix=slots)
+
+
+def of_a_state_elsewhere(at: Stage) -> None:
+    assert at.context.layout is not None
+    slot = at.context.layout.prefix["ln_f.bias/momentum"]
+    moved = dataclasses.replace(slot.tiles[0], tokens=Range(1, 2))
+    states(at, slot.name, tiles=(moved,))
+
+
+def of_another_weight(at: Stage) -> None:
+    states(at, "ln_f.bias/momentum", beside="ln_f.bias/original")
+
+
+def zero_weight(at: Stage) -> None:
+    states(at, "ln_f.bias", zero=True)
+
+
+def state_that_is_not_zero(at: Stage) -> None:
+    states(at, "ln_f.bias/momentum", zero=False)
+
+
+def state_of_another(at: Stage) -> None:
+    info(outputs(at.graph)["states"]["ln_f.bias/momentum"]).slot = "ln_f.weight/momentum"
+
+
+def state_of_another_shape(at: Stage) -> None:
+    info(outputs(at.graph)["states"]["ln_f.bias/momentum"]).slot = "blocks.1.up.weight/momentum"
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("prefix_slots_disjoint", of_a_state_elsewhere, "lies in other places than ln_f.bias"),
+        ("prefix_slots_disjoint", of_another_weight, "stands beside no slot of its weight"),
+        ("prefix_slots_disjoint", zero_weight, "ln_f.bias is a weight without numbers"),
+        ("slots_fit", state_that_is_not_zero, "ln_f.bias/momentum is not"),
+        ("slots_fit", state_of_another, "mixes ln_f.bias and ln_f.weight"),
+        ("slots_fit", state_of_another_shape, "has another shape than its slot"),
+    ],
+)
+def test_finds_states_that_lie_wrong(
+    name: str, spoil: Callable[[Stage], None], message: str
+) -> None:
+    at = stage("verify", SimulatorConfig.exact(momentum=0.9, decay=0.1))
+    assert check_property(name, at.graph, at.context) == []
+    spoil(at)
+    problems = check_property(name, at.graph, at.context)
+    assert any(message in problem for problem in problems), problems

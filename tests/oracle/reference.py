@@ -121,8 +121,15 @@ def _one(
         )
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         weights |= rule.step(dict(zip(names, gradients, strict=True)))
-    state = {**{name: value.detach() for name, value in model.state_dict().items()}, **weights}
-    return logits_of(weights).detach(), initial, state
+    return logits_of(weights).detach(), initial, state_of(model, weights)
+
+
+def state_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The whole state dict with these weights; every name of a tied one has its value."""
+    first = {id(value): name for name, value in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    tied = {name: weights[first[id(value)]] for name, value in every}
+    return {**{name: value.detach() for name, value in model.state_dict().items()}, **tied}
 
 
 def call(

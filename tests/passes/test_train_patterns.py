@@ -14,7 +14,7 @@ from tests.support.stages import Stage, stage
 from tests.support.toys import toy
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument
-from tintc.ir.errors import UnsupportedModelError, UsageError
+from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import info
 from tintc.ir.selection import Selection, shortened
 
@@ -174,21 +174,3 @@ def test_lists_of_names() -> None:
     names = [f"h.{i}.mlp.weight" for i in range(3)] + ["e.weight"]
     assert shortened(names) == "h.*.mlp.weight (x3), e.weight"
     assert shortened([f"w_{i}" for i in "abcdefgh"], 2) == "w_a, w_b and 6 more"
-
-
-def test_an_unsupported_reader_is_named() -> None:
-    """A table that is read as (1, rows, width) has no slot."""
-
-    class Positions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens, self.head = nn.Embedding(19, 6), nn.Linear(6, 19)
-            self.places = nn.Parameter(torch.randn(1, 12, 6))
-
-        def forward(self, ids: Tensor) -> Tensor:
-            x = self.tokens(ids) + self.places[:, : ids.shape[1]]
-            logits: Tensor = self.head(x)
-            return logits
-
-    with pytest.raises(UnsupportedModelError, match=r"places is to be trained"):
-        selected(exact("places"), randomized(Positions()).double())

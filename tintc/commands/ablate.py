@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tintc.commands import console
 from tintc.commands.evaluate import access_of, finish, other_text, resumable
+from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate import ablation, reports
 from tintc.evaluate.ablation_grid import grid, select
 from tintc.evaluate.ablation_settings import Asked
@@ -35,10 +37,13 @@ def run(
     """Prints and keeps the table of `tintc.evaluate.ablation.run`."""
     asked.check()
     select(grid(base), asked.only)  # an unknown name is refused before anything is loaded
+    found = chosen_statistics(source, how["statistics"], base)
+    # Everyone divides by the same, those of exact gradients: variants differ in the gradient alone.
+    shared = found and dataclasses.replace(found, of_gradients=False)
     folder = None if output is None else reports.prepare_directory(output.expanduser())
     text = read_text(data, access=access_of(how))
     other = other_text(data, choose, access_of(how), asked.inner_lr)
-    how = {**how, "dtype": how["dtype"] or torch.float32}
+    how = {**how, "dtype": how["dtype"] or torch.float32, "statistics": shared}
     start = time.monotonic()
     with console.work() as show:
         ready = {how["dtype"]: Auxiliary(source, progress=show, **how)}

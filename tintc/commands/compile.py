@@ -15,6 +15,7 @@ from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.report_types import Report
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.rule_values import rule_text
 from tintc.ir.selection import shortened
 
 
@@ -90,11 +91,18 @@ def _computed(facts: Report) -> dict[str, str]:
         f"{facts['max_positions'] or 'unlimited'} positions",
         "inner training": f"{console.steps(config['steps'])} at learning rate "
         f"{facts['inner_lr']:g} on {learners(config, facts['trained_blocks'], facts['blocks'])}",
+        **inner_rule(config),
         **_trained(facts),
         "gradients": approximations
         if config["train"]
         else f"{approximations}, norm update {config['norm_update']}",
     }
+
+
+def inner_rule(config: dict[str, Any]) -> dict[str, str]:
+    """What is no plain sgd about the steps; what learns is said beside it."""
+    rule = {n: v for n, v in SimulatorConfig.from_dict(config).rule.items() if n != "train"}
+    return {"inner rule": rule_text(rule)} if rule else {}
 
 
 def learners(config: dict[str, Any], trained_blocks: int, blocks: int) -> str:

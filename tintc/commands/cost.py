@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tintc.commands import console
-from tintc.commands.compile import learners
+from tintc.commands.compile import inner_rule, learners
 from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
@@ -88,6 +88,7 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         "simulator": f"{parameters['backend']} back end, {parameters['total']:,} parameters",
         "inner training": f"{_steps(facts)} on "
         f"{learners(facts['config'], facts['trained_blocks'], facts['blocks'])}",
+        **inner_rule(facts["config"]),
         **(prefix if parameters["backend"] == "transformer" else {}),
         **answers(parameters),
         "one call": _call(facts),

@@ -25,6 +25,8 @@ from tintc.commands.options import (
     Common,
     ConfigFlags,
     Construction,
+    Divided,
+    Divisors,
     Found,
     Loading,
     Placed,
@@ -60,6 +62,7 @@ def compile_command(
     options = {
         **construction.chosen(start),
         "check": construction.check,
+        "statistics": construction.statistics,
         "seed": seed,
         "dtype": model.torch_dtype(),
         **model.hub(),
@@ -206,16 +209,21 @@ def verify_command(
         int, WHOLE, Parameter(help="Of the random sequence, and of a shape's random weights.")
     ] = 0,
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
-    construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
+    construction: Annotated[Divided, flat(SIMULATOR)] = Divided(),
     model: Annotated[Found, flat(MODEL)] = Found(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     start = compiled(source)
     chosen, built = config.chosen(start), construction.chosen(start)
-    as_it_is = start is not None and (chosen, built) == (start.config, start.construction())
+    same = start is not None and (chosen, built) == (start.config, start.construction())
+    as_it_is = same and construction.statistics is None
     from tintc.commands import verify as command
 
-    made = None if as_it_is else (chosen, {**built, **model.hub()})
+    made = (
+        None
+        if as_it_is
+        else (chosen, {**built, "statistics": construction.statistics, **model.hub()})
+    )
     command.run(source, made, tokens=tokens, seed=seed, as_json=common.as_json)
 
 
@@ -272,12 +280,15 @@ def bench_command(
     *,
     asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    statistics: Divisors = None,
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     start = compiled(source)
     chosen = config.chosen(start)
     settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
+    if statistics is not None:
+        settings["statistics"] = statistics
     if start is not None and "backend" not in settings:
         settings = {**start.construction(), **settings}
     if (device := model.torch_device()) is not None:

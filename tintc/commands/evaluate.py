@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tintc.commands import console
 from tintc.commands.sheet import Sheet
+from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate import classification, figure, language, reports, tables
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.hub_rows import Access
@@ -19,6 +20,7 @@ from tintc.evaluate.language_settings import Settings as LanguageSettings
 from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import FETCH
 
@@ -38,6 +40,7 @@ def run_lm(
     """Prints and keeps the table of `tintc.evaluate.language.run`."""
     chosen = LanguageSettings(**settings)
     chosen.check()
+    check_statistics(source, how["statistics"], map(chosen.config, chosen.presets))
     access = access_of(how)
     text = read_text(data, access=access)
     choosing = other_text(data, choose, access, chosen.inner_lr)
@@ -48,6 +51,14 @@ def run_lm(
         lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show),
         as_json,
     )
+
+
+def check_statistics(
+    source: str, statistics: Path | None, configs: Iterable[SimulatorConfig]
+) -> None:
+    """Raises what `chosen_statistics` does, before anything is loaded."""
+    for config in configs:
+        chosen_statistics(source, statistics, config)
 
 
 def access_of(how: dict[str, Any], before: Callable[[], None] = lambda: None) -> Access:
@@ -80,6 +91,8 @@ def run_classify(
 ) -> None:
     """Prints and keeps the table of `tintc.evaluate.classification.run`."""
     chosen = Settings(**settings)
+    configs = (SimulatorConfig.preset(preset, **chosen.changes) for preset in chosen.presets)
+    check_statistics(source, how["statistics"], configs)
     measure(
         source,
         how,

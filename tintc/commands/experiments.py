@@ -1,5 +1,5 @@
-"""`tintc eval` and `tintc ablate`: what they take on the command line. Everything that imports
-torch is imported inside them.
+"""`tintc eval`, `tintc ablate` and `tintc statistics`, which read texts: what they take on the
+command line. Everything that imports torch is imported inside them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from tintc.commands.options import (
     OPTIONS,
     OUTPUT,
     SIMULATOR,
+    Chunks,
     Common,
+    ConfigFlags,
+    DividedConfig,
     FromFile,
     Placed,
     Source,
@@ -66,7 +69,7 @@ def _no_rate(each: Any) -> str:
 
 
 @flags_of(SimulatorConfig, help=_EVERYONE, shown=_no_rate, or_none=("inner_lr",))
-class LanguageConfig(FromFile):
+class LanguageConfig(DividedConfig):
     """Every field of SimulatorConfig, over each of the presets."""
 
 
@@ -98,7 +101,7 @@ def lm_command(
     given = asked.given()
     start = None if "presets" in given else compiled(source)
     given = {**over_presets(config, ("inner_lr", "steps", "layers"), start), **given}
-    how = model.everything()
+    how = {**model.everything(), "statistics": config.statistics}
     from tintc.commands import evaluate as command
 
     command.run_lm(source, data, choose, given, how, output, as_json=common.as_json)
@@ -111,7 +114,7 @@ def lm_command(
     shown=_no_rate,
     or_none=("inner_lr",),
 )
-class ClassifyConfig(FromFile):
+class ClassifyConfig(DividedConfig):
     """Every field of SimulatorConfig over each of the presets, but those of a budget."""
 
     elsewhere = "which --budgets tells"
@@ -144,7 +147,7 @@ def classify_command(
     start = None if "presets" in given else compiled(source)
     budgets = _budgets(start) if start is not None and "budgets" not in given else {}
     given = {**over_presets(config, ("inner_lr",), start), **budgets, **given}
-    how = model.everything()
+    how = {**model.everything(), "statistics": config.statistics}
     from tintc.commands import evaluate as command
 
     command.run_classify(source, given, how, output, as_json=common.as_json)
@@ -193,7 +196,7 @@ _SET_BY_VARIANTS = tuple(name for name in ablation_settings.VARIED if name != "i
     shown=_no_rate,
     or_none=("inner_lr",),
 )
-class AblationConfig(FromFile):
+class AblationConfig(DividedConfig):
     """Every field of SimulatorConfig but what the variants are about."""
 
     elsewhere = "which the variants of an ablation set"
@@ -229,8 +232,37 @@ def ablate_command(
         fields = {k: v for k, v in begun.items() if k not in config._left_out} | fields
     rate = fields.pop("inner_lr", None)
     base = SimulatorConfig.exact(**fields)
-    how = model.everything(start)
+    how = {**model.everything(start), "statistics": config.statistics}
     from tintc.commands import ablate as command
 
     given = ablation_settings.Asked(**asked.given(), inner_lr=rate)
     command.run(source, data, choose, given, base, how, output, as_json=common.as_json)
+
+
+@says(
+    """Gather what the optimizer rms divides by.
+
+    The root mean square of each weight's gradient over the chunks of a text, which should not be
+    the one that is evaluated: of a hub data set its other split is read. `--optimizer rms
+    --statistics FILE` takes it.
+    """
+)
+def statistics_command(
+    source: Source,
+    /,
+    *,
+    data: Data,
+    output: Annotated[
+        Path, Parameter(name=("-o", "--output"), metavar="FILE", help="File to write.")
+    ],
+    force: Annotated[bool, Parameter(help="Replace a file that exists.")] = False,
+    chunks: Annotated[Chunks, flat(OPTIONS)],
+    config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
+    model: Annotated[Placed, flat(MODEL)] = Placed(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    start = compiled(source)
+    chosen, how = config.chosen(start), model.everything(start)
+    from tintc.commands import statistics as command
+
+    command.run(source, data, output, chosen, chunks, how, force=force, as_json=common.as_json)

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 from tintc.commands.compiled import Compiled
 from tintc.commands.console import Verbosity, configure_logging
-from tintc.commands.flags import Flags, flags_of, shown_default
+from tintc.commands.flags import ONCE, Flags, at_least, flags_of, shown_default
 from tintc.ir.call_sizes import CallShape
 from tintc.ir.config import PRESETS, Preset, SimulatorConfig
 from tintc.ir.errors import UsageError
@@ -98,6 +98,17 @@ class Loading(Found):
         return dtype_of(self.dtype or (start.dtype if start else None))
 
 
+Divisors = Annotated[
+    Path | None,
+    ONCE,
+    Parameter(
+        name="--statistics",
+        metavar="FILE",
+        group=SIMULATOR,
+        help="Of optimizer rms: what `tintc statistics` gathered; default what a compiled "
+        "simulator has.",
+    ),
+]
 DEVICE = Parameter(help="cpu, cuda, cuda:1, ...; default cpu.")
 
 
@@ -144,7 +155,14 @@ class Construction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked(Construction):
+class Divided(Construction):
+    """The same, and what its optimizer divides by."""
+
+    statistics: Divisors = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Divided):
     """The same, and what is checked of it."""
 
     check: Annotated[
@@ -159,6 +177,22 @@ class Checked(Construction):
 @flags_of(CallShape)
 class CallFlags(Flags):
     """How large a call is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """Over what gradients are gathered."""
+
+    chunk: Annotated[int, at_least(1), Parameter(help="Targets of a chunk, one gradient each: C.")]
+    context: Annotated[
+        int, at_least(0), Parameter(help="Tokens before a chunk that it may look at: L.")
+    ]
+    tokens: Annotated[
+        int | None, at_least(2), Parameter(help="Cut the text to so many tokens.")
+    ] = None
+    batch: Annotated[
+        int, at_least(1), Parameter(help="Chunks of one call; results do not depend on it.")
+    ] = 1
 
 
 def shown_by_preset(each: dataclasses.Field[Any]) -> str:
@@ -204,6 +238,13 @@ class FromFile(Flags):
                 "that out"
             )
         return {**found, **self.given()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedConfig(FromFile):
+    """The same, and what its optimizer divides by."""
+
+    statistics: Divisors = None
 
 
 @flags_of(SimulatorConfig, shown=shown_by_preset)

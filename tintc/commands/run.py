@@ -56,6 +56,7 @@ def run(
         "predicted_tokens": predicted,
         "inner_lr": float(simulator.inner_lr.detach()),
         "steps": simulator.config.steps,
+        "rule": simulator.config.rule,
         **(losses(before, after) if predicted else losses(None, None)),
     }
     if continuation is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
 from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -107,12 +108,14 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     first = trained if predicted else 0  # with nothing left, all tell whether training diverged
     before, after = (_loss(model.logits(ids, trained, used), ids[0], first) for used in (0.0, rate))
     check_loss(after, rate)
+    config = SimulatorConfig.from_dict(json.loads(model.about["tintc.config"]))
     result: dict[str, Any] = {
         "tokens": tokens,
         "trained_tokens": trained,
         "predicted_tokens": predicted,
         "inner_lr": rate,
-        "steps": json.loads(model.about["tintc.config"])["steps"],
+        "steps": config.steps,
+        "rule": config.rule,
         **(losses(before, after) if predicted else losses(None, None)),
     }
     if asked.generate:

@@ -14,6 +14,7 @@ from tintc.commands import console
 from tintc.commands.flags import ONCE, at_least
 from tintc.commands.prompt import Prompt, Tokenize
 from tintc.ir.errors import InputError, NumericalError, UsageError
+from tintc.ir.rule_values import rule_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         f"{result['predicted_tokens']} predicted",
         "inner training": f"{console.steps(result['steps'])} at learning rate "
         f"{result['inner_lr']:g}",
+        **({"inner rule": rule_text(result["rule"])} if result.get("rule") else {}),
         **_perplexities(result["perplexity_before"], result["perplexity_after"]),
     }
     console.print_table(console.named(rows))

@@ -79,6 +79,7 @@ class _Walk:
             name: value for name, value in returned.items() if name in outputs
         }
         self.given, self.outputs = given, outputs
+        self.filled: dict[fx.Node, tuple[str, fx.Node]] = {}  # of `given`: slot and placeholder
         roots: list[fx.Node] = []
         fx.node.map_arg(self.wanted, roots.append)
         self.needed = ancestors(roots, stop=set(self.given.values()))
@@ -94,7 +95,9 @@ class _Walk:
         )
         computed = self.needed - set(self.given.values())
         for node in self.lowered.nodes:
-            if node in computed and node.op == "call_function":
+            if node in self.filled:
+                self._fill(node)
+            elif node in computed and node.op == "call_function":
                 self._lower(node)
         emitter.graph.output(self._results())
         root = nn.Module()
@@ -107,11 +110,11 @@ class _Walk:
         return fx.GraphModule(root, emitter.graph, class_name="TransformerProgram")
 
     def _placeholders(self, prompt: fx.Node) -> None:
-        """Inputs and tables, the position code, pages, and the updated slot values where they are
-        given.
-        """
+        """Inputs and tables, the position code, pages, and slot values where they are given."""
         emitter = self.emitter
-        placed = {slot for node in self.needed if (slot := info(node).slot) is not None}
+        slots = self.layout.prefix
+        placed = {name for node in self.needed if (name := info(node).slot) in slots}
+        placed |= {slots[name].beside for name in placed if slots[name].beside}
         read_directly = {
             n for user in self.needed if not is_tint(user, prefix) for n in user.all_input_nodes
         }
@@ -119,17 +122,25 @@ class _Walk:
             if node.op == "placeholder" and (node in read_directly or node is prompt):
                 emitter.values[node] = emitter.graph.placeholder(node.name)
         emitter.code = emitter.graph.placeholder(CODE)
-        for index in sorted(
-            {tile.page for name in placed for tile in self.layout.prefix[name].tiles}
-        ):
+        for index in sorted({tile.page for name in placed for tile in slots[name].tiles}):
             emitter.pages[index] = emitter.graph.placeholder(f"page_{index}")
-        values = {slot: emitter.graph.placeholder(node.name) for slot, node in self.given.items()}
-        for slot, value in values.items():
-            emitter.hold(self.given[slot])
-            for index, tile in enumerate(self.layout.prefix[slot].tiles):
-                name = f"fill_{self.given[slot].name}_tile_{index}"
-                page = emitter.pages[tile.page]
-                emitter.pages[tile.page] = self._adapt(name, FillTile(tile), page, value)
+        emitter.first_pages = dict(emitter.pages)
+        self.filled = {
+            node: (slot, emitter.graph.placeholder(node.name)) for slot, node in self.given.items()
+        }
+
+    def _fill(self, node: fx.Node) -> None:
+        """Puts a given value into its pages, where the graph makes it: what reads the slot before
+        reads what the pages held.
+        """
+        emitter, (slot, value) = self.emitter, self.filled[node]
+        if slot not in self.layout.prefix:  # how many steps there were is a number a sequence
+            emitter.values[node] = value
+            return
+        emitter.hold(node)
+        for index, tile in enumerate(self.layout.prefix[slot].tiles):
+            name, page = f"fill_{node.name}_tile_{index}", emitter.pages[tile.page]
+            emitter.pages[tile.page] = self._adapt(name, FillTile(tile), page, value)
 
     def _lower(self, node: fx.Node) -> None:
         rule = RULES.of(node)
@@ -157,6 +168,9 @@ class _Walk:
         return found
 
     def _slot_value(self, slot: str, node: fx.Node) -> fx.Node:
+        if slot not in self.layout.prefix:
+            found: fx.Node = self.emitter.values[node]
+            return found
         self.emitter.check_held(slot, node)
         reader = ReadSlot(self.layout.prefix[slot])
         pages = (self.emitter.pages[number] for number in reader.numbers)

@@ -12,23 +12,25 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import input_node
+from tintc.ir.builder import input_node, outputs
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import CompilerBug
 from tintc.ir.layout import Tile
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import segment
+from tintc.ir.ops.states import zero_state
 from tintc.ir.program import Program
 from tintc.ir.rules import RuleTable
-from tintc.runtime.backends.transformer.modules.parts import Layer, Place, Range
+from tintc.runtime.backends.transformer.modules.parts import Counted, Layer, Place, Range
 from tintc.runtime.backends.transformer.structure import Structure
 
 Sizes = dict[str, Any]  # constants of a module, by the names of its arguments
 
 
 class Emitter:
-    """stream: the newest state of the input tokens. pages: of each page's prefix tokens. values:
-    inputs, and what is computed from them alone. needed: lowered nodes that the program computes.
+    """stream: the newest state of the input tokens. pages: of each page's prefix tokens;
+    first_pages: what they are before any module. values: inputs, what is computed from them alone,
+    and rates. needed: lowered nodes that the program computes. states: slots of the inner rule.
     """
 
     code: fx.Node  # the position code
@@ -39,6 +41,8 @@ class Emitter:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Any] = {}
         self.pages: dict[int, fx.Node] = {}
+        self.first_pages: dict[int, fx.Node] = {}
+        self.states = frozenset(outputs(program.graph).get("states", {}))
         self._held: dict[str, fx.Node] = {}  # slot -> lowered node whose value its pages hold
         self._segment = input_node(program.graph, "segment")
 
@@ -68,6 +72,17 @@ class Emitter:
         assert slot is not None
         self.check_held(slot, weight)
         return self.layout.prefix[slot].tiles
+
+    def places(self, node: fx.Node) -> tuple[Tile, ...]:
+        """Where the pages will hold a node's value: the places of its slot."""
+        return self.layout.prefix[info(node).slot or ""].tiles
+
+    def descended(self, weight: fx.Node) -> tuple[tuple[Tile, ...], bool]:
+        """(where a weight is descended, whether the descent adds to what is there): one from zero
+        replaces what the pages hold by then.
+        """
+        adds = not is_tint(weight, zero_state) or self._held.get(info(weight).slot or "") is weight
+        return (self.tiles(weight) if adds else self.places(weight)), adds
 
     def hold(self, node: fx.Node) -> None:
         """From here on the pages hold this value of its slot."""
@@ -111,8 +126,14 @@ class Emitter:
             node, part, kind, sizes, page, self.code, self.stream, place_of(tile), *args
         )
 
+    def number(
+        self, node: fx.Node, kind: type[Counted], sizes: Sizes, *args: Any, part: str = ""
+    ) -> fx.Node:
+        """A module that computes one number of each sequence, or one of all."""
+        return self._call(node, part, kind, sizes, *args)
+
     def _call(
-        self, node: fx.Node, part: str, kind: type[Layer], sizes: Sizes, *args: Any
+        self, node: fx.Node, part: str, kind: type[Counted], sizes: Sizes, *args: Any
     ) -> fx.Node:
         module = self.structure.get(node, part, kind, sizes)
         return self.graph.create_node("call_module", module, args, name=f"{node.name}{part}")

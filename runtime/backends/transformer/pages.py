@@ -100,7 +100,7 @@ class PrefixPages(nn.Module):
     embeddings, the head, and what else of the auxiliary state dict lies in no slot, under the
     auxiliary names. A parameter that is read through a slot and directly as well (a frozen layer
     tied to a table) is in both, and counted in both; the table's copy is the one that `tensors`
-    gives.
+    gives. Pages of what the inner rule keeps hold zeros, which no outer training changes.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class PrefixPages(nn.Module):
         filled = [
             like.new_zeros(layout.prefix_tokens, layout.sim_hidden) for _ in range(layout.pages)
         ]
-        for slot in layout.prefix.values():
+        weights = [slot for slot in layout.prefix.values() if not slot.zero]
+        for slot in weights:
             value = prefix(
                 tensors[slot.parameter].detach(),
                 slot.rows.start,
@@ -132,15 +133,18 @@ class PrefixPages(nn.Module):
             )
             for tile in slot.tiles:
                 filled[tile.page] = write_tile(filled[tile.page], value, tile)
-        self.pages = nn.ParameterList(nn.Parameter(page) for page in filled)
+        learn = {tile.page for slot in weights for tile in slot.tiles}
+        self.pages = nn.ParameterList(
+            nn.Parameter(page, requires_grad=index in learn) for index, page in enumerate(filled)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The auxiliary state dict, read back from the prefix tokens and the tables."""
         found = self.tables.tensors()
         pages = dict(enumerate(self.pages))
         for slot in self.layout.prefix.values():
-            if slot.parameter not in self._shapes:
-                continue  # the table has it
+            if slot.zero or slot.parameter not in self._shapes:
+                continue  # the weight's own slot or the table has it
             value = read_slot(pages, slot)
             whole = found.get(slot.parameter)
             if whole is None:

@@ -25,7 +25,7 @@ from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
 from tintc.ir.named import Backend, Share
 from tintc.ir.node_meta import info
-from tintc.runtime.backends.transformer.modules.parts import Layer, position_code
+from tintc.runtime.backends.transformer.modules.parts import Counted, position_code
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 SHARES: tuple[str, ...] = get_args(Share)
@@ -100,7 +100,7 @@ class Structure(nn.Module):
         self._seen: Counter[Any] = Counter()  # uses so far of the same place of a block
         self._owner: dict[tuple[str, str], str] = {}  # (node, part) -> name of its module
 
-    def get(self, node: fx.Node, part: str, layer: type[Layer], sizes: dict[str, Any]) -> str:
+    def get(self, node: fx.Node, part: str, layer: type[Counted], sizes: dict[str, Any]) -> str:
         """Name of the module for one part of a node, made or shared at its first use; d is added to
         the sizes.
 
@@ -129,7 +129,7 @@ class Structure(nn.Module):
 
     def _note(self, node: fx.Node, owners: dict[str, str]) -> None:
         module = self.layers[owners[self.share]]
-        assert isinstance(module, Layer)
+        assert isinstance(module, Counted)
         numbers = sum(p.numel() for p in module.parameters())
         operator, phase = tint_name(node) or "", info(node).phase or ""
         self.uses.append(

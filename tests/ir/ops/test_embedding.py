@@ -1,12 +1,19 @@
 """tintc.ir.ops.embedding: rows of a table, and the training segment's slices."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.shapes import Draw, batches, lengths, seeds, shared, widths
 from tests.support.tolerances import PRIMITIVE, error
-from tintc.ir.ops.embedding import embedding, embedding_descent, segment, segment_mask
+from tintc.ir.ops.embedding import (
+    embedding,
+    embedding_descent,
+    segment,
+    segment_mask,
+    without_padding,
+)
 
 
 @given(batches, lengths, widths, st.integers(1, 9), st.integers(0, 3), seeds)
@@ -45,6 +52,19 @@ def test_descent_is_autograds(
     expected = each.detach() - rates[:, None, None] * each.grad
     found = embedding_descent(table, dy, index, offset, rates)
     assert error(found, expected) < PRIMITIVE[torch.float64]
+
+
+@given(batches, lengths, widths, st.integers(2, 9), seeds)
+def test_the_row_of_padding_gets_no_gradient(b: int, t: int, d: int, rows: int, seed: int) -> None:
+    draw = Draw(seed)
+    table, dy = draw(rows, d), draw(b, t, d).detach()
+    index = torch.randint(rows, (b, t), generator=draw.generator)
+    (F.embedding(index, table, padding_idx=1) * dy).sum().backward()  # type: ignore[no-untyped-call]
+    assert table.grad is not None
+    one = torch.tensor(1.0, dtype=torch.float64)
+    found = embedding_descent(table, without_padding(dy, index, 1), index, 0, one).detach()
+    change = (table.detach() - found).sum(0)
+    assert error(change, table.grad) < PRIMITIVE[torch.float64]
 
 
 @given(batches, st.integers(1, 7), widths, st.data())

@@ -30,6 +30,7 @@ from tintc.runtime.backends.transformer.modules.parts import (
     repeat_each,
     same,
     split,
+    stepped,
 )
 
 
@@ -132,12 +133,12 @@ class LinearBackward(TileLayer):
 class LinearDescent(TileLayer):
     """W <- W - eta sum_t dy_t x_t^T: prefix tokens attend to input tokens. Head (s, h): the one-hot
     of j finds dy_t at row s of token j, times -eta times piece h of x_t, summed over t and added to
-    the rows that the token holds."""
+    the rows that the token holds. add: False leaves the sum alone, of a descent from zero."""
 
     formula = LinearForward.formula
 
     def __init__(self, **sizes: Any) -> None:
-        super().__init__(**{**sizes, "add": True, "side": "prefix"})
+        super().__init__(**{"add": True, **sizes, "side": "prefix"})
         s, p, d = self.rows_each, self.pieces, self.width
         self.attention = LinearAttention(
             s * p, self.spread(), repeat_each(s, p, d), repeat_all(p, s, d), same(s * p * d)
@@ -151,9 +152,9 @@ class LinearDescent(TileLayer):
         place: Place,
         dy: Range,
         x: Range,
-        inner_lr: Tensor,
+        rate: Tensor,
     ) -> Tensor:
-        x_BTPd = split(read(stream, x), self.pieces, self.width) * -inner_lr
+        x_BTPd = stepped(split(read(stream, x), self.pieces, self.width), rate)
         change = self.attention(self.places(code, place), self.row_heads(read(stream, dy)), x_BTPd)
         return self.update(page, code, place, change.squeeze(-2))
 
@@ -188,18 +189,18 @@ class BiasDescent(TileLayer):
     formula = BiasForward.formula
 
     def __init__(self, **sizes: Any) -> None:
-        super().__init__(**{**sizes, "add": True, "side": "prefix"})
+        super().__init__(**{"add": True, **sizes, "side": "prefix"})
         s, d = self.rows_each, self.width
         self.attention = LinearAttention(
             s, self.spread(), same(s * d), one_hots(s, d), mirrored(self.spread())
         )
 
     def forward(
-        self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor
+        self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, rate: Tensor
     ) -> Tensor:
         dy_BTSd = self.row_heads(read(stream, dy))
-        ones_BT1d = self.ones(code).expand(*dy_BTSd.shape[:-2], 1, self.width) * -inner_lr
-        change = self.attention(self.places(code, place), dy_BTSd, ones_BT1d)
+        ones_BT1d = self.ones(code).expand(*dy_BTSd.shape[:-2], 1, self.width)
+        change = self.attention(self.places(code, place), dy_BTSd, stepped(ones_BT1d, rate))
         return self.update(page, code, place, join(change, self.rows_each, self.rows_each))
 
 
@@ -230,16 +231,16 @@ class VectorDescent(Layer):
 
     formula = VectorForward.formula
 
-    def __init__(self, *, size: int, width: int, pieces: int = 1) -> None:
-        super().__init__(width, add=True, side="prefix")
+    def __init__(self, *, size: int, width: int, pieces: int = 1, add: bool = True) -> None:
+        super().__init__(width, add=add, side="prefix")
         self.sizes |= {"W": size, "E": size // pieces}
         gather = mirrored(repeat_all(1, pieces, size // pieces))
         self.attention = LinearAttention(1, same(width), same(width), gather, same(size // pieces))
 
     def forward(
-        self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, inner_lr: Tensor
+        self, page: Tensor, code: Tensor, stream: Tensor, place: Place, dy: Range, rate: Tensor
     ) -> Tensor:
-        dy_BT1W = read(stream, dy).unsqueeze(-2) * -inner_lr
+        dy_BT1W = stepped(read(stream, dy).unsqueeze(-2), rate)
         ones_BT1d = self.ones(code).expand(*dy_BT1W.shape[:-1], self.width)
         change = self.attention(self.places(code, place), ones_BT1d, dy_BT1W)
         return self.update(page, code, place, change.squeeze(-2))

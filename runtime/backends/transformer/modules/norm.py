@@ -29,6 +29,7 @@ from tintc.runtime.backends.transformer.modules.parts import (
     join,
     pattern,
     read,
+    stepped,
 )
 
 _GAIN = "4*W + d*ceil(E/d)"  # one-wide heads and the ones that they need
@@ -216,8 +217,17 @@ class NormDescent(Layer):
 
     formula = f"{_GAIN} + 4*d"
 
-    def __init__(self, *, size: int, width: int, eps: float, kind: str, pieces: int = 1) -> None:
-        super().__init__(width, add=True, side="prefix")
+    def __init__(
+        self,
+        *,
+        size: int,
+        width: int,
+        eps: float,
+        kind: str,
+        pieces: int = 1,
+        add: bool = True,
+    ) -> None:
+        super().__init__(width, add=add, side="prefix")
         self.sizes |= {"W": size, "E": size // pieces}
         self.eps, self.kind, self.pieces = eps, kind, pieces
         self.ones_of_prefix = Ones(size // pieces, width)
@@ -231,8 +241,8 @@ class NormDescent(Layer):
         place: Place,
         dy: Range,
         x: Range,
-        inner_lr: Tensor,
+        rate: Tensor,
     ) -> Tensor:
         f = normalized(read(stream, x), self.eps, self.kind, self.pieces)
-        change = self.attention(self.ones_of_prefix(code), read(stream, dy), f * -inner_lr)
+        change = self.attention(self.ones_of_prefix(code), read(stream, dy), stepped(f, rate))
         return self.update(page, code, place, change)

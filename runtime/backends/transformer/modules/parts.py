@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tintc.ir.ops.rates import along
+
 # tanh of it is 1 to the last bit of float64.
 _OPEN = 40.0
 _MAPS = ("query", "key", "value", "output")
@@ -257,24 +259,33 @@ class Gate(nn.Module):
         return open_2[..., :1], open_2[..., 1:]
 
 
-class Layer(nn.Module):
-    """What all modules share: a gate and the write to the residual stream or page. width: d,
-    coordinates of a head.
+class Counted(nn.Module):
+    """What all modules share. width: d, coordinates of a head.
+
+    formula, sizes: how many parameters the module has, as an expression in named sizes.
+    """
+
+    formula = "0"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes, self.width = {"d": width}, width
+
+
+class Layer(Counted):
+    """What all modules share that write: a gate and the write to the residual stream or page.
 
     forward(stream (B, T, C), code, ...) -> stream, with one range rewritten; on the prefix side
     (descents) forward(page (K, D_sim) or (B, K, D_sim), code, stream, ...) -> page (B, K, D_sim).
     Sums over tokens are sums, not means.
     add: the result is added to what the coordinates hold; else it replaces that.
-    formula, sizes: how many parameters the module has, as an expression in named sizes.
     """
 
     formula = "4*d"
 
     def __init__(self, width: int, *, add: bool = False, side: str = "inputs") -> None:
-        super().__init__()
-        self.sizes = {"d": width}
+        super().__init__(width)
         written, other = (float(add), 1.0), (1.0, 0.0)
-        self.width = width
         self.gate = Gate(
             width,
             prefix=written if side == "prefix" else other,
@@ -315,6 +326,11 @@ def gated(keep: Tensor, old: Tensor) -> Tensor:
     must not live on as NaN.
     """
     return torch.where(keep == 0, 0, keep * old)
+
+
+def stepped(x: Tensor, rate: Tensor) -> Tensor:
+    """-rate * x, (B, ...): of one rate for all sequences, or one each."""
+    return x * -along(rate, x, x.ndim - 1)
 
 
 def held(page: Tensor, place: Place) -> Tensor:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.dialect import argument, operator_of
-from tintc.ir.errors import UnsupportedModelError
+from tintc.ir.errors import CompilerBug, UnsupportedModelError
 from tintc.ir.node_meta import info
-from tintc.ir.ops.embedding import embedding, embedding_descent, segment, segment_mask
+from tintc.ir.ops.embedding import (
+    embedding,
+    embedding_descent,
+    segment,
+    segment_mask,
+    without_padding,
+)
 from tintc.ir.ops.position import window_mask
 from tintc.runtime.backends.transformer.emitter import Emitter, transformer_rule
 from tintc.runtime.backends.transformer.modules import embedding as modules
@@ -20,9 +26,9 @@ def _embedding(emitter: Emitter, node: fx.Node) -> None:
     emitter.write(node, modules.Embedding, sizes, *read, emitter.range(node))
 
 
-@transformer_rule(embedding_descent)
+@transformer_rule(embedding_descent, without_padding)
 def _descent(emitter: Emitter, node: fx.Node) -> None:
-    _refuse_learning(argument(node, "table"))
+    raise CompilerBug(f"{node.name} is of an embedding that learns, whose reading is refused")
 
 
 def _refuse_learning(table: fx.Node) -> None:

@@ -21,14 +21,20 @@ from tintc.runtime.backends.transformer.emitter import (
     transformer_rule,
     width_of,
 )
-from tintc.runtime.backends.transformer.modules import embedding, linear
+from tintc.runtime.backends.transformer.modules import embedding, inner_rule, linear
 from tintc.runtime.backends.transformer.modules.parts import Layer, Range
 
 
 @transformer_rule(prefix)
 def _prefix(emitter: Emitter, node: fx.Node) -> None:
-    if not emitter.holds_any(info(node).slot or ""):  # else updated values are given
-        emitter.hold(node)
+    name = info(node).slot or ""
+    slot = emitter.layout.prefix[name]
+    if slot.zero:  # the weight's original numbers, once more
+        tiles = zip(slot.tiles, emitter.layout.prefix[slot.beside].tiles, strict=True)
+        for index, (tile, source) in enumerate(tiles):
+            page, part = emitter.first_pages[source.page], f"_tile_{index}"
+            emitter.update(node, tile, inner_rule.Faded, {"factor": 1.0}, page, part=part)
+    emitter.hold(node)
 
 
 @transformer_rule(linear_forward)
@@ -58,12 +64,13 @@ def _backward(emitter: Emitter, node: fx.Node) -> None:
 def _descent(emitter: Emitter, node: fx.Node) -> None:
     weight, dy, x = (argument(node, name) for name in ("weight", "dy", "x"))
     (rate,) = emitter.inputs(node, "rate")
-    for index, tile in enumerate(emitter.tiles(weight)):
+    tiles, adds = emitter.descended(weight)
+    for index, tile in enumerate(tiles):
         ranges = (
             emitter.range(dy, tile.rows.start, tile.rows.stop),
             emitter.range(x, tile.columns.start, tile.columns.stop),
         )
-        sizes, part = _sizes(emitter, tile), f"_tile_{index}"
+        sizes, part = {**_sizes(emitter, tile), "add": adds}, f"_tile_{index}"
         emitter.update(node, tile, linear.LinearDescent, sizes, *ranges, rate, part=part)
     emitter.hold(node)
 
@@ -72,7 +79,8 @@ def _descent(emitter: Emitter, node: fx.Node) -> None:
 def _bias_descent(emitter: Emitter, node: fx.Node) -> None:
     bias, dy = argument(node, "bias"), argument(node, "dy")
     (rate,) = emitter.inputs(node, "rate")
-    for index, tile in enumerate(emitter.tiles(bias)):
+    tiles, adds = emitter.descended(bias)
+    for index, tile in enumerate(tiles):
         source, pieces = _along(emitter, dy, bias, tile)
         kind: type[Layer] = linear.BiasDescent
         sizes = _sizes(emitter, tile)
@@ -81,6 +89,7 @@ def _bias_descent(emitter: Emitter, node: fx.Node) -> None:
                 linear.VectorDescent,
                 {"size": source.stop - source.start, "pieces": pieces},
             )
+        sizes["add"] = adds
         emitter.update(node, tile, kind, sizes, source, rate, part=f"_tile_{index}")
     emitter.hold(node)
 

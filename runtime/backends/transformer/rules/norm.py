@@ -42,9 +42,10 @@ def _backward(emitter: Emitter, node: fx.Node) -> None:
 
 @transformer_rule(norm_descent)
 def _descent(emitter: Emitter, node: fx.Node) -> None:
-    (tile,) = emitter.tiles(argument(node, "gamma"))
+    (tile,), adds = emitter.descended(argument(node, "gamma"))
     (rate,), ranges = emitter.inputs(node, "rate"), emitter.ranges(node, "dy", "x")
-    emitter.update(node, tile, modules.NormDescent, _sizes(node), *ranges, rate)
+    sizes = {**_sizes(node), "add": adds}
+    emitter.update(node, tile, modules.NormDescent, sizes, *ranges, rate)
     emitter.hold(node)
 
 

@@ -15,7 +15,7 @@ from tests.oracle.rules import Rule, muon_direction
 from tests.support.models import gpt2, opt, simulate
 from tests.support.rules import ALONE, rules
 from tests.support.tolerances import error
-from tintc.evaluate.rule import InnerRule, matrices, orthogonal, summed_loss
+from tintc.compiler.autograd_rule import InnerRule, matrices, orthogonal, summed_loss
 from tintc.ir.config import SimulatorConfig
 
 LIMIT = 1e-11
@@ -62,7 +62,7 @@ def by_oracle(config: SimulatorConfig, rms: dict[str, Tensor] | None = None) -> 
 
 def assert_follows(config: SimulatorConfig, rms: dict[str, Tensor] | None = None) -> None:
     """A first step to new weights, then steps in place; and in place from the start."""
-    rule, before, expected = InnerRule(config, MATRICES, rms), weights(), by_oracle(config, rms)
+    rule, before, expected = InnerRule(config, MATRICES, rms=rms), weights(), by_oracle(config, rms)
     state = rule.start(before)
     first = rule.step(loss(before), before, state)
     assert all(torch.equal(before[name], value) for name, value in weights().items())

@@ -1,19 +1,18 @@
-"""The inner rule by torch.autograd, as one would write it by hand: for the loops that simulators
-are compared with. TINT.md section 7.
+"""The inner rule by torch.autograd, as one would write it by hand: for `verify`, and for the loops
+that simulators are compared with. TINT.md section 7.
 
     g = dL/dW, L the sum of the targets' cross-entropies; clip, normalize, momentum or optimizer;
     W <- W - eta x schedule x lr_scale x that; then decay; then max_drift
 
-`compiler/verification.py` has a step of its own: it checks simulators, and is checked by nothing
-here.
+It shares nothing with what simulators compute: their rule is operators of a graph.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
+from tintc.ir.inputs import statistics_name
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.precision import wide
+from tintc.ir.selection import Selection
 from tintc.runtime.simulator import Simulator
 
 Weights = dict[str, Tensor]
@@ -52,16 +53,19 @@ class InnerRule:
     """The rule of a config, for weights by their names in the model.
 
     matrices: weights of linear layers, which `muon` makes orthogonal; True where one is stored as
-    (in, out). rms: root mean squares of gradients, for `rms`.
+    (in, out). aliases: further names of tied weights, as a program has them. rms: root mean squares
+    of gradients, for `rms`. What no gradient reaches stays as it is.
     """
 
     def __init__(
         self,
         config: SimulatorConfig,
         matrices: Mapping[str, bool] | None = None,
+        aliases: Mapping[str, str] | None = None,
         rms: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
+        self._selection = Selection(config, aliases or {})
         self._matrices = (matrices or {}) if config.optimizer == "muon" else {}
         self._rms = rms or {}
 
@@ -91,10 +95,10 @@ class InnerRule:
         its user is done with it.
         """
         config = self.config
-        scales = {name: lr_factor(config, name) for name in weights}
+        scales = {name: self._selection.factor(name) for name in weights}
         names = [name for name in weights if scales[name] != 0]
-        found = torch.autograd.grad(loss, [weights[name] for name in names])
-        gradients = dict(zip(names, found, strict=True))
+        found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
+        gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}
         del found
         eta = config.inner_lr * config.schedule_factor(state.steps)
         state.steps += 1
@@ -102,7 +106,7 @@ class InnerRule:
         if config.clip_norm is not None:
             total = torch.stack([_norm(g) for g in gradients.values()]).norm()
             share = (config.clip_norm / (total + _CLIP_EPS)).clamp(max=1)
-        for name in names:
+        for name in list(gradients):
             g = gradients.pop(name)
             direction = self._direction(name, g if share is None else g * share.to(g.dtype), state)
             del g
@@ -170,12 +174,6 @@ def orthogonal(g: Tensor) -> Tensor:
     return (x.mT if tall else x) * math.sqrt(max(1.0, g.shape[0] / g.shape[1]))
 
 
-def lr_factor(config: SimulatorConfig, name: str) -> float:
-    """Of the last pattern of `lr_scale` that matches."""
-    matching = (factor for pattern, factor in config.lr_scale if fnmatchcase(name, pattern))
-    return [1.0, *matching][-1]
-
-
 def matrices(simulator: Simulator) -> dict[str, bool]:
     """Weights of linear layers; True where one is stored as (in, out)."""
     weights = (
@@ -192,5 +190,12 @@ def matrices(simulator: Simulator) -> dict[str, bool]:
 
 
 def rule_of(simulator: Simulator) -> InnerRule:
-    """The rule that a simulator follows."""
-    return InnerRule(simulator.config, matrices(simulator))
+    """The rule that a simulator follows, at the rate that it has now."""
+    tensors = simulator.prefix.tensors()
+    rms = {
+        name: tensors[gathered]
+        for name in tensors
+        if (gathered := statistics_name(name)) in tensors
+    }
+    config = dataclasses.replace(simulator.config, inner_lr=float(simulator.inner_lr.detach()))
+    return InnerRule(config, matrices(simulator), simulator.program.aliases, rms)
