@@ -150,7 +150,7 @@ def test_alone(rule: str, name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_combined(name: str, data: st.DataObject) -> None:
     assert_follows(name, data.draw(rules(names_of(name))))
