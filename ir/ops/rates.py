@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import demand, demand_rate
+from tintc.ir.ops.shapes import alike, demand, demand_rate, said
 from tintc.ir.precision import wide
 
 CLIP_EPS, NORMAL_EPS = 1e-6, 1e-9
@@ -182,19 +182,62 @@ def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def _token_products_shape(x: Shape, y: Shape) -> Shape:
+    demand(
+        len(x) == len(y) == 3 and (x[0], x[-1]) == (y[0], y[-1]),
+        f"tokens have shapes {said(x)} and {said(y)}; expected the same width",
+    )
+    return (x[0], x[1], y[1])
+
+
 @operator(
-    "(Tensor dy, Tensor x, Tensor rate) -> Tensor",
-    shape=lambda dy, x, rate: (dy[0],),
-    meaning="|sum_s rate_s dy_s x_s^T|^2 from products of tokens",
+    "(Tensor x, Tensor y) -> Tensor",
+    shape=_token_products_shape,
+    meaning="x_s . y_r of all tokens",
     kind="optimization",
 )
-def gram_square(dy_BSO: Tensor, x_BSI: Tensor, rate: Tensor) -> Tensor:
-    """|sum_s c_s dy_s x_s^T|^2 = sum_st c_s c_t (x_s . x_t) (dy_s . dy_t), (B,). No weight is
-    formed. rate: (), (B,) or (B, S).
+def token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
+    """x_s . y_r, (B, S, R). Layers that read one activation share those of their inputs."""
+    return torch.matmul(wide(x_BSD), wide(y_BRD).mT)
+
+
+@operator(
+    "(Tensor of_values, Tensor of_keys) -> Tensor",
+    shape=lambda of_values, of_keys: (alike(of_values, of_keys)[0],),
+    meaning="<sum dy x^T, sum dy' x'^T> from products of tokens",
+    kind="optimization",
+)
+def gradient_product(of_values_BSR: Tensor, of_keys_BSR: Tensor) -> Tensor:
+    """<sum_s dy_s x_s^T, sum_r dy'_r x'_r^T> = sum_sr (dy_s . dy'_r) (x_s . x'_r), (B,).
+
+    No weight is formed.
     """
-    scaled = wide(dy_BSO) * along(rate, wide(dy_BSO), 3 - rate.ndim)
-    return (torch.matmul(scaled, scaled.mT) * _products(x_BSI)).sum((-2, -1))
+    return (of_values_BSR * of_keys_BSR).sum((-2, -1))
 
 
-def _products(x_BSD: Tensor) -> Tensor:
-    return torch.matmul(wide(x_BSD), wide(x_BSD).mT)
+def _sum_square_shape(rates: list[Shape], products: list[Shape]) -> Shape:
+    count = len(rates)
+    demand(
+        count > 0 and 2 * len(products) == count * (count + 1),
+        f"{count} gradients have {count * (count + 1) // 2} products; got {len(products)}",
+    )
+    return _rates(*rates, *products)
+
+
+@operator(
+    "(Tensor[] rates, Tensor[] products) -> Tensor",
+    shape=_sum_square_shape,
+    meaning="|sum_k rate_k g_k|^2 from products of the g_k",
+    kind="optimization",
+)
+def sum_square(rates: list[Tensor], products: list[Tensor]) -> Tensor:
+    """|sum_k c_k g_k|^2 = sum_jk c_j c_k <g_j, g_k>, (B,).
+
+    products: <g_j, g_k> for j <= k: (0, 0), (0, 1), (1, 1), (0, 2), ...
+    """
+    pairs = [(j, k) for k in range(len(rates)) for j in range(k + 1)]
+    parts = [
+        product * (rates[j] * rates[k]) * (1 if j == k else 2)
+        for (j, k), product in zip(pairs, products, strict=True)
+    ]
+    return sum(parts[1:], start=parts[0])

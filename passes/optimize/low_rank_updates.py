@@ -4,7 +4,8 @@
       ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, rate)
     linear_backward(dy, linear_descent(W, dy_s, x_s, rate))
       ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, rate)
-    gradient_square, change_square of such values  ->  gram_square(dy_s, x_s, rate)
+    gradient_square, change_square of such values
+      ->  sum_square(rates, [gradient_product(dy_s . dy_r, x_s . x_r), ...])
 
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
 (`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated, each
@@ -22,11 +23,11 @@ from torch import fx
 
 from tintc.ir.builder import Builder
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
+from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.low_rank import concatenate, low_rank
-from tintc.ir.ops.rates import gram_square, spread
+from tintc.ir.ops.rates import gradient_product, spread, sum_square, token_products
 from tintc.ir.ops.states import change_square, gradient_square
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.optimize.update_forms import Form, Forms, Term, same_rows
@@ -53,6 +54,7 @@ class _Factors:
     def __init__(self, graph: fx.Graph) -> None:
         self.build, self.forms = Builder(graph), Forms(graph)
         self.made: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.pairs: dict[tuple[AnyOperator | fx.Node | None, ...], fx.Node] = {}
 
     def together(self, parts: list[fx.Node], label: str) -> fx.Node:
         key = tuple(parts)
@@ -62,6 +64,28 @@ class _Factors:
                 concatenate, parts, like=parts[-1], label=label, **fields
             )
         return self.made.get(key, parts[0])
+
+    def products(self, terms: Sequence[Term], at: fx.Node) -> list[fx.Node]:
+        """<g_j, g_k> for j <= k. Later steps ask for those of earlier ones again, with other rates:
+        each is made once.
+        """
+        return [
+            self._once(
+                gradient_product,
+                at,
+                self._once(token_products, at, left.dy, right.dy),
+                self._once(token_products, at, left.x, right.x),
+            )
+            for k, right in enumerate(terms)
+            for left in terms[: k + 1]
+        ]
+
+    def _once(self, operator: AnyOperator, at: fx.Node, *args: fx.Node | None) -> fx.Node:
+        key = (operator, *args)
+        if key not in self.pairs:
+            fields = {"phase": "descent", "step": info(at).step}
+            self.pairs[key] = self.build.call(operator, *args, like=at, **fields)
+        return self.pairs[key]
 
     def rate(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
         """One for all terms where they agree, else that of each token."""
@@ -135,12 +159,10 @@ def _rewrite_square(node: fx.Node, factors: _Factors, slots: frozenset[str]) -> 
     if base is not None and info(base).slot not in slots:
         return
     assert isinstance(operand, fx.Node)
+    fields = {"phase": info(node).phase, "step": info(node).step}
     with node.graph.inserting_before(node):
-        keys, values = _pair(form, factors, operand.name)
-        rate = factors.rate(form.terms, node)
-        new = factors.build.call(
-            gram_square, values, keys, rate, like=node,
-            phase=info(node).phase, step=info(node).step,
-        )  # fmt: skip
+        rates = [factors.forms.node(term.rate, node) for term in form.terms]
+        products = factors.products(form.terms, node)
+        new = factors.build.call(sum_square, rates, products, like=node, **fields)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

@@ -169,7 +169,7 @@ class Programs:
 
     def _emit_fused(self, choices: Choices) -> Emitted:
         graph = optimize(self.program, choices)
-        weights = fold_weights(graph)
+        weights = None if choices.differentiable else fold_weights(graph)
         folded = None
         sources = {
             node.name: Argument(Source.GIVEN, slot)

@@ -39,7 +39,9 @@ SPECIAL = (
     rates.combine,
     rates.product,
     rates.spread,
-    rates.gram_square,
+    rates.token_products,
+    rates.gradient_product,
+    rates.sum_square,
     head.token_losses,
 )
 EXPORTED = [o for o in OPERATORS.values() if o.kind != "optimization" or o in SPECIAL]

@@ -159,3 +159,21 @@ def test_golden(update_golden: bool) -> None:
         printed(optimized(low_rank_updates, pruned(paper(steps=2, layers=1))).graph),
         update_golden,
     )
+
+
+def test_products_of_gradients_are_made_once() -> None:
+    """Sums of squares of later steps ask for those of earlier ones again, with other rates; layers
+    that read one activation share the products of its tokens.
+    """
+    at = pruned(exact(steps=3, max_drift=0.01, decay=0.1))
+    found = assert_same_results(low_rank_updates, at)
+    weights = {info(node).slot for node in calls(at, "linear_descent")}
+    pairs = 1 + 2 + 3  # <g_j, g_k>, j <= k
+    assert len(calls(found, "gradient_product")) == pairs * len(weights)
+    products = [node.args for node in calls(found, "token_products")]
+    assert len(set(products)) == len(products) < 2 * pairs * len(weights)
+    for node in calls(found, "sum_square"):
+        rates, of_pairs = node.args
+        assert 2 * len(of_pairs) == len(rates) * (len(rates) + 1)
+    assert not [n for n in calls(found, "change_square") if "weight" in str(info(n.args[1]).slot)
+                and len(info(n.args[1]).shape) == 2]  # fmt: skip

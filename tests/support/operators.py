@@ -143,7 +143,9 @@ def _of_rates(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str
         "combine": (rate, lr if d % 2 else None, 0.5, 2.0),
         "product": (rate, lr),
         "spread": ([rate, lr], [draw(b, t, d), draw(b, t, d)]),
-        "gram_square": (draw(b, t, o), draw(b, t, d), rate),
+        "token_products": (draw(b, t, d), draw(b, t + 1, d)),
+        "gradient_product": (draw(b, t, d), draw(b, t, d)),
+        "sum_square": ([rate, lr], [draw(b), draw(b), draw(b)]),
     }
 
 
