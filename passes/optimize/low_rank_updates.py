@@ -18,6 +18,7 @@ the same sum in another order. Only slots in `choices.low_rank`, which
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -83,7 +84,7 @@ class _Factors:
     def _once(self, operator: AnyOperator, at: fx.Node, *args: fx.Node | None) -> fx.Node:
         key = (operator, *args)
         if key not in self.pairs:
-            fields = {"phase": "descent", "step": info(at).step}
+            fields: dict[str, Any] = {"phase": "descent", "step": info(at).step}
             self.pairs[key] = self.build.call(operator, *args, like=at, **fields)
         return self.pairs[key]
 
@@ -159,7 +160,7 @@ def _rewrite_square(node: fx.Node, factors: _Factors, slots: frozenset[str]) -> 
     if base is not None and info(base).slot not in slots:
         return
     assert isinstance(operand, fx.Node)
-    fields = {"phase": info(node).phase, "step": info(node).step}
+    fields: dict[str, Any] = {"phase": info(node).phase, "step": info(node).step}
     with node.graph.inserting_before(node):
         rates = [factors.forms.node(term.rate, node) for term in form.terms]
         products = factors.products(form.terms, node)
