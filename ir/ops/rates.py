@@ -201,43 +201,51 @@ def token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
     return torch.matmul(wide(x_BSD), wide(y_BRD).mT)
 
 
+def _products_shape(of_values: Shape, of_keys: Shape, count: int) -> Shape:
+    demand(count > 0, f"{count} gradients have no products")
+    return (alike(of_values, of_keys)[0], count)
+
+
 @operator(
-    "(Tensor of_values, Tensor of_keys) -> Tensor",
-    shape=lambda of_values, of_keys: (alike(of_values, of_keys)[0],),
+    "(Tensor of_values, Tensor of_keys, int count) -> Tensor",
+    shape=_products_shape,
     meaning="<sum dy x^T, sum dy' x'^T> from products of tokens",
     kind="optimization",
 )
-def gradient_product(of_values_BSR: Tensor, of_keys_BSR: Tensor) -> Tensor:
-    """<sum_s dy_s x_s^T, sum_r dy'_r x'_r^T> = sum_sr (dy_s . dy'_r) (x_s . x'_r), (B,).
+def gradient_products(of_values_BSR: Tensor, of_keys_BSR: Tensor, count: int) -> Tensor:
+    """<sum_s dy_s x_s^T, sum_r dy'_r x'_r^T> = sum_sr (dy_s . dy'_r) (x_s . x'_r), (B, count): of
+    one step's gradient with those of `count` steps, whose tokens r stand side by side.
 
     No weight is formed.
     """
-    return (of_values_BSR * of_keys_BSR).sum((-2, -1))
+    products_BR = (of_values_BSR * of_keys_BSR).sum(-2)
+    return torch.unflatten(products_BR, -1, (count, -1)).sum(-1)
 
 
-def _sum_square_shape(rates: list[Shape], products: list[Shape]) -> Shape:
+def _sum_square_shape(rates: list[Shape], own: list[Shape], earlier: list[Shape]) -> Shape:
     count = len(rates)
     demand(
-        count > 0 and 2 * len(products) == count * (count + 1),
-        f"{count} gradients have {count * (count + 1) // 2} products; got {len(products)}",
+        (len(own), [row[1:] for row in earlier]) == (count, [(k,) for k in range(1, count)]),
+        f"{count} gradients have not {len(own)} squares and products {[said(e) for e in earlier]}",
     )
-    return _rates(*rates, *products)
+    return (own[0][0],)
 
 
 @operator(
-    "(Tensor[] rates, Tensor[] products) -> Tensor",
+    "(Tensor[] rates, Tensor[] own, Tensor[] earlier) -> Tensor",
     shape=_sum_square_shape,
     meaning="|sum_k rate_k g_k|^2 from products of the g_k",
     kind="optimization",
 )
-def sum_square(rates: list[Tensor], products: list[Tensor]) -> Tensor:
-    """|sum_k c_k g_k|^2 = sum_jk c_j c_k <g_j, g_k>, (B,).
+def sum_square(rates: list[Tensor], own: list[Tensor], earlier: list[Tensor]) -> Tensor:
+    """|sum_k c_k g_k|^2 = sum_k c_k (c_k <g_k, g_k> + 2 sum_j<k c_j <g_k, g_j>), (B,).
 
-    products: <g_j, g_k> for j <= k: (0, 0), (0, 1), (1, 1), (0, 2), ...
+    own: <g_k, g_k>, (B, 1) each. earlier: of each k but the first <g_k, g_j> for j < k, (B, k).
     """
-    pairs = [(j, k) for k in range(len(rates)) for j in range(k + 1)]
-    parts = [
-        product * (rates[j] * rates[k]) * (1 if j == k else 2)
-        for (j, k), product in zip(pairs, products, strict=True)
-    ]
-    return sum(parts[1:], start=parts[0])
+    found = rates[0] * rates[0] * own[0][:, 0]
+    for k in range(1, len(rates)):
+        part = rates[k] * own[k][:, 0]
+        for j in range(k):
+            part = part + rates[j] * 2 * earlier[k - 1][:, j]
+        found = found + rates[k] * part
+    return found

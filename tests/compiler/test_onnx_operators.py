@@ -31,6 +31,7 @@ from tintc.passes import OPTIMIZATIONS
 # Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, and of losses as an output.
 SPECIAL = (
     low_rank.low_rank,
+    low_rank.low_rank_of_scores,
     low_rank.concatenate,
     sparse.same_rows,
     sparse.rows_of_factors,
@@ -40,7 +41,7 @@ SPECIAL = (
     rates.product,
     rates.spread,
     rates.token_products,
-    rates.gradient_product,
+    rates.gradient_products,
     rates.sum_square,
     head.token_losses,
 )
