@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
-from tintc.ir.outputs import Output
+from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.program import Program
 from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime import slices
@@ -137,12 +137,34 @@ def inputs_without_numbers(
 
 
 def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Call:
-    module, arguments = simulator.bound(Call((Output.LOGITS,), inputs, segment, causal=True))
-    with _Meter((arguments, list(module.parameters()))) as meter:
-        result = _Walk(module, meter).run(*arguments)
-        logits = result["logits"].untyped_storage().nbytes()
-        del result
+    call = Call((Output.LOGITS,), inputs, segment, causal=True)
+    meter = _Meter()
+    if simulator.config.looped:
+        call = replace(call, given=_looped(simulator, call, meter))
+    logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits)
+
+
+def _looped(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Tensor]:
+    """The slots after all steps, as `Compiled` loops over them. All but the first cost alike: one
+    of them runs, and counts as many times.
+    """
+    step = replace(call, outputs=SLOTS)
+    found = _run(simulator, step, meter)
+    step = replace(step, given=found[Output.UPDATES], states=found[Output.STATES])
+    before = meter.flops
+    found = _run(simulator, step, meter)
+    meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
+    given: dict[str, Tensor] = found[Output.UPDATES]
+    return given
+
+
+def _run(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Any]:
+    module, arguments = simulator.bound(call)
+    meter.leave_out((arguments, list(module.parameters())))
+    with meter:
+        found: dict[str, Any] = _Walk(module, meter).run(*arguments)
+    return found
 
 
 @contextlib.contextmanager
@@ -162,12 +184,16 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     they live.
     """
 
-    def __init__(self, outside: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.live = self.peak = 0
-        self._known = {
+        self._known: set[int] = set()
+
+    def leave_out(self, values: Any) -> None:
+        """These do not count; those that do already go on counting."""
+        self._known |= {
             value.untyped_storage()._cdata
-            for value in tree_leaves(outside)
+            for value in tree_leaves(values)
             if isinstance(value, Tensor)
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -80,6 +80,16 @@ class TrainedWeights(TypedDict):
 
 
 @_exactly
+class State(TypedDict):
+    """What an inner rule keeps of one kind (momentum, first, second, count): slots, and their
+    numbers for each sequence.
+    """
+
+    slots: int
+    numbers: int
+
+
+@_exactly
 class CallEstimate(TypedDict):
     """One call of `batch` sequences."""
 
@@ -105,6 +115,8 @@ class Report(TypedDict):
     blocks: int
     trained_blocks: int
     trained: TrainedWeights
+    states: NotRequired[dict[str, State]]  # missing from artifacts that are older
+    unlimited: NotRequired[list[str]]  # weights that are 0, which max_drift does not limit
     max_positions: int | None
     max_tokens: int | None
     vocab_size: int

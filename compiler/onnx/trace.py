@@ -26,7 +26,7 @@ from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
-from tintc.ir.ops.rates import gram_square
+from tintc.ir.ops.rates import gradient_products, token_products
 from tintc.ir.ops.states import linear_square, orthogonal
 from tintc.ir.outputs import Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
@@ -42,8 +42,9 @@ OPTIMIZATIONS = ("low_rank_updates", "sparse_tables")
 
 def _linear_square(dy_BTO: Value, x_BTI: Value) -> Any:
     """From products of tokens, however many there are."""
-    one: Any = dy_BTO.graph.constant(1.0, torch.float64)
-    return gram_square(dy_BTO, x_BTI, one)  # type: ignore[arg-type]
+    dy: Any = dy_BTO
+    x: Any = x_BTI
+    return gradient_products(token_products(dy, dy), token_products(x, x), 1)[:, 0]
 
 
 # Of operators that emitted code calls whole: what the export writes.

@@ -9,6 +9,7 @@ from torch import fx
 from tintc.compiler.cost import estimate
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.parameters import parameter_report
+from tintc.compiler.reports.states import states, unlimited
 from tintc.compiler.reports.trained import trained_weights
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import call_sizes, trained_tokens
@@ -46,6 +47,8 @@ def report(simulator: Simulator) -> Report:
         "blocks": program.facts.blocks,
         "trained_blocks": program.facts.trained_blocks,
         "trained": trained_weights(program, parameters["auxiliary"]),
+        "states": states(program),
+        "unlimited": unlimited(simulator),
         "max_positions": program.facts.max_positions,
         "max_tokens": program.facts.max_tokens,
         "vocab_size": program.facts.vocab_size,

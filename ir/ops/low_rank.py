@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import same_shape
+from tintc.ir.ops.shapes import demand, said, same_shape
 
 
 @operator(
@@ -37,9 +37,33 @@ def low_rank(
     return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, rate, with_bias), values_BSO)
 
 
+def _scored_shape(y: Shape, scores: Shape, values: Shape, *_: object) -> Shape:
+    fits = (*y[:2], values[1]) == scores and (values[0], values[2]) == (y[0], y[2])
+    demand(fits, f"y, scores and values have shapes {said(y)}, {said(scores)} and {said(values)}")
+    return y
+
+
+@operator(
+    "(Tensor y, Tensor scores, Tensor values, Tensor rate, bool with_bias) -> Tensor",
+    shape=_scored_shape,
+    meaning="low_rank by scores that others read too",
+    kind="optimization",
+)
+def low_rank_of_scores(
+    y_BTO: Tensor, scores_BTS: Tensor, values_BSO: Tensor, rate: Tensor, with_bias: bool
+) -> Tensor:
+    """y_t - sum_s rate_s values_s scores_ts, (B, T, O), where scores_ts = keys_s . x_t."""
+    narrow_BTS = scores_BTS.to(y_BTO.dtype)
+    return torch.baddbmm(y_BTO, descending(narrow_BTS, rate, with_bias), values_BSO)
+
+
 def weights_of(x_BTI: Tensor, keys_BSI: Tensor, rate: Tensor, with_bias: bool) -> Tensor:
     """-rate_s (keys_s . x_t + [with_bias]), (B, T, S)."""
-    scores_BTS = torch.matmul(x_BTI, keys_BSI.mT)
+    return descending(torch.matmul(x_BTI, keys_BSI.mT), rate, with_bias)
+
+
+def descending(scores_BTS: Tensor, rate: Tensor, with_bias: bool) -> Tensor:
+    """-rate_s (scores_ts + [with_bias])."""
     scores_BTS = scores_BTS + 1 if with_bias else scores_BTS
     return scores_BTS * -(rate if rate.ndim == 0 else of_keys(rate, scores_BTS))
 

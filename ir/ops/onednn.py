@@ -77,6 +77,38 @@ def onednn_low_rank(
 
 
 @operator(
+    "(Tensor x, Tensor y) -> Tensor",
+    shape=lambda x, y: (x[0], x[1], y[1]),
+    meaning="token_products, by oneDNN",
+    kind="optimization",
+    whole=True,
+)
+def onednn_token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
+    """As `token_products`: x_s . y_r, (B, S, R)."""
+    parts = [_product(x, y, None, None) for x, y in zip(x_BSD, y_BRD, strict=True)]
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+@operator(
+    "(Tensor y, Tensor scores, Tensor values, Tensor rate, bool with_bias) -> Tensor",
+    shape=same_shape,
+    meaning="low_rank_of_scores, by oneDNN",
+    kind="optimization",
+    whole=True,
+)
+def onednn_low_rank_of_scores(
+    y_BTO: Tensor, scores_BTS: Tensor, values_BSO: Tensor, rate: Tensor, with_bias: bool
+) -> Tensor:
+    """As `low_rank_of_scores`: y_t - sum_s rate_s values_s scores_ts."""
+    every = zip(y_BTO, scores_BTS, values_BSO, _of_each(rate, y_BTO), strict=True)
+    parts = [
+        _product((scores + 1 if with_bias else scores) * -by, values.mT, None, y)
+        for y, scores, values, by in every
+    ]
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+
+
+@operator(
     "(Tensor weight, Tensor dy, Tensor x, Tensor rate) -> Tensor",
     shape=each_matrix,
     meaning="linear_descent, by oneDNN",

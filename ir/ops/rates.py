@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.shapes import demand, demand_rate
+from tintc.ir.ops.shapes import alike, demand, demand_rate, said
 from tintc.ir.precision import wide
 
 CLIP_EPS, NORMAL_EPS = 1e-6, 1e-9
@@ -182,19 +182,70 @@ def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def _token_products_shape(x: Shape, y: Shape) -> Shape:
+    demand(
+        len(x) == len(y) == 3 and (x[0], x[-1]) == (y[0], y[-1]),
+        f"tokens have shapes {said(x)} and {said(y)}; expected the same width",
+    )
+    return (x[0], x[1], y[1])
+
+
 @operator(
-    "(Tensor dy, Tensor x, Tensor rate) -> Tensor",
-    shape=lambda dy, x, rate: (dy[0],),
-    meaning="|sum_s rate_s dy_s x_s^T|^2 from products of tokens",
+    "(Tensor x, Tensor y) -> Tensor",
+    shape=_token_products_shape,
+    meaning="x_s . y_r of all tokens",
     kind="optimization",
 )
-def gram_square(dy_BSO: Tensor, x_BSI: Tensor, rate: Tensor) -> Tensor:
-    """|sum_s c_s dy_s x_s^T|^2 = sum_st c_s c_t (x_s . x_t) (dy_s . dy_t), (B,). No weight is
-    formed. rate: (), (B,) or (B, S).
+def token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
+    """x_s . y_r, (B, S, R). Layers that read one activation share those of their inputs."""
+    return torch.matmul(wide(x_BSD), wide(y_BRD).mT)
+
+
+def _products_shape(of_values: Shape, of_keys: Shape, count: int) -> Shape:
+    demand(count > 0, f"{count} gradients have no products")
+    return (alike(of_values, of_keys)[0], count)
+
+
+@operator(
+    "(Tensor of_values, Tensor of_keys, int count) -> Tensor",
+    shape=_products_shape,
+    meaning="<sum dy x^T, sum dy' x'^T> from products of tokens",
+    kind="optimization",
+)
+def gradient_products(of_values_BSR: Tensor, of_keys_BSR: Tensor, count: int) -> Tensor:
+    """<sum_s dy_s x_s^T, sum_r dy'_r x'_r^T> = sum_sr (dy_s . dy'_r) (x_s . x'_r), (B, count): of
+    one step's gradient with those of `count` steps, whose tokens r stand side by side.
+
+    No weight is formed.
     """
-    scaled = wide(dy_BSO) * along(rate, wide(dy_BSO), 3 - rate.ndim)
-    return (torch.matmul(scaled, scaled.mT) * _products(x_BSI)).sum((-2, -1))
+    products_BR = (of_values_BSR * of_keys_BSR).sum(-2)
+    return torch.unflatten(products_BR, -1, (count, -1)).sum(-1)
 
 
-def _products(x_BSD: Tensor) -> Tensor:
-    return torch.matmul(wide(x_BSD), wide(x_BSD).mT)
+def _sum_square_shape(rates: list[Shape], own: list[Shape], earlier: list[Shape]) -> Shape:
+    count = len(rates)
+    demand(
+        (len(own), [row[1:] for row in earlier]) == (count, [(k,) for k in range(1, count)]),
+        f"{count} gradients have not {len(own)} squares and products {[said(e) for e in earlier]}",
+    )
+    return (own[0][0],)
+
+
+@operator(
+    "(Tensor[] rates, Tensor[] own, Tensor[] earlier) -> Tensor",
+    shape=_sum_square_shape,
+    meaning="|sum_k rate_k g_k|^2 from products of the g_k",
+    kind="optimization",
+)
+def sum_square(rates: list[Tensor], own: list[Tensor], earlier: list[Tensor]) -> Tensor:
+    """|sum_k c_k g_k|^2 = sum_k c_k (c_k <g_k, g_k> + 2 sum_j<k c_j <g_k, g_j>), (B,).
+
+    own: <g_k, g_k>, (B, 1) each. earlier: of each k but the first <g_k, g_j> for j < k, (B, k).
+    """
+    found = rates[0] * rates[0] * own[0][:, 0]
+    for k in range(1, len(rates)):
+        part = rates[k] * own[k][:, 0]
+        for j in range(k):
+            part = part + rates[j] * 2 * earlier[k - 1][:, j]
+        found = found + rates[k] * part
+    return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
-from tintc.ir.ops.rates import along, gram_square, root
+from tintc.ir.ops.rates import along, gradient_products, root, token_products
 from tintc.ir.ops.shapes import demand, demand_activation, demand_rate, said, same_shape
 from tintc.ir.precision import narrow_like, wide
 
@@ -145,8 +145,8 @@ def linear_square(dy_BTO: Tensor, x_BTI: Tensor) -> Tensor:
     """
     tokens, outputs, inputs = dy_BTO.shape[-2], dy_BTO.shape[-1], x_BTI.shape[-1]
     if torch.compiler.is_compiling() or tokens * (outputs + inputs) < outputs * inputs:
-        one = torch.ones((), dtype=torch.float64, device=dy_BTO.device)
-        return gram_square(dy_BTO, x_BTI, one)
+        of_values, of_keys = token_products(dy_BTO, dy_BTO), token_products(x_BTI, x_BTI)
+        return gradient_products(of_values, of_keys, 1)[:, 0]
     return gradient_square(torch.matmul(wide(dy_BTO).mT, wide(x_BTI)))
 
 

@@ -16,11 +16,11 @@ from torch import fx
 
 from tintc.ir.builder import Builder
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
+from tintc.ir.dialect import argument, is_tint, operator_of
 from tintc.ir.node_meta import info
 from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.linear import linear_backward, linear_forward, linear_residual
-from tintc.ir.ops.low_rank import low_rank
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.pass_manager import graph_pass
 
 _PRODUCTS = (linear_forward, linear_backward)
@@ -38,7 +38,7 @@ def fuse_residuals(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _fuse(build: Builder, node: fx.Node, product: fx.Node, addend: fx.Node) -> bool:
-    correction = product if is_tint(product, low_rank) else None
+    correction = product if is_tint(product, low_rank, low_rank_of_scores) else None
     linear = product if correction is None else argument(correction, "y")
     if not is_tint(linear, *_PRODUCTS) or any(len(n.users) != 1 for n in (product, linear)):
         return False
@@ -55,9 +55,9 @@ def _fuse(build: Builder, node: fx.Node, product: fx.Node, addend: fx.Node) -> b
         new = build.call(
             linear_residual, *args, like=linear, label=f"{linear.name}_residual", **fields
         )
-        if correction is not None:
+        if correction is not None and (correcting := operator_of(correction)) is not None:
             new = build.call(
-                low_rank,
+                correcting,
                 new,
                 *correction.args[1:],
                 like=correction,

@@ -4,7 +4,10 @@
       ->  low_rank(linear_forward(x, W, b), x, x_s, dy_s, rate)
     linear_backward(dy, linear_descent(W, dy_s, x_s, rate))
       ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, rate)
-    gradient_square, change_square of such values  ->  gram_square(dy_s, x_s, rate)
+    gradient_square, change_square of such values
+      ->  sum_square(rates, [gradient_products(dy_s . dy_r, x_s . x_r), ...])
+    and low_rank of a training step, where there is a change_square
+      ->  low_rank_of_scores(y, x . x_s, dy_s, rate), whose scores that reads too
 
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
 (`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated, each
@@ -17,16 +20,17 @@ the same sum in another order. Only slots in `choices.low_rank`, which
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
 from tintc.ir.builder import Builder
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
+from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_forward
-from tintc.ir.ops.low_rank import concatenate, low_rank
-from tintc.ir.ops.rates import gram_square, spread
+from tintc.ir.ops.low_rank import concatenate, low_rank, low_rank_of_scores
+from tintc.ir.ops.rates import gradient_products, spread, sum_square, token_products
 from tintc.ir.ops.states import change_square, gradient_square
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.optimize.update_forms import Form, Forms, Term, same_rows
@@ -53,6 +57,9 @@ class _Factors:
     def __init__(self, graph: fx.Graph) -> None:
         self.build, self.forms = Builder(graph), Forms(graph)
         self.made: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.once: dict[tuple[AnyOperator | fx.Node | int | None, ...], fx.Node] = {}
+        # Products with factors in training passes give scores that sums of squares read again.
+        self.share_scores = any(is_tint(node, change_square) for node in graph.nodes)
 
     def together(self, parts: list[fx.Node], label: str) -> fx.Node:
         key = tuple(parts)
@@ -62,6 +69,42 @@ class _Factors:
                 concatenate, parts, like=parts[-1], label=label, **fields
             )
         return self.made.get(key, parts[0])
+
+    def squares(self, terms: Sequence[Term], at: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+        """<g_k, g_k> of each term, and of all but the first its products with those before it.
+        Later steps ask for those of earlier ones again, with other rates: each is made once.
+        """
+        own = [self._products(term, term.x, term.dy, 1, at) for term in terms]
+        earlier = []
+        for k in range(1, len(terms)):
+            keys, values = self.pair(terms[:k], at.name)
+            earlier.append(self._products(terms[k], keys, values, k, at))
+        return own, earlier
+
+    def _products(
+        self, term: Term, keys: fx.Node | None, values: fx.Node, count: int, at: fx.Node
+    ) -> fx.Node:
+        of_values = self.scores(term.dy, values, at)
+        return self._once(gradient_products, at, of_values, self.scores(term.x, keys, at), count)
+
+    def scores(self, x: fx.Node | None, keys: fx.Node | None, at: fx.Node) -> fx.Node:
+        """x_t . keys_s: the same for all layers that read x, and for a product with factors and a
+        sum of squares.
+        """
+        return self._once(token_products, at, x, keys)
+
+    def _once(self, operator: AnyOperator, at: fx.Node, *args: fx.Node | int | None) -> fx.Node:
+        key = (operator, *args)
+        if key not in self.once:
+            fields: dict[str, Any] = {"phase": info(at).phase, "step": info(at).step}
+            self.once[key] = self.build.call(operator, *args, like=at, **fields)
+        return self.once[key]
+
+    def pair(self, terms: Sequence[Term], name: str) -> tuple[fx.Node, fx.Node]:
+        """(x, dy) of all terms."""
+        inputs = [term.x for term in terms if term.x is not None]
+        keys = self.together(inputs, f"{name}_inputs")
+        return keys, self.together([term.dy for term in terms], f"{name}_gradients")
 
     def rate(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
         """One for all terms where they agree, else that of each token."""
@@ -78,35 +121,33 @@ class _Factors:
 
 
 def _rewrite(node: fx.Node, form: Form, factors: _Factors) -> None:
-    base, x, forward = form.base, node.args[0], is_tint(node, linear_forward)
+    base, forward = form.base, is_tint(node, linear_forward)
+    x: fx.Node = argument(node, "x" if forward else "dy")
     assert base is not None
-    fields = {"phase": info(node).phase, "step": info(node).step}
+    fields: dict[str, Any] = {"phase": info(node).phase, "step": info(node).step}
     with node.graph.inserting_before(node):
-        keys, values = _pair(form, factors, base.name)
+        keys, values = factors.pair(form.terms, base.name)
         rate = factors.rate(form.terms, node)
         if forward:
             bias, with_bias = _bias(argument(node, "bias"), form, factors)
             y = factors.build.call(
                 linear_forward, x, base, bias, like=node, label=f"{node.name}_shared", **fields
             )
-            args = (y, x, keys, values, rate, with_bias)
         else:
             y = factors.build.call(
                 linear_backward, x, base, like=node, label=f"{node.name}_shared", **fields
             )
-            args = (y, x, values, keys, rate, False)
+            keys, values, with_bias = values, keys, False
+        operator: AnyOperator = low_rank
+        of: tuple[fx.Node, ...] = (x, keys)
+        if factors.share_scores and info(x).shape[1] == info(form.terms[0].dy).shape[1]:
+            operator, of = low_rank_of_scores, (factors.scores(x, keys, node),)
         new = factors.build.call(
-            low_rank, *args, like=node, label=f"{node.name}_low_rank", **fields
-        )
+            operator, y, *of, values, rate, with_bias, like=node,
+            label=f"{node.name}_low_rank", **fields,
+        )  # fmt: skip
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
-
-
-def _pair(form: Form, factors: _Factors, name: str) -> tuple[fx.Node, fx.Node]:
-    """(x, dy) of all terms."""
-    inputs = [term.x for term in form.terms if term.x is not None]
-    keys = factors.together(inputs, f"{name}_inputs")
-    return keys, factors.together([term.dy for term in form.terms], f"{name}_gradients")
 
 
 def _bias(bias: fx.Node | None, form: Form, factors: _Factors) -> tuple[fx.Node | None, bool]:
@@ -135,12 +176,10 @@ def _rewrite_square(node: fx.Node, factors: _Factors, slots: frozenset[str]) -> 
     if base is not None and info(base).slot not in slots:
         return
     assert isinstance(operand, fx.Node)
+    fields: dict[str, Any] = {"phase": info(node).phase, "step": info(node).step}
     with node.graph.inserting_before(node):
-        keys, values = _pair(form, factors, operand.name)
-        rate = factors.rate(form.terms, node)
-        new = factors.build.call(
-            gram_square, values, keys, rate, like=node,
-            phase=info(node).phase, step=info(node).step,
-        )  # fmt: skip
+        rates = [factors.forms.node(term.rate, node) for term in form.terms]
+        squares = factors.squares(form.terms, node)
+        new = factors.build.call(sum_square, rates, *squares, like=node, **fields)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

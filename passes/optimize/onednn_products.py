@@ -2,6 +2,7 @@
 
     linear_forward, linear_backward, linear_residual  ->  onednn_product
     low_rank, linear_descent                          ->  onednn_low_rank, onednn_descent
+    token_products, low_rank_of_scores                ->  the same by oneDNN
     head_gradient, head_losses, head_logits           ->  the same with oneDNN inside
 
 The same sums in another order. Why: `ir/ops/onednn.py`.
@@ -20,13 +21,23 @@ from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import head_gradient, head_logits, head_losses
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, linear_residual
-from tintc.ir.ops.low_rank import low_rank
-from tintc.ir.ops.onednn import available, onednn_descent, onednn_low_rank, onednn_product
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
+from tintc.ir.ops.onednn import (
+    available,
+    onednn_descent,
+    onednn_low_rank,
+    onednn_low_rank_of_scores,
+    onednn_product,
+    onednn_token_products,
+)
+from tintc.ir.ops.rates import token_products
 from tintc.ir.pass_manager import graph_pass
 
 _SAME_ARGUMENTS: dict[AnyOperator | None, AnyOperator] = {
     linear_residual: onednn_product,
     low_rank: onednn_low_rank,
+    low_rank_of_scores: onednn_low_rank_of_scores,
+    token_products: onednn_token_products,
     linear_descent: onednn_descent,
 }
 

@@ -16,7 +16,7 @@ from torch import fx
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
-from tintc.ir.ops.states import descend, fade, toward
+from tintc.ir.ops.states import change_square, descend, fade, toward
 from tintc.passes.optimize.update_forms import Forms
 
 # Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
@@ -29,7 +29,8 @@ OPERATIONS_PER_BYTE = {"cpu": 27, "cuda": 130}
 class SlotUse:
     """rows, columns of a slot's weight; descents: how many; reads: (whole sequence or segment,
     factors before) of each product. passes: what the inner rule does besides to weights and states,
-    number by number.
+    number by number. squares: products of two steps' gradients, from products of tokens, that stand
+    for sums of squares over the weight.
     """
 
     rows: int
@@ -37,6 +38,7 @@ class SlotUse:
     descents: int
     reads: tuple[tuple[bool, int], ...]
     passes: int = 0
+    squares: int = 0
 
     def factors_win(self, tokens: int, segment: int, element_bytes: int, device: str) -> bool:
         """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which
@@ -46,6 +48,7 @@ class SlotUse:
             2 * (tokens if whole else segment) * segment * k * (self.rows + self.columns)
             for whole, k in self.reads
         )
+        low_rank += 2 * self.squares * segment * segment * (self.rows + self.columns)
         numbers = self.rows * self.columns
         moved = (
             numbers * element_bytes * OPERATIONS_PER_BYTE.get(device, OPERATIONS_PER_BYTE["cuda"])
@@ -61,12 +64,19 @@ def slot_uses(graph: fx.Graph) -> dict[str, SlotUse]:
     sizes: dict[str, tuple[int, int]] = {}
     descents: Counter[str] = Counter()
     passes: Counter[str] = Counter()
+    squares: dict[str, int] = {}
     for node in graph.nodes:
         slot = (info(node).slot or "").partition("/")[0]  # a state is part of its slot
         if is_tint(node, linear_descent) and slot:
             descents[slot] += 1
         elif is_tint(node, fade, descend, toward) and len(info(node).shape) == 3:
             passes[slot] += 1
+        elif is_tint(node, change_square):
+            form = forms.of(argument(node, "value"))
+            if form.terms and form.base is not None:
+                slot = info(form.base).slot or ""
+                passes[slot] += 1
+                squares[slot] = len(form.terms) * (len(form.terms) + 1) // 2  # the last has all
         elif is_tint(node, linear_forward, linear_backward):
             weight = argument(node, "weight")
             form = forms.of(weight)
@@ -77,6 +87,6 @@ def slot_uses(graph: fx.Graph) -> dict[str, SlotUse]:
                 sizes[slot] = rows, columns
                 reads[slot].append((info(node).shape[1] == "T", len(form.terms)))
     return {
-        slot: SlotUse(*size, descents[slot], tuple(reads[slot]), passes[slot])
+        slot: SlotUse(*size, descents[slot], tuple(reads[slot]), passes[slot], squares.get(slot, 0))
         for slot, size in sizes.items()
     }

@@ -1,7 +1,7 @@
 """Takes what depends on weights alone out of a program, so that it is computed once and not in
 every call.
 
-y = f(x, stack_rows(W1, W2))
+y = f(x, stack_rows(W1, W2)), or original_square(W)
   ->  a graph of its own: {"w": stack_rows(W1, W2)};  y = f(x, w), with w a further input
 """
 
@@ -13,14 +13,17 @@ from tintc.ir.builder import Builder
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.linear import stack_rows
+from tintc.ir.ops.states import original_square
 from tintc.runtime.specialize.optimize import copy_graph
 
-FOLDED = (stack_rows,)  # operators that copy; views of a weight cost nothing
+# Operators that copy or read a whole weight; views of one cost nothing.
+FOLDED = (stack_rows, original_square)
 
 
 def fold_weights(graph: fx.Graph) -> fx.Graph | None:
     """Rewrites the graph in place and returns the graph of what was taken out, or None if there is
-    nothing. The names of its outputs are those of the further inputs."""
+    nothing. The names of its outputs are those of the further inputs. Not of a program that
+    somebody differentiates: what is computed once has no gradient."""
     taken = [node for node in graph.nodes if is_tint(node, *FOLDED) and _of_weights(node)]
     if not taken:
         return None

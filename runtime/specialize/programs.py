@@ -70,13 +70,16 @@ class Emitted:
 class _WeightState(NamedTuple):
     """What changes when somebody writes to a weight or replaces it."""
 
-    address: int
+    storage: int
+    offset: int  # in it
     version: int
     dtype: torch.dtype
 
     @classmethod
     def of(cls, weight: Tensor) -> _WeightState:
-        return cls(weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+        version = 0 if weight.is_inference() else weight._version
+        storage = weight.untyped_storage()._cdata  # tensors without numbers have no address
+        return cls(storage, int(weight.storage_offset()), version, weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Programs:
 
     def _emit_fused(self, choices: Choices) -> Emitted:
         graph = optimize(self.program, choices)
-        weights = fold_weights(graph)
+        weights = None if choices.differentiable else fold_weights(graph)
         folded = None
         sources = {
             node.name: Argument(Source.GIVEN, slot)

@@ -39,6 +39,15 @@ CONFIGS = {
     "mean embedding": SimulatorConfig.paper(loss_gradient="mean_embedding"),
     "quadratic, top block": SimulatorConfig.paper(loss_gradient="quadratic", layers=1),
 }
+# Unrolled and in a loop: factors or own weights, states, products of an orthogonal step.
+RULED = {
+    "momentum": SimulatorConfig.exact(steps=3, momentum=0.9, clip_norm=0.5),
+    "drift": SimulatorConfig.exact(steps=2, max_drift=0.01, decay=0.1),
+    "loop": SimulatorConfig.exact(steps=6),
+    "loop with momentum": SimulatorConfig.exact(steps=7, momentum=0.9, layers=1),
+    "loop with adam": SimulatorConfig.exact(steps=5, optimizer="adam"),
+    "muon": SimulatorConfig.exact(steps=2, optimizer="muon", layers=1),
+}
 # (batch, tokens, trained tokens, dtype, sizes): what is largest differs: attention, feed-forward
 # layers, logits.
 SHAPES: dict[str, tuple[int, int, int, torch.dtype, dict[str, int]]] = {
@@ -113,6 +122,40 @@ def test_estimates(case: tuple[str, str], shape: str, backend: str) -> None:
     assert abs(cost.peak_bytes / live.peak - 1) < PEAK, (
         f"estimated {cost.peak_bytes}, measured {live.peak}"
     )
+
+
+@pytest.mark.parametrize("shape", ["long", "small vocabulary"])
+@pytest.mark.parametrize("rule", RULED)
+def test_estimates_of_inner_rules(rule: str, shape: str) -> None:
+    simulator, sizes, ids, train_mask = prepared("opt", RULED[rule], shape, "fused")
+    with torch.no_grad():
+        simulator(ids, train_mask)  # what weights are turned into once is part of no call
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        simulator(ids, train_mask)
+    with torch.no_grad(), measured() as live:
+        simulator(ids, train_mask)
+    cost = cost_of(simulator, **sizes)
+    assert cost.flops == counter.get_total_flops()
+    assert abs(cost.peak_bytes / live.peak - 1) < PEAK
+
+
+def test_a_loop_on_the_transformer_back_end() -> None:
+    """Each step costs as much; memory does not grow with them."""
+    costs = {}
+    for steps in (5, 6, 205):
+        config = SimulatorConfig.paper(steps=steps)
+        simulator, sizes, ids, train_mask = prepared(
+            "opt", config, "small vocabulary", "transformer"
+        )
+        costs[steps] = cost_of(simulator, **sizes)
+        if steps == 6:
+            counter = FlopCounterMode(display=False)
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+                simulator(ids, train_mask)
+            assert costs[steps].flops == counter.get_total_flops()
+    one = costs[6].flops - costs[5].flops
+    assert costs[205].flops == costs[5].flops + 200 * one
+    assert costs[205].peak_bytes == costs[5].peak_bytes
 
 
 @pytest.mark.parametrize("config", ["paper", "exact", "paper, 3 steps"])

@@ -4,6 +4,8 @@ torch.utils.flop_counter sees the model's own forward pass over the trained toke
 pass to the trained weights, and the forward pass that predicts.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,26 @@ def test_is_what_torch_counts(name: str, config: dict[str, int]) -> None:
     sizes = call_sizes(program.facts, tokens=24, train_fraction=0.75)
     assert direct_flops(program, sizes) == expected
     assert direct_flops(program, {**sizes, "batch": 3}) == 3 * expected
+
+
+@pytest.mark.parametrize(
+    "rule", [{"optimizer": "muon", "momentum": 0.9}, {"optimizer": "adam"}, {"clip_norm": 0.5}]
+)
+def test_the_rule_s_own_products(rule: dict[str, Any]) -> None:
+    """Those of muon: each matrix of the blocks is made orthogonal in five iterations of three
+    products of its smaller side, (m, n) by (n, m) and twice (m, m) by (m, n) or (m, m).
+    """
+    plain, ruled = (
+        lowered("opt", False, SimulatorConfig.exact(steps=3, **fields)) for fields in ({}, rule)
+    )
+    sizes = {**call_sizes(plain.facts, tokens=24, train_fraction=0.75), "batch": 2}
+    expected = 0
+    for name, weight in model_of("opt").named_parameters():
+        if rule.get("optimizer") == "muon" and ".layers." in name and weight.ndim == 2:
+            m, n = sorted(weight.shape)
+            expected += 5 * (2 * m * m * n + 2 * m * m * m + 2 * m * m * n)
+    found = direct_flops(ruled, sizes) - direct_flops(plain, sizes)  # type: ignore[arg-type]
+    assert found == 3 * 2 * expected
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from tintc.passes import OPTIMIZATIONS
 # Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, and of losses as an output.
 SPECIAL = (
     low_rank.low_rank,
+    low_rank.low_rank_of_scores,
     low_rank.concatenate,
     sparse.same_rows,
     sparse.rows_of_factors,
@@ -39,7 +40,9 @@ SPECIAL = (
     rates.combine,
     rates.product,
     rates.spread,
-    rates.gram_square,
+    rates.token_products,
+    rates.gradient_products,
+    rates.sum_square,
     head.token_losses,
 )
 EXPORTED = [o for o in OPERATORS.values() if o.kind != "optimization" or o in SPECIAL]

@@ -155,3 +155,31 @@ def test_more_steps_are_deeper() -> None:
     assert three["depth"] > 2 * one["depth"] - 30
     assert three["operators"]["linear_descent"] == 3 * one["operators"]["linear_descent"]
     assert three["prefix_slots"] == one["prefix_slots"]
+
+
+def test_states_of_the_rule() -> None:
+    """One of each kind for every trained weight: of matrices and the rest alike; adam counts."""
+    model = opt(layers=3)
+    learning = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
+    learning += sum(p.numel() for n, p in model.named_parameters() if "decoder.final" in n)
+    for rule, kinds in (
+        ({"momentum": 0.9}, {"momentum"}),
+        ({"momentum": 0.9, "optimizer": "muon"}, {"momentum"}),
+        ({"optimizer": "adam", "steps": 6}, {"first", "second", "count"}),
+        ({"clip_norm": 1.0}, set()),
+    ):
+        facts = report(simulate(model, SimulatorConfig.exact(**rule)))
+        assert set(facts["states"]) == kinds
+        for kind, state in facts["states"].items():
+            count = kind == "count"
+            assert state["numbers"] == (1 if count else learning)
+            assert state["slots"] == (1 if count else facts["updated_slots"])
+
+
+def test_weights_that_max_drift_does_not_limit() -> None:
+    """A bias of zeros has no norm to take a part of."""
+    model, name = opt(layers=3), "model.decoder.layers.1.fc2.bias"
+    with torch.no_grad():
+        model.get_parameter(name).zero_()
+    for rule, expected in (({"max_drift": 0.1}, [name]), ({}, [])):
+        assert report(simulate(model, SimulatorConfig.exact(**rule)))["unlimited"] == expected

@@ -20,6 +20,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
+from tintc.ir.ops.rates import sum_square
 from tintc.passes import low_rank_updates
 from tintc.passes.optimize.update_forms import Forms
 
@@ -159,3 +160,32 @@ def test_golden(update_golden: bool) -> None:
         printed(optimized(low_rank_updates, pruned(paper(steps=2, layers=1))).graph),
         update_golden,
     )
+
+
+def test_products_of_gradients_are_made_once() -> None:
+    """Sums of squares of later steps ask for those of earlier ones again, with other rates; layers
+    that read one activation share the products of its tokens, and products with factors have made
+    those of one step's tokens with another's.
+    """
+    at = pruned(exact(steps=3, max_drift=0.01, decay=0.1))
+    found = assert_same_results(low_rank_updates, at)
+    weights = {info(node).slot for node in calls(at, "linear_descent")}
+    rows = 3 + 2  # <g_k, g_k>, and <g_k, g_j> of all earlier j
+    assert len(calls(found, "gradient_products")) == rows * len(weights)
+    products = [node.args for node in calls(found, "token_products")]
+    assert len(set(products)) == len(products) < 2 * rows * len(weights)
+    assert all(tuple(info(node).shape[:2]) == ("B", "T") for node in calls(found, "low_rank"))
+    scored = calls(found, "low_rank_of_scores")
+    assert {info(node).phase for node in scored} == {"forward", "backward"}
+    squares = {user for node in calls(found, "gradient_products") for user in node.users}
+    read_twice = [node for node in scored if len(argument(node, "scores").users) > 1]
+    assert len(read_twice) > len(scored) / 2
+    assert {node.target for node in squares} == {sum_square.target}
+    for node in calls(found, "change_square"):  # biases and gains are as they were
+        assert len(info(node.args[1]).shape) == 1  # type: ignore[arg-type]
+
+
+def test_scores_are_made_for_products_alone_without_a_limit() -> None:
+    found = optimized(low_rank_updates, pruned(exact(steps=3, decay=0.1)))
+    assert calls(found, "low_rank")
+    assert not calls(found, "token_products")

@@ -2,6 +2,8 @@
 compared.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,20 @@ def test_three_steps() -> None:
     found = uses(SimulatorConfig.exact(steps=3))
     assert found[UP].descents == 3
     assert found[UP].reads == ((False, 1), (False, 1), (False, 2), (False, 2), (True, 3))
+
+
+def test_sums_of_squares() -> None:
+    """By factors they cost a product of tokens for each pair of steps, by own weights a pass."""
+    use = uses(SimulatorConfig.exact(steps=3, max_drift=0.1))[UP]
+    plain = uses(SimulatorConfig.exact(steps=3))[UP]
+    assert use.squares == 1 + 2 + 3
+    assert use.passes == 2 * 3  # the square, and the way back
+    for segment in (1, 5, 50):
+        low_rank, own = (replace(use, **{field: 0}) for field in ("passes", "squares"))
+        assert low_rank.factors_win(64, segment, 4, "cpu") <= plain.factors_win(
+            64, segment, 4, "cpu"
+        )
+        assert plain.factors_win(64, segment, 4, "cpu") <= own.factors_win(64, segment, 4, "cpu")
 
 
 def test_only_weights_that_learn() -> None:

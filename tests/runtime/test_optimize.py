@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx
 
+from tests.support.models import opt, simulate, tokens
 from tests.support.optimized import calls, results
 from tests.support.stages import Stage, printed, stage
 from tests.support.tolerances import error
@@ -22,6 +23,7 @@ from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import Pass
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cost_model import slot_uses
 from tintc.runtime.specialize.optimize import check_names, copy_graph, optimize
 
@@ -169,3 +171,24 @@ def test_names() -> None:
         match=f"there is no optimization nonsense, speed; they are {', '.join(OPTIMIZATION_NAMES)}",
     ):
         check_names(["nonsense", "chunk_head", "speed"])
+
+
+def test_squares_of_weights_are_made_once_and_follow_the_weights() -> None:
+    """|W_0|^2, which max_drift compares a change with: changed weights have another."""
+    config = SimulatorConfig.exact(inner_lr=0.05, steps=2, max_drift=0.01)
+    found, ids = simulate(opt(), config), tokens(2, 9, 29)
+    name = "model.decoder.layers.0.fc1.weight"
+    with torch.inference_mode():
+        before = found(ids, torch.ones_like(ids)).logits
+    with torch.no_grad():
+        found.prefix.get_parameter(name).mul_(3)
+    changed = Simulator(found.program, found.prefix.tensors(), optimize=False)
+    with torch.inference_mode():
+        after = found(ids, torch.ones_like(ids)).logits
+        assert error(after, changed(ids, torch.ones_like(ids)).logits) < 1e-10
+    assert error(after, before) > 1e-3
+    gradients = []
+    for sim in (found, changed):  # of a call that somebody differentiates nothing is kept
+        logits = sim(ids, torch.ones_like(ids)).logits
+        gradients.append(torch.autograd.grad(logits.sum(), sim.prefix.get_parameter(name))[0])
+    assert error(*gradients) < 1e-9

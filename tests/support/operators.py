@@ -92,6 +92,9 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "onednn_product": (x, weight, bias if d % 2 else None, dy if own else None, False),
         "onednn_low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
         "onednn_descent": (weight, dy, x, lr),
+        "onednn_token_products": (x, draw(b, cut, d)),
+        "onednn_low_rank_of_scores": (draw(b, t, o), draw(b, t, cut), draw(b, cut, o), lr, own),
+        "low_rank_of_scores": (draw(b, t, o), draw(b, t, cut), draw(b, cut, o), lr, own),
         "flash_forward": (q, k, v, h, g, 0.5),
         "flash_backward": (do, q, k, v, do, draw(b, h, t), h, g, 0.5),
         "head_gradient": (
@@ -143,7 +146,9 @@ def _of_rates(b: int, t: int, d: int, o: int, own: bool, draw: Draw) -> dict[str
         "combine": (rate, lr if d % 2 else None, 0.5, 2.0),
         "product": (rate, lr),
         "spread": ([rate, lr], [draw(b, t, d), draw(b, t, d)]),
-        "gram_square": (draw(b, t, o), draw(b, t, d), rate),
+        "token_products": (draw(b, t, d), draw(b, t + 1, d)),
+        "gradient_products": (draw(b, t, 2 * d), draw(b, t, 2 * d), 2),
+        "sum_square": ([rate, lr], [draw(b, 1), draw(b, 1)], [draw(b, 1)]),
     }
 
 

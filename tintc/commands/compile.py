@@ -93,6 +93,8 @@ def _computed(facts: Report) -> dict[str, str]:
         f"{facts['inner_lr']:g} on {learners(config, facts['trained_blocks'], facts['blocks'])}",
         **inner_rule(config),
         **_trained(facts),
+        **states(facts),
+        **_unlimited(facts),
         "gradients": approximations
         if config["train"]
         else f"{approximations}, norm update {config['norm_update']}",
@@ -103,6 +105,20 @@ def inner_rule(config: dict[str, Any]) -> dict[str, str]:
     """What is no plain sgd about the steps; what learns is said beside it."""
     rule = {n: v for n, v in SimulatorConfig.from_dict(config).rule.items() if n != "train"}
     return {"inner rule": rule_text(rule)} if rule else {}
+
+
+def states(facts: Report) -> dict[str, str]:
+    """What the rule keeps, a line for each kind."""
+    number = console.number
+    return {
+        f"state {kind}": f"{state['slots']} slots, {number(state['numbers'])} numbers a sequence"
+        for kind, state in facts.get("states", {}).items()
+    }
+
+
+def _unlimited(facts: Report) -> dict[str, str]:
+    names = facts.get("unlimited", [])
+    return {"max_drift leaves alone": f"{shortened(names)} (0 before training)"} if names else {}
 
 
 def learners(config: dict[str, Any], trained_blocks: int, blocks: int) -> str:

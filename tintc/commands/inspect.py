@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tintc.commands import console
-from tintc.commands.compile import summary
+from tintc.commands.compile import states, summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.sheet import Sheet
 from tintc.commands.view import View
@@ -63,6 +63,7 @@ def _print_parameters(path: Path, facts: Report, form: str) -> None:
     call = f"1 x {estimate['tokens']} tokens, {estimate['training_segment']} trained"
     rows = {
         **answers(parameters),
+        **states(facts),
         "one call": call,
         "FLOPs": flops_text(estimate["flops"], direct_flops(program, call_sizes(program.facts))),
     }
