@@ -22,6 +22,9 @@ class Choices:
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
     some_tokens: bool = False  # logits at some positions only
+    # A window of a stream: loss stands at the kept positions alone, and training sees all tokens.
+    window: bool = False
+    cached: bool = False  # keys and values of earlier tokens are given
     into: bool = False  # logits are written into tensors that the caller gives
     # Someone may ask for gradients through the call: nothing may be computed in place or by
     # kernels without a derivative.

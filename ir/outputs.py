@@ -17,6 +17,7 @@ class Output(StrEnum):
     INITIAL_LOSSES = "initial_losses"  # the same before any update
     UPDATES = "updates"  # slot -> its value after the last step, one a sequence
     STATES = "states"  # the same of the inner rule's own slots: momentum, moments
+    CACHE = "cache"  # keys and values of the first forward pass, by name, for later windows
 
     @property
     def before(self) -> Output:

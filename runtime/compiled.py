@@ -13,13 +13,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from tintc.ir.builder import before_step
 from tintc.ir.builder import outputs as lowered_outputs
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
+from tintc.ir.dialect import is_tint
 from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
+from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import LOWERED, SLOTS, Output, without_losses
 from tintc.ir.precision import HALF
 from tintc.ir.program import Program
@@ -45,6 +48,8 @@ class Call:
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
+    window: bool = False  # of a stream: loss stands at the kept positions, all tokens are trained on
+    cache: dict[str, Tensor] | None = None  # keys and values of earlier tokens, by name
     lr_factor: float = 1.0  # of the schedule, where it is not in the graph
 
     @property
@@ -64,7 +69,9 @@ class Call:
             self.outputs,
             from_updates=self.given is not None and self.states is None,
             from_states=self.states is not None,
-            some_tokens=self.kept is not None,
+            some_tokens=self.kept is not None and not self.window,
+            window=self.window,
+            cached=self.cache is not None,
             into=any(kind.into in self.tensors for kind in self.outputs),
             differentiable=differentiable,
             causal=self.causal,
@@ -215,7 +222,7 @@ class Compiled(nn.Module):
                 "inner_lr": self._rate(call),
                 "segment": call.segment,
             },
-            Source.GIVEN: {**(call.given or {}), **(call.states or {})},
+            Source.GIVEN: {**(call.given or {}), **(call.states or {}), **(call.cache or {})},
             Source.FOLDED: self._programs.folded(emitted, weights),
         }
         return emitted.module, emitted.bound(values)
@@ -230,6 +237,53 @@ class Compiled(nn.Module):
     def run_updates(self, call: Call) -> dict[str, Tensor]:
         """The updates of a call that asks for nothing else: slot -> value."""
         return self._slots(call, Output.UPDATES)
+
+    def run_window(self, call: Call) -> dict[str, Result]:
+        """All outputs of a window of a stream: its losses before it is trained on, and the slot
+        values and states after all steps.
+
+        `call` has given values and states, and asks for SLOTS beside what it wants of the first
+        forward pass; or it has none, and asks for nothing of a training pass.
+        """
+        if self.structure is not None:
+            return self._window_of_transformer(call)
+        return self._window(call)
+
+    def _window_of_transformer(self, call: Call) -> dict[str, Result]:
+        """Its head makes logits of all tokens; losses are taken from these."""
+        plain = replace(call, outputs=without_losses(call.outputs), kept=None)
+        found = self._window(plain)
+        logits = found.pop(Output.INITIAL_LOGITS)
+        assert isinstance(logits, Tensor) and call.kept is not None
+        losses = token_losses(logits, call.tensors["labels"])
+        return found | {Output.INITIAL_LOSSES: losses.index_select(1, call.kept)}
+
+    def _window(self, call: Call) -> dict[str, Result]:
+        found = self._result(call)
+        again = tuple(kind for kind in call.outputs if kind in SLOTS)
+        for number in range(1, self.config.steps if self.config.looped and again else 1):
+            given, states = found[Output.UPDATES], found[Output.STATES]
+            assert isinstance(given, dict) and isinstance(states, dict)
+            factor = self.config.schedule_factor(number)
+            step = replace(call, outputs=again, given=given, states=states, lr_factor=factor)
+            found |= self._result(step)
+        return found
+
+    def first_values(self, batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(slot -> W_0, slot -> 0 of the inner rule's own), one for each of B sequences: what a
+        step starts from. All are own tensors of the caller.
+        """
+        weights, given, states = self.prefix.tensors(), {}, {}
+        for slot, node in before_step(self.program.graph).items():
+            if is_tint(node, prefix):
+                where = self.program.layout.prefix[slot]
+                value = prefix(weights[where.parameter].detach(), *node.args[1:])  # type: ignore[arg-type]
+                given[slot] = value.repeat(batch, *(1 for _ in value.shape))
+            else:
+                sizes = [size for size in info(node).shape if isinstance(size, int)]
+                dtype = self.dtype if sizes else torch.promote_types(self.dtype, torch.float32)
+                states[slot] = torch.zeros(batch, *sizes, dtype=dtype, device=self.device)
+        return given, states
 
     def run_states(self, call: Call) -> dict[str, Tensor]:
         """The same of the inner rule's own slots, of a config whose steps the graph holds."""

@@ -27,6 +27,8 @@ from tintc.runtime.labels import check_labels, kept_positions, language_loss, me
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.prefix import put_rows
+from tintc.runtime.scoring import Progress, StreamOutput, score_documents
+from tintc.runtime.streaming import Keys, Reset, Stream, StreamSettings
 
 _NO_TORCHSCRIPT = (
     "TorchScript (torch.jit.trace, torch.jit.script) takes no simulator, whose program depends on "
@@ -232,6 +234,46 @@ class Simulator(Compiled):
         kind, tokens = Output.LOGITS.before, inputs.shape[1]
         call = Call((kind,), inputs.tensors, tokens, inputs.causal, kept)
         return self.run(call)[kind]
+
+    def stream(
+        self,
+        batch: int = 1,
+        chunk: int = 128,
+        context: int = 384,
+        keys: Keys = "recompute",
+        reset: Reset = "document",
+    ) -> Stream:
+        """Score first, then train, over texts of any length, `batch` of them side by side, each
+        with weights and state of its own: `stream.step(ids, mask, new_document)`.
+
+        Arguments: see `StreamSettings`. Nothing is differentiable from outside. Source: TINT.md
+        section 8.
+        """
+        return Stream(self, batch, StreamSettings(chunk, context, keys, reset))
+
+    def score_first(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        chunk: int = 128,
+        context: int = 384,
+        keys: Keys = "recompute",
+        unmodified: bool = False,
+        progress: Progress | None = None,
+    ) -> StreamOutput:
+        """The losses of documents, one a row, each token's before it is trained on.
+
+        input_ids: (B, N). attention_mask: (B, N), 0 at padding. unmodified: also the losses of the
+        unmodified model in the same windows. progress: called after each chunk with its number and
+        scores. Raises InputError for a document without a target, StreamOverflow where a loss is
+        not finite.
+        """
+        check_tensor("input_ids", input_ids)
+        settings, batch = StreamSettings(chunk, context, keys), len(input_ids)
+        beside = Stream(self, batch, settings, learns=False) if unmodified else None
+        stream = Stream(self, batch, settings)
+        return score_documents(stream, input_ids, attention_mask, beside, progress)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """What torch.jit.script calls first."""

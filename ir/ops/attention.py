@@ -2,7 +2,8 @@
 
 Shapes: q (B, T, H*E), k and v (B, T, G*E) with G key/value heads that divide H; the mask is
 boolean, (B or 1, 1, T, T), True where a query may look, and lets every query see at least one key;
-None is the causal mask.
+None is the causal mask. Under a mask k and v may have more tokens, C, than q, whose own are the
+last T of them: the mask is (B or 1, 1, T, C) then.
 bias: (B, T, H), what each head adds to
 the scores of a key (ALiBi: slope times the key's position, since softmax sees only differences), or
 None. c, the soft-cap, is 0 for none. A is recomputed in the backward pass. Grouped-query attention
@@ -28,18 +29,21 @@ def _demand_scores(
     """That queries, keys, mask and biases are of the same tokens and heads."""
     for x in (q, k):
         demand_activation(x)
-    demand(q[:-1] == k[:-1], f"q is {said(q)} and k {said(k)}; expected the same tokens")
+    demand(
+        q[0] == k[0] and (mask is not None or q[1] == k[1]),
+        f"q is {said(q)} and k {said(k)}; expected the same tokens, or a mask",
+    )
     demand(
         part(q[-1], heads) == part(k[-1], kv_heads) and heads % kv_heads == 0,
         f"{heads} heads of q {said(q)} do not fit {kv_heads} of k {said(k)}",
     )
     demand(
-        mask is None or mask in [(n, 1, q[1], q[1]) for n in (1, q[0])],
-        f"a mask has shape {said(mask or ())}; expected (B, 1, {q[1]}, {q[1]})",
+        mask is None or mask in [(n, 1, q[1], k[1]) for n in (1, q[0])],
+        f"a mask has shape {said(mask or ())}; expected (B, 1, {q[1]}, {k[1]})",
     )
     demand(
-        bias is None or bias == (*q[:-1], heads),
-        f"a bias has shape {said(bias or ())}; expected (B, {q[1]}, {heads})",
+        bias is None or bias == (*k[:-1], heads),
+        f"a bias has shape {said(bias or ())}; expected (B, {k[1]}, {heads})",
     )
 
 
@@ -54,7 +58,7 @@ def _attention_shape(
     *_: float,
 ) -> Shape:
     _demand_scores(q, k, mask, bias, heads, kv_heads)
-    demand(v[:-1] == q[:-1], f"v is {said(v)} and q {said(q)}; expected the same tokens")
+    demand(v[:-1] == k[:-1], f"v is {said(v)} and k {said(k)}; expected the same tokens")
     return (*q[:-1], part(v[-1], kv_heads) * heads)
 
 
@@ -82,7 +86,7 @@ def attention_forward(
         seen = (
             mask
             if mask is None or bias is None
-            else torch.where(mask, _over_keys(bias, q.dtype).to(q.dtype), float("-inf"))
+            else torch.where(mask, _over_keys(bias, mask, q).to(q.dtype), float("-inf"))
         )
         how: dict[str, Any] = {"scale": scale, "enable_gqa": heads != kv_heads}
         return _merge(
@@ -91,7 +95,7 @@ def attention_forward(
             )
         )
     scores = _scores(q_BHTE, _repeat(k_BGTE, heads, kv_heads), scale, softcap)
-    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    a_BHTT = _probabilities(scores, mask, bias, q)
     return _merge(torch.matmul(a_BHTT, _repeat(v_BGTE, heads, kv_heads)))
 
 
@@ -107,7 +111,7 @@ def _value_shape(
 ) -> Shape:
     _demand_scores(q, k, mask, bias, heads, kv_heads)
     demand(do[:-1] == q[:-1], f"do is {said(do)} and q {said(q)}; expected the same tokens")
-    return (*do[:-1], part(do[-1], heads) * kv_heads)
+    return (*k[:-1], part(do[-1], heads) * kv_heads)
 
 
 @operator(
@@ -133,7 +137,7 @@ def attention_backward_value(
     scores = _scores(
         _split(q, heads), _repeat(_split(k, kv_heads), heads, kv_heads), scale, softcap
     )
-    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    a_BHTT = _probabilities(scores, mask, bias, q)
     return _merge(_sum_groups(torch.matmul(a_BHTT.mT, _split(do, heads)), heads, kv_heads))
 
 
@@ -172,7 +176,7 @@ def attention_backward_full(
     k_BHTE = _repeat(_split(k, kv_heads), heads, kv_heads)
     v_BHTE = _repeat(_split(v, kv_heads), heads, kv_heads)
     scores = _scores(q_BHTE, k_BHTE, scale, softcap)
-    a_BHTT = _probabilities(scores, mask, bias, q.dtype)
+    a_BHTT = _probabilities(scores, mask, bias, q)
     da_BHTT = torch.matmul(do_BHTE, v_BHTE.mT)
     ds_BHTT = a_BHTT * (da_BHTT - (da_BHTT * a_BHTT).sum(-1, keepdim=True)) * scale
     if softcap != 0:
@@ -183,6 +187,42 @@ def attention_backward_full(
         _merge(_sum_groups(dk_BHTE, heads, kv_heads)),
         _merge(_sum_groups(dv_BHTE, heads, kv_heads)),
     )
+
+
+def _with_past_shape(past: Shape, x: Shape) -> Shape:
+    demand_activation(x)
+    demand((past[0], *past[2:]) == (x[0], *x[2:]), f"{said(past)} are no earlier {said(x)}")
+    return (x[0], "C", *x[2:])
+
+
+@operator(
+    "(Tensor past, Tensor x) -> Tensor",
+    shape=_with_past_shape,
+    meaning="keys or values of earlier tokens, and those of a window",
+    kind="optimization",
+)
+def with_past(past_BPD: Tensor, x_BTD: Tensor) -> Tensor:
+    """Side by side, (B, C, D) with C = P + T. What is past is constant for the gradient."""
+    return torch.cat([past_BPD, x_BTD], 1)
+
+
+def _own_shape(x: Shape, own: Shape) -> Shape:
+    demand_activation(own)
+    return (x[0], own[1], *x[2:])
+
+
+@operator(
+    "(Tensor x, Tensor own) -> Tensor",
+    shape=_own_shape,
+    meaning="what is not past",
+    kind="optimization",
+    whole=True,
+)
+def own_tokens(x_BCD: Tensor, own_BTD: Tensor) -> Tensor:
+    """The gradient of `with_past` at the window's own tokens: the last T of C. own: any value of
+    these, (B, T, ...).
+    """
+    return x_BCD[:, x_BCD.shape[1] - own_BTD.shape[1] :]
 
 
 def _flash_shape(
@@ -264,30 +304,35 @@ def _scores(q_BHTE: Tensor, k_BHTE: Tensor, scale: float, softcap: float) -> Ten
 
 
 def _probabilities(
-    scores_BHTT: Tensor, mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    scores_BHTC: Tensor, mask: Tensor | None, bias: Tensor | None, q: Tensor
 ) -> Tensor:
-    if (
-        dtype in HALF
-    ):  # half-precision scores are normalised in float32, as torch's own attention does
-        scores_BHTT = scores_BHTT.float()
+    # Half-precision scores are normalised in float32, as torch's own attention does.
+    half = q.dtype in HALF
+    if half:
+        scores_BHTC = scores_BHTC.float()
     if bias is not None:
-        scores_BHTT = scores_BHTT + _over_keys(bias, dtype)
+        scores_BHTC = scores_BHTC + _over_keys(bias, mask, q)
     unseen = (
-        torch.ones_like(scores_BHTT[:1, :1], dtype=torch.bool).triu(1)
+        torch.ones_like(scores_BHTC[:1, :1], dtype=torch.bool).triu(1)
         if mask is None
         else torch.logical_not(mask)
     )
-    a_BHTT = torch.softmax(scores_BHTT.masked_fill(unseen, float("-inf")), -1)
-    return a_BHTT.to(dtype) if dtype in HALF else a_BHTT
+    a_BHTC = torch.softmax(scores_BHTC.masked_fill(unseen, float("-inf")), -1)
+    return a_BHTC.to(q.dtype) if half else a_BHTC
 
 
-def _over_keys(bias_BTH: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T, H) -> (B, H, 1, T); for half precision (B, H, T, T) in float32, less the query's own
-    bias: far positions have large biases, whose differences their types would lose."""
-    bias_BHT = bias_BTH.transpose(1, 2)
-    if dtype in HALF:
-        return bias_BHT.float().unsqueeze(-2) - bias_BHT.float().unsqueeze(-1)
-    return bias_BHT.unsqueeze(-2)
+def _over_keys(bias_BCH: Tensor, mask: Tensor | None, q_BTD: Tensor) -> Tensor:
+    """(B, C, H) -> (B, H, 1, C); for half precision (B, H, T, C) in float32, less the query's own
+    bias, or the largest that it sees where keys are more than queries: far positions have large
+    biases, whose differences their types would lose."""
+    bias_BHC = bias_BCH.transpose(1, 2)
+    if q_BTD.dtype not in HALF:
+        return bias_BHC.unsqueeze(-2)
+    bias_BHC = bias_BHC.float()
+    own_BHT1 = bias_BHC.unsqueeze(-1)
+    if mask is not None and bias_BCH.shape[1] != q_BTD.shape[1]:
+        own_BHT1 = torch.where(mask, bias_BHC.unsqueeze(-2), float("-inf")).amax(-1, keepdim=True)
+    return bias_BHC.unsqueeze(-2) - own_BHT1
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -137,10 +137,30 @@ def _kept_shape(x: Shape, kept: Shape) -> Shape:
     shape=_kept_shape,
     meaning="tokens whose logits are wanted",
     kind="optimization",
+    dtype=None,
+    takes={"kept": "int"},
 )
-def kept_tokens(x_BTD: Tensor, kept_K: Tensor) -> Tensor:
-    """The tokens at these positions, (B, K, D): of others no logits are wanted."""
-    return x_BTD.index_select(1, kept_K)
+def kept_tokens(x: Tensor, kept_K: Tensor) -> Tensor:
+    """The tokens at these positions, (B, K, ...): of others no logits are wanted."""
+    return x.index_select(1, kept_K)
+
+
+def _spread_shape(dy: Shape, kept: Shape, like: Shape) -> Shape:
+    demand(dy[1] == kept[0] and (dy[0], *dy[2:]) == (like[0], *like[2:]),
+           f"{said(dy)} at {said(kept)} positions does not spread over {said(like)}")  # fmt: skip
+    return like
+
+
+@operator(
+    "(Tensor dy, Tensor kept, Tensor like) -> Tensor",
+    shape=_spread_shape,
+    meaning="dy at the kept tokens, 0 at all others",
+    kind="optimization",
+    takes={"kept": "int"},
+)
+def spread_tokens(dy_BKD: Tensor, kept_K: Tensor, like_BTD: Tensor) -> Tensor:
+    """The gradient of `kept_tokens`: (B, T, D), dy at these positions and 0 elsewhere."""
+    return torch.zeros_like(like_BTD).index_copy(1, kept_K, dy_BKD)
 
 
 def _segment_mask_shape(mask: Shape, length: object) -> Shape:

@@ -83,3 +83,20 @@ def window_mask(mask_BxTT: Tensor, window: int) -> Tensor:
     near_BxTT = mask_BxTT.triu(1 - window)
     itself_BxTT = torch.ones_like(mask_BxTT).triu().tril()
     return near_BxTT | (itself_BxTT & ~near_BxTT.any(-1, keepdim=True))
+
+
+@operator(
+    "(Tensor mask, int window) -> Tensor",
+    shape=_window_shape,
+    meaning="window_mask where keys of earlier tokens stand in front",
+    kind="optimization",
+    dtype="bool",
+    takes={"mask": "bool"},
+    whole=True,
+)
+def past_window_mask(mask_BxTC: Tensor, window: int) -> Tensor:
+    """As `window_mask` of (B or 1, 1, T, C), whose queries are the last T of C tokens."""
+    past = mask_BxTC.shape[-1] - mask_BxTC.shape[-2]
+    near_BxTC = mask_BxTC.triu(past + 1 - window)
+    itself_BxTC = torch.ones_like(mask_BxTC).triu(past).tril(past)
+    return near_BxTC | (itself_BxTC & ~near_BxTC.any(-1, keepdim=True))

@@ -160,8 +160,8 @@ def linear_square(dy_BTO: Tensor, x_BTI: Tensor) -> Tensor:
     kind="read",
 )
 def zero_count(mask_BT: Tensor) -> Tensor:
-    """Zeros, (B,): how many steps a sequence has taken."""
-    return torch.zeros_like(mask_BT[:, 0])
+    """Zeros, (B,), in at least float32: how many steps a sequence has taken."""
+    return torch.zeros_like(wide(mask_BT[:, 0]))
 
 
 @operator(
@@ -224,9 +224,11 @@ def adam_descent(
     """W - rate * (m / (1 - beta1^k)) / (sqrt(n / (1 - beta2^k)) + eps), k = count: that of
     torch.optim.Adam. Before the first step, W.
     """
-    steps = along(count, first, first.ndim - 1).clamp(min=1)
-    by = along(rate, first, first.ndim - 1)
-    first, second = first / (1 - beta1**steps), second / (1 - beta2**steps)
+    steps = count.clamp(min=1)
+    left1, left2, by = (
+        along(each, first, first.ndim - 1) for each in (1 - beta1**steps, 1 - beta2**steps, rate)
+    )
+    first, second = first / left1, second / left2
     return value - by * (first / (root(second) + eps))
 
 

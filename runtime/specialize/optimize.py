@@ -26,10 +26,13 @@ from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.outputs import SLOTS, Output
-from tintc.ir.pass_manager import run_passes
+from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.passes.optimize.dead_code import dead_code
+from tintc.passes.stream.cached_keys import cached_keys
+from tintc.passes.stream.loss_at_kept import loss_at_kept
+from tintc.passes.stream.whole_segment import whole_segment
 
 
 def optimize(program: Program, choices: Choices) -> fx.Graph:
@@ -40,8 +43,18 @@ def optimize(program: Program, choices: Choices) -> fx.Graph:
     return run_passes(
         graph,
         context,
-        [dead_code, *(step for step in OPTIMIZATIONS if step.name in choices.enabled)],
+        [
+            *_specializations(choices),
+            dead_code,
+            *(step for step in OPTIMIZATIONS if step.name in choices.enabled),
+        ],
     )
+
+
+def _specializations(choices: Choices) -> list[Pass]:
+    """What a kind of call asks for, whether optimizations are on or not."""
+    window = [whole_segment, loss_at_kept] if choices.window else []
+    return [*window, cached_keys] if choices.cached else window
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -92,7 +105,7 @@ def _wanted(
     graph: fx.Graph, kind: Output, returned: dict[str, Any], choices: Choices
 ) -> fx.Node | dict[str, fx.Node]:
     """The node, or nodes, of one output."""
-    if kind in SLOTS:
+    if kind in (*SLOTS, Output.CACHE):  # the pass cached_keys says what is cached
         values: dict[str, fx.Node] = returned.get(kind, {})
         return values
     logits: fx.Node = returned[kind.logits]
