@@ -4,6 +4,7 @@ is refused.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -108,8 +109,7 @@ def test_of_another_number_type() -> None:
     """The digest of a model is that of its weights, whatever their type."""
     model = model_of("opt")
     narrow = type(model)(model.config)
-    narrow.load_state_dict(model.float().state_dict())
-    model.double()
+    narrow.load_state_dict(copy.deepcopy(model).float().state_dict())
     for dtype in (torch.float32, torch.bfloat16):
         simulator = made("opt", gathered(), model=narrow.to(dtype))
         assert simulator.dtype == dtype
