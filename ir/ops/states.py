@@ -224,11 +224,11 @@ def adam_descent(
     """W - rate * (m / (1 - beta1^k)) / (sqrt(n / (1 - beta2^k)) + eps), k = count: that of
     torch.optim.Adam. Before the first step, W.
     """
-    steps = count.clamp(min=1)
-    left1, left2, by = (
-        along(each, first, first.ndim - 1) for each in (1 - beta1**steps, 1 - beta2**steps, rate)
-    )
-    first, second = first / left1, second / left2
+    by, steps = along(rate, first, first.ndim - 1), count.clamp(min=1)
+    for _ in range(first.ndim - 1):
+        steps = steps.unsqueeze(-1)
+    unbiased = [(1 - beta**steps).to(first.dtype) for beta in (beta1, beta2)]
+    first, second = first / unbiased[0], second / unbiased[1]
     return value - by * (first / (root(second) + eps))
 
 

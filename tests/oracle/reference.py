@@ -320,7 +320,9 @@ def _constant_attention(
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if options.get("is_causal"):
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    assert attn_mask is not None
+    if attn_mask is None:  # of one token
+        assert scores.shape[-2:] == (1, 1)
+        attn_mask = torch.ones(1, 1, dtype=torch.bool)
     scores = (
         scores.masked_fill(~attn_mask, float("-inf"))
         if attn_mask.dtype == torch.bool
