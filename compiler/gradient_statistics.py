@@ -7,8 +7,6 @@ The file is safetensors, one tensor a parameter by its own name, with the `Gathe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from tintc.ir.inputs import is_models_own, statistics_name, statistics_of
 from tintc.ir.node_meta import info
 from tintc.ir.program import Program
 from tintc.ir.selection import shortened
+from tintc.runtime.digest import digest_of
 
 _KEY = "tintc.statistics"  # of the metadata
 _AGAIN = "gather them again with tintc statistics"
@@ -262,18 +261,9 @@ def digest_of_weights(tensors: Mapping[str, Tensor]) -> str:
         for name, value in tensors.items()
         if is_models_own(name) and value.is_floating_point()
     }
-    return _digest(own)
+    return digest_of(own)
 
 
 def digest_of_statistics(tensors: Mapping[str, Tensor]) -> str:
     """Of names, shapes, types and bytes."""
-    return _digest(tensors)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return digest_of(tensors)

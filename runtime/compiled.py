@@ -17,8 +17,8 @@ from tintc.ir.builder import before_step
 from tintc.ir.builder import outputs as lowered_outputs
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import UsageError
 from tintc.ir.dialect import is_tint
+from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
@@ -48,7 +48,9 @@ class Call:
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
-    window: bool = False  # of a stream: loss stands at the kept positions, all tokens are trained on
+    window: bool = (
+        False  # of a stream: loss stands at the kept positions, all tokens are trained on
+    )
     cache: dict[str, Tensor] | None = None  # keys and values of earlier tokens, by name
     lr_factor: float = 1.0  # of the schedule, where it is not in the graph
 

@@ -60,7 +60,9 @@ class KeyCache:
 
     def append(self, rows: list[int], new: Slots, lengths: list[int]) -> None:
         """Adds the tokens of some rows, which begin in the first column of `new`, (B, T, ...)."""
-        together = [min(self.context, self.lengths[r] + n) for r, n in zip(rows, lengths, strict=True)]
+        together = [
+            min(self.context, self.lengths[r] + n) for r, n in zip(rows, lengths, strict=True)
+        ]
         if len(set(lengths)) == 1 and len(rows) == len(self.lengths):
             for name, value in self.values.items():
                 self.values[name] = self._last(torch.cat([value, new[name][:, : lengths[0]]], 1))
@@ -77,7 +79,9 @@ class KeyCache:
             old = value[:, max(0, value.shape[1] - columns) :]
             wide[:, columns - old.shape[1] :] = old
             for b, (row, n) in enumerate(zip(rows, lengths, strict=True)):
-                own = torch.cat([value[row], new[name][b, :n]])[-columns:] if columns else value[row]
+                own = (
+                    torch.cat([value[row], new[name][b, :n]])[-columns:] if columns else value[row]
+                )
                 wide[row, columns - len(own) :] = own
             self.values[name] = wide
 

@@ -9,7 +9,9 @@ Legend: B rows, n new tokens, C targets of a chunk, L tokens of context, K score
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -21,8 +23,10 @@ from tintc.ir.outputs import SLOTS, Output
 from tintc.passes.stream.cached_keys import cached_values
 from tintc.runtime.batch import Batch
 from tintc.runtime.compiled import Call
+from tintc.runtime.digest import digest_of
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.masks import complete
+from tintc.runtime.stream_state import restore, state_of
 from tintc.runtime.windows import IGNORED, Fresh, Window, window
 
 if TYPE_CHECKING:
@@ -83,8 +87,8 @@ class StreamOverflow(NumericalError):
 
     def __init__(self, chunk: int, row: int, losses: Tensor) -> None:
         super().__init__(
-            f"chunk {chunk} of row {row} has losses that are not finite: the weights diverged in an "
-            "earlier chunk; lower inner_lr, or limit updates (clip_norm, max_drift)"
+            f"chunk {chunk} of row {row} has losses that are not finite: the weights diverged in "
+            "an earlier chunk; lower inner_lr, or limit updates (clip_norm, max_drift)"
         )
         self.chunk, self.row, self.losses = chunk, row, losses
 
@@ -149,6 +153,23 @@ class Stream:
         self._check_finite(losses, [len(row.targets) for row in fresh])
         return StreamScores(losses.to(self.simulator.device))
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the stream knows, on the host; `torch.save` and safetensors take it. Another
+        stream of the same simulator and settings goes on from it with the same bits.
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from there. Raises UsageError for the state of another model, config or
+        settings.
+        """
+        restore(self, state)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the simulator's weights."""
+        return digest_of(self.simulator.prefix.tensors())
+
     @property
     def loss_dtype(self) -> torch.dtype:
         """Of the scores: at least float32."""
@@ -193,8 +214,8 @@ class Stream:
         for b, row in enumerate(fresh):
             if len(row.targets) > most:
                 raise InputError(
-                    f"row {b} has {len(row.targets)} targets; a chunk holds {most}: pass its tokens "
-                    "in several steps"
+                    f"row {b} has {len(row.targets)} targets; a chunk holds {most}: pass its "
+                    "tokens in several steps"
                 )
 
     def _begin(self, new_B: Tensor) -> None:
@@ -302,7 +323,10 @@ class Stream:
         assert self.cache is not None
         ids_BT = seen.input_ids.to(self.simulator.device)
         tensors = self._tensors(rows, seen, ids_BT)
-        unused = {"targets": ids_BT, "loss_mask": torch.zeros_like(ids_BT, dtype=self.simulator.dtype)}
+        unused = {
+            "targets": ids_BT,
+            "loss_mask": torch.zeros_like(ids_BT, dtype=self.simulator.dtype),
+        }
         call = Call(
             (Output.CACHE,),
             {**tensors, **unused},

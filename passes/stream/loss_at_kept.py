@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import Builder, further_input, infer_shape, reinfer
+from tintc.ir.builder import Builder, further_input, reinfer
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
@@ -78,7 +78,9 @@ class _Kept:
         whole: fx.Node = argument(head, "x")
         behind = {head}
         for node in list(self.build.graph.nodes):
-            reads = any(n in behind and not is_tint(n, linear_backward) for n in node.all_input_nodes)
+            reads = any(
+                n in behind and not is_tint(n, linear_backward) for n in node.all_input_nodes
+            )
             if node is not head and (not reads or node.op == "output"):
                 continue
             if info(node).shape[:2] == _TOKENS:

@@ -4,6 +4,7 @@ weights, every rule, both ways to keep keys.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ LENGTHS = (19, 14, 7, 2)  # a ragged last chunk, a whole one, and a document of 
 RATE = 0.002
 
 
+@cache
 def simulator_of(name: str, config: SimulatorConfig, backend: str = "fused") -> Simulator:
     graph = captured(name, True)
     return Simulator(lower(graph.copy(), config), dict(graph.tensors), backend=backend)
@@ -52,7 +54,12 @@ def assert_streams(name: str, config: SimulatorConfig, keys: str, backend: str =
     simulator, texts = simulator_of(name, config, backend), documents()
     ids, mask = padded(texts)
     found = simulator.score_first(
-        ids, mask, chunk=CHUNK, context=CONTEXT, keys=keys, unmodified=True  # type: ignore[arg-type]
+        ids,
+        mask,
+        chunk=CHUNK,
+        context=CONTEXT,
+        keys=keys,
+        unmodified=True,  # type: ignore[arg-type]
     )
     with no_casts():
         expected = streamed(
