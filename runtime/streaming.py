@@ -331,6 +331,7 @@ class Stream:
             (Output.CACHE,),
             {**tensors, **unused},
             segment=ids_BT.shape[1],
+            window=True,
             cache=self.cache.rows(rows),
             given=self._rows(rows, self.given) if self.learns else None,
             states=self._rows(rows, self.states) if self.learns else None,

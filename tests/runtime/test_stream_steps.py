@@ -230,7 +230,7 @@ class TestBadInput:
         assert stream.chunks == 0
 
     def test_a_document_without_a_target(self) -> None:
-        with pytest.raises(InputError, match="document 0 has shape .1,.; expected at least two"):
+        with pytest.raises(InputError, match=r"document 0 has shape .1,.; expected at least two"):
             simulator_of("llama", EXACT).score_first(text(1))
 
     def test_overflow_names_the_chunk_and_keeps_the_scores(self) -> None:
