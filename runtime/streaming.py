@@ -10,9 +10,9 @@ Legend: B rows, n new tokens, C targets of a chunk, L tokens of context, K score
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,19 +22,15 @@ from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS, Output
 from tintc.passes.stream.cached_keys import cached_values
 from tintc.runtime.batch import Batch
-from tintc.runtime.compiled import Call
+from tintc.runtime.carried import Carried, Slots
+from tintc.runtime.compiled import Call, Compiled
 from tintc.runtime.digest import digest_of
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.masks import complete
-from tintc.runtime.stream_state import restore, state_of
 from tintc.runtime.windows import IGNORED, Fresh, Window, window
-
-if TYPE_CHECKING:
-    from tintc.runtime.simulator import Simulator
 
 Keys = Literal["recompute", "cache"]
 Reset = Literal["document", "never"]
-Slots = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Stream:
     """
 
     def __init__(
-        self, simulator: Simulator, batch: int, settings: StreamSettings, *, learns: bool = True
+        self, simulator: Compiled, batch: int, settings: StreamSettings, *, learns: bool = True
     ) -> None:
         settings.check(simulator.program.facts.longest)
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -111,18 +107,27 @@ class Stream:
             )
         simulator.check_has_numbers()
         self.simulator, self.batch, self.settings, self.learns = simulator, batch, settings, learns
-        self.chunks = 0  # steps so far
-        self.history = [_nothing() for _ in range(batch)]  # of each row its last L + 1 tokens
-        self.given: Slots = {}
-        self.states: Slots = {}
+        self.carried = Carried([_nothing() for _ in range(batch)])
         if learns:
             with torch.no_grad():
-                self.given, self.states = simulator.first_values(batch)
-        self.cache: KeyCache | None = None
+                self.carried.given, self.carried.states = simulator.first_values(batch)
         if settings.keys == "cache":
-            names = cached_values(simulator.program.graph)
-            widths = {name: tuple(info(node).shape[2:]) for name, node in names.items()}
-            self.cache = KeyCache(batch, settings.context, widths, simulator._weight)
+            widths = {
+                name: tuple(size for size in info(node).shape[2:] if isinstance(size, int))
+                for name, node in cached_values(simulator.program.graph).items()
+            }
+            like = torch.empty(0, dtype=simulator.dtype, device=simulator.device)
+            self.carried.cache = KeyCache(batch, settings.context, widths, like)
+
+    @property
+    def chunks(self) -> int:
+        """Steps so far."""
+        return self.carried.chunks
+
+    @property
+    def cache(self) -> KeyCache | None:
+        """Of keys and values, with keys=cache."""
+        return self.carried.cache
 
     @torch.no_grad()
     def step(
@@ -148,8 +153,10 @@ class Stream:
                 columns = mask_Bn[b].nonzero()[:, 0][1 if fresh[b].begins else 0 :]
                 losses[b, columns] = of_row[: len(columns)]
         for b, row in enumerate(fresh):
-            self.history[b] = torch.cat([self.history[b], row.tokens])[-self.settings.context - 1 :]
-        self.chunks += 1
+            self.carried.history[b] = torch.cat([self.carried.history[b], row.tokens])[
+                -self.settings.context - 1 :
+            ]
+        self.carried.chunks += 1
         self._check_finite(losses, [len(row.targets) for row in fresh])
         return StreamScores(losses.to(self.simulator.device))
 
@@ -157,16 +164,28 @@ class Stream:
         """All that the stream knows, on the host; `torch.save` and safetensors take it. Another
         stream of the same simulator and settings goes on from it with the same bits.
         """
-        return state_of(self)
+        return self.carried.tensors(self._about)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from there. Raises UsageError for the state of another model, config or
         settings.
         """
-        restore(self, state)
+        self.carried.load(state, self._about)
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What a state must agree with."""
+        return {
+            "weights": self._digest,
+            "config": self.simulator.config.described(),
+            "inner_lr": float(self.simulator.inner_lr.detach()),
+            "settings": asdict(self.settings),
+            "batch": self.batch,
+            "learns": self.learns,
+        }
 
     @cached_property
-    def digest(self) -> str:
+    def _digest(self) -> str:
         """Of the simulator's weights."""
         return digest_of(self.simulator.prefix.tensors())
 
@@ -205,7 +224,7 @@ class Stream:
 
     def _fresh(self, ids_Bn: Tensor, mask_Bn: Tensor, new_B: Tensor) -> list[Fresh]:
         return [
-            Fresh(ids_Bn[b, mask_Bn[b]], bool(new_B[b]) or not len(self.history[b]))
+            Fresh(ids_Bn[b, mask_Bn[b]], bool(new_B[b]) or not len(self.carried.history[b]))
             for b in range(self.batch)
         ]
 
@@ -224,12 +243,12 @@ class Stream:
         """
         rows = new_B.nonzero()[:, 0].tolist()
         for b in rows:
-            self.history[b] = _nothing()
+            self.carried.history[b] = _nothing()
         if self.cache is not None:
             self.cache.clear(rows)
         if rows and self.learns and self.settings.reset == "document":
             first, zero = self.simulator.first_values(1)
-            for values, start in ((self.given, first), (self.states, zero)):
+            for values, start in ((self.carried.given, first), (self.carried.states, zero)):
                 for slot, value in values.items():
                     value[rows] = start[slot]
 
@@ -237,16 +256,18 @@ class Stream:
 
     def _run(self, active: list[int], fresh: list[Fresh]) -> Tensor:
         """(rows, K) losses of the active rows, whose weights, state and keys move on."""
-        contexts = [self.history[b] for b in active]
+        contexts = [self.carried.history[b] for b in active]
         if self.cache is not None:
             self._refill(active, fresh)
             contexts = [context[-1:] for context in contexts]
         found = self._of_window(active, window(contexts, fresh))
         if self.learns:
-            self._keep(active, found[Output.UPDATES], self.given)
-            self._keep(active, found[Output.STATES], self.states)
+            self._keep(active, found[Output.UPDATES], self.carried.given)
+            self._keep(active, found[Output.STATES], self.carried.states)
         if self.cache is not None:
-            self.cache.append(active, found[Output.CACHE], [len(row.targets) for row in fresh])
+            new = found[Output.CACHE]
+            assert isinstance(new, dict)
+            self.cache.append(active, new, [len(row.targets) for row in fresh])
         losses = found[Output.INITIAL_LOSSES]
         assert isinstance(losses, Tensor)
         return losses.cpu()
@@ -276,8 +297,8 @@ class Stream:
             call = replace(
                 call,
                 outputs=(*call.outputs, *SLOTS),
-                given=self._rows(active, self.given),
-                states=self._rows(active, self.states),
+                given=self._rows(active, self.carried.given),
+                states=self._rows(active, self.carried.states),
             )
         if self.cache is not None:
             call = replace(call, outputs=(*call.outputs, Output.CACHE))
@@ -312,9 +333,9 @@ class Stream:
         if not late:
             return
         self.cache.clear(late)
-        again = [b for b in late if len(self.history[b]) > 1]
+        again = [b for b in late if len(self.carried.history[b]) > 1]
         if again:
-            tokens = [Fresh(self.history[b], begins=True) for b in again]
+            tokens = [Fresh(self.carried.history[b], begins=True) for b in again]
             seen = window([_nothing() for _ in again], tokens)
             self._fill(again, seen, [len(row.targets) for row in tokens])
 
@@ -333,10 +354,12 @@ class Stream:
             segment=ids_BT.shape[1],
             window=True,
             cache=self.cache.rows(rows),
-            given=self._rows(rows, self.given) if self.learns else None,
-            states=self._rows(rows, self.states) if self.learns else None,
+            given=self._rows(rows, self.carried.given) if self.learns else None,
+            states=self._rows(rows, self.carried.states) if self.learns else None,
         )
-        self.cache.append(rows, self.simulator.run_window(call)[Output.CACHE], lengths)
+        new = self.simulator.run_window(call)[Output.CACHE]
+        assert isinstance(new, dict)
+        self.cache.append(rows, new, lengths)
 
     # Rows of the slots
 

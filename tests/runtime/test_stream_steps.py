@@ -152,7 +152,7 @@ class TestRows:
                 chunk=CHUNK, context=CONTEXT,
             )  # fmt: skip
         layout = stream.simulator.program.layout.prefix
-        for slot, value in stream.given.items():
+        for slot, value in stream.carried.given.items():
             where = layout[slot]
             wanted = expected.weights[where.parameter]
             wanted = wanted.t() if where.transpose else wanted
