@@ -21,6 +21,17 @@ TOKENS = {"cpu": 256, "cuda": 32768}
 Key = TypeVar("Key", bound=str)
 
 
+# Tokens of sequences with weights of their own, which share no product.
+OWN_TOKENS = {"cpu": 128, "cuda": 32768}
+
+
+def group_size(batch: int, tokens: int, device: str) -> int:
+    """Rows of a stream that run together: those on a processor are as fast one after another, and
+    need no copies to stand side by side.
+    """
+    return min(batch, max(1, OWN_TOKENS.get(device, OWN_TOKENS["cuda"]) // tokens))
+
+
 def slice_size(batch: int, tokens: int, device: str) -> int:
     """Sequences in a slice; slices are of about the same size."""
     most = max(1, TOKENS.get(device, TOKENS["cuda"]) // tokens)

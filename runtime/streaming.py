@@ -3,64 +3,27 @@
     chunk i:  losses of its targets under W^(i), final
               g = gradient of the sum of these losses;  W^(i+1), state by the inner rule
 
-A step takes the next tokens of every row, each row with weights, state and context of its own.
-Legend: B rows, n new tokens, C targets of a chunk, L tokens of context, K scored columns.
+A step takes the next tokens of every row. Rows that run together are a group (`stream_rows.py`).
+Legend: B rows, n new tokens, C targets of a chunk, L tokens of context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tintc.ir.errors import InputError, NumericalError, UsageError
-from tintc.ir.node_meta import info
-from tintc.ir.outputs import SLOTS, Output
-from tintc.passes.stream.cached_keys import cached_values
-from tintc.runtime.batch import Batch
-from tintc.runtime.carried import Carried, Slots
-from tintc.runtime.compiled import Call, Compiled
+from tintc.runtime import carried
+from tintc.runtime.compiled import Compiled
 from tintc.runtime.digest import digest_of
-from tintc.runtime.key_cache import KeyCache
-from tintc.runtime.masks import complete
-from tintc.runtime.windows import IGNORED, Fresh, Window, window
-
-Keys = Literal["recompute", "cache"]
-Reset = Literal["document", "never"]
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a text is cut, and what carries over. chunk: C, targets that are scored and then trained
-    on. context: L, tokens in front that they may look at. keys: whether keys and values of the
-    context are computed anew under the newest weights, or stay as they were when scored. reset:
-    whether weights and the rule's state start anew with each document."""
-
-    chunk: int = 128
-    context: int = 384
-    keys: Keys = "recompute"
-    reset: Reset = "document"
-
-    def check(self, longest: int | None) -> None:
-        """Raises UsageError for sizes that no window of a model of that length has."""
-        for name, least in (("chunk", 1), ("context", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{name} is {value!r}; expected a whole number, at least {least}")
-        for name, allowed in (("keys", ("recompute", "cache")), ("reset", ("document", "never"))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}"
-                )
-        if longest is not None and self.chunk + self.context > longest:
-            raise UsageError(
-                f"chunk {self.chunk} and context {self.context} make windows of "
-                f"{self.chunk + self.context} tokens; this model takes {longest}"
-            )
+from tintc.runtime.slices import group_size
+from tintc.runtime.stream_rows import StreamRows
+from tintc.runtime.stream_settings import StreamSettings
 
 
 @dataclass(frozen=True)
@@ -107,27 +70,14 @@ class Stream:
             )
         simulator.check_has_numbers()
         self.simulator, self.batch, self.settings, self.learns = simulator, batch, settings, learns
-        self.carried = Carried([_nothing() for _ in range(batch)])
-        if learns:
-            with torch.no_grad():
-                self.carried.given, self.carried.states = simulator.first_values(batch)
-        if settings.keys == "cache":
-            widths = {
-                name: tuple(size for size in info(node).shape[2:] if isinstance(size, int))
-                for name, node in cached_values(simulator.program.graph).items()
-            }
-            like = torch.empty(0, dtype=simulator.dtype, device=simulator.device)
-            self.carried.cache = KeyCache(batch, settings.context, widths, like)
-
-    @property
-    def chunks(self) -> int:
-        """Steps so far."""
-        return self.carried.chunks
-
-    @property
-    def cache(self) -> KeyCache | None:
-        """Of keys and values, with keys=cache."""
-        return self.carried.cache
+        self.chunks = 0  # steps so far
+        tokens = settings.chunk + (settings.context if settings.keys == "recompute" else 0)
+        together = group_size(batch, tokens, simulator.device.type)
+        with torch.no_grad():
+            self.groups = [
+                StreamRows(simulator, min(together, batch - first), settings, learns=learns)
+                for first in range(0, batch, together)
+            ]
 
     @torch.no_grad()
     def step(
@@ -139,38 +89,38 @@ class Stream:
         target. mask: (B, n), 0 at padding, which may stand anywhere; a row without tokens keeps
         weights and state. new_document: (B,) bool, rows whose first new token begins a document;
         a row's very first token does.
-        Raises InputError for what does not fit, StreamOverflow for losses that are not finite.
+        Raises InputError for what does not fit, and then nothing has changed; StreamOverflow for
+        losses that are not finite.
         """
         ids_Bn, mask_Bn, new_B = self._checked(ids, mask, new_document)
-        fresh = self._fresh(ids_Bn, mask_Bn, new_B)
-        self._check_lengths(fresh)
-        self._begin(new_B & mask_Bn.any(-1))
-        losses = torch.full(ids_Bn.shape, float("nan"), dtype=self.loss_dtype)
-        active = [b for b, row in enumerate(fresh) if len(row.targets)]
-        if active:
-            found = self._run(active, [fresh[b] for b in active])
-            for b, of_row in zip(active, found, strict=True):
-                columns = mask_Bn[b].nonzero()[:, 0][1 if fresh[b].begins else 0 :]
-                losses[b, columns] = of_row[: len(columns)]
-        for b, row in enumerate(fresh):
-            self.carried.history[b] = torch.cat([self.carried.history[b], row.tokens])[
-                -self.settings.context - 1 :
-            ]
-        self.carried.chunks += 1
-        self._check_finite(losses, [len(row.targets) for row in fresh])
+        self._check_lengths(mask_Bn, new_B)
+        parts, first = [], 0
+        for group in self.groups:
+            rows = slice(first, first + group.count)
+            parts.append(group.step(ids_Bn[rows], mask_Bn[rows], new_B[rows]))
+            first = rows.stop
+        losses = torch.cat(parts)
+        self.chunks += 1
+        self._check_finite(losses)
         return StreamScores(losses.to(self.simulator.device))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the stream knows, on the host; `torch.save` and safetensors take it. Another
         stream of the same simulator and settings goes on from it with the same bits.
         """
-        return self.carried.tensors(self._about)
+        return carried.tensors([group.carried for group in self.groups], self._about, self.chunks)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from there. Raises UsageError for the state of another model, config or
-        settings.
+        settings; nothing is changed then.
         """
-        self.carried.load(state, self._about)
+        groups = [group.carried for group in self.groups]
+        self.chunks = carried.load(groups, state, self._about)
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """Of the scores: at least float32."""
+        return torch.promote_types(self.simulator.dtype, torch.float32)
 
     @property
     def _about(self) -> dict[str, Any]:
@@ -188,13 +138,6 @@ class Stream:
     def _digest(self) -> str:
         """Of the simulator's weights."""
         return digest_of(self.simulator.prefix.tensors())
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """Of the scores: at least float32."""
-        return torch.promote_types(self.simulator.dtype, torch.float32)
-
-    # What comes in
 
     def _checked(
         self, ids: Tensor, mask: Tensor | None, new_document: Tensor | None
@@ -222,165 +165,19 @@ class Stream:
             raise InputError(f"ids hold {wrong}; this model's tokens are 0 to {vocabulary - 1}")
         return ids, mask != 0, new != 0
 
-    def _fresh(self, ids_Bn: Tensor, mask_Bn: Tensor, new_B: Tensor) -> list[Fresh]:
-        return [
-            Fresh(ids_Bn[b, mask_Bn[b]], bool(new_B[b]) or not len(self.carried.history[b]))
-            for b in range(self.batch)
-        ]
-
-    def _check_lengths(self, fresh: list[Fresh]) -> None:
+    def _check_lengths(self, mask_Bn: Tensor, new_B: Tensor) -> None:
         most = self.settings.chunk
-        for b, row in enumerate(fresh):
-            if len(row.targets) > most:
+        history = [len(row) for group in self.groups for row in group.carried.history]
+        for b, tokens in enumerate(mask_Bn.sum(-1).tolist()):
+            begins = bool(new_B[b]) or not history[b]
+            if tokens - begins > most:
                 raise InputError(
-                    f"row {b} has {len(row.targets)} targets; a chunk holds {most}: pass its "
+                    f"row {b} has {tokens - begins} targets; a chunk holds {most}: pass its "
                     "tokens in several steps"
                 )
 
-    def _begin(self, new_B: Tensor) -> None:
-        """Rows whose document ends here: their context is left behind, and with reset=document
-        what they have learned.
-        """
-        rows = new_B.nonzero()[:, 0].tolist()
-        for b in rows:
-            self.carried.history[b] = _nothing()
-        if self.cache is not None:
-            self.cache.clear(rows)
-        if rows and self.learns and self.settings.reset == "document":
-            first, zero = self.simulator.first_values(1)
-            for values, start in ((self.carried.given, first), (self.carried.states, zero)):
-                for slot, value in values.items():
-                    value[rows] = start[slot]
-
-    # One window
-
-    def _run(self, active: list[int], fresh: list[Fresh]) -> Tensor:
-        """(rows, K) losses of the active rows, whose weights, state and keys move on."""
-        contexts = [self.carried.history[b] for b in active]
-        if self.cache is not None:
-            self._refill(active, fresh)
-            contexts = [context[-1:] for context in contexts]
-        found = self._of_window(active, window(contexts, fresh))
-        if self.learns:
-            self._keep(active, found[Output.UPDATES], self.carried.given)
-            self._keep(active, found[Output.STATES], self.carried.states)
-        if self.cache is not None:
-            new = found[Output.CACHE]
-            assert isinstance(new, dict)
-            self.cache.append(active, new, [len(row.targets) for row in fresh])
-        losses = found[Output.INITIAL_LOSSES]
-        assert isinstance(losses, Tensor)
-        return losses.cpu()
-
-    def _of_window(self, active: list[int], seen: Window) -> dict[str, Tensor | Slots]:
-        device, simulator = self.simulator.device, self.simulator
-        ids_BT, labels_BT, scored_K = (
-            x.to(device) for x in (seen.input_ids, seen.labels, seen.scored)
-        )
-        tensors = self._tensors(active, seen, ids_BT)
-        has_target_BT = labels_BT != IGNORED
-        call = Call(
-            (Output.INITIAL_LOSSES,),
-            {
-                **tensors,
-                "targets": labels_BT.clamp(min=0),
-                "loss_mask": has_target_BT.to(simulator.dtype),
-                "labels": labels_BT,
-            },
-            segment=ids_BT.shape[1],
-            causal=self.cache is None and bool(seen.valid.all()),
-            kept=scored_K,
-            window=True,
-            cache=None if self.cache is None else self.cache.rows(active),
-        )
-        if self.learns:
-            call = replace(
-                call,
-                outputs=(*call.outputs, *SLOTS),
-                given=self._rows(active, self.carried.given),
-                states=self._rows(active, self.carried.states),
-            )
-        if self.cache is not None:
-            call = replace(call, outputs=(*call.outputs, Output.CACHE))
-        return simulator.run_window(call)
-
-    def _tensors(self, active: list[int], seen: Window, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Masks and positions of a window."""
-        device, columns_T = ids_BT.device, torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        if self.cache is None:
-            valid = None if bool(seen.valid.all()) else seen.valid.to(device)
-            batch = Batch(ids_BT, torch.zeros_like(ids_BT), attention_mask=valid)
-            return complete(batch, columns_T, self.simulator.dtype).tensors
-        return {
-            "input_ids": ids_BT,
-            "position_ids": self.cache.positions(active, seen.valid).to(device),
-            "attention_mask": self.cache.mask(active, seen.valid).to(device),
-        }
-
-    def _refill(self, active: list[int], fresh: list[Fresh]) -> None:
-        """Where a chunk would pass the model's longest sequence, the last L tokens are run once
-        under the newest weights, from position 0.
-        """
-        longest = self.simulator.program.facts.longest
-        assert self.cache is not None
-        if longest is None:
-            return
-        late = [
-            b
-            for b, row in zip(active, fresh, strict=True)
-            if self.cache.next_position[b] + len(row.targets) > longest
-        ]
-        if not late:
-            return
-        self.cache.clear(late)
-        again = [b for b in late if len(self.carried.history[b]) > 1]
-        if again:
-            tokens = [Fresh(self.carried.history[b], begins=True) for b in again]
-            seen = window([_nothing() for _ in again], tokens)
-            self._fill(again, seen, [len(row.targets) for row in tokens])
-
-    def _fill(self, rows: list[int], seen: Window, lengths: list[int]) -> None:
-        """Keys and values of tokens that are neither scored nor trained on."""
-        assert self.cache is not None
-        ids_BT = seen.input_ids.to(self.simulator.device)
-        tensors = self._tensors(rows, seen, ids_BT)
-        unused = {
-            "targets": ids_BT,
-            "loss_mask": torch.zeros_like(ids_BT, dtype=self.simulator.dtype),
-        }
-        call = Call(
-            (Output.CACHE,),
-            {**tensors, **unused},
-            segment=ids_BT.shape[1],
-            window=True,
-            cache=self.cache.rows(rows),
-            given=self._rows(rows, self.carried.given) if self.learns else None,
-            states=self._rows(rows, self.carried.states) if self.learns else None,
-        )
-        new = self.simulator.run_window(call)[Output.CACHE]
-        assert isinstance(new, dict)
-        self.cache.append(rows, new, lengths)
-
-    # Rows of the slots
-
-    def _rows(self, rows: list[int], values: Slots) -> Slots:
-        if len(rows) == self.batch:
-            return values
-        return {slot: value[rows] for slot, value in values.items()}
-
-    def _keep(self, rows: list[int], new: Tensor | Slots, into: Slots) -> None:
-        assert isinstance(new, dict)
-        if len(rows) == self.batch:
-            into.update(new)
-            return
-        for slot, value in new.items():
-            into[slot][rows] = value
-
-    def _check_finite(self, losses: Tensor, targets: list[int]) -> None:
-        for b, count in enumerate(targets):
-            if int(losses[b].isfinite().sum()) != count:
-                raise StreamOverflow(self.chunks - 1, b, losses)
-
-
-def _nothing() -> Tensor:
-    return torch.zeros(0, dtype=torch.int64)
+    def _check_finite(self, losses: Tensor) -> None:
+        """A loss that is not finite is inf here."""
+        wrong = losses.isinf().any(-1).nonzero()[:, 0].tolist()
+        if wrong:
+            raise StreamOverflow(self.chunks - 1, wrong[0], losses)

@@ -23,7 +23,9 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
 from tintc.runtime.scoring import read_documents
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import Stream, StreamOverflow, StreamSettings
+from tintc.runtime.slices import OWN_TOKENS
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream, StreamOverflow
 
 EXACT = SimulatorConfig.exact(inner_lr=RATE, momentum=0.5)
 KEYS = ("recompute", "cache")
@@ -152,13 +154,36 @@ class TestRows:
                 chunk=CHUNK, context=CONTEXT,
             )  # fmt: skip
         layout = stream.simulator.program.layout.prefix
-        for slot, value in stream.carried.given.items():
+        for slot, value in stream.groups[0].carried.given.items():
             where = layout[slot]
             wanted = expected.weights[where.parameter]
             wanted = wanted.t() if where.transpose else wanted
             if where.rows.period == len(wanted):
                 wanted = wanted[where.rows.start : where.rows.stop]
                 assert error(value[0], wanted) < LIMIT
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_rows_one_after_another_are_rows_together(
+    keys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many run together is a matter of speed; a state of one loads into the other."""
+    ids, mask = text(16, 8, rows=3), torch.ones(3, 16)
+    mask[1, 9:] = 0
+    simulator = simulator_of("llama", EXACT)
+    how: dict[str, Any] = {"chunk": CHUNK, "context": CONTEXT, "keys": keys}
+    together = simulator.score_first(ids, mask, **how).losses
+    first = simulator.stream(3, **how)
+    begun = read(first, ids[:, :7])
+    monkeypatch.setitem(OWN_TOKENS, "cpu", 1)
+    alone, second = simulator.score_first(ids, mask, **how).losses, simulator.stream(3, **how)
+    assert (len(first.groups), len(second.groups)) == (1, 3)
+    real = ~together.isnan()
+    assert torch.equal(real, ~alone.isnan())
+    assert error(alone[real], together[real]) < LIMIT
+    second.load_state_dict(first.state_dict())
+    rest = second.step(ids[:, 7:10]).losses
+    assert error(torch.cat([begun[:, 1:], rest], 1)[0], together[0, :9]) < LIMIT
 
 
 class TestState:
