@@ -64,8 +64,12 @@ class Rows:
         return [queue[0] if queue else None for queue in self._queues]
 
     def skip(self, steps: int) -> None:
-        """Goes on behind so many steps, which the streams have behind them."""
-        for _ in range(steps):
+        """Goes on behind so many steps, which the streams have behind them. Raises InputError if
+        the documents do not have so many.
+        """
+        for number in range(steps):
+            if self.is_done:
+                raise InputError(f"the documents are read after {number} steps, before {steps}")
             self._advance(self._taken())
 
     def step(self, progress: Progress | None = None) -> list[Piece]:

@@ -54,5 +54,6 @@ class StreamSettings:
         if longest is not None and self.chunk + self.context > longest:
             raise UsageError(
                 f"chunk {self.chunk} and context {self.context} make windows of "
-                f"{self.chunk + self.context} tokens; this model takes {longest}"
+                f"{self.chunk + self.context} tokens; this model takes {longest}: expected smaller "
+                "ones"
             )

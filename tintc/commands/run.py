@@ -48,7 +48,7 @@ def run(
         before, after = float(out.initial_loss), float(out.loss)
         check_loss(after, float(simulator.inner_lr.detach()))
         continuation = (
-            _generate(simulator, ids, train_mask, asked.generate) if asked.generate else None
+            generate(simulator, ids, train_mask, asked.generate) if asked.generate else None
         )
     result: dict[str, Any] = {
         "tokens": ids.shape[1],
@@ -79,7 +79,7 @@ def _tokens(simulator: Simulator, prompt: Prompt, asked: Reading) -> Tensor:
     return torch.tensor([asked.ids(prompt, tokenize, simulator.program.facts.longest)])
 
 
-def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
+def generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
     """Greedy continuation under the updated weights, until `count` tokens, the end token or the
     last position.
     """
