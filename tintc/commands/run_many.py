@@ -7,7 +7,8 @@ documents of a call, T tokens of the longest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def run(
         documents, short = _with_a_rest(found, asked)
         refused += short
         rows: dict[int, dict[str, Any]] = {}
-        for calls in _by_length(documents, batch):
-            show("documents", len(rows), len(documents))
-            rows |= _run(simulator, calls, asked)
+        for call in _by_length(documents, batch):
+            stage = partial(show, done=len(rows), total=len(documents))
+            stage(f"{len(call)} documents of up to {len(call[0].ids)} tokens")
+            rows |= _run(simulator, call, asked, stage)
     refused += _diverged(documents, rows, float(simulator.inner_lr.detach()))
     refused.sort(key=lambda each: each.number)
     for each in refused:
@@ -83,7 +85,10 @@ def _by_length(documents: Sequence[Document], batch: int) -> list[list[Document]
 
 
 def _run(
-    simulator: Simulator, documents: list[Document], asked: Reading
+    simulator: Simulator,
+    documents: list[Document],
+    asked: Reading,
+    stage: Callable[[str], None],
 ) -> dict[int, dict[str, Any]]:
     """Number of a document -> its line, of one call."""
     ids_BT = torch.nn.utils.rnn.pad_sequence([each.ids for each in documents], batch_first=True)
@@ -118,7 +123,7 @@ def _run(
         }
         if asked.generate:
             own = slice(row, row + 1), slice(0, tokens)
-            text = generate(simulator, ids_BT[own], train_BT[own].long(), asked.generate)
+            text = generate(simulator, ids_BT[own], train_BT[own].long(), asked.generate, stage)
             rows[document.number]["generated"] = text
     return rows
 

@@ -34,7 +34,11 @@ class ScoreFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b", buffering=0)
         if written is not None:
-            self._go_on(written)
+            try:
+                self._go_on(written)
+            except ArtifactError:
+                self.close()
+                raise
 
     @staticmethod
     def check_new(path: Path) -> None:
