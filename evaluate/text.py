@@ -74,7 +74,7 @@ def read_text(data: str, *, choose: bool = False, access: Access = USUAL) -> Tex
     return Text(
         path.name,
         _not_empty(
-            data, _join(json_lines(text, data, _document)) if path.suffix == ".jsonl" else text
+            data, _join(json_lines(text, data, document_text)) if path.suffix == ".jsonl" else text
         ),
     )
 
@@ -96,7 +96,8 @@ def json_lines(text: str, name: str, read: Callable[[Any], Any]) -> list[Any]:
     return found
 
 
-def _document(entry: Any) -> str:
+def document_text(entry: Any) -> str:
+    """The text of a line of a JSONL file. Raises ValueError for what has none."""
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise ValueError('expected an object with a "text"')
     return str(entry["text"])

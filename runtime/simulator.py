@@ -27,7 +27,8 @@ from tintc.runtime.labels import check_labels, kept_positions, language_loss, me
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.prefix import put_rows
-from tintc.runtime.scoring import Progress, StreamOutput, score_documents
+from tintc.runtime.reading import Progress
+from tintc.runtime.scoring import StreamOutput, score_documents
 from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
 from tintc.runtime.streaming import Stream
 
