@@ -269,6 +269,21 @@ def gather_elements(graph: Graph, x: Value, dim: int, index: Value) -> Value:
     return graph.add("GatherElements", [x, index], index.dims, x.dtype, axis=dim % x.ndim)
 
 
+@operator("index_select")
+def index_select(graph: Graph, x: Value, dim: int, index: Value) -> Value:
+    return gather(graph, x, index, dim % x.ndim)
+
+
+@operator("index_copy")
+def index_copy(graph: Graph, x: Value, dim: int, index: Value, source: Value) -> Value:
+    at = dim % x.ndim
+    for axis in range(source.ndim):
+        if axis != at:
+            index = unsqueeze(graph, index, axis)
+    where = expand(graph, index, *source.dims)
+    return graph.add("ScatterElements", [x, where, source], x.dims, x.dtype, axis=at)
+
+
 @operator("embedding")
 def embedding(graph: Graph, index: Value, table: Value, **_: Any) -> Value:
     return gather(graph, value_of(graph, table), index)

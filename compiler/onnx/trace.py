@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tintc.compiler.onnx.elementwise import add
 from tintc.compiler.onnx.graph import Graph, Value, Values
+from tintc.compiler.onnx.shapes import full_like, reshape
 from tintc.compiler.onnx.steps import Inputs, looped
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
@@ -24,8 +26,10 @@ from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import own_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.position import past_window_mask
 from tintc.ir.ops.rates import gradient_products, token_products
 from tintc.ir.ops.states import linear_square, orthogonal
 from tintc.ir.outputs import Output, without_losses
@@ -47,10 +51,35 @@ def _linear_square(dy_BTO: Value, x_BTI: Value) -> Any:
     return gradient_products(token_products(dy, dy), token_products(x, x), 1)[:, 0]
 
 
+def _own_tokens(x_BCD: Value, own_BTD: Value) -> Value:
+    """The last tokens, as many as `own` has: how many that is, the graph computes."""
+    graph, bounds = x_BCD.graph, (x_BCD.dims[1], own_BTD.dims[1])
+    first = graph.add("Sub", [graph.size(size) for size in bounds], (1,), torch.int64)
+    inputs = [x_BCD, first, graph.size(x_BCD.dims[1]), graph.ints(1)]
+    dims = (x_BCD.dims[0], own_BTD.dims[1], *x_BCD.dims[2:])
+    return graph.add("Slice", inputs, dims, x_BCD.dtype)
+
+
+def _past_window_mask(mask_BxTC: Value, window: int) -> Any:
+    """Diagonals begin behind the past tokens, however many there are."""
+    graph, (tokens, every) = mask_BxTC.graph, mask_BxTC.dims[-2:]
+    sizes = [graph.size(size) for size in (every, tokens)]
+    past = reshape(graph, graph.add("Sub", sizes, (1,), torch.int64), ())
+
+    def triangle(x: Value, diagonal: Value, upper: int) -> Any:
+        return graph.add("Trilu", [x, diagonal], x.dims, x.dtype, upper=upper)
+
+    near_BxTC = triangle(mask_BxTC, add(graph, past, 1 - window), 1)
+    itself_BxTC = triangle(triangle(full_like(graph, mask_BxTC), past, 1), past, 0)
+    return near_BxTC | (itself_BxTC & ~near_BxTC.any(-1, keepdim=True))
+
+
 # Of operators that emitted code calls whole: what the export writes.
 WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
     linear_square: _linear_square,
     orthogonal: orthogonal,
+    own_tokens: _own_tokens,
+    past_window_mask: _past_window_mask,
 }
 
 
