@@ -20,7 +20,7 @@ from torch import Tensor
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS, Output
-from tintc.passes.stream.cached_keys import cached_values
+from tintc.passes.stream.cached_keys import cached_dtype, cached_values
 from tintc.runtime.batch import Batch
 from tintc.runtime.carried import Carried, Slots
 from tintc.runtime.compiled import Call, Compiled
@@ -112,12 +112,7 @@ class Stream:
             with torch.no_grad():
                 self.carried.given, self.carried.states = simulator.first_values(batch)
         if settings.keys == "cache":
-            widths = {
-                name: tuple(size for size in info(node).shape[2:] if isinstance(size, int))
-                for name, node in cached_values(simulator.program.graph).items()
-            }
-            like = torch.empty(0, dtype=simulator.dtype, device=simulator.device)
-            self.carried.cache = KeyCache(batch, settings.context, widths, like)
+            self.carried.cache = KeyCache(settings.context, no_keys(simulator, batch))
 
     @property
     def chunks(self) -> int:
@@ -380,6 +375,16 @@ class Stream:
         for b, count in enumerate(targets):
             if int(losses[b].isfinite().sum()) != count:
                 raise StreamOverflow(self.chunks - 1, b, losses)
+
+
+def no_keys(simulator: Compiled, batch: int) -> Slots:
+    """Name -> (B, 0, ...): keys and values of no tokens."""
+    found = {}
+    for name, node in cached_values(simulator.program.graph).items():
+        sizes = [size for size in info(node).shape[2:] if isinstance(size, int)]
+        dtype = cached_dtype(name, simulator.dtype)
+        found[name] = torch.zeros(batch, 0, *sizes, dtype=dtype, device=simulator.device)
+    return found
 
 
 def _nothing() -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -132,7 +133,7 @@ def expand(graph: Graph, x: Value, *sizes: Dim) -> Value:
 def cat(graph: Graph, parts: Sequence[Value], dim: int = 0) -> Value:
     if len(parts) == 1:
         return parts[0]
-    values = [value_of(graph, part) for part in parts]
+    values = _of_one_type(graph, [value_of(graph, part) for part in parts])
     at = dim % values[0].ndim
     along = [value.dims[at] for value in values]
     if all(isinstance(size, int) for size in along):
@@ -146,6 +147,17 @@ def cat(graph: Graph, parts: Sequence[Value], dim: int = 0) -> Value:
         values[0].dtype,
         axis=at,
     )
+
+
+def _of_one_type(graph: Graph, values: list[Value]) -> list[Value]:
+    """As torch.cat has them: in the widest type of them all."""
+    dtype = reduce(torch.promote_types, (value.dtype for value in values))
+    return [
+        value
+        if value.dtype == dtype
+        else graph.add("Cast", [value], value.dims, dtype, to=TYPES[dtype])
+        for value in values
+    ]
 
 
 @operator("stack")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from tintc.compiler.onnx.elementwise import add
 from tintc.compiler.onnx.graph import Graph, Value, Values
 from tintc.compiler.onnx.shapes import full_like, reshape
-from tintc.compiler.onnx.steps import Inputs, looped
+from tintc.compiler.onnx.steps import Inputs, after, looped, scheduled, steps_from
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
 from tintc.ir.choices import Choices
@@ -32,7 +33,7 @@ from tintc.ir.ops.linear import prefix
 from tintc.ir.ops.position import past_window_mask
 from tintc.ir.ops.rates import gradient_products, token_products
 from tintc.ir.ops.states import linear_square, orthogonal
-from tintc.ir.outputs import Output, without_losses
+from tintc.ir.outputs import SLOTS, Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
 from tintc.runtime.backends.transformer.pages import PrefixPages
@@ -116,6 +117,30 @@ def _fused(
         return found
     updates = looped(simulator, graph, inputs, lambda *call: _run(simulator, graph, *call))
     return _run(simulator, graph, inputs, Choices(outputs, from_updates=True), updates)
+
+
+@torch.no_grad()
+def trace_window(
+    simulator: Simulator, graph: Graph, inputs: Inputs, slots: Values, past: Values | None
+) -> tuple[Value, Values, Values]:
+    """The program of one window of a stream: its losses at the kept tokens under the given slots,
+    the slots after all steps, and the keys and values that later windows look at.
+
+    past: keys and values of earlier tokens, by name; None where a window holds them all.
+    """
+    config = simulator.config
+    kind = Choices(from_states=True, window=True, cached=past is not None)
+
+    def run(given: Inputs, kind: Choices, before: Values) -> dict[str, Any]:
+        return _run(simulator, graph, given, kind, {**before, **(past or {})})
+
+    wanted = (Output.INITIAL_LOSSES, *SLOTS, *((Output.CACHE,) if past is not None else ()))
+    given = inputs if not config.looped else scheduled(config, graph, inputs, graph.constant(0))
+    found = run(given, replace(kind, outputs=wanted), slots)
+    last = after(found, slots)
+    if config.looped:
+        last = steps_from(config, graph, inputs, run, kind, 1, last)
+    return found[Output.INITIAL_LOSSES], last, found.get(Output.CACHE, {})
 
 
 def _run(

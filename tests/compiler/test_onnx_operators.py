@@ -39,7 +39,7 @@ from tintc.ir.ops import (
 )
 from tintc.passes import OPTIMIZATIONS
 
-# Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, of losses as an output, and of the
+# Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, of losses as an output and of
 # windows of a stream.
 SPECIAL = (
     low_rank.low_rank,
