@@ -261,9 +261,11 @@ class Compiled(nn.Module):
         return found | {Output.INITIAL_LOSSES: losses.index_select(1, call.kept)}
 
     def _window(self, call: Call) -> dict[str, Result]:
-        found = self._result(call)
+        looped = self.config.looped
+        factor = self.config.schedule_factor(0) if looped else call.lr_factor
+        found = self._result(replace(call, lr_factor=factor))
         again = tuple(kind for kind in call.outputs if kind in SLOTS)
-        for number in range(1, self.config.steps if self.config.looped and again else 1):
+        for number in range(1, self.config.steps if looped and again else 1):
             given, states = found[Output.UPDATES], found[Output.STATES]
             assert isinstance(given, dict) and isinstance(states, dict)
             factor = self.config.schedule_factor(number)

@@ -9,23 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tintc.runtime.masks import past_mask
+
 Slots = dict[str, Tensor]
 
 
 class KeyCache:
-    """The last L tokens of each of B rows. widths: name -> sizes behind (B, tokens).
+    """The last L tokens of each of B rows. values: name -> (B, P, ...), at first of no tokens.
 
     lengths: tokens that each row has. next_position: that of its next token.
     """
 
-    def __init__(
-        self, batch: int, context: int, widths: dict[str, tuple[int, ...]], like: Tensor
-    ) -> None:
-        self.context = context
+    def __init__(self, context: int, values: Slots) -> None:
+        self.context, self.values = context, values
+        batch = next(iter(values.values())).shape[0]
         self.lengths, self.next_position = [0] * batch, [0] * batch
-        self.values: Slots = {
-            name: like.new_zeros(batch, 0, *sizes) for name, sizes in widths.items()
-        }
 
     @property
     def columns(self) -> int:
@@ -48,15 +46,14 @@ class KeyCache:
         first_B1 = torch.tensor([self.next_position[row] for row in rows]).unsqueeze(-1)
         return first_B1 + (valid_BT.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
 
-    def mask(self, rows: list[int], valid_BT: Tensor) -> Tensor:
-        """(B, 1, T, C) bool: who may look at whom. Padding looks at itself."""
-        past, tokens = self.columns, valid_BT.shape[1]
+    def seen(self, rows: list[int]) -> Tensor:
+        """(B, P) bool: where the cache holds a token of the row."""
         lengths_B1 = torch.tensor([self.lengths[row] for row in rows]).unsqueeze(-1)
-        seen_BP = torch.arange(past) >= past - lengths_B1
-        own_TT = torch.ones(tokens, tokens, dtype=torch.bool)
-        allowed_BTT = (own_TT.tril() & valid_BT.unsqueeze(-2)) | own_TT.tril().triu()
-        past_BTP = seen_BP.unsqueeze(-2).expand(-1, tokens, -1)
-        return torch.cat([past_BTP, allowed_BTT], -1).unsqueeze(1)
+        return torch.arange(self.columns) >= self.columns - lengths_B1
+
+    def mask(self, rows: list[int], valid_BT: Tensor) -> Tensor:
+        """(B, 1, T, C) bool: who may look at whom."""
+        return past_mask(self.seen(rows), valid_BT, torch.arange(valid_BT.shape[1]))
 
     def append(self, rows: list[int], new: Slots, lengths: list[int]) -> None:
         """Adds the tokens of some rows, which begin in the first column of `new`, (B, T, ...)."""

@@ -46,6 +46,15 @@ def complete(batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> Completed:
     return Completed(tensors, carries_BT)
 
 
+def past_mask(seen_BP: Tensor, valid_BT: Tensor, columns_T: Tensor) -> Tensor:
+    """(B, 1, T, P + T) bool: who of T new tokens may look at whom, where P earlier ones stand in
+    front. seen: those of the earlier ones that are there, valid: of the new ones.
+    """
+    allowed_BxTT, _ = _allowed(valid_BT, columns_T)
+    past_BTP = seen_BP[:, None].expand(-1, valid_BT.shape[1], -1)
+    return torch.cat([past_BTP[:, None], allowed_BxTT], -1)
+
+
 def carries_loss(targets_BT: Tensor, valid_BT: Tensor | None = None) -> Tensor:
     """(B, T) bool: positions whose next token is a target; neither of both may be padding."""
     carries_BT = next_token(targets_BT)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS, Output
-from tintc.passes.stream.cached_keys import cached_values
+from tintc.passes.stream.cached_keys import cached_dtype, cached_values
 from tintc.runtime.batch import Batch
 from tintc.runtime.carried import Carried, Slots
 from tintc.runtime.compiled import Call, Compiled
@@ -38,12 +38,7 @@ class StreamRows:
         if learns:
             self.carried.given, self.carried.states = simulator.first_values(rows)
         if settings.keys == "cache":
-            widths = {
-                name: tuple(size for size in info(node).shape[2:] if isinstance(size, int))
-                for name, node in cached_values(simulator.program.graph).items()
-            }
-            like = torch.empty(0, dtype=simulator.dtype, device=simulator.device)
-            self.carried.cache = KeyCache(rows, settings.context, widths, like)
+            self.carried.cache = KeyCache(settings.context, no_keys(simulator, rows))
 
     @property
     def cache(self) -> KeyCache | None:
@@ -210,6 +205,16 @@ class StreamRows:
             return
         for slot, value in new.items():
             into[slot][rows] = value
+
+
+def no_keys(simulator: Compiled, batch: int) -> Slots:
+    """Name -> (B, 0, ...): keys and values of no tokens."""
+    found = {}
+    for name, node in cached_values(simulator.program.graph).items():
+        sizes = [size for size in info(node).shape[2:] if isinstance(size, int)]
+        dtype = cached_dtype(name, simulator.dtype)
+        found[name] = torch.zeros(batch, 0, *sizes, dtype=dtype, device=simulator.device)
+    return found
 
 
 def _nothing() -> Tensor:

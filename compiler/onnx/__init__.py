@@ -3,8 +3,9 @@ and nothing else.
 
 model = build(...)   nodes from the simulator's own code, weights, metadata:
                      graph, operators, shapes, inputs, stream, trace, steps, model
+build_window(...)    the program of one window of a stream: streaming
 write(model, ...)    one file, or weights beside it; atomic: files
-compare(...)         onnx's checker, then onnxruntime beside torch: comparison
+compare(...)         onnx's checker, then onnxruntime beside torch: comparison, stream_comparison
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tintc.compiler.onnx.comparison import Check, compare
 from tintc.compiler.onnx.files import LARGEST, check_target, data_file, staged, write
 from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import Model, build, check_outputs, check_standard
+from tintc.compiler.onnx.stream_comparison import compare_stream
+from tintc.compiler.onnx.streaming import build_window
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.streaming import StreamSettings
 
 DEFAULT_OPSET = 20
 
@@ -31,7 +35,7 @@ class Exported:
     """path: of the model. data: of its external weights, or None. inputs: all that the model takes,
     by their names there. nodes: how many operators.
     weight_bytes: of weights. file_bytes: of both files. check: None where it was not asked for.
-    seconds: all of it."""
+    seconds: all of it. stream: whether it is the program of a stream's window."""
 
     path: Path
     data: Path | None
@@ -43,6 +47,7 @@ class Exported:
     file_bytes: int
     seconds: float
     check: Check | None = None
+    stream: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON document."""
@@ -63,6 +68,7 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     external_data: bool = False,
     optimize: bool = False,
+    stream: bool | StreamSettings = False,
     check: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -74,7 +80,14 @@ def export_onnx(
     attention_mask (B, T), pair_mask (the attention_mask of (B, T, T)) and position_ids; with losses
     among the outputs also labels (B, T), -100 ignored. outputs: some of logits, initial_logits
     (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position).
-    optimize: fold constants by onnxscript. check: compare with this simulator before anything is
+    optimize: fold constants by onnxscript.
+
+    stream: True or its settings: in place of a call, the program of one window of a stream (see
+    docs/guides/onnx.md), which runs whatever chunk and context its caller cuts, and has inputs and
+    outputs of its own. Settings say whether it takes keys of earlier tokens, are told in the
+    metadata, and are what is compared.
+
+    check: compare with this simulator before anything is
     left at `path`.
 
     Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a
@@ -83,44 +96,72 @@ def export_onnx(
     start, path = time.monotonic(), Path(path).expanduser()
     check_target(path, force=force)
     simulator.check_has_numbers()
+    kind = _kind(inputs, outputs, stream)
     progress("write the graph")
-    model = build(simulator, inputs, outputs, opset)
+    model = kind.build(simulator, opset)
     if optimize:
         progress("optimize")
         _optimize(model)
     external = external_data or model.weight_bytes > LARGEST
     report = None
-    names, wanted = check_inputs(inputs), check_outputs(outputs)
-    nodes = len(model.proto.graph.node)
-    takes = tuple(value.name for value in model.proto.graph.input)
+    graph = model.proto.graph
+    nodes = len(graph.node)
+    takes, gives = ([value.name for value in values] for values in (graph.input, graph.output))
     with staged(path) as written:
         progress("write the weights")
         write(model, written, external=external)
         size = sum(file.stat().st_size for file in (written, data_file(written)) if file.exists())
         weight_bytes = model.weight_bytes
-        del model
+        del model, graph
         if check:
             progress("check")
-            report = _checked(simulator, written, names, wanted)
-    data = data_file(path) if external else None
+            report = _agreeing(kind.compare(simulator, written))
     return Exported(
         path,
-        data,
+        data_file(path) if external else None,
         opset,
-        takes,
-        tuple(kind.value for kind in wanted),
+        tuple(takes),
+        tuple(gives),
         nodes,
         weight_bytes,
         size,
         round(time.monotonic() - start, 2),
         report,
+        bool(stream),
     )
 
 
-def _checked(
-    simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[Output, ...]
-) -> Check:
-    found = compare(simulator, path, inputs, outputs)
+class _Kind(NamedTuple):
+    """What is exported: how its model is built, and how it is compared with the simulator."""
+
+    build: Callable[[Simulator, int], Model]
+    compare: Callable[[Simulator, Path], Check]
+
+
+def _kind(
+    inputs: Collection[str], outputs: Collection[str], stream: bool | StreamSettings
+) -> _Kind:
+    """Raises UsageError for inputs and outputs that there are not, or that a stream has not."""
+    if not stream:
+        names, wanted = check_inputs(inputs), check_outputs(outputs)
+        return _Kind(
+            lambda simulator, opset: build(simulator, names, wanted, opset),
+            lambda simulator, path: compare(simulator, path, names, wanted),
+        )
+    further = [*inputs, *(name for name in outputs if name != Output.LOGITS)]
+    if further:
+        raise UsageError(
+            f"the program of a stream's window has inputs and outputs of its own; got "
+            f"{', '.join(map(str, further))}: expected stream alone, or a call's inputs and outputs"
+        )
+    settings = StreamSettings() if stream is True else stream
+    return _Kind(
+        lambda simulator, opset: build_window(simulator, settings, opset),
+        lambda simulator, path: compare_stream(simulator, path, settings),
+    )
+
+
+def _agreeing(found: Check) -> Check:
     if not found.agrees:
         wrong = ", ".join(
             f"{name} by {difference.error:.1e} (allowed {difference.limit:.1e})"

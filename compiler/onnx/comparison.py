@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,9 @@ from tintc.ir.outputs import Output
 from tintc.runtime.batch import Batch
 from tintc.runtime.labels import check_labels
 from tintc.runtime.simulator import Simulator
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 # Largest difference that is allowed, times the largest number where that is above 1. float16:
 # against the same weights in float32.
@@ -75,16 +78,8 @@ def compare(
     """Runs both on random inputs of several shapes and on a text. Raises NumericalError if onnx's
     checker refuses the model.
     """
-    import onnxruntime
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise NumericalError(f"onnx's checker refuses the exported model: {error}") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of every constant that it does not fold
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    reference = _reference(simulator)
+    session = opened(path)
+    reference = wide_reference(simulator)
     result = Check({kind.value: Difference() for kind in outputs})
     with_labels = any(kind.of_losses for kind in outputs)
     for said, ids in _prompts(simulator):
@@ -94,8 +89,21 @@ def compare(
         expected = _expected(reference, batch, labels, outputs)
         for kind, value in zip(outputs, found, strict=True):
             difference, limit = result.outputs[kind], TOLERANCE[simulator.dtype]
-            _note(difference, torch.from_numpy(value), expected[kind], limit)
+            note(difference, torch.from_numpy(value), expected[kind], limit)
     return result
+
+
+def opened(path: Path) -> InferenceSession:
+    """The model in onnxruntime. Raises NumericalError if onnx's checker refuses it."""
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise NumericalError(f"onnx's checker refuses the exported model: {error}") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every constant that it does not fold
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _feed(
@@ -104,18 +112,24 @@ def _feed(
     """What the exported model is given."""
     given = {**batch.trained(), "labels": labels}
     feed = {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
-    rate = np.float64 if simulator.dtype == torch.float64 else np.float32
-    return {**feed, "inner_lr": simulator.inner_lr.detach().cpu().numpy().astype(rate)}
+    return {**feed, "inner_lr": rate_of(simulator)}
 
 
-def _note(difference: Difference, found: Tensor, expected: Tensor, tolerance: float) -> None:
+def rate_of(simulator: Simulator) -> np.ndarray[Any, Any]:
+    """The input inner_lr."""
+    dtype = np.float64 if simulator.dtype == torch.float64 else np.float32
+    return simulator.inner_lr.detach().cpu().numpy().astype(dtype)
+
+
+def note(difference: Difference, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Of one more pair of tensors."""
     error = float((found.double() - expected.double()).abs().max())
     difference.error = max(difference.error, error) if error == error else float("inf")
     difference.largest = max(difference.largest, float(expected.abs().max()))
     difference.limit = tolerance * max(1.0, difference.largest)
 
 
-def _reference(simulator: Simulator) -> Simulator:
+def wide_reference(simulator: Simulator) -> Simulator:
     """The simulator, of float16 one of the same weights in float32."""
     if simulator.dtype != torch.float16:
         return simulator

@@ -34,6 +34,7 @@ TYPES: dict[torch.dtype, int] = {
     torch.bool: TensorProto.BOOL,
 }
 BATCH, TOKENS, SEGMENT = "batch", "sequence", "segment"
+PAST, KEPT = "past", "kept"  # of a stream's window: earlier tokens, those where loss stands
 _NAMELESS = "graph"
 _REPEATED = 64  # numbers; more that are all the same are written once, and repeated when it runs
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from tintc.compiler.onnx.graph import BATCH, SEGMENT, TOKENS, Graph, Value
+from tintc.compiler.onnx.graph import BATCH, KEPT, PAST, SEGMENT, TOKENS, Graph, Value
 from tintc.compiler.onnx.shapes import reshape
 from tintc.ir.errors import UsageError
 from tintc.runtime.batch import Batch
-from tintc.runtime.masks import complete, next_token, segment_length
+from tintc.runtime.masks import complete, next_token, past_mask, segment_length
 
 OPTIONAL = ("loss_mask", "attention_mask", "pair_mask", "position_ids")
 _INT = torch.int64
@@ -49,9 +49,7 @@ def add_inputs(
     names: optional inputs. whole: training passes see all tokens; `segment` is then None.
     """
     shape = (BATCH, TOKENS)
-    ids: Any = graph.input("input_ids", shape, _INT)
-    for axis, dim in enumerate(shape):
-        graph.sizes[dim] = graph.add("Shape", [ids], (1,), _INT, start=axis, end=axis + 1)
+    ids: Any = _ids(graph)
     given: dict[str, Any] = {"train_mask": graph.input("train_mask", shape, _INT)}
     if "loss_mask" in names:
         given["loss_mask"] = graph.input("loss_mask", shape, _INT)
@@ -60,7 +58,7 @@ def add_inputs(
         given["attention_mask"] = graph.input("attention_mask", dims, _INT)
     if "position_ids" in names:
         given["position_ids"] = graph.input("position_ids", shape, _INT)
-    rate = graph.input("inner_lr", (), torch.float64 if dtype == torch.float64 else torch.float32)
+    rate = _rate(graph, dtype)
 
     columns: Any = _columns(graph)
     completed: Any = complete(Batch(ids, **given), columns, dtype)
@@ -72,6 +70,72 @@ def add_inputs(
         given_labels: Any = graph.input("labels", shape, _INT)
         found["labels"] = next_token(given_labels, -100)
     return found
+
+
+def window_inputs(graph: Graph, dtype: torch.dtype, *, cached: bool) -> dict[str, Value | None]:
+    """The same of a window of a stream, whose labels are those of the next token as they come. All
+    of its tokens are trained on; loss stands at `kept`, from the first label of any sequence on.
+
+    cached: earlier tokens stand in front, as keys and values; positions are given then.
+    """
+    shape = (BATCH, TOKENS)
+    ids: Any = _ids(graph)
+    valid: Any = graph.input("attention_mask", shape, _INT)
+    given: Any = graph.input("labels", shape, _INT)
+    rate = _rate(graph, dtype)
+    columns: Any = _columns(graph)
+    valid = valid != 0
+    labels: Any = torch.where(valid & (given != -100), given, -100)
+    if cached:
+        past: Any = graph.input("past_mask", (BATCH, PAST), _INT)
+        graph.sizes[PAST] = _size(graph, past, 1)
+        graph.sizes[f"{PAST}+{TOKENS}"] = graph.add(
+            "Add", [graph.sizes[PAST], graph.sizes[TOKENS]], (1,), _INT
+        )
+        found: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": graph.input("position_ids", shape, _INT),
+            "attention_mask": past_mask(past != 0, valid, columns),
+        }
+    else:
+        batch: Any = Batch(ids, ids, attention_mask=valid)
+        found = complete(batch, columns, dtype).tensors
+    has_target: Any = labels != -100
+    return {
+        **found,
+        "targets": labels.clamp(min=0),
+        "loss_mask": has_target.to(dtype),
+        "labels": labels,
+        "kept": _kept(graph, has_target, columns),
+        "inner_lr": rate,
+        "segment": None,
+    }
+
+
+def _kept(graph: Graph, has_target_BT: Any, columns_T: Any) -> Value:
+    """(K,) the columns from the first target on, of which there is at least one."""
+    end: Any = reshape(graph, graph.sizes[TOKENS], ())
+    most: Any = torch.where(has_target_BT, end - columns_T, 1).amax()
+    bounds = [end - most, end, graph.constant(1)]
+    kept = graph.add("Range", bounds, (KEPT,), _INT)
+    graph.sizes[KEPT] = _size(graph, kept, 0)
+    return kept
+
+
+def _ids(graph: Graph) -> Value:
+    """The input of tokens, whose sizes are the batch's and the length's."""
+    ids = graph.input("input_ids", (BATCH, TOKENS), _INT)
+    for axis, dim in enumerate((BATCH, TOKENS)):
+        graph.sizes[dim] = _size(graph, ids, axis)
+    return ids
+
+
+def _size(graph: Graph, x: Value, axis: int) -> Value:
+    return graph.add("Shape", [x], (1,), _INT, start=axis, end=axis + 1)
+
+
+def _rate(graph: Graph, dtype: torch.dtype) -> Value:
+    return graph.input("inner_lr", (), torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def _columns(graph: Graph) -> Value:

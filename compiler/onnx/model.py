@@ -2,8 +2,9 @@
 
 Metadata (`metadata_props`): `tintc.version`, `tintc.config` (JSON), `tintc.source` (JSON: name,
 kind, revision, sha256), `tintc.backend`, `tintc.inner_lr` (the compiled rate), `tintc.max_tokens`
-and `tintc.eos_token_id` where there are any, and `tokenizer.json`: the tokenizer as the tokenizers
-library reads it, so that the model is one file.
+and `tintc.eos_token_id` where there are any, `tintc.stream` of a stream's window (`streaming.py`),
+and `tokenizer.json`: the tokenizer as the tokenizers library reads it, so that the model is one
+file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from tintc.compiler.onnx.graph import TYPES, Graph
+from tintc.compiler.onnx.graph import TYPES, Graph, Values
 from tintc.compiler.onnx.inputs import add_inputs, check_inputs
 from tintc.compiler.onnx.operators import OPERATORS
 from tintc.compiler.onnx.trace import trace
@@ -53,6 +54,16 @@ def build(
     a dtype or an opset that cannot be exported, UnsupportedModelError for an operator that has no
     standard form."""
     names, wanted = check_inputs(inputs), check_outputs(outputs)
+    graph = new_graph(simulator, opset)
+    whole, labels = any(kind.is_before for kind in wanted), any(kind.of_losses for kind in wanted)
+    with graph.scope("inputs"):
+        given = add_inputs(graph, names, simulator.dtype, labels=labels, whole=whole)
+    found = trace(simulator, graph, given, wanted)
+    return finished(graph, {kind.value: found[kind] for kind in wanted}, metadata(simulator))
+
+
+def new_graph(simulator: Simulator, opset: int) -> Graph:
+    """An empty one. Raises UsageError for a dtype or an opset that cannot be exported."""
     if simulator.dtype not in _DTYPES:
         raise UsageError(
             f"the simulator's dtype is {simulator.dtype}; ONNX runtimes compute in float32, "
@@ -60,16 +71,16 @@ def build(
         )
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; expected one of {OPSETS.start} to {OPSETS.stop - 1}")
-    graph = Graph(opset, OPERATORS)
-    whole, labels = any(kind.is_before for kind in wanted), any(kind.of_losses for kind in wanted)
-    with graph.scope("inputs"):
-        given = add_inputs(graph, names, simulator.dtype, labels=labels, whole=whole)
-    found = trace(simulator, graph, given, wanted)
-    returned = [graph.rename(found[kind], kind.value) for kind in wanted]
-    graph.prune(wanted)
+    return Graph(opset, OPERATORS)
+
+
+def finished(graph: Graph, outputs: Values, about: dict[str, str]) -> Model:
+    """The model with these outputs, by name, that says this of itself."""
+    returned = [graph.rename(value, name) for name, value in outputs.items()]
+    graph.prune(list(outputs))
     infos = [value.described() for value in returned]
     tensors = [_tensor(name, tensor) for name, tensor in graph.weights.items()]
-    opsets = [helper.make_opsetid("", opset)]
+    opsets = [helper.make_opsetid("", graph.opset)]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "simulator", graph.inputs, infos, tensors),
         producer_name="tintc",
@@ -77,7 +88,7 @@ def build(
         opset_imports=opsets,
         ir_version=max(10, helper.find_min_ir_version_for(opsets)),
     )
-    helper.set_model_props(proto, metadata(simulator))
+    helper.set_model_props(proto, about)
     check_standard(proto)
     large = {tensor.name for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL}
     return Model(proto, {name: tensor for name, tensor in graph.weights.items() if name in large})

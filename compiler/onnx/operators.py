@@ -60,8 +60,10 @@ def any_(graph: Graph, x: Value, dim: int, keepdim: bool = False) -> Value:
 
 
 @operator("amax")
-def amax(graph: Graph, x: Value) -> Value:
-    """The largest of all numbers."""
+def amax(graph: Graph, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+    """The largest number along one dimension, or of all."""
+    if dim is not None:
+        return _reduced(graph, "ReduceMax", x, dim, keepdim)
     return graph.add("ReduceMax", [x, graph.ints(*range(x.ndim))], (), x.dtype, keepdims=0)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -132,7 +133,7 @@ def expand(graph: Graph, x: Value, *sizes: Dim) -> Value:
 def cat(graph: Graph, parts: Sequence[Value], dim: int = 0) -> Value:
     if len(parts) == 1:
         return parts[0]
-    values = [value_of(graph, part) for part in parts]
+    values = _of_one_type(graph, [value_of(graph, part) for part in parts])
     at = dim % values[0].ndim
     along = [value.dims[at] for value in values]
     if all(isinstance(size, int) for size in along):
@@ -146,6 +147,17 @@ def cat(graph: Graph, parts: Sequence[Value], dim: int = 0) -> Value:
         values[0].dtype,
         axis=at,
     )
+
+
+def _of_one_type(graph: Graph, values: list[Value]) -> list[Value]:
+    """As torch.cat has them: in the widest type of them all."""
+    dtype = reduce(torch.promote_types, (value.dtype for value in values))
+    return [
+        value
+        if value.dtype == dtype
+        else graph.add("Cast", [value], value.dims, dtype, to=TYPES[dtype])
+        for value in values
+    ]
 
 
 @operator("stack")
@@ -267,6 +279,21 @@ def gather(graph: Graph, table: Value, index: Value, axis: int = 0) -> Value:
 @operator("gather")
 def gather_elements(graph: Graph, x: Value, dim: int, index: Value) -> Value:
     return graph.add("GatherElements", [x, index], index.dims, x.dtype, axis=dim % x.ndim)
+
+
+@operator("index_select")
+def index_select(graph: Graph, x: Value, dim: int, index: Value) -> Value:
+    return gather(graph, x, index, dim % x.ndim)
+
+
+@operator("index_copy")
+def index_copy(graph: Graph, x: Value, dim: int, index: Value, source: Value) -> Value:
+    at = dim % x.ndim
+    for axis in range(source.ndim):
+        if axis != at:
+            index = unsqueeze(graph, index, axis)
+    where = expand(graph, index, *source.dims)
+    return graph.add("ScatterElements", [x, where, source], x.dims, x.dtype, axis=at)
 
 
 @operator("embedding")

@@ -11,15 +11,17 @@ in front of it. The file does not grow with the steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tintc.compiler.onnx.elementwise import mul
+from tintc.compiler.onnx.elementwise import add, mul
 from tintc.compiler.onnx.graph import BATCH, Dim, Graph, Value, Values
 from tintc.compiler.onnx.shapes import expand, gather
 from tintc.ir.builder import before_step
 from tintc.ir.choices import Choices
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import prefix
@@ -32,40 +34,62 @@ Run = Callable[[Inputs, Choices, Values], dict[str, Any]]  # the outputs of one 
 
 def looped(simulator: Simulator, graph: Graph, inputs: Inputs, run: Run) -> Values:
     """Slot -> its value after all steps."""
-    config, kind = simulator.config, Choices(SLOTS, from_states=True)
-    factors = [config.schedule_factor(step) for step in range(config.steps)]
+    values = {
+        slot: expand(graph, value, BATCH, *sizes)
+        for slot, (value, sizes) in first_values(simulator, graph).items()
+    }
+    return steps_from(simulator.config, graph, inputs, run, Choices(from_states=True), 0, values)
+
+
+def steps_from(
+    config: SimulatorConfig,
+    graph: Graph,
+    inputs: Inputs,
+    run: Run,
+    kind: Choices,
+    first: int,
+    values: Values,
+) -> Values:
+    """Slot -> its value after all steps; `values` are those after the first few. kind: of a
+    step's call, but for its outputs.
+    """
 
     def step(number: Value, before: Values) -> Values:
-        found = run(
-            {**inputs, "inner_lr": _scheduled(graph, inputs, factors, number)}, kind, before
-        )
-        after = {**found[Output.UPDATES], **found[Output.STATES]}
-        return {slot: after[slot] for slot in before}
+        given = scheduled(config, graph, inputs, add(graph, number, first))
+        return after(run(given, replace(kind, outputs=SLOTS), before), before)
 
-    return graph.loop(config.steps, _first(simulator, graph), step)
+    return graph.loop(config.steps - first, values, step)
 
 
-def _first(simulator: Simulator, graph: Graph) -> Values:
-    """Slot -> its value before the first step, one for each sequence."""
+def scheduled(config: SimulatorConfig, graph: Graph, inputs: Inputs, number: Value) -> Inputs:
+    """The inputs of a step: eta times the schedule's factor."""
+    factors = [config.schedule_factor(step) for step in range(config.steps)]
+    rate = inputs["inner_lr"]
+    assert rate is not None
+    if all(factor == 1 for factor in factors):
+        return inputs
+    table = graph.constant(torch.tensor(factors, dtype=rate.dtype))
+    return {**inputs, "inner_lr": mul(graph, rate, gather(graph, table, number))}
+
+
+def after(found: dict[str, Any], before: Values) -> Values:
+    """Slot -> its new value, in the order of the old ones."""
+    made = {**found[Output.UPDATES], **found[Output.STATES]}
+    return {slot: made[slot] for slot in before}
+
+
+def first_values(simulator: Simulator, graph: Graph) -> dict[str, tuple[Value, tuple[Dim, ...]]]:
+    """Slot -> (its value before the first step, which all sequences share, its sizes for one)."""
     weights, found = simulator.prefix.direct(), {}
     for slot, node in before_step(simulator.program.graph).items():
-        size: list[Dim] = [dim for dim in info(node).shape if isinstance(dim, int)]
-        value = graph.constant(0, simulator.dtype)  # a state
+        sizes: tuple[Dim, ...] = tuple(size for size in info(node).shape if isinstance(size, int))
+        dtype = simulator.dtype if sizes else torch.promote_types(simulator.dtype, torch.float32)
+        value = graph.constant(0, dtype)  # a state
         if is_tint(node, prefix):
             source, *rest = node.args
             name = info(source).parameter  # type: ignore[arg-type]
             assert name is not None
             rows = prefix(weights[name], *rest)  # type: ignore[arg-type]
             value = graph.weight(slot, rows)
-        found[slot] = expand(graph, value, BATCH, *size)
+        found[slot] = (value, sizes)
     return found
-
-
-def _scheduled(graph: Graph, inputs: Inputs, factors: list[float], number: Value) -> Value:
-    """eta times the schedule's factor of a step."""
-    rate = inputs["inner_lr"]
-    assert rate is not None
-    if all(factor == 1 for factor in factors):
-        return rate
-    table = graph.constant(torch.tensor(factors, dtype=rate.dtype))
-    return mul(graph, rate, gather(graph, table, number))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from tintc.compiler.onnx.elementwise import add
 from tintc.compiler.onnx.graph import Graph, Value, Values
-from tintc.compiler.onnx.steps import Inputs, looped
+from tintc.compiler.onnx.shapes import full_like, reshape
+from tintc.compiler.onnx.steps import Inputs, after, looped, scheduled, steps_from
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
 from tintc.ir.choices import Choices
@@ -24,11 +27,13 @@ from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
+from tintc.ir.ops.attention import own_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.position import past_window_mask
 from tintc.ir.ops.rates import gradient_products, token_products
 from tintc.ir.ops.states import linear_square, orthogonal
-from tintc.ir.outputs import Output, without_losses
+from tintc.ir.outputs import SLOTS, Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
 from tintc.runtime.backends.transformer.pages import PrefixPages
@@ -47,10 +52,35 @@ def _linear_square(dy_BTO: Value, x_BTI: Value) -> Any:
     return gradient_products(token_products(dy, dy), token_products(x, x), 1)[:, 0]
 
 
+def _own_tokens(x_BCD: Value, own_BTD: Value) -> Value:
+    """The last tokens, as many as `own` has: how many that is, the graph computes."""
+    graph, bounds = x_BCD.graph, (x_BCD.dims[1], own_BTD.dims[1])
+    first = graph.add("Sub", [graph.size(size) for size in bounds], (1,), torch.int64)
+    inputs = [x_BCD, first, graph.size(x_BCD.dims[1]), graph.ints(1)]
+    dims = (x_BCD.dims[0], own_BTD.dims[1], *x_BCD.dims[2:])
+    return graph.add("Slice", inputs, dims, x_BCD.dtype)
+
+
+def _past_window_mask(mask_BxTC: Value, window: int) -> Any:
+    """Diagonals begin behind the past tokens, however many there are."""
+    graph, (tokens, every) = mask_BxTC.graph, mask_BxTC.dims[-2:]
+    sizes = [graph.size(size) for size in (every, tokens)]
+    past = reshape(graph, graph.add("Sub", sizes, (1,), torch.int64), ())
+
+    def triangle(x: Value, diagonal: Value, upper: int) -> Any:
+        return graph.add("Trilu", [x, diagonal], x.dims, x.dtype, upper=upper)
+
+    near_BxTC = triangle(mask_BxTC, add(graph, past, 1 - window), 1)
+    itself_BxTC = triangle(triangle(full_like(graph, mask_BxTC), past, 1), past, 0)
+    return near_BxTC | (itself_BxTC & ~near_BxTC.any(-1, keepdim=True))
+
+
 # Of operators that emitted code calls whole: what the export writes.
 WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
     linear_square: _linear_square,
     orthogonal: orthogonal,
+    own_tokens: _own_tokens,
+    past_window_mask: _past_window_mask,
 }
 
 
@@ -87,6 +117,30 @@ def _fused(
         return found
     updates = looped(simulator, graph, inputs, lambda *call: _run(simulator, graph, *call))
     return _run(simulator, graph, inputs, Choices(outputs, from_updates=True), updates)
+
+
+@torch.no_grad()
+def trace_window(
+    simulator: Simulator, graph: Graph, inputs: Inputs, slots: Values, past: Values | None
+) -> tuple[Value, Values, Values]:
+    """The program of one window of a stream: its losses at the kept tokens under the given slots,
+    the slots after all steps, and the keys and values that later windows look at.
+
+    past: keys and values of earlier tokens, by name; None where a window holds them all.
+    """
+    config = simulator.config
+    kind = Choices(from_states=True, window=True, cached=past is not None)
+
+    def run(given: Inputs, kind: Choices, before: Values) -> dict[str, Any]:
+        return _run(simulator, graph, given, kind, {**before, **(past or {})})
+
+    wanted = (Output.INITIAL_LOSSES, *SLOTS, *((Output.CACHE,) if past is not None else ()))
+    given = inputs if not config.looped else scheduled(config, graph, inputs, graph.constant(0))
+    found = run(given, replace(kind, outputs=wanted), slots)
+    last = after(found, slots)
+    if config.looped:
+        last = steps_from(config, graph, inputs, run, kind, 1, last)
+    return found[Output.INITIAL_LOSSES], last, found.get(Output.CACHE, {})
 
 
 def _run(

@@ -161,7 +161,7 @@ def linear_square(dy_BTO: Tensor, x_BTI: Tensor) -> Tensor:
 )
 def zero_count(mask_BT: Tensor) -> Tensor:
     """Zeros, (B,), in at least float32: how many steps a sequence has taken."""
-    return torch.zeros_like(wide(mask_BT[:, 0]))
+    return torch.zeros_like(wide(mask_BT)[:, 0])
 
 
 @operator(

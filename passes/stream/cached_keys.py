@@ -16,6 +16,7 @@ import operator
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import fx
 
 from tintc.ir.builder import Builder, reinfer
@@ -68,6 +69,13 @@ def cached_keys(graph: fx.Graph, context: Context) -> fx.Graph:
 def cached_values(graph: fx.Graph) -> dict[str, fx.Node]:
     """Name -> a value of the first forward pass that later windows read, (B, T, ...)."""
     return dict(_read_by_attention(graph).values())
+
+
+def cached_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of such a value, in a simulator of that dtype. Biases of scores grow with the position: half
+    precision would lose their differences.
+    """
+    return torch.promote_types(dtype, torch.float32) if name.endswith("/bias") else dtype
 
 
 def _read_by_attention(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:

@@ -25,10 +25,22 @@ from tintc.compiler.onnx.trace import OPTIMIZATIONS as ALLOWED
 from tintc.compiler.onnx.trace import WRITTEN
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import AnyOperator, operator_of
-from tintc.ir.ops import OPERATORS, activation, head, low_rank, norm, rates, sparse
+from tintc.ir.ops import (
+    OPERATORS,
+    activation,
+    attention,
+    embedding,
+    head,
+    low_rank,
+    norm,
+    position,
+    rates,
+    sparse,
+)
 from tintc.passes import OPTIMIZATIONS
 
-# Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, and of losses as an output.
+# Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, of losses as an output and of
+# windows of a stream.
 SPECIAL = (
     low_rank.low_rank,
     low_rank.low_rank_of_scores,
@@ -44,6 +56,11 @@ SPECIAL = (
     rates.gradient_products,
     rates.sum_square,
     head.token_losses,
+    embedding.kept_tokens,
+    embedding.spread_tokens,
+    attention.with_past,
+    attention.own_tokens,
+    position.past_window_mask,
 )
 EXPORTED = [o for o in OPERATORS.values() if o.kind != "optimization" or o in SPECIAL]
 

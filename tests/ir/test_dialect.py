@@ -36,6 +36,7 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
         "B": b,
         "T": t,
         "S": (t + 1) // 2,
+        "C": t + 2,
         f"2{t}": 2 * t,
     }  # the last: two parts of t tokens each, side by side
     shapes = tree_map_only(Tensor, lambda a: tuple(a.shape), given_arguments)

@@ -15,7 +15,8 @@ from torch import Tensor
 from tests.oracle.streaming import streamed
 from tests.runtime.test_streaming import CHUNK, CONTEXT, LIMIT, RATE, VOCAB, simulator_of
 from tests.support.every import model_of
-from tests.support.models import tokens
+from tests.support.families import FAMILIES
+from tests.support.models import simulate, tokens
 from tests.support.tolerances import error
 from tintc.compiler.casts import no_casts
 from tintc.evaluate.speed.benchmark import updated_parameters
@@ -199,6 +200,23 @@ class TestState:
         two = torch.cat([other.step(part).losses for part in parts], 1)
         assert same(torch.cat([one, two], 1), whole)
         assert other.chunks == 3 + len(parts)
+
+    def test_half_precision_keeps_biases_of_positions_wide(self) -> None:
+        """And the stream goes on from them: BLOOM's ALiBi, with keys=cache."""
+        model = FAMILIES["bloom"].build(torch.float16)
+        simulator = simulate(model, SimulatorConfig.exact(inner_lr=RATE))
+        ids, how = text(13, 8, rows=2), {"chunk": CHUNK, "context": CONTEXT}
+        streams = [simulator.stream(2, keys="cache", **how) for _ in range(2)]
+        assert streams[0].cache is not None
+        biases = [name for name in streams[0].cache.values if name.endswith("/bias")]
+        assert biases
+        mask = torch.tensor([[1] * 4, [1, 1, 0, 0]])  # of unequal lengths
+        streams[0].step(ids[:, :4], mask)
+        state = streams[0].state_dict()
+        assert all(state[name].dtype == torch.float32 for name in biases)
+        streams[1].load_state_dict(state)
+        one, two = (stream.step(ids[:, 4:7]).losses for stream in streams)
+        assert same(one, two)
 
     def test_refuses_what_belongs_to_another(self) -> None:
         state = stream_of(2).state_dict()

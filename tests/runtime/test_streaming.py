@@ -88,6 +88,13 @@ def test_several_steps(steps: int, keys: str) -> None:
     assert_streams("llama", SimulatorConfig.exact(inner_lr=RATE, steps=steps, **fields), keys)
 
 
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_schedule_whose_first_factor_is_not_one(steps: int) -> None:
+    schedule = (0.25, 2.0, *[0.5] * (steps - 2))
+    config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, schedule=schedule)
+    assert_streams("opt", config, "recompute")
+
+
 def test_paper() -> None:
     assert_streams("opt", SimulatorConfig.paper(inner_lr=RATE), "recompute")
 

@@ -120,6 +120,13 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
         "token_losses": (dy, ids),
         "kept_tokens": (x, torch.arange(cut)),
+        "spread_tokens": (x, torch.arange(t), dx),
+        "with_past": (draw(b, 2, d), x),
+        "own_tokens": (draw(b, t + 2, o), x),
+        "past_window_mask": (
+            torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool).tril(2),
+            1 + o % 3,
+        ),
         "stack_rows": ([draw(o, d), draw(d, d)],),
         "columns": (x, d // 2, d),
         "loss_gradient": (dy, ids, loss_mask, "softmax" if own else "mean_embedding"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -159,9 +159,42 @@ class Exporting:
         Parameter(negative=None, help="Compare onnxruntime with torch before anything is left."),
     ] = True
     force: Annotated[bool, Parameter(help="Replace a model that exists.")] = False
+    stream: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="In place of a call, the program of one window of a stream: scores it, trains on "
+            "it, returns weights and state, which the next one takes.",
+        ),
+    ] = False
+    chunk: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(help="With --stream: targets of a chunk, told in the metadata; default 128."),
+    ] = None
+    context: Annotated[
+        int | None,
+        WHOLE,
+        Parameter(help="With --stream: tokens in front of a chunk, told there; default 384."),
+    ] = None
+    keys: Annotated[
+        Literal["recompute", "cache"] | None,
+        Parameter(
+            help="With --stream: keys of the context are computed anew (default), or are further "
+            "inputs and outputs."
+        ),
+    ] = None
+
+    def windows(self) -> dict[str, Any] | None:
+        """Settings of a stream, or None. Raises UsageError for some of them without --stream."""
+        named = {"chunk": self.chunk, "context": self.context, "keys": self.keys}
+        given = {name: value for name, value in named.items() if value is not None}
+        if given and not self.stream:
+            raise UsageError(f"--{next(iter(given))} is of a stream; expected --stream beside it")
+        return given if self.stream else None
 
     def options(self) -> dict[str, Any]:
-        """Of `export_onnx`."""
+        """Of `export_onnx`, but for the stream."""
         given: dict[str, Any] = {
             "external_data": self.external_data,
             "optimize": self.optimize,
@@ -172,7 +205,7 @@ class Exporting:
 
 
 @says(
-    """Write a simulator as an ONNX model.
+    """Write a simulator as an ONNX model: a call of it, or one window of a stream.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
@@ -206,6 +239,7 @@ def export_command(
         split("with", further or (), str),
         dtype_of(dtype),
         exporting.options(),
+        windows=exporting.windows(),
         as_json=common.as_json,
     )
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tintc.compiler.onnx import Exported
 
 
+_MANY = ("slots.", "past.", "next.slots.", "present.")  # compiler/onnx/streaming.py
+
+
 def run(
     path: Path,
     target: Path,
@@ -22,20 +25,29 @@ def run(
     dtype: torch.dtype | None,
     options: dict[str, Any],
     *,
+    windows: dict[str, Any] | None = None,
     as_json: bool,
 ) -> None:
-    """Exports and prints what was written. further: optional inputs and outputs."""
+    """Exports and prints what was written. further: optional inputs and outputs. windows: settings
+    of a stream, whose program is written in place of a call's.
+    """
     from tintc.compiler.artifact import load
     from tintc.compiler.onnx import export_onnx
     from tintc.compiler.onnx.files import check_target
     from tintc.compiler.onnx.inputs import OPTIONAL
     from tintc.compiler.onnx.model import OUTPUTS
+    from tintc.runtime.streaming import StreamSettings
 
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:
         raise UsageError(
             f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or "
             f"{', '.join(OUTPUTS[1:])}"
+        )
+    if further and windows is not None:
+        raise UsageError(
+            f"--with is {', '.join(further)}; the program of a stream's window has inputs and "
+            "outputs of its own: expected --stream or --with"
         )
     target = target.expanduser()
     check_target(target, force=options["force"])
@@ -47,7 +59,13 @@ def run(
         stage("load")
         simulator = load(path, dtype=dtype)
         exported = export_onnx(
-            simulator, target, inputs=inputs, outputs=outputs, progress=stage, **options
+            simulator,
+            target,
+            inputs=inputs,
+            outputs=outputs,
+            stream=False if windows is None else StreamSettings(**windows),
+            progress=stage,
+            **options,
         )
     if as_json:
         console.print_json(exported.to_dict())
@@ -61,8 +79,8 @@ def _print(exported: Exported) -> None:
         "model": f"{exported.path}: {exported.file_bytes / 1e6:.1f} MB{beside}, of which "
         f"{exported.weight_bytes / 1e6:.1f} MB are weights",
         "graph": f"{exported.nodes} operators of opset {exported.opset}",
-        "inputs": ", ".join(exported.inputs),
-        "outputs": ", ".join(exported.outputs),
+        "inputs": _listed(exported.inputs),
+        "outputs": _listed(exported.outputs),
     }
     if exported.check is not None:
         for name, found in exported.check.outputs.items():
@@ -73,8 +91,15 @@ def _print(exported: Exported) -> None:
         rows["compared on"] = "; ".join(exported.check.inputs)
     console.print_table(console.named(rows))
     if not console.Verbosity.quiet:
+        run = f"tintc run {exported.path} --text '...'"
+        after = "call it chunk by chunk (docs/guides/onnx.md)" if exported.stream else run
         console.err.print(
-            f"wrote {exported.path} in {exported.seconds:.1f} s; next: tintc run {exported.path} "
-            "--text '...'",
-            markup=False,
+            f"wrote {exported.path} in {exported.seconds:.1f} s; next: {after}", markup=False
         )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """By name; of slots and cached keys, which are as many as the weights, how many."""
+    plain = [name for name in names if not name.startswith(_MANY)]
+    counts = {start: sum(name.startswith(start) for name in names) for start in _MANY}
+    return ", ".join([*plain, *(f"{n} {start}NAME" for start, n in counts.items() if n)])

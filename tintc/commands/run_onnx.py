@@ -46,6 +46,12 @@ class Model:
             ) from error
         self.about: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self.types = {value.name: value.type for value in self.session.get_inputs()}
+        if "tintc.stream" in self.about:
+            raise UsageError(
+                f"{path} is the program of one window of a stream, which its caller runs chunk by "
+                "chunk (docs/guides/onnx.md); tintc run takes what tintc export writes without "
+                "--stream"
+            )
         if "tintc.version" not in self.about or not set(self.types) >= _OWN:
             raise ArtifactError(f"{path} is no simulator; expected a model that tintc export wrote")
         if "logits" not in [value.name for value in self.session.get_outputs()]:
