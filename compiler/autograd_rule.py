@@ -39,12 +39,13 @@ def summed_loss(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
 
 @dataclass
 class State:
-    """Of one sequence. steps: done so far. before: W_0. first: v, or adam's first moment; second:
-    its second.
+    """Of one sequence. steps: done so far. chunk: of them before this chunk of a stream, where the
+    schedule starts anew. before: W_0. first: v, or adam's first moment; second: its second.
     """
 
     before: Weights
     steps: int = 0
+    chunk: int = 0
     first: Weights = field(default_factory=dict)
     second: Weights = field(default_factory=dict)
 
@@ -73,6 +74,10 @@ class InnerRule:
         """For a new sequence. weights: W_0, which is kept, not copied."""
         return State(weights)
 
+    def begin_chunk(self, state: State) -> None:
+        """The schedule starts anew; all else goes on."""
+        state.chunk = state.steps
+
     @torch.no_grad()
     def step(self, loss: Tensor, weights: Weights, state: State) -> Weights:
         """New weights, which ask for gradients as the old ones do."""
@@ -100,7 +105,7 @@ class InnerRule:
         found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
         gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}
         del found
-        eta = config.inner_lr * config.schedule_factor(state.steps)
+        eta = config.inner_lr * config.schedule_factor(state.steps - state.chunk)
         state.steps += 1
         share = None
         if config.clip_norm is not None:

@@ -36,24 +36,49 @@ def choose_rate(
 
     best = max(-_LIMIT, min(_LIMIT, round(2 * math.log2(start / START))))
     for step in (2, 1) if coarse else (1,):
-        improved = True
-        while improved:
-            found = min((best - step, best, best + step), key=lambda k: (at(k), k))
-            diverged = math.isinf(at(found)) and found > -_LIMIT  # all three: go on downwards
-            improved, best = at(found) < at(best) or diverged, found
+        best = _climb(at, best, step, -_LIMIT)
     return rate(best)
+
+
+def choose_given(
+    loss: Callable[[float], float], rates: Sequence[float], *, start: float = START
+) -> float:
+    """The same among given rates, from the one next to `start` to its neighbours and on."""
+    given, seen = sorted(rates), {math.inf: math.inf}
+
+    def at(k: int) -> float:
+        value = given[k] if 0 <= k < len(given) else math.inf
+        if value not in seen:
+            found = loss(value)
+            seen[value] = found if math.isfinite(found) else math.inf
+        return seen[value]
+
+    nearest = min(range(len(given)), key=lambda k: abs(math.log(given[k] / start)))
+    return given[_climb(at, nearest, 1, 0)]
+
+
+def _climb(at: Callable[[int], float], best: int, step: int, lowest: int) -> int:
+    """Where no neighbour has a lower loss."""
+    improved = True
+    while improved:
+        near = (best - step, best, best + step)
+        found = min((k for k in near if k >= lowest), key=lambda k: (at(k), k))
+        diverged = math.isinf(at(found)) and found > lowest  # all three: go on downwards
+        improved, best = at(found) < at(best) or diverged, found
+    return best
 
 
 def choose_rule(
     rules: Sequence[SimulatorConfig],
     loss: Callable[[SimulatorConfig], float],
     starts: dict[SimulatorConfig, float],
+    rates: Sequence[float] = (),
 ) -> SimulatorConfig:
     """Of several rules, each at its own best rate, the one of the lowest loss; a tie goes to the
     first.
 
     starts: where the search for a rule's rate starts, if it was chosen before; is brought up to
-    date.
+    date. rates: all that are tried; none for any.
     """
     seen: dict[SimulatorConfig, float] = {}
     best = []
@@ -64,7 +89,11 @@ def choose_rule(
             seen[config] = loss(config)
             return seen[config]
 
-        found = choose_rate(at, start=starts.get(rule, START), coarse=rule not in starts)
+        start = starts.get(rule, START)
+        if rates:
+            found = choose_given(at, rates, start=start)
+        else:
+            found = choose_rate(at, start=start, coarse=rule not in starts)
         starts[rule] = found
         best.append(dataclasses.replace(rule, inner_lr=found))
 

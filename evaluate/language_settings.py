@@ -1,11 +1,13 @@
-"""What `language.run` is asked for. Nothing here imports torch."""
+"""What `language.run` is asked for, and what it shares with `stream.run`. Nothing here imports
+torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.described import about
@@ -13,26 +15,25 @@ from tintc.ir.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Every field says beside itself what it is for.
-
-    Dynamic evaluation has the steps and the layers of the simulators, and trains the same
-    parameters of norms.
+class Learning:
+    """What both protocols are asked for: who learns, by which rule, and how that is chosen. Every
+    field says beside itself what it is for.
     """
 
-    fractions: tuple[float, ...] = field(
-        default=(0.3, 0.5, 0.7, 0.9),
-        metadata=about("Parts of a sequence to train on.", flag="train-fraction", metavar="F,..."),
-    )
     tokens: int | None = field(
-        default=None, metadata=about("Tokens of a sequence; default the model's own length.")
+        default=None,
+        metadata=about(
+            "Tokens of a sequence, default the model's own length; of a stream's document at "
+            "most, default all."
+        ),
     )
-    limit: int | None = field(default=None, metadata=about("Sequences of each seed; default all."))
+    limit: int | None = field(
+        default=None,
+        metadata=about("Sequences of each seed; of a stream, the longest documents; default all."),
+    )
     choosing: int = field(
-        default=16, metadata=about("Sequences that a learning rate is chosen on.")
-    )
-    seeds: tuple[int, ...] = field(
-        default=(1, 2, 3), metadata=about("Each draws its own sequences.", metavar="N,...")
+        default=16,
+        metadata=about("Sequences, or documents of a stream, that a learning rate is chosen on."),
     )
     inner_lr: float | None = field(
         default=None, metadata=about("Inner learning rate of everyone; then none is chosen.")
@@ -46,7 +47,11 @@ class Settings:
         default=None, metadata=about("Trained blocks, counted from the top; default all.")
     )
     batch: int = field(
-        default=1, metadata=about("Sequences of one call; results do not depend on it.")
+        default=1,
+        metadata=about(
+            "Sequences of one call; results do not depend on it, but for a stream that never "
+            "resets."
+        ),
     )
     momentums: tuple[float, ...] = field(
         default=(),
@@ -64,26 +69,24 @@ class Settings:
 
     def check(self) -> None:
         """Raises UsageError for what no model can have."""
-        for name in ("fractions", "seeds", "presets"):
+        self._check_lists("presets")
+        for name, least in (("tokens", self._least), ("limit", 1), ("choosing", 1), ("batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}; expected at least {least}")
+        self._check_choices()
+        for preset in self.presets:
+            self.rules(self.config(preset))
+
+    _least: ClassVar[int] = 4  # tokens: two to train on, two to predict
+
+    def _check_lists(self, *names: str) -> None:
+        for name in names:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UsageError(
                     f"{name} is {values}; expected at least one value, none of them twice"
                 )
-        for fraction in self.fractions:
-            if not 0 < fraction < 1:
-                raise UsageError(
-                    f"a fraction to train on is {fraction}; expected a number between 0 and 1"
-                )
-        for name in ("tokens", "limit", "choosing", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < (4 if name == "tokens" else 1):
-                raise UsageError(
-                    f"{name} is {value}; expected at least {4 if name == 'tokens' else 1}"
-                )
-        self._check_choices()
-        for preset in self.presets:
-            self.rules(self.config(preset))
 
     def _check_choices(self) -> None:
         for name, chosen in (("momentums", "momentum"), ("decays", "decay")):
@@ -115,3 +118,30 @@ class Settings:
         rate = {} if self.inner_lr is None else {"inner_lr": self.inner_lr}
         budget = {"steps": self.steps, "layers": self.layers}
         return SimulatorConfig.preset(preset, **self.changes, **budget, **rate)
+
+
+@dataclass(frozen=True)
+class Settings(Learning):
+    """Of the protocol `split`.
+
+    Dynamic evaluation has the steps and the layers of the simulators, and trains the same
+    parameters of norms.
+    """
+
+    fractions: tuple[float, ...] = field(
+        default=(0.3, 0.5, 0.7, 0.9),
+        metadata=about("Parts of a sequence to train on.", flag="train-fraction", metavar="F,..."),
+    )
+    seeds: tuple[int, ...] = field(
+        default=(1, 2, 3), metadata=about("Each draws its own sequences.", metavar="N,...")
+    )
+
+    def check(self) -> None:
+        """Raises UsageError for what no model can have."""
+        self._check_lists("fractions", "seeds")
+        for fraction in self.fractions:
+            if not 0 < fraction < 1:
+                raise UsageError(
+                    f"a fraction to train on is {fraction}; expected a number between 0 and 1"
+                )
+        super().check()

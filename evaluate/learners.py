@@ -77,16 +77,16 @@ class Simulated(Learner):
 
     @torch.inference_mode()
     def logits(self, batch: Batch, keep_K: Tensor) -> Tensor:
-        return self._set()(**batch.trained(), logits_to_keep=keep_K).logits
+        return self.at_rate()(**batch.trained(), logits_to_keep=keep_K).logits
 
     @torch.inference_mode()
     def losses(self, batch: Batch, labels_BT: Tensor) -> Tensor:
-        return self._set().losses(**batch.trained(), labels=labels_BT).losses.cpu()
+        return self.at_rate().losses(**batch.trained(), labels=labels_BT).losses.cpu()
 
     @contextmanager
     def trained(self, batch: Batch) -> Iterator[Predict]:
         with torch.inference_mode():
-            updates = self._set().updates(**batch.trained())
+            updates = self.at_rate().updates(**batch.trained())
 
         @torch.inference_mode()
         def predict(batch: Batch, keep_K: Tensor) -> Tensor:
@@ -94,8 +94,9 @@ class Simulated(Learner):
 
         yield predict
 
-    def _set(self) -> Simulator:
-        self.simulator.inner_lr.data.fill_(self.inner_lr)  # simulators are shared between rates
+    def at_rate(self) -> Simulator:
+        """The simulator; it is shared between rates, so this one is set anew."""
+        self.simulator.inner_lr.data.fill_(self.inner_lr)
         return self.simulator
 
 

@@ -6,7 +6,7 @@ A stored result is {"loss": mean -log p or None where it is not finite, "seconds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,12 +22,13 @@ def measured(
     store: Store,
     units: Sequence[dict[str, Any]],
     batch: int,
-    compute: Callable[[list[int]], list[dict[str, Any]]],
+    compute: Callable[[list[int]], Iterable[dict[str, Any]]],
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     """The result of each unit, out of the store or computed, `batch` at a time, and stored.
 
-    compute: results of the units with these indices. advance: called with how many more are there.
+    compute: results of the units with these indices, each stored as it comes. advance: called with
+    how many more are there.
     """
     found = [store.get(unit) for unit in units]
     missing = [index for index, result in enumerate(found) if result is None]
@@ -36,7 +37,7 @@ def measured(
         rows = missing[start : start + batch]
         for row, result in zip(rows, compute(rows), strict=True):
             found[row] = store.put(units[row], result)
-        advance(len(rows))
+            advance(1)
     return [result for result in found if result is not None]
 
 
@@ -47,9 +48,13 @@ def results(losses_BT: Tensor, targets: int, seconds: float) -> list[dict[str, A
     means = (losses_BT.double().sum(1) / targets).tolist()
     each = round(seconds / len(means), 4)
     return [
-        {"loss": float(f"{loss:.{_DIGITS}g}") if math.isfinite(loss) else None, "seconds": each}
-        for loss in means
+        {"loss": rounded(loss) if math.isfinite(loss) else None, "seconds": each} for loss in means
     ]
+
+
+def rounded(loss: float) -> float:
+    """As it is stored."""
+    return float(f"{loss:.{_DIGITS}g}")
 
 
 def values(found: Sequence[dict[str, Any]]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tintc.evaluate import ablation_plot
+from tintc.evaluate import ablation_plot, stream_plot
 from tintc.evaluate.figure import available, figure
 from tintc.evaluate.language import ASCENT, DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED
 
@@ -147,4 +147,5 @@ PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "lm": lm_plot,
     "classify": classify_plot,
     "ablate": ablation_plot.plot,
+    "stream": stream_plot.plot,
 }

@@ -188,6 +188,95 @@ def ablate_table(report: dict[str, Any]) -> Table:
     )
 
 
+def stream_table(report: dict[str, Any]) -> Table:
+    """One row a learner."""
+    data, settings = report["data"], report["settings"]
+    rows: list[tuple[str, ...]] = [
+        (
+            row["name"],
+            rate(row["inner_lr"], row["rule"], settings),
+            number(row["perplexity"]),
+            number(row["bits_per_byte"], 4),
+            interval(row, "change", "{:+.2f} %"),
+            interval(row, "gain", "{:.3f}"),
+            interval(row, "share", "{:.2f}"),
+            f"{row['seconds']:.1f}",
+        )
+        for row in report["rows"]
+    ]
+    documents, chosen_on = data["documents"], data["choosing_documents"]
+    of = "of the evaluated text" if data.get("chosen_on") is None else f"of {data['chosen_on']}"
+    chosen = f"Rates were chosen on {len(chosen_on)} documents {of}."
+    if settings["inner_lr"] is not None:
+        chosen = f"The learning rate {settings['inner_lr']} was given."
+    first = "" if data["first_token_counts"] else ", the first token's not counted"
+    return Table(
+        f"{report['model']['name']} on {data['name']}: every chunk scored, then trained on",
+        (
+            "learner",
+            "rate",
+            "perplexity",
+            "bits per byte",
+            "change",
+            "gain",
+            "of dyn. eval.",
+            "s / doc.",
+        ),
+        rows,
+        (
+            f"n = {len(documents)} documents, {sum(d['targets'] for d in documents)} targets of "
+            f"{sum(d['bytes'] for d in documents)} bytes{first}; {_windows(settings)}; "
+            f"{budget(settings, settings['changes'])}. {chosen}",
+            "Change of the perplexity, gain (what it is lower by) and its share of dynamic "
+            "evaluation's, with 95 % intervals by bootstrap over documents.",
+            *_up_to(report["rows"]),
+            *_overflows(report["rows"]),
+        ),
+    )
+
+
+def _windows(settings: dict[str, Any]) -> str:
+    """How a text is cut, in words."""
+    batch = f", {settings['batch']} side by side" if settings["reset"] == "never" else ""
+    return (
+        f"chunks of {settings['chunk']} with {settings['context']} tokens before them, keys "
+        f"{settings['keys']}, reset {settings['reset']}{batch}"
+    )
+
+
+def _up_to(rows: list[dict[str, Any]]) -> list[str]:
+    """Of the first learner, how the gain grows with the text."""
+    if len(rows) < 2:
+        return []
+    parts = [
+        f"{part['last']} targets {interval(part['up_to'], 'change', '{:+.2f} %')}"
+        for part in rows[1]["curve"]
+    ]
+    return [f"Change of {rows[1]['name']} over the first {', '.join(parts)}."]
+
+
+def _overflows(rows: list[dict[str, Any]]) -> list[str]:
+    """Controls that diverged."""
+    return [
+        f"{row['name']}: losses not finite in document {row['overflow']['document']}, chunk "
+        f"{row['overflow']['chunk']}."
+        for row in rows
+        if "overflow" in row
+    ]
+
+
+def interval(row: dict[str, Any], name: str, form: str) -> str:
+    """A value with its interval behind it; nothing where there is none."""
+    if name not in row:
+        return ""
+    value, between = row[name], row[f"{name}_interval"]
+    if value is None or not math.isfinite(value):
+        return _NOT_FINITE
+    known = all(end is not None and math.isfinite(end) for end in between)
+    ends = f" ({', '.join(form.format(end).removesuffix(' %') for end in between)})"
+    return form.format(value) + (ends if known else "")
+
+
 def _accuracy(row: dict[str, Any]) -> str:
     error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.1f}"
     return f"{100 * row['accuracy']:.1f}{error}"
@@ -232,9 +321,9 @@ def rate(
     return "" if value is None else ", ".join([f"{value:g}", *parts])
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """None is what JSON made of a number that is not finite."""
-    return _NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.3f}"
+    return _NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def change(value: float | None, error: float | None) -> str:
@@ -267,4 +356,5 @@ TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
     "lm": lm_table,
     "classify": classify_table,
     "ablate": ablate_table,
+    "stream": stream_table,
 }

@@ -7,8 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +24,37 @@ from tintc.ir.errors import InputError
 @dataclass(frozen=True)
 class HubText:
     """Where a named data set lies on the hub, and which split is evaluated and which one is chosen
-    on. documents: so many are read at most; None for all."""
+    on. documents: so many are read at most; None for all. titled: whether its rows are lines, and
+    documents begin at titles; else each row is a document."""
 
     path: str
     name: str
     evaluated: str
     chosen_on: str
     documents: int | None = None
+    titled: bool = True
 
 
 HUB_TEXTS = {
     "wikitext-2": HubText("Salesforce/wikitext", "wikitext-2-raw-v1", "test", "validation"),
     "wikitext-103": HubText("Salesforce/wikitext", "wikitext-103-raw-v1", "test", "validation"),
-    "c4": HubText("allenai/c4", "en", "validation", "train", documents=5000),
+    "c4": HubText("allenai/c4", "en", "validation", "train", documents=5000, titled=False),
 }
 
 
 @dataclass(frozen=True)
 class Text:
-    """name: as the user gave it, of a file its last part. sha256: of the text."""
+    """name: as the user gave it, of a file its last part. sha256: of the text. parts: its
+    documents, where these were given one by one."""
 
     name: str
     text: str
+    parts: tuple[str, ...] = ()
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """As they were given, or what begins at titles as WikiText has them (` = Title = `)."""
+        return self.parts or titled(self.text)
 
     @property
     def sha256(self) -> str:
@@ -60,7 +71,9 @@ def read_text(data: str, *, choose: bool = False, access: Access = USUAL) -> Tex
     if data in HUB_TEXTS:
         hub = HUB_TEXTS[data]
         split = hub.chosen_on if choose else hub.evaluated
-        return Text(f"{data} ({split})", _not_empty(data, _hub_text(hub, split, access)))
+        texts = _hub_texts(hub, split, access)
+        parts = () if hub.titled else tuple(texts)
+        return Text(f"{data} ({split})", _not_empty(data, _join(texts)), parts)
     path = Path(data)
     if not path.is_file():
         raise InputError(
@@ -71,12 +84,23 @@ def read_text(data: str, *, choose: bool = False, access: Access = USUAL) -> Tex
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{data} cannot be read as UTF-8 text: {error}") from None
-    return Text(
-        path.name,
-        _not_empty(
-            data, _join(json_lines(text, data, document_text)) if path.suffix == ".jsonl" else text
-        ),
-    )
+    if path.suffix != ".jsonl":
+        return Text(path.name, _not_empty(data, text))
+    documents = json_lines(text, data, document_text)
+    return Text(path.name, _not_empty(data, _join(documents)), tuple(documents))
+
+
+_TITLE = re.compile(r"^ = (?!= ).+ = *$", re.MULTILINE)  # sections have more signs
+
+
+def titled(text: str) -> tuple[str, ...]:
+    """The text cut in front of its titles; what stands before the first counts if it says
+    anything. Without titles it is one document.
+    """
+    starts = [found.start() for found in _TITLE.finditer(text)]
+    cuts = [0, *(start for start in starts if start), len(text)]
+    found = [text[start:end] for start, end in pairwise(cuts)]
+    return tuple(part for part in found if part.strip())
 
 
 def json_lines(text: str, name: str, read: Callable[[Any], Any]) -> list[Any]:
@@ -113,11 +137,11 @@ def _not_empty(name: str, text: str) -> str:
     return text
 
 
-def _hub_text(hub: HubText, split: str, access: Access) -> str:
+def _hub_texts(hub: HubText, split: str, access: Access) -> list[str]:
     # c4 has 300 GB
     found = HubSplit(hub.path, split, "a local file: --data FILE", hub.name, hub.documents)
     (texts,) = found.columns(["text"], access)
-    return _join(texts)
+    return list(texts)
 
 
 def token_ids(tokenizer: Any, text: Text) -> Tensor:

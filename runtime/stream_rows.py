@@ -90,7 +90,7 @@ class StreamRows:
         if self.cache is not None:
             self._refill(active, fresh)
             contexts = [context[-1:] for context in contexts]
-        found = self._of_window(active, window(contexts, fresh))
+        found = self._of_window(active, window(contexts, fresh), self.learns)
         if self.learns:
             self._keep(active, found[Output.UPDATES], self.carried.given)
             self._keep(active, found[Output.STATES], self.carried.states)
@@ -102,7 +102,10 @@ class StreamRows:
         assert isinstance(losses, Tensor)
         return losses.cpu()
 
-    def _of_window(self, active: list[int], seen: Window) -> dict[str, Tensor | Slots]:
+    def _of_window(
+        self, active: list[int], seen: Window, trains: bool
+    ) -> dict[str, Tensor | Slots]:
+        """Losses of a window under the weights of now, new keys, and what training leaves."""
         device, simulator = self.simulator.device, self.simulator
         ids_BT, labels_BT, scored_K = (
             x.to(device) for x in (seen.input_ids, seen.labels, seen.scored)
@@ -126,7 +129,7 @@ class StreamRows:
         if self.learns:
             call = replace(
                 call,
-                outputs=(*call.outputs, *SLOTS),
+                outputs=(*call.outputs, *SLOTS) if trains else call.outputs,
                 given=self._rows(active, self.carried.given),
                 states=self._rows(active, self.carried.states),
             )

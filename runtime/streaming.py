@@ -58,6 +58,8 @@ class Stream:
     learns: False for the unmodified model in the same windows.
     """
 
+    rows: type[StreamRows] = StreamRows
+
     def __init__(
         self, simulator: Compiled, batch: int, settings: StreamSettings, *, learns: bool = True
     ) -> None:
@@ -75,7 +77,7 @@ class Stream:
         together = group_size(batch, tokens, simulator.device.type)
         with torch.no_grad():
             self.groups = [
-                StreamRows(simulator, min(together, batch - first), settings, learns=learns)
+                self.rows(simulator, min(together, batch - first), settings, learns=learns)
                 for first in range(0, batch, together)
             ]
 

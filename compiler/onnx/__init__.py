@@ -25,7 +25,7 @@ from tintc.compiler.onnx.streaming import build_window
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import StreamSettings
+from tintc.runtime.stream_settings import StreamSettings
 
 DEFAULT_OPSET = 20
 

@@ -25,7 +25,9 @@ from tintc.compiler.onnx.comparison import (
 from tintc.compiler.onnx.streaming import NEXT, PAST_VALUE, PRESENT, SLOT, named
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import Stream, StreamSettings, no_keys
+from tintc.runtime.stream_rows import no_keys
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream
 from tintc.runtime.windows import Fresh, Window, window
 
 if TYPE_CHECKING:

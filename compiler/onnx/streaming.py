@@ -28,7 +28,8 @@ from tintc.compiler.onnx.trace import trace_window
 from tintc.ir.errors import UsageError
 from tintc.runtime.digest import digest_of
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import StreamSettings, no_keys
+from tintc.runtime.stream_rows import no_keys
+from tintc.runtime.stream_settings import StreamSettings
 
 SLOT, PAST_VALUE = "slots.", "past."  # names of inputs begin so
 NEXT, PRESENT = "next.", "present."  # and of outputs: next.slots.NAME, present.NAME

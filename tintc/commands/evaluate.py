@@ -13,12 +13,14 @@ from typing import Any
 from tintc.commands import console
 from tintc.commands.sheet import Sheet
 from tintc.compiler.gradient_statistics import chosen_statistics
-from tintc.evaluate import classification, figure, language, reports, tables
+from tintc.evaluate import classification, figure, language, reports, stream, tables
 from tintc.evaluate.auxiliary import Auxiliary
 from tintc.evaluate.hub_rows import Access
+from tintc.evaluate.language_settings import Learning
 from tintc.evaluate.language_settings import Settings as LanguageSettings
 from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
+from tintc.evaluate.stream_settings import Settings as StreamSettings
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
@@ -39,11 +41,7 @@ def run_lm(
 ) -> None:
     """Prints and keeps the table of `tintc.evaluate.language.run`."""
     chosen = LanguageSettings(**settings)
-    chosen.check()
-    check_statistics(source, how["statistics"], map(chosen.config, chosen.presets))
-    access = access_of(how)
-    text = read_text(data, access=access)
-    choosing = other_text(data, choose, access, chosen.inner_lr)
+    text, choosing = _texts(source, data, choose, chosen, how)
     measure(
         source,
         how,
@@ -51,6 +49,39 @@ def run_lm(
         lambda auxiliary, store, show: language.run(auxiliary, text, choosing, chosen, store, show),
         as_json,
     )
+
+
+def run_stream(
+    source: str,
+    data: str,
+    choose: str | None,
+    settings: dict[str, Any],
+    how: dict[str, Any],
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints and keeps the table of `tintc.evaluate.stream.run`."""
+    chosen = StreamSettings(**settings)
+    text, choosing = _texts(source, data, choose, chosen, how)
+    measure(
+        source,
+        how,
+        output,
+        lambda auxiliary, store, show: stream.run(auxiliary, text, choosing, chosen, store, show),
+        as_json,
+    )
+
+
+def _texts(
+    source: str, data: str, choose: str | None, settings: Learning, how: dict[str, Any]
+) -> tuple[Text, Text | None]:
+    """(what is evaluated, what rates are chosen on), when all that needs no model is checked."""
+    settings.check()
+    check_statistics(source, how["statistics"], map(settings.config, settings.presets))
+    access = access_of(how)
+    text = read_text(data, access=access)
+    return text, other_text(data, choose, access, settings.inner_lr)
 
 
 def check_statistics(

@@ -4,8 +4,9 @@ command line. Everything that imports torch is imported inside them.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -27,8 +28,9 @@ from tintc.commands.options import (
     flat,
     shown_by_preset,
 )
-from tintc.evaluate import ablation_settings, language_settings, settings
+from tintc.evaluate import ablation_settings, language_settings, settings, stream_settings
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.described import flag_of
 from tintc.ir.errors import UsageError
 
 Data = Annotated[
@@ -78,12 +80,29 @@ class LanguageFlags(Flags):
     """What `tintc eval lm` measures."""
 
 
-@says(
-    """Perplexity of the rest of each sequence after training on its first part.
+_SHARED = tuple(each.name for each in dataclasses.fields(language_settings.Learning))
 
-    For each training fraction: the unmodified model, true dynamic evaluation (torch.autograd, same
-    budget), the simulator, and two controls: its gradient with the sign flipped, and training on
-    the same tokens in random order.
+
+@flags_of(stream_settings.Settings, leave_out=_SHARED)
+class StreamFlags(Flags):
+    """What only `--protocol stream` has."""
+
+
+Protocol = Annotated[
+    Literal["split", "stream"],
+    Parameter(
+        help="split: train on a sequence's first part, score the rest. stream: score each chunk of "
+        "a document, train on it, go on."
+    ),
+]
+
+
+@says(
+    """Perplexity of text that the model is trained on as it reads.
+
+    For each training fraction, or with --protocol stream for whole documents: the unmodified model,
+    true dynamic evaluation (torch.autograd, same budget), the simulator, and two controls: its
+    gradient with the sign flipped, and training on the same tokens in random order.
     """
 )
 def lm_command(
@@ -92,19 +111,35 @@ def lm_command(
     *,
     data: Data,
     choose: Choose = None,
+    protocol: Protocol = "split",
     asked: Annotated[LanguageFlags, flat(OPTIONS)] = LanguageFlags(),
+    streamed: Annotated[StreamFlags, flat(OPTIONS)] = StreamFlags(),
     config: Annotated[LanguageConfig, flat(SIMULATOR)] = LanguageConfig(),
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    given = asked.given()
+    given = asked.given() | streamed.given()
+    _check_protocol(protocol, given)
     start = None if "presets" in given else compiled(source)
     given = {**over_presets(config, ("inner_lr", "steps", "layers"), start), **given}
     how = {**model.everything(), "statistics": config.statistics}
     from tintc.commands import evaluate as command
 
-    command.run_lm(source, data, choose, given, how, output, as_json=common.as_json)
+    run = command.run_stream if protocol == "stream" else command.run_lm
+    run(source, data, choose, given, how, output, as_json=common.as_json)
+
+
+def _check_protocol(protocol: str, given: dict[str, Any]) -> None:
+    """Raises UsageError for options of the other protocol."""
+    kinds = {"split": stream_settings.Settings, "stream": language_settings.Settings}
+    other = [each for each in dataclasses.fields(kinds[protocol]) if each.name not in _SHARED]
+    wrong = [flag_of(each) for each in other if each.name in given]
+    if wrong:
+        raise UsageError(
+            f"{', '.join(wrong)} of another protocol than {protocol}; expected --protocol "
+            f"{next(name for name in kinds if name != protocol)}, or leave it out"
+        )
 
 
 @flags_of(

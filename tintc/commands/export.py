@@ -36,7 +36,7 @@ def run(
     from tintc.compiler.onnx.files import check_target
     from tintc.compiler.onnx.inputs import OPTIONAL
     from tintc.compiler.onnx.model import OUTPUTS
-    from tintc.runtime.streaming import StreamSettings
+    from tintc.runtime.stream_settings import StreamSettings
 
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:
