@@ -57,9 +57,11 @@ def compare_stream(simulator: Simulator, path: Path, settings: StreamSettings) -
         for one, other in zip(found, expected, strict=True):
             if len(other):
                 note(result.outputs["losses"], one[: len(other)], other, limit[simulator.dtype])
-    for slot, value in {**stream.carried.given, **stream.carried.states}.items():
-        carried = rows.carried[f"{SLOT}{slot}"]
-        note(result.outputs["slots"], carried, value.cpu(), limit[simulator.dtype])
+    for name, value in stream.state_dict().items():
+        kind, _, slot = name.partition("/")
+        if kind in ("given", "states"):
+            carried = rows.carried[f"{SLOT}{slot}"]
+            note(result.outputs["slots"], carried, value, limit[simulator.dtype])
     result.inputs = [f"random, {BATCH} rows, 3 chunks of {small.chunk}, context {small.context}"]
     return result
 
