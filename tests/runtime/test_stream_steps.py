@@ -207,8 +207,8 @@ class TestState:
         simulator = simulate(model, SimulatorConfig.exact(inner_lr=RATE))
         ids, how = text(13, 8, rows=2), {"chunk": CHUNK, "context": CONTEXT}
         streams = [simulator.stream(2, keys="cache", **how) for _ in range(2)]
-        assert streams[0].cache is not None
-        biases = [name for name in streams[0].cache.values if name.endswith("/bias")]
+        assert streams[0].groups[0].cache is not None
+        biases = [name for name in streams[0].groups[0].cache.values if name.endswith("/bias")]
         assert biases
         mask = torch.tensor([[1] * 4, [1, 1, 0, 0]])  # of unequal lengths
         streams[0].step(ids[:, :4], mask)
