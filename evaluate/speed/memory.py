@@ -89,10 +89,10 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
     device = settings["device"]
     call = _prepare(settings)
     gc.collect()
-    overall, before = _peak(device), _held(device)
-    resets = _reset_peak(device)
+    overall, before = peak(device), _held(device)
+    resets = reset_peak(device)
     call()
-    during = _peak(device)
+    during = peak(device)
     return {
         "before_bytes": before,
         "call_peak_bytes": during if resets else None,
@@ -139,13 +139,13 @@ def _held(device: str) -> int:
     return _status("VmRSS") or _most()
 
 
-def _peak(device: str) -> int:
+def peak(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM") or _most()
 
 
-def _reset_peak(device: str) -> bool:
+def reset_peak(device: str) -> bool:
     """Lets the peak begin at what is held now; whether that could be done."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

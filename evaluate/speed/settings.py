@@ -8,6 +8,7 @@ from typing import Literal
 from tintc.ir.call_sizes import CallShape
 from tintc.ir.described import about
 from tintc.ir.named import Backend, Share
+from tintc.runtime.stream_settings import StreamSettings
 
 Against = Literal["autograd"]
 
@@ -43,3 +44,13 @@ class Options(CallShape):
         default=0,
         metadata=about("Of the random tokens, and of the random weights of a shape."),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions(StreamSettings):
+    """Of `tintc bench --stream`, beside how texts are cut; as in `Options`."""
+
+    batch: int = field(default=4, metadata=about("Texts side by side."))
+    pairs: int = field(default=11, metadata=about("How often both run, in turn."))
+    memory: bool = field(default=True, metadata=about("Measure the peak memory over long texts."))
+    seed: int = field(default=0, metadata=about("Of the random tokens and weights."))

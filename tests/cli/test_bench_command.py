@@ -360,7 +360,7 @@ class TestMemory:
 
     def test_where_the_system_tells_less(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bench_memory, "_status", lambda _: None)
-        monkeypatch.setattr(bench_memory, "_reset_peak", lambda _: False)
+        monkeypatch.setattr(bench_memory, "reset_peak", lambda _: False)
         monkeypatch.setattr(bench_memory, "_prepare", lambda _: lambda: None)
         found = bench_memory.run({"threads": torch.get_num_threads(), "device": "cpu"})
         assert found["call_peak_bytes"] is None

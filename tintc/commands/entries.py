@@ -322,6 +322,34 @@ class BenchFlags(Flags):
     """What `tintc bench` measures."""
 
 
+_BENCH_SHARED = ("batch", "pairs", "memory", "seed")
+
+
+@flags_of(speed.StreamOptions, leave_out=(*_BENCH_SHARED, "reset"))
+class BenchStreamFlags(Flags):
+    """How `tintc bench --stream` cuts its texts."""
+
+    stream: Annotated[
+        bool,
+        Parameter(help="Time a stream, chunk by chunk, against loops that read texts as it does."),
+    ] = False
+
+    def settings(self, asked: BenchFlags) -> dict[str, Any]:
+        """Raises UsageError for options of the other kind."""
+        own, given = asked.given(), self.given()
+        if not self.stream:
+            if given:
+                raise UsageError(
+                    f"--{next(iter(given))} is of a stream; expected --stream beside it"
+                )
+            return own
+        if other := [name for name in own if name not in _BENCH_SHARED]:
+            raise UsageError(
+                f"--{other[0].replace('_', '-')} is of one call; expected it without --stream"
+            )
+        return own | given
+
+
 @says(
     """Time a simulator against a fine-tuning loop.
 
@@ -334,6 +362,7 @@ def bench_command(
     /,
     *,
     asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
+    cut: Annotated[BenchStreamFlags, flat(STREAMS)] = BenchStreamFlags(),
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     statistics: Divisors = None,
     model: Annotated[Placed, flat(MODEL)] = Placed(),
@@ -341,15 +370,20 @@ def bench_command(
 ) -> None:
     start = compiled(source)
     chosen = config.chosen(start)
-    settings: dict[str, Any] = {**asked.given(), "options": model.hub()}
+    settings: dict[str, Any] = {**cut.settings(asked), "options": model.hub()}
     if statistics is not None:
         settings["statistics"] = statistics
-    if start is not None and "backend" not in settings:
+    if start is not None and "backend" not in settings and not cut.stream:
         settings = {**start.construction(), **settings}
     if (device := model.torch_device()) is not None:
         settings["device"] = device
     if (dtype := model.torch_dtype(start)) is not None:
         settings["dtype"] = dtype
+    if cut.stream:
+        from tintc.commands import bench_stream
+
+        bench_stream.run(source, chosen, settings, as_json=common.as_json)
+        return
     from tintc.commands import bench as command
 
     command.run(source, chosen, settings, as_json=common.as_json)
