@@ -32,7 +32,6 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.runtime.digest import digest_of
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import StreamSettings
 
 VOCAB, CHUNK, CONTEXT = 29, 3, 5
 LENGTHS = (15, 10, 7, 2)  # five chunks, the last one ragged; whole ones; ends in the middle; one
@@ -44,8 +43,8 @@ RULES = ("sgd", "momentum", "adam", "clip", "muon", "decay", "drift", "scaled ad
 def exported(
     sim: Simulator, folder: Path, keys: Any = "recompute", **options: Any
 ) -> tuple[Exported, OnnxStream]:
-    settings = StreamSettings(CHUNK, CONTEXT, keys)
-    done = export_onnx(sim, folder / "model.onnx", stream=settings, **options)
+    sizes: dict[str, Any] = {"chunk": CHUNK, "context": CONTEXT, "keys": keys}
+    done = export_onnx(sim, folder / "model.onnx", stream=True, **sizes, **options)
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(done.path), quiet)
@@ -269,14 +268,15 @@ class TestBadInput:
         [
             ({"outputs": ("losses",)}, "outputs of its own; got losses: expected stream alone"),
             ({"inputs": ("loss_mask",)}, "outputs of its own; got loss_mask"),
-            ({"stream": StreamSettings(0, 3)}, "chunk is 0; expected a whole number, at least 1"),
-            ({"stream": StreamSettings(30, 3)}, "windows of 33 tokens; this model takes 32"),
-            ({"stream": StreamSettings(3, 3, "kept")}, "keys is 'kept'; expected recompute or"),  # type: ignore[arg-type]
+            ({"chunk": 0}, "chunk is 0; expected a whole number, at least 1"),
+            ({"chunk": 30}, "windows of 35 tokens; this model takes 32"),
+            ({"keys": "kept"}, "keys is 'kept'; expected recompute or cache"),
+            ({"stream": False}, "chunk is of a stream; expected stream beside it"),
             ({"opset": 9}, "opset is 9"),
         ],
     )
     def test_refused(self, options: dict[str, Any], message: str, tmp_path: Path) -> None:
-        how = {"stream": StreamSettings(CHUNK, CONTEXT), **options}
+        how: dict[str, Any] = {"stream": True, "chunk": CHUNK, "context": CONTEXT, **options}
         with pytest.raises(UsageError, match=message):
             export_onnx(made("opt")[0], tmp_path / "model.onnx", **how)
         assert not list(tmp_path.iterdir())
