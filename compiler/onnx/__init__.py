@@ -25,7 +25,7 @@ from tintc.compiler.onnx.streaming import build_window
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.stream_settings import Keys, StreamSettings
 
 DEFAULT_OPSET = 20
 
@@ -68,7 +68,10 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     external_data: bool = False,
     optimize: bool = False,
-    stream: bool | StreamSettings = False,
+    stream: bool = False,
+    chunk: int | None = None,
+    context: int | None = None,
+    keys: Keys | None = None,
     check: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -82,13 +85,11 @@ def export_onnx(
     (both (B, T, V)), losses and initial_losses (both (B, T), of the next token at each position).
     optimize: fold constants by onnxscript.
 
-    stream: True or its settings: in place of a call, the program of one window of a stream (see
-    docs/guides/onnx.md), which runs whatever chunk and context its caller cuts, and has inputs and
-    outputs of its own. Settings say whether it takes keys of earlier tokens, are told in the
-    metadata, and are what is compared.
+    stream: in place of a call, the program of one window of a stream, which has inputs and outputs
+    of its own (docs/guides/onnx.md). chunk and context, 128 and 384, are told in the metadata; the
+    program runs any. keys: "recompute", or "cache" where keys of the context are inputs.
 
-    check: compare with this simulator before anything is
-    left at `path`.
+    check: compare with this simulator before anything is left at `path`.
 
     Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a
     standard operator is missing, NumericalError if the check fails.
@@ -96,7 +97,8 @@ def export_onnx(
     start, path = time.monotonic(), Path(path).expanduser()
     check_target(path, force=force)
     simulator.check_has_numbers()
-    kind = _kind(inputs, outputs, stream)
+    settings = _settings(stream, chunk=chunk, context=context, keys=keys)
+    kind = _call(inputs, outputs) if settings is None else _window(inputs, outputs, settings)
     progress("write the graph")
     model = kind.build(simulator, opset)
     if optimize:
@@ -127,7 +129,7 @@ def export_onnx(
         size,
         round(time.monotonic() - start, 2),
         report,
-        bool(stream),
+        stream,
     )
 
 
@@ -138,23 +140,30 @@ class _Kind(NamedTuple):
     compare: Callable[[Simulator, Path], Check]
 
 
-def _kind(
-    inputs: Collection[str], outputs: Collection[str], stream: bool | StreamSettings
-) -> _Kind:
-    """Raises UsageError for inputs and outputs that there are not, or that a stream has not."""
-    if not stream:
-        names, wanted = check_inputs(inputs), check_outputs(outputs)
-        return _Kind(
-            lambda simulator, opset: build(simulator, names, wanted, opset),
-            lambda simulator, path: compare(simulator, path, names, wanted),
-        )
+def _settings(stream: bool, **given: Any) -> StreamSettings | None:
+    """None of a call. Raises UsageError for what is of a stream, where none is asked for."""
+    known = {name: value for name, value in given.items() if value is not None}
+    if known and not stream:
+        raise UsageError(f"{next(iter(known))} is of a stream; expected stream beside it")
+    return StreamSettings(**known) if stream else None
+
+
+def _call(inputs: Collection[str], outputs: Collection[str]) -> _Kind:
+    names, wanted = check_inputs(inputs), check_outputs(outputs)
+    return _Kind(
+        lambda simulator, opset: build(simulator, names, wanted, opset),
+        lambda simulator, path: compare(simulator, path, names, wanted),
+    )
+
+
+def _window(inputs: Collection[str], outputs: Collection[str], settings: StreamSettings) -> _Kind:
+    """Raises UsageError for inputs and outputs of a call."""
     further = [*inputs, *(name for name in outputs if name != Output.LOGITS)]
     if further:
         raise UsageError(
-            f"the program of a stream's window has inputs and outputs of its own; got "
+            "the program of a stream's window has inputs and outputs of its own; got "
             f"{', '.join(map(str, further))}: expected stream alone, or a call's inputs and outputs"
         )
-    settings = StreamSettings() if stream is True else stream
     return _Kind(
         lambda simulator, opset: build_window(simulator, settings, opset),
         lambda simulator, path: compare_stream(simulator, path, settings),

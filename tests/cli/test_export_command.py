@@ -96,6 +96,25 @@ class TestExport:
         assert done.document["check"] is None
         assert done.document["inputs"] == ["input_ids", "train_mask", "inner_lr"]
 
+    def test_stream(self, tmp_path: Path) -> None:
+        """The program of a window; `tintc run` says that it is none of its own."""
+        sizes = ("--stream", "--chunk", 6, "--context", 10, "--keys", "cache")
+        path = tmp_path / "m.onnx"
+        done = tintc("export", artifact(), "--onnx", path, *sizes)
+        assert done.code == 0, done
+        for expected in ("new_document", "slots.NAME", "past.NAME", "losses", "error of slots"):
+            assert expected in done.out
+        assert "call it chunk by chunk" in done.err
+        done = tintc("export", artifact(), "--onnx", path, *sizes, "--force", "--json", "-q")
+        assert (done.code, done.err) == (0, ""), done
+        assert done.document["stream"] is True
+        assert done.document["outputs"][0] == "losses"
+        assert done.document["check"]["agrees"]
+        model = onnx.load(path)
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        assert json.loads(about["tintc.stream"])["chunk"] == 6
+        assert "one window of a stream" in tintc("run", path, "--text", TEXT).refused(2)
+
     def test_metadata(self) -> None:
         about = {
             entry.key: entry.value
@@ -122,6 +141,12 @@ class TestExport:
             (("--dtype", "bfloat16"), 2, "float32, float64 or float16"),
             (("--dtype", "int8"), 2, "dtype is 'int8'"),
             (("--with", "attention_mask", "--with", "pair_mask"), 2, "two shapes of one input"),
+            (("--chunk", 6), 2, "chunk is of a stream; expected stream beside it"),
+            (("--keys", "cache"), 2, "keys is of a stream"),
+            (("--stream", "--with", "losses"), 2, "inputs and outputs of its own; got losses"),
+            (("--stream", "--chunk", 0), 2, "chunk is 0; expected a whole number"),
+            (("--stream", "--context", 9999), 2, "make windows of 10127 tokens; this model"),
+            (("--stream", "--keys", "kept"), 2, "keys is 'kept'; expected one of recompute"),
         ],
     )
     def test_refused(

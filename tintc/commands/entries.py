@@ -4,6 +4,7 @@ imports torch is imported inside them.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -185,23 +186,10 @@ class Exporting:
         ),
     ] = None
 
-    def windows(self) -> dict[str, Any] | None:
-        """Settings of a stream, or None. Raises UsageError for some of them without --stream."""
-        named = {"chunk": self.chunk, "context": self.context, "keys": self.keys}
-        given = {name: value for name, value in named.items() if value is not None}
-        if given and not self.stream:
-            raise UsageError(f"--{next(iter(given))} is of a stream; expected --stream beside it")
-        return given if self.stream else None
-
     def options(self) -> dict[str, Any]:
-        """Of `export_onnx`, but for the stream."""
-        given: dict[str, Any] = {
-            "external_data": self.external_data,
-            "optimize": self.optimize,
-            "check": self.check,
-            "force": self.force,
-        }
-        return given if self.opset is None else {**given, "opset": self.opset}
+        """Of `export_onnx`."""
+        given = dataclasses.asdict(self)
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @says(
@@ -239,7 +227,6 @@ def export_command(
         split("with", further or (), str),
         dtype_of(dtype),
         exporting.options(),
-        windows=exporting.windows(),
         as_json=common.as_json,
     )
 

@@ -25,29 +25,20 @@ def run(
     dtype: torch.dtype | None,
     options: dict[str, Any],
     *,
-    windows: dict[str, Any] | None = None,
     as_json: bool,
 ) -> None:
-    """Exports and prints what was written. further: optional inputs and outputs. windows: settings
-    of a stream, whose program is written in place of a call's.
-    """
+    """Exports and prints what was written. further: optional inputs and outputs."""
     from tintc.compiler.artifact import load
     from tintc.compiler.onnx import export_onnx
     from tintc.compiler.onnx.files import check_target
     from tintc.compiler.onnx.inputs import OPTIONAL
     from tintc.compiler.onnx.model import OUTPUTS
-    from tintc.runtime.stream_settings import StreamSettings
 
     unknown = [name for name in further if name not in (*OPTIONAL, *OUTPUTS)]
     if unknown:
         raise UsageError(
             f"--with is {', '.join(unknown)}; expected {', '.join(OPTIONAL)} or "
             f"{', '.join(OUTPUTS[1:])}"
-        )
-    if further and windows is not None:
-        raise UsageError(
-            f"--with is {', '.join(further)}; the program of a stream's window has inputs and "
-            "outputs of its own: expected --stream or --with"
         )
     target = target.expanduser()
     check_target(target, force=options["force"])
@@ -63,7 +54,6 @@ def run(
             target,
             inputs=inputs,
             outputs=outputs,
-            stream=False if windows is None else StreamSettings(**windows),
             progress=stage,
             **options,
         )
