@@ -33,6 +33,8 @@ from tintc.evaluate.lm_eval_requests import (
     cut,
     greedy,
     score,
+    stream_settings,
+    streamed,
     whole_number,
     windows,
     with_bos,
@@ -85,8 +87,10 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     only inner_lr can be changed. At inner_lr 0 nothing is trained.
     batch_size: sequences a call. max_length: tokens that the model reads at most; by default those
     of its config. rolling_context: tokens that each chunk of `loglikelihood_rolling` is
-    conditioned, and trained, on at least. add_bos_token: whether texts start with bos; by default
-    as the tokenizer has it. device, dtype: of the weights, by name.
+    conditioned, and trained, on at least. protocol: of `loglikelihood_rolling`: split, or stream:
+    each chunk is scored, then trained on; chunk, context and keys are then as `StreamSettings` of
+    `tintc.runtime.streaming` has them. add_bos_token: whether texts start with bos; by default as
+    the tokenizer has it. device, dtype: of the weights, by name.
 
     Raises UsageError for an argument that makes no sense, InputError for a model without tokenizer,
     and what `tintc.compile` and `tintc.load` raise.
@@ -100,6 +104,10 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         batch_size: int | str = 1,
         max_length: int | None = None,
         rolling_context: int = 1,
+        protocol: str = "split",
+        chunk: int | None = None,
+        context: int | None = None,
+        keys: str | None = None,
         add_bos_token: bool | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -129,6 +137,10 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
             else whole_number("max_length", max_length, longest)
         )
         self.rolling_context = whole_number("rolling_context", rolling_context, self.max_length)
+        cut = {"chunk": chunk, "context": context, "keys": keys}
+        self.streams = stream_settings(protocol, cut, longest)
+        if self.streams is not None and rolling_context != 1:
+            raise UsageError("rolling_context is of protocol split; a stream has a context instead")
         self._device = self.simulator.device
 
     @property
@@ -237,8 +249,16 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
         has more than one token in front of it, and a text of up to max_length tokens trains
         nothing. rolling_context=256 of 512 trains on 256 tokens for all but the first 257; compare
         with inner_lr=0 at the same rolling_context.
+
+        With protocol=stream each text is a document that is scored chunk by chunk and trained on
+        as it is read (TINT.md section 8), the prefix token in front.
         """
         texts = [request.args[0] for request in requests]
+        if self.streams is not None:
+            whole = [[self.prefix_token_id, *self.tok_encode(text)] for text in texts]
+            return self._remembered(
+                texts, streamed(self.simulator, whole, self.batch_size, self.streams)
+            )
         chunks = [
             list(
                 windows(
@@ -259,7 +279,10 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
                 stacklevel=2,
             )
         parts = iter(self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm))
-        totals = [sum(next(parts)[0] for _ in of_text) for of_text in chunks]
+        return self._remembered(texts, [sum(next(parts)[0] for _ in text) for text in chunks])
+
+    def _remembered(self, texts: list[str], totals: list[float]) -> list[float]:
+        """Kept in the harness's cache."""
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals

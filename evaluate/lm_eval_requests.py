@@ -17,7 +17,9 @@ from torch import Tensor
 
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.precision import wide
+from tintc.runtime.scoring import read_documents
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.streaming import Stream, StreamOverflow, StreamSettings
 
 # Tokens that the model reads, and how many of them, from the left, are the training segment.
 Cut = tuple[tuple[int, ...], int]
@@ -45,6 +47,51 @@ def windows(
     for start in range(0, len(tokens), size):
         end = min(start + size, len(tokens))
         yield [prefix, *tokens[:start]][max(0, end - max_length) :], tokens[start:end]
+
+
+def stream_settings(
+    protocol: str, given: dict[str, Any], longest: int | None
+) -> StreamSettings | None:
+    """How `protocol=stream` cuts a text; None for split. given: fields, None where left out. Raises
+    UsageError for what the model cannot have.
+    """
+    if protocol not in ("split", "stream"):
+        raise UsageError(f"protocol is {protocol!r}; expected split or stream")
+    fields = {name: value for name, value in given.items() if value is not None}
+    if protocol == "split":
+        if fields:
+            raise UsageError(
+                f"{', '.join(fields)} given without a stream; expected protocol=stream"
+            )
+        return None
+    settings = StreamSettings(**fields)
+    settings.check(longest)
+    return settings
+
+
+def streamed(
+    simulator: Simulator, texts: Sequence[Sequence[int]], batch: int, settings: StreamSettings
+) -> list[float]:
+    """log p of each text's tokens behind the first, every chunk before it is trained on. At rate 0
+    nothing is trained. Raises NumericalError, which names text and chunk.
+    """
+    totals = [0.0] * len(texts)
+    numbers = [number for number, tokens in enumerate(texts) if len(tokens) > 1]
+    learns = float(simulator.inner_lr.detach()) != 0
+    for start in range(0, len(numbers), batch):
+        rows = numbers[start : start + batch]
+        stream = Stream(simulator, len(rows), settings, learns=learns)
+        documents = [torch.tensor(texts[number]) for number in rows]
+        try:
+            for document in read_documents(stream, documents):
+                scores = torch.cat(document.losses).double()
+                totals[rows[document.number]] = -float(scores.sum())
+        except StreamOverflow as error:
+            raise NumericalError(
+                f"text {rows[error.row]} has losses in chunk {error.chunk} that are not finite; "
+                "pass a smaller inner_lr"
+            ) from error
+    return totals
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,12 +64,14 @@ def bootstrap_interval(
     2.5th and the 97.5th percentile (scipy.stats.bootstrap, paired).
 
     columns: numbers of each item. value: of arrays, one a column, along their last axis. NaN for
-    one item, which says nothing of others, and for numbers that are not finite.
+    one item, which says nothing of others, for numbers that are not finite, and where a sample has
+    no value (0 of 0).
     """
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if len(arrays[0]) < 2 or not all(np.isfinite(array).all() for array in arrays):
         return math.nan, math.nan
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             arrays,
             lambda *samples, axis: value(*samples),

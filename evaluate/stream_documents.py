@@ -100,7 +100,7 @@ def share_out(
     if len(own) < 2:
         raise InputError(
             f"{text.name} has one document, and learning rates are chosen on others; expected "
-            "--choose FILE, or --inner-lr"
+            "another text to choose on, or an inner_lr"
         )
     first = max(1, len(own) // 4)
     return own[first:], own[:first]

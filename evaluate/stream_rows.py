@@ -169,5 +169,5 @@ def _part(after: Numbers, before: Numbers, targets: Numbers) -> dict[str, Any]:
             "before": perplexity(float(columns[1].sum()) / count),
             "after": perplexity(float(columns[0].sum()) / count),
             "change": float(_change(*columns)),
-            "change_interval": list(bootstrap_interval(columns, _change)),  # type: ignore[arg-type]
+            "change_interval": list(bootstrap_interval(columns, _change)),
         }

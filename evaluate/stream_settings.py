@@ -99,9 +99,9 @@ class Settings(Learning):
         """The first preset's config with another optimizer, and without a momentum where that has
         moments of its own.
         """
-        config = self.config(self.presets[0])
         moments = {"momentum": 0.0, "nesterov": False} if optimizer in _MOMENTS else {}
-        return dataclasses.replace(config, optimizer=optimizer, **moments)
+        changes = {**self.changes, "optimizer": optimizer, **moments}
+        return dataclasses.replace(self, changes=changes).config(self.presets[0])
 
     def rules(self, config: SimulatorConfig) -> list[SimulatorConfig]:
         """The config with each decay and momentum to choose from; a variant with moments of its

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Text:
 
     name: str
     text: str
-    parts: tuple[str, ...] = ()
+    parts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def documents(self) -> tuple[str, ...]:

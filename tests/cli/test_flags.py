@@ -23,7 +23,7 @@ from tintc.cli import app
 from tintc.commands.flags import Flags, flags_of
 from tintc.commands.options import COMMON
 from tintc.commands.refused import as_flags
-from tintc.evaluate import ablation_settings, language_settings, settings
+from tintc.evaluate import ablation_settings, language_settings, settings, stream_settings
 from tintc.evaluate.ablation_grid import grid
 from tintc.evaluate.speed import settings as speed
 from tintc.ir import errors
@@ -44,6 +44,7 @@ CONFIGURED: dict[str, tuple[str, ...]] = {
     "statistics": (),
 }
 OTHERS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "eval lm ": (stream_settings.Settings, ("changes",)),
     "cost": (CallShape, ()),
     "bench": (speed.Options, ()),
     "eval lm": (language_settings.Settings, ("changes",)),
@@ -494,3 +495,24 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
         monkeypatch.setattr(detect, "detect_shell", fail)
         assert "pass --shell bash, zsh" in tintc("--install-completion").refused(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chunk", "8"], "--chunk belong to protocol stream; expected --protocol stream"),
+        (
+            ["--protocol", "stream", "--train-fraction", "0.5", "--seeds", "1"],
+            "--train-fraction, --seeds belong to protocol split; expected --protocol split",
+        ),
+        (["--protocol", "roll"], "protocol is 'roll'; expected one of split, stream"),
+        (["--protocol", "stream", "--chunk", "0"], "chunk is 0; expected a whole number"),
+    ],
+)
+def test_each_protocol_of_eval_lm_has_options_of_its_own(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("One day.", encoding="utf-8")
+    data = ["--data", str(tmp_path / "a.txt"), "--inner-lr", "0.1"]
+    found = tintc("eval", "lm", "tiny-opt", *data, *arguments)
+    assert found.code == 2 and message in filled(found.err)

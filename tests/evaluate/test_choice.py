@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tintc.evaluate.choice import START, choose_rate, choose_rule, rate
+from tintc.evaluate.choice import START, choose_given, choose_rate, choose_rule, rate
 from tintc.ir.config import SimulatorConfig
 
 
@@ -71,3 +71,30 @@ def test_of_several_rules_the_best_at_its_own_rate() -> None:
 def test_a_tie_goes_to_the_first_rule() -> None:
     rules = [SimulatorConfig.exact(decay=decay) for decay in (0.1, 0.0)]
     assert choose_rule(rules, lambda config: 1.0, {}).decay == 0.1
+
+
+@pytest.mark.parametrize("target", [2e-5, 5e-5, 1e-4, 4e-4])
+def test_among_given_rates_the_search_starts_in_the_middle_and_asks_no_more_than_it_needs(
+    target: float,
+) -> None:
+    asked: list[float] = []
+
+    def loss(value: float) -> float:
+        asked.append(value)
+        return abs(math.log(value / target))
+
+    rates = (4e-4, 1e-4, 2e-5, 5e-5, 2e-4)
+    assert choose_given(loss, rates) == target
+    assert len(set(asked)) == len(asked) and set(asked[:3]) == {5e-5, 1e-4, 2e-4}
+    assert (2e-5 in asked) is (target <= 5e-5)
+    assert choose_given(lambda value: math.nan, rates) == 2e-5
+    assert choose_given(loss, (0.5,)) == 0.5
+
+
+def test_a_rule_is_chosen_among_given_rates() -> None:
+    def loss(config: SimulatorConfig) -> float:
+        return abs(config.inner_lr - 0.3) - config.decay
+
+    rules = [SimulatorConfig(decay=decay) for decay in (0.0, 0.1)]
+    found = choose_rule(rules, loss, {}, (0.1, 0.25, 0.5))
+    assert (found.inner_lr, found.decay) == (0.25, 0.1)

@@ -30,10 +30,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tests.oracle.reference import reference
+from tests.oracle.streaming import streamed
 from tests.support.artifacts import POSITIONS, TEXT, artifact, source_directory
+from tintc.compiler.casts import no_casts
 from tintc.evaluate import lm_eval as adapter
 from tintc.evaluate.lm_eval import TintcLM
-from tintc.evaluate.lm_eval_requests import with_bos
+from tintc.evaluate.lm_eval_requests import stream_settings, with_bos
+from tintc.evaluate.lm_eval_requests import streamed as streamed_texts
+from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, NumericalError, TintcError, UsageError
 
@@ -251,6 +255,60 @@ def test_rolling_trains_on_what_is_in_front_of_each_chunk(model: TintcLM, contex
     assert any("set rolling_context for more" in str(one.message) for one in seen) is (context == 1)
 
 
+STREAMED = {"chunk": 5, "context": 15}
+
+
+def by_streams(model: TintcLM, texts: list[str], **settings: Any) -> list[float]:
+    """Rolling log-likelihoods with protocol=stream."""
+    found = copy.copy(model)
+    found.streams = stream_settings("stream", {**STREAMED, **settings}, POSITIONS)
+    return found.loglikelihood_rolling(asked(*((text,) for text in texts)), disable_tqdm=True)
+
+
+@pytest.mark.parametrize("keys", ["recompute", "cache"])
+def test_streams_are_those_of_an_independent_loop(model: TintcLM, keys: str) -> None:
+    texts = [TEXT, "The sea.", "", LONG]
+    start, trained = huggingface()[1].bos_token_id, updated_parameters(model.simulator)
+    documents = [torch.tensor([start, *tokens_of(text)]) for text in texts]
+    assert len(documents[-1]) > POSITIONS
+    with no_casts():
+        expected = streamed(
+            huggingface()[0], CONFIG, documents, trained, keys=keys, longest=POSITIONS, **STREAMED
+        )
+    totals = [-float(losses.sum()) for losses in expected.losses]
+    assert by_streams(model, texts, keys=keys) == pytest.approx(totals, rel=1e-9)
+
+
+def test_at_rate_0_a_stream_is_the_harness_s_own_rolling_windows(model: TintcLM) -> None:
+    """Without context chunks of C are its windows of C tokens; with one, the windows of `rolling`
+    are. A ragged last chunk has a longer context there, so C divides these texts.
+    """
+    hf = HFLM(huggingface()[0], tokenizer=huggingface()[1], batch_size=2, device="cpu")
+    model.simulator.inner_lr.data.zero_()
+    for count, chunk, context in [(15, 5, 0), (60, 20, 0), (60, 5, 15), (60, 20, 7), (15, 3, 8)]:
+        tokens = tokens_of(LONG)[:count]
+        pairs = list(adapter.windows(tokens, tokens[0], chunk + context, context + 1))
+        if not context:
+            rolling = get_rolling_token_windows(tokens, tokens[0], chunk, 1)
+            assert pairs == [make_disjoint_window(pair) for pair in rolling]
+        windows = [(None, front, chunk) for front, chunk in pairs]
+        expected = sum(score for score, _ in hf._loglikelihood_tokens(windows, disable_tqdm=True))
+        settings = stream_settings("stream", {"chunk": chunk, "context": context}, POSITIONS)
+        assert settings is not None
+        (found,) = streamed_texts(model.simulator, [[tokens[0], *tokens]], 2, settings)
+        assert found == pytest.approx(expected, rel=1e-9)
+    texts = ["The sea.", TEXT]  # they fit into one window of hf
+    rolling = HFLM(huggingface()[0], tokenizer=huggingface()[1], max_length=POSITIONS, device="cpu")
+    expected = rolling.loglikelihood_rolling(asked(*((t,) for t in texts)), disable_tqdm=True)
+    assert by_streams(model, texts, chunk=POSITIONS, context=0) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_stream_that_diverges_names_text_and_chunk(model: TintcLM) -> None:
+    model.simulator.inner_lr.data.fill_(1e200)
+    with pytest.raises(NumericalError, match="text 2 has losses in chunk 1 that are not finite"):
+        by_streams(model, ["", "The", TEXT])
+
+
 def greedy_by_huggingface(model: TintcLM, ids: list[int], count: int) -> list[int]:
     """Greedy generation of the Hugging Face model with the state dict that training on the ids
     gives.
@@ -407,6 +465,17 @@ SOURCE = {"source": "tiny-opt"}
             {"rolling_context": 9, "max_length": 8, **SOURCE},
             "rolling_context is 9; expected a whole number, 1 to 8",
         ),
+        ({"protocol": "roll", **SOURCE}, "protocol is 'roll'; expected split or stream"),
+        ({"chunk": 8, **SOURCE}, "chunk given without a stream; expected protocol=stream"),
+        (
+            {"protocol": "stream", "rolling_context": 8, **SOURCE},
+            "rolling_context is of protocol split; a stream has a context instead",
+        ),
+        (
+            {"protocol": "stream", "chunk": 300, "context": 300, **SOURCE},
+            "make windows of 600 tokens; this model takes 512",
+        ),
+        ({"protocol": "stream", "chunk": "8", **SOURCE}, "chunk is '8'; expected a whole number"),
         ({"add_bos_token": "yes", **SOURCE}, "add_bos_token is 'yes'; expected True or False"),
         ({"dtype": "float8", **SOURCE}, "dtype is 'float8'; expected one of float32, "),
         ({"device": "tpu", **SOURCE}, "device is 'tpu'; expected cpu, cuda or cuda:N"),

@@ -2,10 +2,12 @@
 
 import math
 import random
+import statistics
+from typing import Any
 
 import pytest
 
-from tintc.evaluate.statistics import mean, paired_p_value
+from tintc.evaluate.statistics import bootstrap_interval, mean, paired_p_value
 
 
 def test_mean_and_its_standard_error() -> None:
@@ -42,3 +44,29 @@ def test_an_effect_is_found_and_noise_is_not_more_often_than_it_says() -> None:
         paired_p_value([source.gauss(0, 1) for _ in range(20)], [0.0] * 20) for _ in range(100)
     ]
     assert 0 < sum(p < 0.1 for p in noise) < 25  # 10 are expected
+
+
+def _mean_of(values: Any) -> Any:
+    return values.mean(-1)
+
+
+def test_a_bootstrap_interval_of_two_is_both_and_of_many_that_of_the_normal_distribution() -> None:
+    # samples of 0 and 1 have the means 0, 1/2, 1/2 and 1
+    assert bootstrap_interval([[0.0, 1.0]], _mean_of) == (0.0, 1.0)
+    values = [random.Random(number).gauss(3, 2) for number in range(200)]
+    error = statistics.pstdev(values) / math.sqrt(len(values))
+    expected = [statistics.fmean(values) + sign * 1.96 * error for sign in (-1, 1)]
+    assert bootstrap_interval([values], _mean_of) == pytest.approx(expected, abs=error / 10)
+
+
+def test_items_are_drawn_whole_and_with_them_all_their_columns() -> None:
+    found = bootstrap_interval(
+        [[2.0, 6.0, 4.0], [1.0, 3.0, 2.0]], lambda a, b: a.sum(-1) / b.sum(-1)
+    )
+    assert found == (2.0, 2.0)
+
+
+def test_what_has_no_bootstrap_interval() -> None:
+    for values in ([1.0], [1.0, math.inf], [0.0, 0.0, 1.0]):
+        low, high = bootstrap_interval([values], lambda x: x.mean(-1) / x.mean(-1))
+        assert math.isnan(low) and math.isnan(high)

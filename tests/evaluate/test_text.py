@@ -1,11 +1,12 @@
 """Texts are read, cut and drawn so that nothing is evaluated twice and bad files are named."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tintc.evaluate.text import Text, draw, pieces, read_text, spread
+from tintc.evaluate.text import Text, draw, pieces, read_text, spread, titled
 from tintc.ir.errors import InputError
 
 
@@ -54,3 +55,25 @@ def test_spread_and_draw() -> None:
     assert draw(20, 4, (1, 2, 3)) == drawn
     assert {index for index, seed in drawn.items() if seed == 1} == set(draw(20, 4, (1,)))
     assert len(draw(7, None, (1, 2))) == 6 and len(draw(7, 100, (5,))) == 7
+
+
+WIKI = (
+    " \n = Du Fu = \n \n A poet . \n = = Life = = \n He wrote . \n"
+    " = <unk> ( poem ) = \n Lines = 3 = \n = = = Notes = = = \n"
+)
+
+
+def test_a_document_begins_at_a_title_as_wikitext_has_them(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text(WIKI, encoding="utf-8")
+    first, second = read_text(str(tmp_path / "wiki.txt")).documents
+    assert first.startswith(" = Du Fu = ") and first.endswith("He wrote . \n")
+    assert second == WIKI[WIKI.index(" = <unk>") :]
+    front = "What stands in front.\n"
+    assert titled(front + WIKI)[0].startswith(front)
+    assert titled("No title.") == ("No title.",)
+
+
+def test_documents_of_a_jsonl_file_are_its_lines(tmp_path: Path) -> None:
+    lines = [{"text": " = One = \n = Two = \n"}, {"text": ""}, {"text": "Three"}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert read_text(str(tmp_path / "b.jsonl")).documents == tuple(x["text"] for x in lines)

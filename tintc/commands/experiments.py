@@ -84,17 +84,16 @@ _SHARED = tuple(each.name for each in dataclasses.fields(language_settings.Learn
 
 
 @flags_of(stream_settings.Settings, leave_out=_SHARED)
-class StreamFlags(Flags):
-    """What only `--protocol stream` has."""
+class BothProtocols(LanguageFlags):
+    """The same, and what only a stream has."""
 
-
-Protocol = Annotated[
-    Literal["split", "stream"],
-    Parameter(
-        help="split: train on a sequence's first part, score the rest. stream: score each chunk of "
-        "a document, train on it, go on."
-    ),
-]
+    protocol: Annotated[
+        Literal["split", "stream"],
+        Parameter(
+            help="split: train on a sequence's first part, score the rest. stream: score each "
+            "chunk of a document, train on it, go on."
+        ),
+    ] = "split"
 
 
 @says(
@@ -111,34 +110,33 @@ def lm_command(
     *,
     data: Data,
     choose: Choose = None,
-    protocol: Protocol = "split",
-    asked: Annotated[LanguageFlags, flat(OPTIONS)] = LanguageFlags(),
-    streamed: Annotated[StreamFlags, flat(OPTIONS)] = StreamFlags(),
+    asked: Annotated[BothProtocols, flat(OPTIONS)] = BothProtocols(),
     config: Annotated[LanguageConfig, flat(SIMULATOR)] = LanguageConfig(),
     model: Annotated[Placed, flat(MODEL)] = Placed(),
     output: Output = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    given = asked.given() | streamed.given()
-    _check_protocol(protocol, given)
+    given = asked.given()
+    _check_protocol(asked.protocol, given)
     start = None if "presets" in given else compiled(source)
     given = {**over_presets(config, ("inner_lr", "steps", "layers"), start), **given}
     how = {**model.everything(), "statistics": config.statistics}
     from tintc.commands import evaluate as command
 
-    run = command.run_stream if protocol == "stream" else command.run_lm
+    run = command.run_stream if asked.protocol == "stream" else command.run_lm
     run(source, data, choose, given, how, output, as_json=common.as_json)
 
 
 def _check_protocol(protocol: str, given: dict[str, Any]) -> None:
     """Raises UsageError for options of the other protocol."""
-    kinds = {"split": stream_settings.Settings, "stream": language_settings.Settings}
-    other = [each for each in dataclasses.fields(kinds[protocol]) if each.name not in _SHARED]
-    wrong = [flag_of(each) for each in other if each.name in given]
+    own = {"split": language_settings.Settings, "stream": stream_settings.Settings}
+    (other,) = (name for name in own if name != protocol)
+    fields = [each for each in dataclasses.fields(own[other]) if each.name not in _SHARED]
+    wrong = [flag_of(each) for each in fields if each.name in given]
     if wrong:
         raise UsageError(
-            f"{', '.join(wrong)} of another protocol than {protocol}; expected --protocol "
-            f"{next(name for name in kinds if name != protocol)}, or leave it out"
+            f"{', '.join(wrong)} belong to protocol {other}; expected --protocol {other}, or "
+            f"leave {', '.join(wrong)} out"
         )
 
 

@@ -119,7 +119,8 @@ def flags_of(
                 parameter = Parameter.combine(parameter, read)
             kind.__annotations__[each.name] = Annotated[hint, parameter, _NotChecked()]
             setattr(kind, each.name, NOT_GIVEN)
-        kind._lists, kind._left_out = lists, leave_out
+        kind._lists = {**kind._lists, **lists}  # behind those of a class that it extends
+        kind._left_out = leave_out
         return dataclasses.dataclass(frozen=True, kw_only=True)(kind)
 
     return decorate
