@@ -58,7 +58,7 @@ class Settings(StreamOptions):
         """How texts are cut."""
         return StreamSettings(self.chunk, self.context, self.keys)
 
-    def check(self) -> None:
+    def check_counts(self) -> None:
         """Raises UsageError for what cannot be measured."""
         for name in ("pairs", "batch"):
             if getattr(self, name) < 1:
@@ -87,7 +87,7 @@ def stream_report(
     Raises SourceError, UnsupportedModelError, UsageError; and NumericalError where a stream without
     approximation does not agree with the loop of its kind.
     """
-    settings.check()
+    settings.check_counts()
     statistics = chosen_statistics(source, settings.statistics, config)
     progress(LOAD)
     model = load_source(
