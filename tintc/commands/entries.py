@@ -88,7 +88,13 @@ def inspect_command(
     command.run(path, view, as_json=common.as_json)
 
 
-@says("Train on the first part of a text and predict the rest.")
+@says(
+    """Train on the first part of a text and predict the rest.
+
+    With --stream every chunk of the text is scored and then trained on. Of many documents, those
+    that cannot be used do not lose the others; the exit code is then 2.
+    """
+)
 def run_command(
     path: Annotated[
         Path,
