@@ -167,6 +167,11 @@ CALLS: tuple[dict[str, Any], ...] = (
     {"outputs": ("losses",), "differentiable": True},
     {"device": "cuda", "some_tokens": True},
 )
+# A window of a stream, with keys of earlier tokens.
+WINDOW: dict[str, Any] = {
+    "outputs": ("initial_losses", "updates", "states", "cache"),
+    **{"from_states": True, "window": True, "cached": True, "causal": False},
+}
 # Inner rules that bring out every operator of theirs.
 RULES: tuple[dict[str, Any], ...] = (
     {"momentum": 0.5, "schedule": "linear", "clip_norm": 1.0, "decay": 0.1, "max_drift": 0.1},
@@ -199,6 +204,9 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
     optimized = [pruned(SimulatorConfig.exact(steps=2), *OPTIMIZATIONS, **facts) for facts in CALLS]
     everything = SimulatorConfig.exact(steps=2, train="*")
     optimized.append(pruned(everything, *OPTIMIZATIONS, model=opt()))  # a tied head
+    limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
+    optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
+    optimized.append(pruned(SimulatorConfig.exact(), model=turning(), longest=32, **WINDOW))
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
