@@ -29,6 +29,8 @@ EXAMPLES = (
     "inspect sim --stage lowered --json",
     "cost tiny-opt --json",
     "run sim --text {text} --json",
+    "run sim --file docs.jsonl --json",
+    "run sim --file text.txt --stream --chunk 8 --context 8 --json",
     "verify sim --json",
     "statistics tiny-opt --data text.txt --chunk 8 --context 8 -o rms --json",
     "export sim --onnx sim.onnx --json",
@@ -169,6 +171,8 @@ def json_outputs() -> str:
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "text.txt").write_text(_TEXT.strip("'"), encoding="utf-8")
+        lines = [json.dumps({"text": _TEXT.strip("'")})] * 2
+        Path(folder, "docs.jsonl").write_text("\n".join(lines), encoding="utf-8")
         for example in EXAMPLES:
             command = example.format(text=_TEXT)
             document = json.loads(_tintc(command, Path(folder)))

@@ -19,7 +19,8 @@ from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.precision import wide
 from tintc.runtime.scoring import read_documents
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import Stream, StreamOverflow, StreamSettings
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream, StreamOverflow
 
 # Tokens that the model reads, and how many of them, from the left, are the training segment.
 Cut = tuple[tuple[int, ...], int]

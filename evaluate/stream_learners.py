@@ -19,7 +19,8 @@ from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.outputs import Output
 from tintc.runtime.carried import Slots
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import Stream, StreamSettings
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream
 from tintc.runtime.windows import IGNORED, Fresh, Window, window
 
 Found = dict[str, Tensor | Slots]

@@ -86,7 +86,7 @@ def read_text(data: str, *, choose: bool = False, access: Access = USUAL) -> Tex
         raise InputError(f"{data} cannot be read as UTF-8 text: {error}") from None
     if path.suffix != ".jsonl":
         return Text(path.name, _not_empty(data, text))
-    documents = json_lines(text, data, _document)
+    documents = json_lines(text, data, document_text)
     return Text(path.name, _not_empty(data, _join(documents)), tuple(documents))
 
 
@@ -120,7 +120,8 @@ def json_lines(text: str, name: str, read: Callable[[Any], Any]) -> list[Any]:
     return found
 
 
-def _document(entry: Any) -> str:
+def document_text(entry: Any) -> str:
+    """The text of a line of a JSONL file. Raises ValueError for what has none."""
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise ValueError('expected an object with a "text"')
     return str(entry["text"])

@@ -1,20 +1,19 @@
 """Whole documents through a stream: the loop that `Stream.step` is called in.
 
-Legend: B documents, N tokens of the longest, C targets of a chunk.
+Legend: B documents, N tokens of the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tintc.ir.errors import InputError
-from tintc.runtime.streaming import Stream, StreamScores
-
-Progress = Callable[[int, StreamScores], None]  # number of the chunk, and its scores
+from tintc.runtime.reading import Progress, Rows
+from tintc.runtime.streaming import Stream
 
 
 @dataclass(frozen=True)
@@ -30,24 +29,11 @@ class StreamOutput:
 
 @dataclass
 class Document:
-    """A text on its way through a row of a stream. losses, unmodified: of the targets so far."""
+    """A text that a stream has read. losses, unmodified: of its targets, a part each step."""
 
     number: int
-    tokens: Tensor  # (n,)
-    read: int = 0
     losses: list[Tensor] = field(default_factory=list)
     unmodified: list[Tensor] = field(default_factory=list)
-
-    def take(self, chunk: int) -> Tensor:
-        """Its next tokens: those of one chunk of targets."""
-        count = chunk if self.read else chunk + 1
-        taken = self.tokens[self.read : self.read + count]
-        self.read += len(taken)
-        return taken
-
-    @property
-    def is_read(self) -> bool:
-        return self.read >= len(self.tokens)
 
 
 def read_documents(
@@ -62,51 +48,16 @@ def read_documents(
     reads the same windows. Raises InputError for a document without a target, StreamOverflow for
     losses that are not finite.
     """
-    for number, tokens in enumerate(documents):
-        if tokens.ndim != 1 or len(tokens) < 2:
-            raise InputError(
-                f"document {number} has shape {tuple(tokens.shape)}; expected at least two tokens, "
-                "of which the second is the first target"
-            )
-    queues = [
-        [Document(number, documents[number]) for number in range(row, len(documents), stream.batch)]
-        for row in range(stream.batch)
-    ]
-    while any(queues):
-        yield from _one_step(stream, queues, beside, progress)
-
-
-def _one_step(
-    stream: Stream,
-    queues: list[list[Document]],
-    beside: Stream | None,
-    progress: Progress | None,
-) -> list[Document]:
-    """The documents that end here, in the order of their rows."""
-    reading = [queue[0] if queue else None for queue in queues]
-    begins = torch.tensor([document is not None and not document.read for document in reading])
-    parts = [
-        document.take(stream.settings.chunk) if document else torch.zeros(0, dtype=torch.int64)
-        for document in reading
-    ]
-    ids_Bn = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    lengths = torch.tensor([len(part) for part in parts])
-    mask_Bn = torch.arange(ids_Bn.shape[1]) < lengths.unsqueeze(-1)
-    scores = stream.step(ids_Bn, mask_Bn, begins)
-    plain = None if beside is None else beside.step(ids_Bn, mask_Bn, begins)
-    if progress is not None:
-        progress(stream.chunks - 1, scores)
-    done = []
-    for row, document in enumerate(reading):
-        if document is None:
-            continue
-        targets = slice(1 if begins[row] else 0, len(parts[row]))
-        document.losses.append(scores.losses[row, targets].cpu())
-        if plain is not None:
-            document.unmodified.append(plain.losses[row, targets].cpu())
-        if document.is_read:
-            done.append(queues[row].pop(0))
-    return done
+    rows = Rows(stream, documents, beside)
+    found: dict[int, Document] = {}
+    while not rows.is_done:
+        for piece in rows.step(progress):
+            document = found.setdefault(piece.document, Document(piece.document))
+            document.losses.append(piece.losses)
+            if piece.unmodified is not None:
+                document.unmodified.append(piece.unmodified)
+            if piece.is_last:
+                yield found.pop(piece.document)
 
 
 def score_documents(

@@ -27,8 +27,10 @@ from tintc.runtime.labels import check_labels, kept_positions, language_loss, me
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.prefix import put_rows
-from tintc.runtime.scoring import Progress, StreamOutput, score_documents
-from tintc.runtime.streaming import Keys, Reset, Stream, StreamSettings
+from tintc.runtime.reading import Progress
+from tintc.runtime.scoring import StreamOutput, score_documents
+from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
+from tintc.runtime.streaming import Stream
 
 _NO_TORCHSCRIPT = (
     "TorchScript (torch.jit.trace, torch.jit.script) takes no simulator, whose program depends on "

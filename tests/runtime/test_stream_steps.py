@@ -23,7 +23,8 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
 from tintc.runtime.scoring import read_documents
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.streaming import Stream, StreamOverflow, StreamSettings
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream, StreamOverflow
 
 EXACT = SimulatorConfig.exact(inner_lr=RATE, momentum=0.5)
 KEYS = ("recompute", "cache")

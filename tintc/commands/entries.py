@@ -19,6 +19,7 @@ from tintc.commands.options import (
     OPTIONS,
     OUTPUT,
     SIMULATOR,
+    STREAMS,
     Artifact,
     CallFlags,
     Checked,
@@ -33,6 +34,7 @@ from tintc.commands.options import (
     Source,
     flat,
 )
+from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
 from tintc.evaluate.speed import settings as speed
@@ -98,6 +100,7 @@ def run_command(
     *,
     stdin: Annotated[bool, Parameter(name="-", help="Read the text from standard input.")] = False,
     reading: Annotated[Reading, flat(OPTIONS)] = Reading(),
+    reads: Annotated[StreamFlags, flat(STREAMS)] = StreamFlags(),
     device: Annotated[str | None, DEVICE] = None,
     dtype: Annotated[Number | None, Parameter(help="Of the weights; default as stored.")] = None,
     common: Annotated[Common, flat(OUTPUT)] = Common(),
@@ -108,7 +111,14 @@ def run_command(
             "input"
         )
     asked = reading.from_stdin() if stdin else reading
+    asked.check()
+    reads.check(asked)
     if path.suffix == ".onnx":
+        if reads.stream or reads.batch is not None:
+            raise UsageError(
+                "an ONNX model runs one text; expected neither --stream nor --batch, or the "
+                "directory of a simulator"
+            )
         if device is not None or dtype is not None:
             raise UsageError(
                 "an ONNX model runs on the CPU in the dtype that it was exported in; expected "
@@ -118,10 +128,21 @@ def run_command(
 
         run_onnx.run(path, asked, as_json=common.as_json)
         return
-    from tintc.commands import run as command
     from tintc.compiler.frontend.devices import device_of, dtype_of
 
-    command.run(path, asked, device_of(device), dtype_of(dtype), as_json=common.as_json)
+    where = (device_of(device), dtype_of(dtype))
+    if reads.stream:
+        from tintc.commands import stream
+
+        stream.run(path, asked, reads, *where, as_json=common.as_json)
+    elif asked.is_many:
+        from tintc.commands import run_many
+
+        run_many.run(path, asked, reads.side_by_side, *where, as_json=common.as_json)
+    else:
+        from tintc.commands import run as command
+
+        command.run(path, asked, *where, as_json=common.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)

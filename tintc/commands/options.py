@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 # The parts of a command's help, in this order.
-OPTIONS, SIMULATOR, MODEL, OUTPUT = (
+OPTIONS, STREAMS, SIMULATOR, MODEL, OUTPUT = (
     Group(name, sort_key=place)
-    for place, name in enumerate(("Options", "Simulator", "Model", "Output and messages"), 1)
+    for place, name in enumerate(
+        ("Options", "Streams and many documents", "Simulator", "Model", "Output and messages"), 1
+    )
 )
 
 

@@ -19,34 +19,36 @@ Tokenize = Callable[[str], list[int]]
 
 class Prompt:
     """A text without the space around it. name: in messages. chunks: its parts, read when they are
-    needed. Raises InputError, as everything here does, for what cannot be read or is empty.
+    needed. offset: bytes of UTF-8 in front of what is left of it. Raises InputError, as everything
+    here does, for what cannot be read or is empty.
     """
 
     def __init__(self, name: str, chunks: Iterator[str]) -> None:
         self._name, self._chunks = name, chunks
         self._read, self.is_whole = "", False
+        self.offset = 0
         self._grow(1)
         if not self._read:
             raise InputError("the text is empty; expected a few sentences")
 
     @classmethod
-    def of_text(cls, text: str) -> Prompt:
+    def of_text(cls, text: str, name: str = "--text") -> Prompt:
         try:
             text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
         except UnicodeError as error:
-            raise _unreadable("--text", error) from error
-        return cls("--text", iter([text]))
+            raise _unreadable(name, error) from error
+        return cls(name, iter([text]))
 
     @classmethod
     def of_file(cls, file: str) -> Prompt:
         """file: a path, or - for standard input. Refuses JSON lines."""
         name = "standard input" if file == "-" else file
         found = cls(name, _standard_input() if file == "-" else _file(Path(file).expanduser()))
-        if Path(file).suffix.lower() in (".jsonl", ".ndjson") or found._begins_with_an_object():
+        if is_json_lines(file) or found._begins_with_an_object():
             raise InputError(
                 f"{name} holds JSON objects, not one plain text, and their braces would be trained "
-                "on; pass the text alone (--text TEXT takes anything as it is), or read the "
-                "documents with tintc eval lm --data FILE.jsonl"
+                "on; pass the text alone (--text TEXT takes anything as it is); tintc run DIR "
+                "--file FILE.jsonl and tintc eval lm --data FILE.jsonl read documents"
             )
         return found
 
@@ -81,18 +83,30 @@ class Prompt:
                 part = next(self._chunks, None)
                 if part is None:
                     break
-                part = part if held else part.lstrip()
+                if not held:
+                    part = self._without_what_is_before(part)
                 parts.append(part)
                 held += len(part)
         except (OSError, UnicodeError) as error:
             raise _unreadable(self._name, error) from error
         self._read = "".join(parts)
 
+    def _without_what_is_before(self, part: str) -> str:
+        """A part without space in front, nor the mark that some editors put there."""
+        found = (part if self.offset else part.removeprefix("\ufeff")).lstrip()
+        self.offset += len(part[: len(part) - len(found)].encode())
+        return found
+
     def _begins_with_an_object(self) -> bool:
         try:
             return isinstance(json.loads(self._read.partition("\n")[0]), dict)
         except ValueError:
             return False
+
+
+def is_json_lines(file: str) -> bool:
+    """Whether a name says that each line is a JSON object."""
+    return Path(file).suffix.lower() in (".jsonl", ".ndjson")
 
 
 def _file(path: Path) -> Iterator[str]:
@@ -107,7 +121,7 @@ def _standard_input() -> Iterator[str]:
 
 
 def _decoded(file: BinaryIO) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     while data := file.read(_CHUNK):
         yield decoder.decode(data)
     yield decoder.decode(b"", final=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(
         before, after = float(out.initial_loss), float(out.loss)
         check_loss(after, float(simulator.inner_lr.detach()))
         continuation = (
-            _generate(simulator, ids, train_mask, asked.generate) if asked.generate else None
+            _with_a_bar(simulator, ids, train_mask, asked.generate) if asked.generate else None
         )
     result: dict[str, Any] = {
         "tokens": ids.shape[1],
@@ -79,9 +80,20 @@ def _tokens(simulator: Simulator, prompt: Prompt, asked: Reading) -> Tensor:
     return torch.tensor([asked.ids(prompt, tokenize, simulator.program.facts.longest)])
 
 
-def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
+def _with_a_bar(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
+    with console.stages(count) as stage:
+        return generate(simulator, ids, train_mask, count, stage)
+
+
+def generate(
+    simulator: Simulator,
+    ids: Tensor,
+    train_mask: Tensor,
+    count: int,
+    stage: Callable[[str], None],
+) -> str:
     """Greedy continuation under the updated weights, until `count` tokens, the end token or the
-    last position.
+    last position. stage: called in front of each.
     """
     updates = simulator.updates(ids, train_mask)
     limit, end = simulator.program.facts.longest or math.inf, simulator.tokenizer.eos_token_id
@@ -92,11 +104,10 @@ def _generate(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int)
             "generated tokens",
             stacklevel=2,
         )
-    with console.stages(count) as stage:
-        while ids.shape[1] < min(start + count, limit):
-            stage(f"generating token {ids.shape[1] - start + 1}")
-            token = simulator.predict(updates, ids)[:, -1:].argmax(-1).to(ids.device)
-            if end is not None and int(token) == end:
-                break
-            ids = torch.cat([ids, token], 1)
+    while ids.shape[1] < min(start + count, limit):
+        stage(f"generating token {ids.shape[1] - start + 1}")
+        token = simulator.predict(updates, ids)[:, -1:].argmax(-1).to(ids.device)
+        if end is not None and int(token) == end:
+            break
+        ids = torch.cat([ids, token], 1)
     return str(simulator.tokenizer.decode(ids[0, start:], skip_special_tokens=True))

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from tintc.commands import console
 from tintc.commands.flags import ONCE, at_least
-from tintc.commands.prompt import Prompt, Tokenize
+from tintc.commands.prompt import Prompt, Tokenize, is_json_lines
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.rule_values import rule_text
 
@@ -26,7 +27,10 @@ class Reading:
         str | None,
         ONCE,
         Parameter(
-            allow_leading_hyphen=True, metavar="FILE", help="A UTF-8 text file, or - as above."
+            allow_leading_hyphen=True,
+            metavar="FILE",
+            help="A UTF-8 text file, or - as above; a directory of *.txt files, or FILE.jsonl with "
+            '{"text": ...} in each line, for many documents.',
         ),
     ] = None
     train_fraction: Annotated[
@@ -52,9 +56,15 @@ class Reading:
             raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
         return replace(self, file="-")
 
-    def prompt(self) -> Prompt:
-        """The text. Raises UsageError for a fraction or a rate that makes no sense, or unless there
-        is one text; InputError if it cannot be read.
+    @property
+    def is_many(self) -> bool:
+        """Whether the file holds documents, not one text."""
+        file = self.file if self.text is None else None
+        return file is not None and (is_json_lines(file) or Path(file).expanduser().is_dir())
+
+    def check(self) -> None:
+        """Raises UsageError for a fraction or a rate that makes no sense, or unless there is one
+        source of texts.
         """
         if not (0 <= self.train_fraction < 1 or (self.train_fraction == 1 and self.generate)):
             raise UsageError(
@@ -63,11 +73,16 @@ class Reading:
             )
         if self.inner_lr is not None and not math.isfinite(self.inner_lr):
             raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
-        if self.text is not None and self.file is None:
+        if (self.text is None) == (self.file is None):
+            raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+
+    def prompt(self) -> Prompt:
+        """The text. Raises what `check` raises, and InputError if it cannot be read."""
+        self.check()
+        if self.text is not None:
             return Prompt.of_text(self.text)
-        if self.file is not None and self.text is None:
-            return Prompt.of_file(self.file)
-        raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
+        assert self.file is not None
+        return Prompt.of_file(self.file)
 
     def ids(self, prompt: Prompt, tokenize: Tokenize, limit: int | None) -> list[int]:
         """As many token ids as are asked for, or all. limit: of the simulator. Raises InputError
@@ -148,9 +163,15 @@ def show(result: dict[str, Any], as_json: bool) -> None:
 def _perplexities(before: float | None, after: float | None) -> dict[str, str]:
     if before is None or after is None:
         return {}
-    change = f"  ({100 * (after / before - 1):+.2f} %)" if after < 100 * before else ""
-    return {"perplexity before": _rounded(before), "perplexity after": _rounded(after) + change}
+    changed = f"  ({found})" if (found := change(before, after)) else ""
+    return {"perplexity before": rounded(before), "perplexity after": rounded(after) + changed}
 
 
-def _rounded(perplexity: float) -> str:
-    return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+def change(before: float, after: float) -> str:
+    """In per cent; nothing where that would be a long number."""
+    return f"{100 * (after / before - 1):+.2f} %" if before > 0 and after < 100 * before else ""
+
+
+def rounded(value: float) -> str:
+    """Three digits behind the point, of what is not too large."""
+    return f"{value:.3f}" if value < 1e6 else f"{value:.3g}"
