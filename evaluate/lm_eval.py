@@ -89,8 +89,8 @@ class TintcLM(TemplateLM):  # type: ignore[misc]
     of its config. rolling_context: tokens that each chunk of `loglikelihood_rolling` is
     conditioned, and trained, on at least. protocol: of `loglikelihood_rolling`: split, or stream:
     each chunk is scored, then trained on; chunk, context and keys are then as `StreamSettings` of
-    `tintc.runtime.streaming` has them. add_bos_token: whether texts start with bos; by default as
-    the tokenizer has it. device, dtype: of the weights, by name.
+    `tintc.runtime.stream_settings` has them. add_bos_token: whether texts start with bos; by
+    default as the tokenizer has it. device, dtype: of the weights, by name.
 
     Raises UsageError for an argument that makes no sense, InputError for a model without tokenizer,
     and what `tintc.compile` and `tintc.load` raise.

@@ -36,7 +36,6 @@ from tintc.evaluate.text import Text
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError
 from tintc.runtime.scoring import read_documents
-from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.streaming import Stream, StreamOverflow, StreamScores
 
 Result = dict[str, Any]
@@ -54,11 +53,11 @@ class Experiment:
     ) -> None:
         self.auxiliary, self.settings, self.store = auxiliary, settings, store
         self.progress, self.done, self.total = progress, 0, 0
-        self.cut = StreamSettings(settings.chunk, settings.context, settings.keys, settings.reset)
+        self.cut = settings.cut
 
     def measure(self, run: Run, passages: Sequence[Passage], label: str) -> list[Result]:
         """The result of each passage."""
-        never = self.settings.reset == "never"
+        never = self.cut.reset == "never"
 
         def compute(rows: list[int]) -> Iterator[Result]:
             # weights and state of a row depend on all that was read before
@@ -81,7 +80,7 @@ class Experiment:
         return {
             **run.unit,
             **({"shuffled": True} if run.shuffled else {}),
-            **({"after": after} if self.settings.reset == "never" else {}),
+            **({"after": after} if self.cut.reset == "never" else {}),
             "document": passages[index].sha256,
             "stream": dataclasses.asdict(self.cut),
             "experiment": "stream",
@@ -123,7 +122,7 @@ class Experiment:
                 yield index, {**ledger.result(index), "overflow": len(ledger.sums[index])}
             finished = [index for index in order if ledger.is_read(index)]
             left = [queue for number, queue in enumerate(queues) if number != row]
-            keep = self.settings.reset == "never"
+            keep = self.cut.reset == "never"
             queues = [
                 rest for queue in left if (rest := [i for i in queue if keep or i not in finished])
             ]

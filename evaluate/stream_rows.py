@@ -56,7 +56,7 @@ def rows_of(
     curve: see `_curve`. seconds: of a document, median. overflow: the first document and chunk
     whose losses were not finite.
     """
-    targets = _targets(passages, settings.chunk)
+    targets = _targets(passages, settings.cut.chunk)
     before = measured[0].sums(targets.shape[1])
     reference = next((each for each in measured if each.run.name == DYNAMIC), None)
     gains = None if reference is None else reference.sums(targets.shape[1]).sum(1)
@@ -148,8 +148,8 @@ def _curve(
     for start, end in pairwise(edges):
         found.append(
             {
-                "first": start * settings.chunk + 1,
-                "last": min(end * settings.chunk, int(targets.sum(1).max())),
+                "first": start * settings.cut.chunk + 1,
+                "last": min(end * settings.cut.chunk, int(targets.sum(1).max())),
                 **_part(after[:, start:end], before[:, start:end], targets[:, start:end]),
                 "up_to": _part(after[:, :end], before[:, :end], targets[:, :end]),
             }

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from tintc.evaluate.language_settings import Learning
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.described import about
 from tintc.ir.errors import UsageError
+from tintc.runtime.stream_settings import StreamSettings
 
-# TINT.md section 8
-Keys = Literal["recompute", "cache"]
-Reset = Literal["document", "never"]
 _MOMENTS = ("adam", "rms")  # optimizers that take no momentum
 
 
@@ -25,20 +23,8 @@ class Settings(Learning):
     Dynamic evaluation follows the config's own rule, in the same windows, on the same weights.
     """
 
-    chunk: int = field(default=128, metadata=about("Stream: targets of a chunk, C."))
-    context: int = field(
-        default=384, metadata=about("Stream: tokens before a chunk that it may look at, L.")
-    )
-    keys: Keys = field(
-        default="recompute",
-        metadata=about(
-            "Stream: whether keys and values of the context are computed anew under the newest "
-            "weights, or stay as they were when scored."
-        ),
-    )
-    reset: Reset = field(
-        default="document",
-        metadata=about("Stream: whether weights start anew with each document."),
+    cut: StreamSettings = field(
+        default_factory=StreamSettings, metadata=about("How documents are read.")
     )
     choosing_tokens: int | None = field(
         default=None,
@@ -70,6 +56,7 @@ class Settings(Learning):
     def check(self) -> None:
         """Raises UsageError for what no model can have."""
         super().check()
+        self.cut.check(None)
         for name, least in (("choosing_tokens", 2), ("buckets", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -237,10 +237,11 @@ def stream_table(report: dict[str, Any]) -> Table:
 
 def _windows(settings: dict[str, Any]) -> str:
     """How a text is cut, in words."""
-    batch = f", {settings['batch']} side by side" if settings["reset"] == "never" else ""
+    cut = settings["cut"]
+    batch = f", {settings['batch']} side by side" if cut["reset"] == "never" else ""
     return (
-        f"chunks of {settings['chunk']} with {settings['context']} tokens before them, keys "
-        f"{settings['keys']}, reset {settings['reset']}{batch}"
+        f"chunks of {cut['chunk']} with {cut['context']} tokens before them, keys {cut['keys']}, "
+        f"reset {cut['reset']}{batch}"
     )
 
 

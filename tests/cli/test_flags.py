@@ -31,6 +31,7 @@ from tintc.ir.call_sizes import CallShape
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.described import flag_of, help_of
 from tintc.runtime.backends.transformer.structure import BACKENDS, SHARES
+from tintc.runtime.stream_settings import StreamSettings
 from tintc.version import __version__
 
 # Commands that take a config, and the fields that they set themselves.
@@ -44,7 +45,8 @@ CONFIGURED: dict[str, tuple[str, ...]] = {
     "statistics": (),
 }
 OTHERS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
-    "eval lm ": (stream_settings.Settings, ("changes",)),
+    "eval lm ": (stream_settings.Settings, ("changes", "cut")),
+    " eval lm": (StreamSettings, ()),
     "cost": (CallShape, ()),
     "bench": (speed.Options, ()),
     "eval lm": (language_settings.Settings, ("changes",)),

@@ -32,6 +32,7 @@ from tintc.evaluate.tables import stream_table
 from tintc.evaluate.text import Text
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, NumericalError, TintcError, UsageError
+from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.windows import IGNORED, Fresh, window
 
 CHUNK, CONTEXT, RATE = 5, 7, 0.02
@@ -40,8 +41,13 @@ DOCUMENTS = (TEXT, "A short one.", SEA, "The hills are above the town, the town 
 STORY = Text("story", "".join(DOCUMENTS), DOCUMENTS)
 OTHER = Text("other", "".join(DOCUMENTS[::-1]), (f"Once more: {TEXT}", "It is wide and long."))
 SETTINGS = Settings(
-    chunk=CHUNK, context=CONTEXT, inner_lr=RATE, limit=3, presets=("exact", "paper"), buckets=3
+    cut=StreamSettings(CHUNK, CONTEXT),
+    inner_lr=RATE,
+    limit=3,
+    presets=("exact", "paper"),
+    buckets=3,
 )
+CUT = [each.name for each in dataclasses.fields(StreamSettings)]
 
 
 @cache
@@ -57,7 +63,8 @@ def huggingface() -> Any:
 
 
 def settings(**changes: Any) -> Settings:
-    return dataclasses.replace(SETTINGS, **changes)
+    cut = {name: changes.pop(name) for name in CUT if name in changes}
+    return dataclasses.replace(SETTINGS, cut=dataclasses.replace(SETTINGS.cut, **cut), **changes)
 
 
 def run(chosen: Settings = SETTINGS, store: Store | None = None, **options: Any) -> dict[str, Any]:

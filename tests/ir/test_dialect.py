@@ -170,7 +170,10 @@ CALLS: tuple[dict[str, Any], ...] = (
 # A window of a stream, with keys of earlier tokens.
 WINDOW: dict[str, Any] = {
     "outputs": ("initial_losses", "updates", "states", "cache"),
-    **{"from_states": True, "window": True, "cached": True, "causal": False},
+    "from_states": True,
+    "window": True,
+    "cached": True,
+    "causal": False,
 }
 # Inner rules that bring out every operator of theirs.
 RULES: tuple[dict[str, Any], ...] = (

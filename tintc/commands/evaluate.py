@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -20,11 +21,12 @@ from tintc.evaluate.language_settings import Learning
 from tintc.evaluate.language_settings import Settings as LanguageSettings
 from tintc.evaluate.settings import Settings
 from tintc.evaluate.store import Store
-from tintc.evaluate.stream_settings import Settings as StreamSettings
+from tintc.evaluate.stream_settings import Settings as StreamedSettings
 from tintc.evaluate.text import HUB_TEXTS, Text, read_text
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import FETCH
+from tintc.runtime.stream_settings import StreamSettings
 
 Experiment = Callable[[Auxiliary, Store, Callable[[str, int, int], None]], dict[str, Any]]
 
@@ -62,7 +64,9 @@ def run_stream(
     as_json: bool,
 ) -> None:
     """Prints and keeps the table of `tintc.evaluate.stream.run`."""
-    chosen = StreamSettings(**settings)
+    names = [each.name for each in dataclasses.fields(StreamSettings)]
+    cut = StreamSettings(**{name: settings.pop(name) for name in names if name in settings})
+    chosen = StreamedSettings(**settings, cut=cut)
     text, choosing = _texts(source, data, choose, chosen, how)
     measure(
         source,

@@ -32,6 +32,7 @@ from tintc.evaluate import ablation_settings, language_settings, settings, strea
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.described import flag_of
 from tintc.ir.errors import UsageError
+from tintc.runtime.stream_settings import StreamSettings
 
 Data = Annotated[
     str,
@@ -83,9 +84,14 @@ class LanguageFlags(Flags):
 _SHARED = tuple(each.name for each in dataclasses.fields(language_settings.Learning))
 
 
-@flags_of(stream_settings.Settings, leave_out=_SHARED)
-class BothProtocols(LanguageFlags):
-    """The same, and what only a stream has."""
+@flags_of(StreamSettings)
+class CutFlags(LanguageFlags):
+    """The same, and how a stream is cut."""
+
+
+@flags_of(stream_settings.Settings, leave_out=(*_SHARED, "cut"))
+class BothProtocols(CutFlags):
+    """The same, and what else only a stream has."""
 
     protocol: Annotated[
         Literal["split", "stream"],
@@ -127,16 +133,23 @@ def lm_command(
     run(source, data, choose, given, how, output, as_json=common.as_json)
 
 
+_OF_SPLIT = (language_settings.Settings,)
+_OF_STREAM = (StreamSettings, stream_settings.Settings)
+
+
 def _check_protocol(protocol: str, given: dict[str, Any]) -> None:
     """Raises UsageError for options of the other protocol."""
-    own = {"split": language_settings.Settings, "stream": stream_settings.Settings}
-    (other,) = (name for name in own if name != protocol)
-    fields = [each for each in dataclasses.fields(own[other]) if each.name not in _SHARED]
-    wrong = [flag_of(each) for each in fields if each.name in given]
+    other = "split" if protocol == "stream" else "stream"
+    fields = [
+        each
+        for settings in (_OF_SPLIT if other == "split" else _OF_STREAM)
+        for each in dataclasses.fields(settings)
+        if each.name not in _SHARED
+    ]
+    wrong = ", ".join(flag_of(each) for each in fields if each.name in given)
     if wrong:
         raise UsageError(
-            f"{', '.join(wrong)} belong to protocol {other}; expected --protocol {other}, or "
-            f"leave {', '.join(wrong)} out"
+            f"{wrong} belong to protocol {other}; expected --protocol {other}, or leave {wrong} out"
         )
 
 
