@@ -44,22 +44,57 @@ def head_gradient(
     dh = torch.empty_like(h)
     for part in _chunks(h, weight_VD):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
-        dz = (
-            values.pop()
-        )  # below, `loss_gradient` in place: a chunk's copies are the peak of a small model's call
-        dz = torch.softmax(wide(dz), -1) if kind == "softmax" else wide(dz).clone()
-        y = targets[part].unsqueeze(-1)
-        dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype))
-        dz = narrow_like(dz, h)
-        for name, factor in zip(reversed(behind), reversed(factors), strict=True):
-            z = values.pop()
-            dz = (
-                dz * factor
-                if name == "scale"
-                else activation_backward(dz, z, name, "exact", factor)
-            )
+        dz = _way_back(values, targets[part], kind, behind, factors)
         dh[part] = _product(dz, weight_VD, None, True, onednn)
     return dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
+
+
+def _way_back(
+    values: list[Tensor], targets: Tensor, kind: str, behind: list[str], factors: list[float]
+) -> Tensor:
+    """The loss's gradient at the head's product. values: that product, and what each operator
+    behind it made of it; they are used up.
+    """
+    z = values.pop()
+    # `loss_gradient` in place: a chunk's copies are the peak of a small model's call.
+    dz = torch.softmax(wide(z), -1) if kind == "softmax" else wide(z).clone()
+    y = targets.unsqueeze(-1)
+    dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype))
+    dz = narrow_like(dz, z)
+    del z
+    for name, factor in zip(reversed(behind), reversed(factors), strict=True):
+        z = values.pop()
+        scaled = name == "scale"
+        dz = dz * factor if scaled else activation_backward(dz, z, name, "exact", factor)
+    return dz
+
+
+def _both_shape(h: Shape, *_: object) -> tuple[Shape, Shape]:
+    return h[:-1], h
+
+
+@operator(
+    "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, Tensor targets, Tensor mask, str kind, "
+    "str[] behind, float[] factors, bool onednn) -> (Tensor, Tensor)",
+    shape=_both_shape,
+    meaning="head_losses and head_gradient, from the same logits",
+    kind="optimization",
+    whole=True,
+)
+def head_losses_and_gradient(
+    h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_BT: Tensor,
+    targets_BT: Tensor, mask_BT: Tensor, kind: str, behind: list[str], factors: list[float],
+    onednn: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(losses (B, T), gradient at h (B, T, D)): what both are of h, whose logits exist once."""
+    h, targets, labels = h_BTD.flatten(0, 1), targets_BT.flatten(), labels_BT.flatten()
+    losses, dh = [], torch.empty_like(h)
+    for part in _chunks(h, weight_VD):
+        values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
+        losses.append(token_losses(values[-1], labels[part]))
+        dz = _way_back(values, targets[part], kind, behind, factors)
+        dh[part] = _product(dz, weight_VD, None, True, onednn)
+    return torch.cat(losses).view_as(labels_BT), dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
 
 
 def _head_logits_shape(

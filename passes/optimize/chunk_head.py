@@ -5,6 +5,8 @@ tensor never exists for it.
       ->  head_gradient(h, E, b, ...)
     z = linear_forward(h, E, b), scaled or capped; token_losses(z, labels)
       ->  head_losses(h, E, b, labels, ...)
+    both of one z
+      ->  head_losses_and_gradient(h, E, b, ...)
     z = linear_forward(h, E, b), scaled or capped; an output
       ->  head_logits(h, E, b, ..., into)
 
@@ -26,7 +28,13 @@ from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.elementwise import scale
-from tintc.ir.ops.head import head_gradient, head_logits, head_losses, token_losses
+from tintc.ir.ops.head import (
+    head_gradient,
+    head_logits,
+    head_losses,
+    head_losses_and_gradient,
+    token_losses,
+)
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.loss import loss_gradient
 from tintc.ir.outputs import Output
@@ -130,9 +138,28 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         or wanted
     ):
         return
+    scored = [user for user in loss.args[0].users if is_tint(user, token_losses)]
+    if len(scored) == 1:
+        _fuse_both(build, scored[0], last, (targets, mask, kind), head)
+        return
     _replace(
         build, last, head_gradient, (*head.arguments(), targets, mask, kind, *head.kinds(), False)
     )
+
+
+def _fuse_both(
+    build: Builder, losses: fx.Node, last: fx.Node, of_loss: tuple[object, ...], head: _Head
+) -> None:
+    """losses: the token_losses of the same logits, which nothing but an output reads."""
+    labels = argument(losses, "labels")
+    place: dict[str, Any] = {"phase": info(last).phase, "step": info(last).step}
+    with build.graph.inserting_before(last):
+        both = build.call(
+            head_losses_and_gradient, *head.arguments(), labels, *of_loss, *head.kinds(), False,
+            like=last, label=f"{last.name}_and_losses", **place,
+        )  # fmt: skip
+        losses.replace_all_uses_with(build.item(both, 0, label=losses.name))
+        last.replace_all_uses_with(build.item(both, 1, label=last.name))
 
 
 def _fuse_losses(build: Builder, losses: fx.Node, head: _Head) -> None:

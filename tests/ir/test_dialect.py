@@ -209,7 +209,10 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
     optimized.append(pruned(everything, *OPTIMIZATIONS, model=opt()))  # a tied head
     limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
-    optimized.append(pruned(SimulatorConfig.exact(), model=turning(), longest=32, **WINDOW))
+    for passes in ((), OPTIMIZATIONS):
+        optimized.append(
+            pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **WINDOW)
+        )
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)

@@ -64,8 +64,11 @@ def test_losses() -> None:
     for outputs in (("losses",), ("losses", "initial_losses")):
         at = pruned(exact(), outputs=outputs)
         found = assert_same_results(chunk_head, at)
-        assert len(calls(found, "head_losses")) == len(outputs)
-        assert len(calls(found, "head_gradient")) == 1
+        assert len(calls(found, "head_losses")) == 1
+        # The loss before the update is of the logits whose gradient is followed.
+        together = "initial_losses" in outputs
+        assert len(calls(found, "head_losses_and_gradient")) == together
+        assert len(calls(found, "head_gradient")) == (not together)
         assert not calls(found, "token_losses")
         assert not [
             node
@@ -101,6 +104,15 @@ def test_leaves_logits_that_are_wanted_too() -> None:
         chunk_head,
         pruned(exact(), outputs=("logits", "initial_logits", "losses", "initial_losses")),
     )
+
+
+def test_losses_and_gradient_of_the_same_logits() -> None:
+    """As a window of a stream asks for them."""
+    at = pruned(exact(), outputs=("initial_losses", "updates"))
+    found = assert_same_results(chunk_head, at)
+    assert len(calls(found, "head_losses_and_gradient")) == 1
+    for name in ("linear_forward", "head_gradient", "head_losses", "loss_gradient"):
+        assert not [n for n in calls(found, name) if info(n).shape[-1:] == (19,)]
 
 
 def test_leaves_losses_without_a_head() -> None:

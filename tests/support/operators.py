@@ -117,6 +117,10 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
             torch.empty(b, t, o, dtype=torch.float64),
             False,
         ),
+        "head_losses_and_gradient": (
+            *(x, draw(o, d), draw(o) if own else None, ids, ids, loss_mask, "softmax"),
+            *(["scale"], [0.3], False),
+        ),
         "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
         "token_losses": (dy, ids),
         "kept_tokens": (x, torch.arange(cut)),

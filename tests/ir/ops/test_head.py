@@ -14,7 +14,12 @@ from torch import Tensor
 from tests.support.shapes import Draw, batches, lengths, seeds, widths
 from tests.support.tolerances import HALF, PRIMITIVE, error
 from tintc.ir.ops import head
-from tintc.ir.ops.head import head_gradient, head_losses, token_losses
+from tintc.ir.ops.head import (
+    head_gradient,
+    head_losses,
+    head_losses_and_gradient,
+    token_losses,
+)
 from tintc.ir.ops.onednn import available
 
 LIMIT = PRIMITIVE[torch.float64]
@@ -100,6 +105,24 @@ def test_losses(p: dict[str, Any], some_ignored: bool) -> None:
     )
     assert error(token_losses(z, labels), expected) < LIMIT
     assert bool((token_losses(z, labels)[labels == -100] == 0).all())
+
+
+@given(problems(), st.sampled_from(["softmax", "quadratic"]))
+def test_both_are_the_two(p: dict[str, Any], kind: str) -> None:
+    labels = p["targets"].masked_fill(p["mask"] == 0, -100)
+    z = logits(p)
+    per_token = F.cross_entropy(
+        z.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
+    ).view_as(labels)
+    losses, gradient = head_losses_and_gradient(
+        p["h"], p["weight"], p["bias"], labels, p["targets"], p["mask"], kind, p["behind"],
+        p["factors"], False,
+    )  # fmt: skip
+    assert error(losses, per_token) < LIMIT
+    if kind == "softmax":
+        (expected,) = torch.autograd.grad(per_token.sum(), p["h"])
+        assert error(gradient, expected) < LIMIT
+    assert torch.equal(gradient, found_gradient(p, kind))
 
 
 def example(dtype: torch.dtype) -> dict[str, Any]:
