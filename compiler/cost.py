@@ -29,7 +29,7 @@ from tintc.ir.program import Program
 from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime import slices
 from tintc.runtime.backends.transformer.modules.parts import Place, Range
-from tintc.runtime.compiled import Call
+from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import check_names
 

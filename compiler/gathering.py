@@ -30,7 +30,7 @@ from tintc.ir.inputs import is_models_own, is_table
 from tintc.ir.outputs import Output
 from tintc.ir.precision import wide
 from tintc.runtime.batch import Batch
-from tintc.runtime.compiled import Call
+from tintc.runtime.call import Call
 from tintc.runtime.inputs import prepare
 from tintc.runtime.prefix import put_rows
 from tintc.runtime.simulator import Simulator

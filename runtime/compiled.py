@@ -5,9 +5,8 @@ Legend: B sequences, T tokens, K kept positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -31,53 +30,11 @@ from tintc.runtime import slices
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import Structure, check_backend
+from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.specialize.optimize import optimize as optimized_graph
 from tintc.runtime.specialize.programs import Programs, Result, Source, Value
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one call asks a program for."""
-
-    outputs: tuple[Output, ...]
-    tensors: dict[str, Tensor]  # by the names of INPUTS and FURTHER_INPUTS, all but `kept`
-    segment: int  # tokens that training passes see
-    causal: bool = False  # the attention mask among the tensors is the causal one
-    kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
-    given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
-    states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
-    window: bool = (
-        False  # of a stream: loss stands at the kept positions, all tokens are trained on
-    )
-    cache: dict[str, Tensor] | None = None  # keys and values of earlier tokens, by name
-    lr_factor: float = 1.0  # of the schedule, where it is not in the graph
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(B, T)."""
-        batch, tokens = self.tensors["input_ids"].shape
-        return batch, tokens
-
-    @property
-    def trains(self) -> bool:
-        """Whether it needs steps."""
-        return self.given is None and any(not kind.is_before for kind in self.outputs)
-
-    def kind(self, *, differentiable: bool) -> Choices:
-        """Which program it needs, as far as the call itself says."""
-        return Choices(
-            self.outputs,
-            from_updates=self.given is not None and self.states is None,
-            from_states=self.states is not None,
-            some_tokens=self.kept is not None and not self.window,
-            window=self.window,
-            cached=self.cache is not None,
-            into=any(kind.into in self.tensors for kind in self.outputs),
-            differentiable=differentiable,
-            causal=self.causal,
-        )
 
 
 class Compiled(nn.Module):
@@ -327,7 +284,7 @@ class Compiled(nn.Module):
 
     def _result(self, call: Call) -> dict[str, Result]:
         """Of one program."""
-        with _without_autocast(self.device.type):
+        with without_autocast(self.device.type):
             module, arguments = self.bound(call)
             return self._programs.runnable(module, self._differentiable)(*arguments)
 
@@ -432,15 +389,3 @@ class Compiled(nn.Module):
             if name in wide and table.dtype in HALF:
                 table.data = wide[name].to(table.device, torch.float32)
         return self
-
-
-@contextmanager
-def _without_autocast(device_type: str) -> Iterator[None]:
-    """A program is emitted for the type of its weights: its finite differences would lose their
-    digits in a narrower one, and its kernels take no mixture.
-    """
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            yield
-    else:
-        yield

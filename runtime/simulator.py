@@ -20,7 +20,8 @@ from tintc.ir.inputs import is_models_own
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.batch import Batch
-from tintc.runtime.compiled import Call, Compiled
+from tintc.runtime.call import Call
+from tintc.runtime.compiled import Compiled
 from tintc.runtime.description import as_html, as_text, describe
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss

@@ -16,8 +16,9 @@ from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS, Output
 from tintc.passes.stream.cached_keys import cached_dtype, cached_values
 from tintc.runtime.batch import Batch
+from tintc.runtime.call import Call
 from tintc.runtime.carried import Carried, Slots
-from tintc.runtime.compiled import Call, Compiled
+from tintc.runtime.compiled import Compiled
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.masks import complete
 from tintc.runtime.stream_settings import StreamSettings

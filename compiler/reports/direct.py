@@ -15,7 +15,7 @@ from tintc.compiler.exact import learning_parameters
 from tintc.ir.call_sizes import CallSizes
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
-from tintc.runtime.compiled import Call
+from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 
 

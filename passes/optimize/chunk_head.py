@@ -138,7 +138,8 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         or wanted
     ):
         return
-    scored = [user for user in loss.args[0].users if is_tint(user, token_losses)]
+    logits: fx.Node = argument(loss, "logits")
+    scored = [user for user in logits.users if is_tint(user, token_losses)]
     if len(scored) == 1:
         _fuse_both(build, scored[0], last, (targets, mask, kind), head)
         return

@@ -26,7 +26,7 @@ from tintc.ir.outputs import Output
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.runtime import slices
 from tintc.runtime.batch import Batch
-from tintc.runtime.compiled import Call
+from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cost_model import SlotUse
 
