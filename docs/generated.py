@@ -179,7 +179,9 @@ def json_outputs() -> str:
             parts.append(f"## `tintc {example.format(text='TEXT')}`\n\n{_keys(document)}")
     for path in sorted(RESULTS.glob("*-tiny-opt.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        command = " ".join(report["command"].split()[:3])
+        words = report["command"].split()
+        at = words.index("--protocol") if "--protocol" in words else len(words)
+        command = " ".join([*words[:3], *words[at : at + 2]])
         parts.append(f"## `{command} ... --json`\n\n{_keys(report)}")
     return "\n\n".join(parts)
 

@@ -209,8 +209,7 @@ def run(
     controls: list[tuple[str, Run]] = []
     for label, learner in learners:
         found = _choose(experiment, learner, label, chosen_on)
-        measured.append(Measured(label, found, experiment.measure(found, passages, label)))
-        _check_finite(measured[-1], passages)
+        measured.append(_finite(experiment, found, label, passages))
         if label in controlled:
             controls += controls_of(label, found)
     for label, control in controls:
@@ -283,13 +282,22 @@ def _choose(experiment: Experiment, learner: Run, name: str, chosen_on: list[Pas
     return learner.by(choose_rule(settings.rules(learner.config), loss, {}, settings.rates))
 
 
-def _check_finite(measured: Measured, passages: list[Passage]) -> None:
-    for passage, result in zip(passages, measured.results, strict=True):
-        if "overflow" in result:
-            config = measured.run.config
-            assert config is not None
-            raise NumericalError(
-                f"{measured.label} at inner_lr {config.inner_lr:g}: the losses of {passage.name} "
-                f"are not finite in chunk {result['overflow']}: the weights diverged in an earlier "
-                "chunk; lower inner_lr, or limit updates (clip_norm, max_drift)"
-            )
+def _finite(experiment: Experiment, run: Run, label: str, passages: list[Passage]) -> Measured:
+    """A learner's results. Raises NumericalError at the first document whose losses are not finite,
+    and reads no other then.
+    """
+    never = experiment.cut.reset == "never"
+    size = len(passages) if never else experiment.settings.batch
+    results: list[Result] = []
+    for start in range(0, len(passages), size):
+        group = passages[start : start + size]
+        results += experiment.measure(run, group, label)
+        for passage, result in zip(group, results[start:], strict=True):
+            if "overflow" in result:
+                assert run.config is not None
+                raise NumericalError(
+                    f"{label} at inner_lr {run.config.inner_lr:g}: the losses of {passage.name} "
+                    f"are not finite in chunk {result['overflow']}: the weights diverged in an "
+                    "earlier chunk; lower inner_lr, or limit updates (clip_norm, max_drift)"
+                )
+    return Measured(label, run, results)

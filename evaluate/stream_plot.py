@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.evaluate.figure import figure
-from tintc.evaluate.language import ASCENT, UNMODIFIED
+from tintc.evaluate.language import ASCENT, SHUFFLED, UNMODIFIED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +17,9 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Left: perplexity of every part of the text, before and after. Right: its change, with the
-    95 % band by bootstrap over documents. Gradient ascent is left to the table.
+    95 % band by bootstrap over documents. Controls, which may be far off, are left to the table.
     """
-    before, *rows = [row for row in report["rows"] if row["learner"] != ASCENT]
+    before, *rows = [row for row in report["rows"] if row["learner"] not in (ASCENT, SHUFFLED)]
     with figure(path, columns=2, width=4.6, height=3.6) as (left, right):
         _line(left, before["curve"], "after", "#000000", UNMODIFIED)
         for number, row in enumerate(rows):

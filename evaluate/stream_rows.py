@@ -52,19 +52,21 @@ def rows_of(
 
     nll: summed -log p of all targets, in nats. perplexity: exp of it over `targets`.
     bits_per_byte: bits over the bytes of the targets. change: of the perplexity, in per cent; gain:
-    what it is lower by; share: of the gain of dynamic evaluation. Each has an `_interval` of 95 %.
+    what it is lower by; share: of the gain of dynamic evaluation by the config's own rule, of the
+    same parameters of norms if there are several. Each has an `_interval` of 95 %.
     curve: see `_curve`. seconds: of a document, median. overflow: the first document and chunk
     whose losses were not finite.
     """
     targets = _targets(passages, settings.cut.chunk)
     before = measured[0].sums(targets.shape[1])
-    reference = next((each for each in measured if each.run.name == DYNAMIC), None)
-    gains = None if reference is None else reference.sums(targets.shape[1]).sum(1)
+    size = sum(passage.bytes for passage in passages)
     rows = []
     for each in measured:
         after, config = each.sums(targets.shape[1]), each.run.config
         total, count = float(after.sum()), float(targets.sum())
-        changed = {} if each.run.name == UNMODIFIED else _compared(after, before, targets, gains)
+        against = _reference(each.run, measured)
+        gained = None if against is None else against.sums(targets.shape[1]).sum(1)
+        changed = {} if each.run.name == UNMODIFIED else _compared(after, before, targets, gained)
         rows.append(
             {
                 "learner": each.run.name,
@@ -76,7 +78,7 @@ def rows_of(
                 "nll": total,
                 "targets": int(count),
                 "perplexity": perplexity(total / count),
-                "bits_per_byte": total / math.log(2) / sum(each.bytes for each in passages),
+                "bits_per_byte": total / math.log(2) / size if size else math.nan,
                 **changed,
                 "seconds": statistics.median(result["seconds"] for result in each.results),
                 "curve": _curve(after, before, targets, settings),
@@ -84,6 +86,16 @@ def rows_of(
             }
         )
     return rows
+
+
+def _reference(run: Run, measured: Sequence[Measured]) -> Measured | None:
+    """The dynamic evaluation that a run is compared with."""
+    found = [each for each in measured if each.run.name == DYNAMIC]
+    if run.config is None or not found:
+        return None
+    norms = run.config.norm_update
+    same = [each for each in found if each.run.config and each.run.config.norm_update == norms]
+    return (same or found)[0]
 
 
 def _overflow(measured: Measured, passages: Sequence[Passage]) -> dict[str, Any]:

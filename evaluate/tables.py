@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tintc.evaluate.language import DYNAMIC, SIMULATOR, UNMODIFIED
+from tintc.evaluate.language import ASCENT, DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED
 from tintc.ir.rule_values import RULE, rule_text
 
 _NOT_FINITE = "not finite"
+_TOO_MUCH = 1e4  # per cent
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,10 @@ def stream_table(report: dict[str, Any]) -> Table:
             number(row["perplexity"]),
             number(row["bits_per_byte"], 4),
             interval(row, "change", "{:+.2f} %"),
-            interval(row, "gain", "{:.3f}"),
-            interval(row, "share", "{:.2f}"),
+            *(
+                "" if row["learner"] in (ASCENT, SHUFFLED) else interval(row, name, form)
+                for name, form in (("gain", "{:.3f}"), ("share", "{:.2f}"))
+            ),
             f"{row['seconds']:.1f}",
         )
         for row in report["rows"]
@@ -273,6 +276,8 @@ def interval(row: dict[str, Any], name: str, form: str) -> str:
     value, between = row[name], row[f"{name}_interval"]
     if value is None or not math.isfinite(value):
         return _NOT_FINITE
+    if abs(value) >= _TOO_MUCH:
+        return "> 100 x"
     known = all(end is not None and math.isfinite(end) for end in between)
     ends = f" ({', '.join(form.format(end).removesuffix(' %') for end in between)})"
     return form.format(value) + (ends if known else "")
@@ -332,7 +337,7 @@ def change(value: float | None, error: float | None) -> str:
     if value is None or not math.isfinite(value):
         return _NOT_FINITE
     spread = "" if error is None or math.isnan(error) else f" ± {error:.2f}"
-    return f"{value:+.2f}{spread} %" if abs(value) < 1e4 else "> 100 x"
+    return f"{value:+.2f}{spread} %" if abs(value) < _TOO_MUCH else "> 100 x"
 
 
 def share(value: float | None) -> str:

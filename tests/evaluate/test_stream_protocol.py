@@ -134,6 +134,11 @@ def test_rows_are_those_of_an_independent_loop(keys: str) -> None:
     assert after["change"] == pytest.approx(-100 * gain / start["perplexity"])
     assert after["gain"] == pytest.approx(gain)
     assert abs(gain) > 1
+    for preset, norms in (("exact", "all"), ("paper", "shifts")):
+        one, other = rows[f"{SIMULATOR} ({preset})"], rows[f"{DYNAMIC} ({norms} of norms)"]
+        assert one.get("share") == (
+            pytest.approx(one["gain"] / other["gain"]) if other["gain"] > 0 else None
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -342,7 +347,7 @@ class TestOverflow:
             store = Store(path, {})
             with pytest.raises(NumericalError, match=message):
                 run(chosen, store)
-        assert store.computed == 0 and len(path.read_text().splitlines()) == 6
+        assert store.computed == 0 and len(path.read_text().splitlines()) == 3 + 1
 
     def test_of_a_control_is_a_row_that_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Only one document of a batch: the others are read without it."""
