@@ -35,6 +35,7 @@ EXAMPLES = (
     "statistics tiny-opt --data text.txt --chunk 8 --context 8 -o rms --json",
     "export sim --onnx sim.onnx --json",
     "bench tiny-opt --tokens 32 --pairs 1 --no-memory --json",
+    "bench tiny-opt --stream --chunk 8 --context 16 --batch 1 --pairs 1 --no-memory --json",
     "env --json",
 )
 _TEXT = "'The river rises in the hills above the town. It runs through the town, and then the sea.'"
@@ -195,6 +196,35 @@ def result(name: str) -> str:
     return f"{table}\n`{report['command']}`\n\n![{name}](../results/{name}.png)"
 
 
+def rules(name: str) -> str:
+    """Stored reports of one model under several inner rules, one table: perplexity of the rest, and
+    its change for true dynamic evaluation by the same rule and for the simulator.
+    """
+    from tintc.ir.rule_values import rule_text
+
+    head = "| rule | steps | unmodified | dynamic evaluation | | simulator | | rate |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in _rule_reports(name)]
+    for report in sorted(reports, key=lambda r: r["rows"][2]["config"]["steps"]):
+        before, dynamic, simulator = report["rows"][:3]
+        cells = [f"{each['perplexity']:.3f} | {_change(each)}" for each in (dynamic, simulator)]
+        config = simulator["config"]
+        lines.append(
+            f"| {rule_text(simulator['rule']) or 'sgd'} | {config['steps']} "
+            f"| {before['perplexity']:.3f} | {' | '.join(cells)} | {simulator['inner_lr']:g} |"
+        )
+    first = reports[0]["command"]
+    return "\n".join(lines) + f"\n\n`{first}`, and the same with other rules and steps."
+
+
+def _rule_reports(name: str) -> list[Path]:
+    return sorted((RESULTS / name).glob("*.json"))
+
+
+def _change(row: dict[str, Any]) -> str:
+    return f"{row['change']:+.2f} ± {row['error']:.2f} %"
+
+
 def cost_of_shapes() -> str:
     """The stored output of `tintc cost` over published shapes, as the table that it prints."""
     from tintc.commands.console import number
@@ -308,5 +338,6 @@ PARTS: dict[str, Callable[..., str]] = {
         json_outputs,
         cost_of_shapes,
         result,
+        rules,
     )
 }

@@ -35,6 +35,23 @@ def test_a_result_is_shown_as_it_was_measured(path: Path) -> None:
     )
 
 
+def test_rules_are_shown_as_they_were_measured() -> None:
+    """One table of all reports: each rule and number of steps once, and its figures."""
+    paths = sorted((ROOT / "docs" / "results").glob("*/*.json"))
+    shown = generated.expand(PAGE.read_text(encoding="utf-8"))
+    seen = set()
+    for path in paths:
+        before, dynamic, simulator = load(path)["rows"][:3]
+        assert [row["learner"] for row in (before, dynamic, simulator)] == [
+            "unmodified model", "dynamic evaluation", "simulator",
+        ]  # fmt: skip
+        seen.add((str(simulator["rule"]), simulator["config"]["steps"]))
+        for row in (dynamic, simulator):
+            assert f"| {row['perplexity']:.3f} | {row['change']:+.2f} ±" in shown
+        assert '"/' not in path.read_text()
+    assert len(seen) == len(paths) > 3
+
+
 def test_both_models_and_all_experiments_are_there() -> None:
     kinds = {(report["experiment"], report["model"]["name"]) for report in map(load, REPORTS)}
     wanted = {(kind, model) for kind in TABLES for model in ("tiny-opt", "smollm2-135m")}
