@@ -43,12 +43,12 @@ def onednn_product(
     """
     matrix = weight.mT if transpose else weight
     if matrix.ndim == 3:
-        y_BTO = torch.stack(
-            [_product(x, w, None, None) for x, w in zip(x_BTI, matrix, strict=True)]
-        )
-        return _plus(_plus(y_BTO, bias, 1), addend_BTO, 0)
+        biases = itertools.repeat(bias) if bias is None or bias.ndim == 1 else bias
+        addends = itertools.repeat(None) if addend_BTO is None else addend_BTO
+        rows = zip(x_BTI, matrix, biases, addends, strict=False)
+        return _stacked([_product(*row) for row in rows])
     if bias is not None and bias.ndim == 2:
-        return _plus(_product(x_BTI, matrix, None, addend_BTO), bias, 1)
+        return _product(x_BTI, matrix, None, addend_BTO).add_(bias.unsqueeze(-2))
     return _product(x_BTI, matrix, bias, addend_BTO)
 
 
@@ -73,7 +73,7 @@ def onednn_low_rank(
         _product(_scaled(_product(x, keys, None, None), by, with_bias), values.mT, None, y)
         for y, x, keys, values, by in every
     ]
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return _stacked(parts)
 
 
 @operator(
@@ -86,7 +86,7 @@ def onednn_low_rank(
 def onednn_token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
     """As `token_products`: x_s . y_r, (B, S, R)."""
     parts = [_product(x, y, None, None) for x, y in zip(x_BSD, y_BRD, strict=True)]
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return _stacked(parts)
 
 
 @operator(
@@ -105,7 +105,7 @@ def onednn_low_rank_of_scores(
         _product((scores + 1 if with_bias else scores) * -by, values.mT, None, y)
         for y, scores, values, by in every
     ]
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return _stacked(parts)
 
 
 @operator(
@@ -122,7 +122,7 @@ def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) 
         _product((dy * -by).mT, x.mT, None, w)
         for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True)
     ]
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+    return _stacked(parts)
 
 
 def _of_each(rate: Tensor, x_BTD: Tensor) -> Iterable[Tensor]:
@@ -134,10 +134,9 @@ def _scaled(scores: Tensor, rate: Tensor, with_bias: bool) -> Tensor:
     return (scores.add_(1) if with_bias else scores).mul_(-rate)
 
 
-def _plus(y: Tensor, more: Tensor | None, tokens: int) -> Tensor:
-    if more is None:
-        return y
-    return y.add_(more.unsqueeze(-2) if tokens and more.ndim == 2 else more)
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """One below the other; a single one is not copied."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
