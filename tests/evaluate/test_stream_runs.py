@@ -200,6 +200,7 @@ def test_a_report_is_a_table_and_a_picture(tmp_path: Path) -> None:
     shown = (tmp_path / "report.md").read_text()
     assert "chunks of 5 with 7 tokens before them, keys recompute, reset document" in shown
     assert "| simulator (exact), shuffled tokens | 0.02 |" in shown
+    assert "The longest documents, by their numbers from 0: 0, 2, 3." in shown
     size = sum(len(text.encode()) for text in DOCUMENTS if text != DOCUMENTS[1])
     targets = report["rows"][0]["targets"]
     assert f"n = 3 documents, {targets} targets of {size} bytes;" in shown
