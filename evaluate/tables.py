@@ -232,6 +232,7 @@ def stream_table(report: dict[str, Any]) -> Table:
             f"{budget(settings, settings['changes'])}. {chosen}",
             "Change of the perplexity, gain (what it is lower by) and its share of dynamic "
             "evaluation's, with 95 % intervals by bootstrap over documents.",
+            *_chosen(settings["limit"], documents),
             *_up_to(report["rows"]),
             *_overflows(report["rows"]),
         ),
@@ -246,6 +247,12 @@ def _windows(settings: dict[str, Any]) -> str:
         f"chunks of {cut['chunk']} with {cut['context']} tokens before them, keys {cut['keys']}, "
         f"reset {cut['reset']}{batch}"
     )
+
+
+def _chosen(limit: int | None, documents: list[dict[str, Any]]) -> list[str]:
+    """Which documents were taken of a text; their titles are in the report."""
+    numbers = ", ".join(str(each["number"]) for each in documents)
+    return [] if limit is None else [f"The longest documents, by their numbers from 0: {numbers}."]
 
 
 def _up_to(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,13 +1,11 @@
 """The streaming experiment: its numbers against autograd and torch.optim in float64
-(tests/oracle/streaming.py), what it chooses on, its resumption, and what it refuses.
+(tests/oracle/streaming.py), bytes, curves and intervals.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,90 +14,34 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from tests.oracle.streaming import streamed
 from tests.support.artifacts import TEXT, source_directory
+from tests.support.streams import (
+    CHUNK,
+    CONTEXT,
+    DOCUMENTS,
+    RATE,
+    SEA,
+    SETTINGS,
+    auxiliary,
+    by_autograd,
+    by_name,
+    huggingface,
+    numbers,
+    passages,
+    run,
+    settings,
+    total,
+)
 from tintc.compiler.casts import no_casts
-from tintc.evaluate import reports, stream
-from tintc.evaluate.auxiliary import Auxiliary
-from tintc.evaluate.language import ASCENT, DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED, Run
+from tintc.evaluate import stream
+from tintc.evaluate.language import DYNAMIC, SHUFFLED, SIMULATOR, UNMODIFIED, Run
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.evaluate.store import Store
 from tintc.evaluate.stream_documents import Passage, longest
-from tintc.evaluate.stream_learners import shuffled
+from tintc.evaluate.stream_learners import autograd_stream, shuffled
 from tintc.evaluate.stream_rows import Measured, rows_of
-from tintc.evaluate.stream_settings import Settings
-from tintc.evaluate.tables import stream_table
-from tintc.evaluate.text import Text
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import InputError, NumericalError, TintcError, UsageError
-from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.windows import IGNORED, Fresh, window
-
-CHUNK, CONTEXT, RATE = 5, 7, 0.02
-SEA = "The sea is deep, and the boats go out in the morning; häßlich grüßt ✓ the tide."
-DOCUMENTS = (TEXT, "A short one.", SEA, "The hills are above the town, the town is below.")
-STORY = Text("story", "".join(DOCUMENTS), DOCUMENTS)
-OTHER = Text("other", "".join(DOCUMENTS[::-1]), (f"Once more: {TEXT}", "It is wide and long."))
-SETTINGS = Settings(
-    cut=StreamSettings(CHUNK, CONTEXT),
-    inner_lr=RATE,
-    limit=3,
-    presets=("exact", "paper"),
-    buckets=3,
-)
-CUT = [each.name for each in dataclasses.fields(StreamSettings)]
-
-
-@cache
-def auxiliary() -> Auxiliary:
-    return Auxiliary(str(source_directory()), dtype=torch.float64)
-
-
-@cache
-def huggingface() -> Any:
-    return transformers.OPTForCausalLM.from_pretrained(
-        source_directory(), dtype=torch.float64
-    ).eval()
-
-
-def settings(**changes: Any) -> Settings:
-    cut = {name: changes.pop(name) for name in CUT if name in changes}
-    return dataclasses.replace(SETTINGS, cut=dataclasses.replace(SETTINGS.cut, **cut), **changes)
-
-
-def run(chosen: Settings = SETTINGS, store: Store | None = None, **options: Any) -> dict[str, Any]:
-    text, other = options.pop("text", STORY), options.pop("other", None)
-    return stream.run(auxiliary(), text, other, chosen, store or Store(None, {}), **options)
-
-
-def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in report["rows"]}
-
-
-def numbers(report: dict[str, Any]) -> Any:
-    """The report without its times."""
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
-    return {**report, "rows": rows, "settings": {**report["settings"], "batch": None}}
-
-
-def passages(limit: int = 3, tokens: int | None = None) -> list[Passage]:
-    return longest(auxiliary().tokenizer, list(enumerate(DOCUMENTS)), limit, tokens)
-
-
-def by_autograd(config: SimulatorConfig, documents: list[Tensor], **options: Any) -> list[Tensor]:
-    """Losses of the documents of one row."""
-    trained = updated_parameters(auxiliary().simulator(config))
-    with no_casts():
-        found = streamed(
-            huggingface(), config, documents, trained, chunk=CHUNK, context=CONTEXT,
-            longest=auxiliary().facts.longest, **options,
-        )  # fmt: skip
-    return found.losses
-
-
-def total(losses: list[Tensor]) -> float:
-    return float(torch.cat(losses).sum())
-
 
 RULE: dict[str, Any] = {"momentum": 0.9, "schedule": "linear", "decay": 0.1}
 LEARNERS = {
@@ -202,6 +144,24 @@ def _logits(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
     return logits
 
 
+def test_weights_and_flags_are_put_back_also_after_an_error() -> None:
+    learner = auxiliary().dynamic_evaluation(SimulatorConfig.exact(inner_lr=RATE))
+    simulator, ids = learner.simulator, passages(1)[0].ids_N
+    before = {name: value.detach().clone() for name, value in simulator.prefix.tensors().items()}
+    flags = [parameter.requires_grad for parameter in simulator.parameters()]
+
+    def interrupted() -> None:
+        with autograd_stream(simulator, SETTINGS.cut, learner.rule) as found:
+            found.step(ids[None, : CHUNK + 1])
+            assert any(not torch.equal(w, found.before[name]) for name, w in found.weights.items())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(torch.equal(w, before[name]) for name, w in simulator.prefix.tensors().items())
+    assert [parameter.requires_grad for parameter in simulator.parameters()] == flags
+
+
 def test_an_order_depends_on_the_tokens_of_its_window_alone() -> None:
     first, other = torch.arange(9), torch.arange(20, 32)
     alone = shuffled(window([first[:4]], [Fresh(first[4:], begins=False)]))
@@ -283,167 +243,3 @@ def test_intervals_of_known_numbers() -> None:
         SETTINGS,
     )
     assert all(map(math.isnan, alone[1]["change_interval"]))
-
-
-def test_rates_are_chosen_on_other_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, list[str]]] = []
-    measure = stream.Experiment.measure
-
-    def spy(self: Any, run: Any, items: list[Passage], label: str) -> Any:
-        seen.append((label, [item.title for item in items]))
-        return measure(self, run, items, label)
-
-    monkeypatch.setattr(stream.Experiment, "measure", spy)
-    rates = (0.001, 0.01, 1e3)
-    chosen = settings(inner_lr=None, rates=rates, presets=("exact",), controls=False, limit=1)
-    chosen = dataclasses.replace(chosen, choosing_tokens=11, decays=(0.0, 1.0))
-    report = run(chosen, other=OTHER)
-    for label, titles in seen:
-        expected = OTHER.parts if "choosing" in label else (DOCUMENTS[2],)
-        assert titles == [text[:60] for text in expected]
-    assert report["data"]["chosen_on_sha256"] == OTHER.sha256
-    assert [each["targets"] for each in report["data"]["choosing_documents"]] == [10, 6]
-    row = by_name(report)[DYNAMIC]
-    documents = [
-        each.ids_N for each in longest(auxiliary().tokenizer, list(enumerate(OTHER.parts)), 2, 11)
-    ]
-    # a decay of 1 takes every step back
-    losses = {r: total(by_autograd(SimulatorConfig.exact(inner_lr=r), documents)) for r in rates}
-    assert row["inner_lr"] == min(rates, key=lambda r: losses[r]) and row["rule"] == {}
-    unchosen = run(settings(inner_lr=None, rates=rates[:1], limit=None, controls=False))
-    assert [d["number"] for d in unchosen["data"]["documents"]] == [1, 2, 3]
-    assert [d["number"] for d in unchosen["data"]["choosing_documents"]] == [0]
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("reset", ["document", "never"])
-def test_a_killed_run_goes_on_and_computes_nothing_twice(tmp_path: Path, reset: str) -> None:
-    chosen, expected = settings(presets=("exact",), reset=reset), Store(None, {})
-    report, path = run(chosen, expected), tmp_path / "units.jsonl"
-
-    def kill(_: str, done: int, __: int) -> None:
-        if done >= 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(chosen, Store(path, {}), progress=kill)
-    kept, again = len(path.read_text().splitlines()), Store(path, {})
-    assert numbers(run(chosen, again)) == numbers(report)
-    assert kept == 5 and again.computed == expected.computed - kept
-    more = Store(path, {})
-    run(settings(presets=("exact",), reset=reset, limit=4), more)
-    # without a reset all but the first depend on what was read before them
-    assert more.found == (15 if reset == "document" else 5)
-
-
-class TestOverflow:
-    def test_names_document_and_chunk_and_keeps_what_is_there(self, tmp_path: Path) -> None:
-        chosen, path = settings(inner_lr=1e200, presets=("exact",)), tmp_path / "units.jsonl"
-        message = "The river rises .* are not finite in chunk 1: .* lower inner_lr"
-        for _ in range(2):
-            store = Store(path, {})
-            with pytest.raises(NumericalError, match=message):
-                run(chosen, store)
-        assert store.computed == 0 and len(path.read_text().splitlines()) == 3 + 1
-
-    def test_of_a_control_is_a_row_that_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Only one document of a batch: the others are read without it."""
-        controls = stream.controls_of
-        monkeypatch.setattr(
-            stream,
-            "controls_of",
-            lambda label, found: [(n, each.at(-1e200)) for n, each in controls(label, found)[:1]],
-        )
-        report = run(settings(presets=("exact",), batch=2))
-        row = by_name(report)[f"{SIMULATOR} (exact), gradient ascent"]
-        assert row["perplexity"] == math.inf and math.isnan(row["change_interval"][0])
-        assert row["overflow"] == {"document": 0, "chunk": 1} and row["learner"] == ASCENT
-        assert row["curve"][0]["documents"] == 3
-        assert "not finite in document 0, chunk 1" in stream_table(report).markdown()
-
-    def test_one_row_of_several_does_not_spoil_the_others(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The weights of the second document are spoiled in its second chunk."""
-        step = stream.Stream.step
-        three, spoiled = passages(), passages()[1].ids_N
-
-        def spoil(self: Any, ids: Tensor, mask: Tensor, new: Tensor) -> Any:
-            for b in range(len(ids)):
-                if torch.equal(ids[b, :3], spoiled[CHUNK + 1 :][:3]):
-                    for value in self.carried.given.values():
-                        value[b] = math.nan
-            return step(self, ids, mask, new)
-
-        plain = run(settings(presets=("exact",), controls=False))
-        monkeypatch.setattr(stream.Stream, "step", spoil)
-        experiment = stream.Experiment(
-            auxiliary(), settings(batch=3), Store(None, {}), lambda *_: None
-        )
-        ran = Run(SIMULATOR, SimulatorConfig.exact(inner_lr=RATE))
-        found = experiment.measure(ran, three, "")
-        assert found[1]["overflow"] == 1 and len(found[1]["losses"]) == 1
-        whole = [math.fsum(result["losses"]) for result in found]
-        rest = total(by_autograd(SimulatorConfig.exact(inner_lr=RATE), [spoiled]))
-        assert whole[0] + whole[2] == pytest.approx(plain["rows"][1]["nll"] - rest, rel=1e-8)
-
-
-def test_a_document_without_a_target() -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source_directory())
-    for text, found in (("", 1), ("\n", 2)):
-        if found == 1:
-            with pytest.raises(InputError, match=r"document 4 \(''\) has 1 tokens; expected at"):
-                longest(tokenizer, [(0, TEXT), (4, text)], None, None)
-        else:
-            assert longest(tokenizer, [(4, text)], None, None)[0].targets == 1
-    with pytest.raises(InputError, match="has 1 tokens"):
-        run(text=Text("empty", " ", ("", "")))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"chunk": 0}, "chunk is 0; expected a whole number, at least 1"),
-        ({"context": -1}, "context is -1; expected a whole number, at least 0"),
-        ({"chunk": 60}, "make windows of 67 tokens; this model takes 64"),
-        ({"keys": "none"}, "keys is 'none'; expected recompute or cache"),
-        ({"reset": "none"}, "reset is 'none'; expected document or never"),
-        ({"tokens": 1}, "tokens is 1; expected at least 2"),
-        ({"choosing_tokens": 1}, "choosing_tokens is 1; expected at least 2"),
-        ({"buckets": 0}, "buckets is 0; expected at least 1"),
-        ({"limit": 0}, "limit is 0; expected at least 1"),
-        ({"rates": (0.1,)}, "rates are to be chosen from; expected one of them"),
-        ({"rates": (0.0, 0.1), "inner_lr": None}, "expected numbers above 0"),
-        ({"rates": (0.1, 0.1), "inner_lr": None}, "none of them twice"),
-        ({"variants": ("sgd",)}, "optimizers other than the config's own, sgd, none of them"),
-        ({"variants": ("adam", "adam")}, "none of them twice"),
-        ({"variants": ("best",)}, "optimizer is 'best'"),
-    ],
-)
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        run(settings(**changes), other=OTHER)
-
-
-def test_what_rates_are_chosen_on_is_other_text() -> None:
-    chosen = settings(inner_lr=None)
-    with pytest.raises(InputError, match="the evaluated text itself"):
-        run(chosen, other=STORY)
-    with pytest.raises(TintcError, match="has one document, and learning rates are chosen on othe"):
-        run(chosen, text=Text("one", TEXT))
-
-
-def test_a_report_is_a_table_and_a_picture(tmp_path: Path) -> None:
-    report = run(settings(variants=("adam",)))
-    report |= reports.about("tintc eval lm", 1.0, "cpu")
-    reports.write(tmp_path, report)
-    shown = (tmp_path / "report.md").read_text()
-    assert "chunks of 5 with 7 tokens before them, keys recompute, reset document" in shown
-    assert "| simulator (exact), shuffled tokens | 0.02 |" in shown
-    size = sum(len(text.encode()) for text in DOCUMENTS if text != DOCUMENTS[1])
-    targets = report["rows"][0]["targets"]
-    assert f"n = 3 documents, {targets} targets of {size} bytes;" in shown
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
