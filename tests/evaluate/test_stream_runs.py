@@ -131,7 +131,7 @@ class TestOverflow:
         def spoil(self: Any, ids: Tensor, mask: Tensor, new: Tensor) -> Any:
             for b in range(len(ids)):
                 if torch.equal(ids[b, :3], spoiled[CHUNK + 1 :][:3]):
-                    for value in self.carried.given.values():
+                    for value in self.groups[0].carried.given.values():
                         value[b] = math.nan
             return step(self, ids, mask, new)
 

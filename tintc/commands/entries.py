@@ -199,7 +199,7 @@ class Exporting:
 
 
 @says(
-    """Write a simulator as an ONNX model: a call of it, or one window of a stream.
+    """Write an ONNX model: of a call, or of a window of a stream.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
