@@ -78,10 +78,9 @@ class StreamRows:
         if self.cache is not None:
             self.cache.clear(rows)
         if rows and self.learns and self.settings.reset == "document":
-            first, zero = self.simulator.first_values(1)
-            for values, start in ((self.carried.given, first), (self.carried.states, zero)):
-                for slot, value in values.items():
-                    value[rows] = start[slot]
+            first, zero = self.simulator.first_values(len(rows))
+            self._keep(rows, first, self.carried.given)
+            self._keep(rows, zero, self.carried.states)
 
     # One window
 
@@ -203,12 +202,14 @@ class StreamRows:
         return {slot: value[rows] for slot, value in values.items()}
 
     def _keep(self, rows: list[int], new: Tensor | Slots, into: Slots) -> None:
+        """Not in place: who reads under torch.inference_mode() now may not do so later."""
         assert isinstance(new, dict)
         if len(rows) == self.count:
             into.update(new)
             return
+        at = torch.tensor(rows, device=self.simulator.device)
         for slot, value in new.items():
-            into[slot][rows] = value
+            into[slot] = into[slot].index_copy(0, at, value)
 
 
 def no_keys(simulator: Compiled, batch: int) -> Slots:

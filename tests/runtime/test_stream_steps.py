@@ -187,6 +187,21 @@ def test_rows_one_after_another_are_rows_together(
     assert error(torch.cat([begun[:, 1:], rest], 1)[0], together[0, :9]) < LIMIT
 
 
+@pytest.mark.parametrize("keys", KEYS)
+def test_inference_mode_may_come_and_go(keys: str) -> None:
+    ids, new = text(14, 9, rows=2), torch.tensor([True, False])
+    parts = [ids[:, :4], *ids[:, 4:].split(CHUNK, 1)]
+    found = []
+    for modes in ((False,) * len(parts), (True, False, True, False, True)):
+        stream = stream_of(2, keys=keys)
+        each = []
+        for number, (mode, part) in enumerate(zip(modes, parts, strict=False)):
+            with torch.inference_mode(mode):
+                each.append(stream.step(part, new_document=new if number == 3 else None).losses)
+        found.append(torch.cat(each, 1))
+    assert same(*found)
+
+
 class TestState:
     @pytest.mark.parametrize("keys", KEYS)
     def test_stops_and_goes_on_with_the_same_bits(self, keys: str) -> None:
