@@ -153,7 +153,8 @@ def test_weights_and_flags_are_put_back_also_after_an_error() -> None:
     def interrupted() -> None:
         with autograd_stream(simulator, SETTINGS.cut, learner.rule) as found:
             found.step(ids[None, : CHUNK + 1])
-            assert any(not torch.equal(w, found.before[name]) for name, w in found.weights.items())
+            row = found.row
+            assert any(not torch.equal(w, row.before[name]) for name, w in row.weights.items())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
