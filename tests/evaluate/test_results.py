@@ -49,7 +49,7 @@ def test_rules_are_shown_as_they_were_measured() -> None:
         for row in (dynamic, simulator):
             assert f"| {row['perplexity']:.3f} | {row['change']:+.2f} ±" in shown
         assert '"/' not in path.read_text()
-    assert len(seen) == len(paths) > 3
+    assert len(seen) == len(paths) >= 3
 
 
 def test_both_models_and_all_experiments_are_there() -> None:
