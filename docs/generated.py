@@ -64,10 +64,14 @@ def operators() -> str:
 
 def pipeline() -> str:
     """The passes in the order in which they run, with their contracts."""
-    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS
+    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
 
     rows = []
-    for kind, steps in (("pipeline", DEFAULT_PIPELINE), ("optimization", OPTIMIZATIONS)):
+    for kind, steps in (
+        ("pipeline", DEFAULT_PIPELINE),
+        ("stream", STREAM),
+        ("optimization", OPTIMIZATIONS),
+    ):
         for step in steps:
             contract = [", ".join(names) or "-" for names in (step.requires, step.ensures)]
             rows.append((f"[`{step.name}`](#{_anchor(step.name)})", kind, *contract))
@@ -76,10 +80,10 @@ def pipeline() -> str:
 
 def passes() -> str:
     """One section a pass: what its file says at the top."""
-    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS
+    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
 
     parts = []
-    for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS):
+    for step in (*DEFAULT_PIPELINE, *STREAM, *OPTIMIZATIONS):
         module = inspect.getmodule(step.run)
         assert module is not None and module.__doc__ is not None
         where = module.__name__.removeprefix("tintc.").replace(".", "/") + ".py"

@@ -28,6 +28,9 @@ from tintc.passes.recognize.recognize_embedding import recognize_embedding
 from tintc.passes.recognize.recognize_linear import recognize_linear
 from tintc.passes.recognize.recognize_norm import recognize_norm
 from tintc.passes.recognize.refuse_unsupported import refuse_unsupported
+from tintc.passes.stream.cached_keys import cached_keys
+from tintc.passes.stream.loss_at_kept import loss_at_kept
+from tintc.passes.stream.whole_segment import whole_segment
 from tintc.passes.train.build_backward import build_backward
 from tintc.passes.train.build_descent import build_descent
 from tintc.passes.train.refuse_unreached import refuse_unreached
@@ -57,6 +60,9 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     verify,  # here it is lowered
 )
 
+# What a window of a stream asks for, in front of the optimizations.
+STREAM: tuple[Pass, ...] = (whole_segment, loss_at_kept, cached_keys)
+
 # What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
 # change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
@@ -78,5 +84,6 @@ __all__ = [
     "DEFAULT_PIPELINE",
     "OPTIMIZATIONS",
     "OPTIMIZATION_NAMES",
-    *(step.name for step in (*DEFAULT_PIPELINE, *OPTIMIZATIONS)),
+    "STREAM",
+    *(step.name for step in (*DEFAULT_PIPELINE, *STREAM, *OPTIMIZATIONS)),
 ]
