@@ -33,13 +33,14 @@ _TOKENS = ("B", "T")
 def loss_at_kept(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     kept = _Kept(graph)
-    for node in [n for n in graph.nodes if is_tint(n, loss_gradient, token_losses)]:
-        logits: fx.Node = argument(node, "logits")
-        head = _head(logits)
+    of_logits = [n for n in graph.nodes if is_tint(n, loss_gradient, token_losses)]
+    for node in of_logits:
+        head = _head(argument(node, "logits"))
         if head is not None:
             kept.narrow(head)
-        elif is_tint(node, token_losses):
-            node.args = (kept.of(logits), kept.of(argument(node, "labels")))
+    for node in of_logits:  # what no such product stands before is computed for all tokens
+        if is_tint(node, token_losses) and node not in kept.narrowed:
+            node.args = (kept.of(argument(node, "logits")), kept.of(argument(node, "labels")))
     return reinfer(graph)
 
 
