@@ -72,7 +72,7 @@ class Stream:
             )
         simulator.check_has_numbers()
         self.simulator, self.batch, self.settings, self.learns = simulator, batch, settings, learns
-        self.chunks = 0  # steps so far
+        self._chunks = 0
         tokens = settings.chunk + (settings.context if settings.keys == "recompute" else 0)
         together = group_size(batch, tokens, simulator.device.type)
         with torch.no_grad():
@@ -80,6 +80,11 @@ class Stream:
                 self.rows(simulator, min(together, batch - first), settings, learns=learns)
                 for first in range(0, batch, together)
             ]
+
+    @property
+    def chunks(self) -> int:
+        """Steps so far."""
+        return self._chunks
 
     @torch.no_grad()
     def step(
@@ -102,7 +107,7 @@ class Stream:
             parts.append(group.step(ids_Bn[rows], mask_Bn[rows], new_B[rows]))
             first = rows.stop
         losses = torch.cat(parts)
-        self.chunks += 1
+        self._chunks += 1
         self._check_finite(losses)
         return StreamScores(losses.to(self.simulator.device))
 
@@ -117,7 +122,7 @@ class Stream:
         settings; nothing is changed then.
         """
         groups = [group.carried for group in self.groups]
-        self.chunks = carried.load(groups, state, self._about)
+        self._chunks = carried.load(groups, state, self._about)
 
     @property
     def loss_dtype(self) -> torch.dtype:
