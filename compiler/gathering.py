@@ -20,7 +20,6 @@ from tintc.compiler.artifact_schema import Gathered
 from tintc.compiler.exact import relowered
 from tintc.compiler.gradient_statistics import (
     Statistics,
-    digest_of_statistics,
     digest_of_weights,
     gradients_of,
 )
@@ -31,6 +30,7 @@ from tintc.ir.outputs import Output
 from tintc.ir.precision import wide
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
+from tintc.runtime.digest import digest_of
 from tintc.runtime.inputs import prepare
 from tintc.runtime.prefix import put_rows
 from tintc.runtime.simulator import Simulator
@@ -91,7 +91,7 @@ def gather_statistics(
         weights=digest_of_weights(weights),
         source=simulator.source.get("sha256"),
         dtype=str(simulator.dtype).removeprefix("torch."),
-        sha256=digest_of_statistics(tensors),
+        sha256=digest_of(tensors),
     )
     return Statistics(tensors, about)
 

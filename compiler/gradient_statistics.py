@@ -1,8 +1,8 @@
 """Root mean squares of gradients, which the optimizer `rms` divides by: their file, and whether
 they belong to a simulator. `gathering.py` makes them. TINT.md section 7.
 
-The file is safetensors, one tensor a parameter by its own name, with the `Gathered` of
-`artifact_schema.py` as JSON in its metadata. An artifact holds the same.
+The file has one tensor a parameter by its own name, and the `Gathered` of `artifact_schema.py`
+(`described_tensors.py`). An artifact holds the same.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tintc.compiler import beside
-from tintc.compiler.artifact_files import open_to_others
 from tintc.compiler.artifact_reader import read_manifest
 from tintc.compiler.artifact_schema import WEIGHTS, Gathered, Gradients
+from tintc.compiler.described_tensors import TensorFile, reason
 from tintc.compiler.frontend.sources import kind_of
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
@@ -31,8 +28,14 @@ from tintc.ir.program import Program
 from tintc.ir.selection import shortened
 from tintc.runtime.digest import digest_of
 
-_KEY = "tintc.statistics"  # of the metadata
 _AGAIN = "gather them again with tintc statistics"
+_FILE = TensorFile(
+    key="tintc.statistics",
+    about=Gathered,
+    name="statistics",
+    expected="statistics; expected a file that tintc statistics wrote",
+    again=_AGAIN,
+)
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,11 @@ class Statistics:
         """
         path = Path(path).expanduser()
         tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
-        about = {_KEY: self.about.model_dump_json()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.clear(path.absolute())
-            with beside.temporary(path.absolute()) as folder:
-                save_file(tensors, folder / path.name, about)
-                open_to_others(folder)
-                (folder / path.name).replace(path)
+            _FILE.write(path, tensors, self.about)
         except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ArtifactError(
-                f"cannot write {path}: {reason}; nothing was left behind"
+                f"cannot write {path}: {reason(error)}; nothing was left behind"
             ) from error
         return path
 
@@ -181,29 +177,9 @@ def read_statistics(path: str | Path) -> Statistics:
     if not path.is_file():  # a pipe may never end
         got = "is no plain file" if path.exists() else "does not exist"
         raise UsageError(f"{path} {got}; expected statistics, a file that `tintc statistics` wrote")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            written = (handle.metadata() or {}).get(_KEY)
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as statistics: {str(error)[:200]}; {_AGAIN}"
-        ) from error
-    if written is None:
-        raise ArtifactError(
-            f"{path} holds no statistics; expected a file that tintc statistics wrote"
-        )
-    try:
-        about = Gathered.model_validate_json(written)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))[:200]
-        raise ArtifactError(
-            f"{path} is malformed at {place}: {first['msg'][:200]}; {_AGAIN}"
-        ) from None
+    tensors, about = _FILE.read(path)
     _check_numbers(path, tensors)
-    if digest_of_statistics(tensors) != about.sha256:
-        raise ArtifactError(f"{path} is altered or damaged: its sha256 is another; {_AGAIN}")
+    _FILE.check_digest(path, tensors, about.sha256)
     return Statistics(tensors, about, str(path))
 
 
@@ -262,8 +238,3 @@ def digest_of_weights(tensors: Mapping[str, Tensor]) -> str:
         if is_models_own(name) and value.is_floating_point()
     }
     return digest_of(own)
-
-
-def digest_of_statistics(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes, types and bytes."""
-    return digest_of(tensors)
