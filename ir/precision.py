@@ -13,6 +13,11 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF else x
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that `wide` gives."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def narrow_like(y: Tensor, x: Tensor) -> Tensor:
     """y back in the dtype of x, where `wide` changed it."""
     return y.to(x.dtype) if x.dtype in HALF else y

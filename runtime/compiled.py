@@ -23,7 +23,7 @@ from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import LOWERED, SLOTS, Output, without_losses
-from tintc.ir.precision import HALF
+from tintc.ir.precision import HALF, wide_dtype
 from tintc.ir.program import Program
 from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.runtime import slices
@@ -206,18 +206,21 @@ class Compiled(nn.Module):
         """
         if self.structure is not None:
             return self._window_of_transformer(call)
-        return self._window(call)
+        return self._all_steps(call)
 
     def _window_of_transformer(self, call: Call) -> dict[str, Result]:
         """Its head makes logits of all tokens; losses are taken from these."""
         plain = replace(call, outputs=without_losses(call.outputs), kept=None)
-        found = self._window(plain)
+        found = self._all_steps(plain)
         logits = found.pop(Output.INITIAL_LOGITS)
         assert isinstance(logits, Tensor) and call.kept is not None
         losses = token_losses(logits, call.tensors["labels"])
         return found | {Output.INITIAL_LOSSES: losses.index_select(1, call.kept)}
 
-    def _window(self, call: Call) -> dict[str, Result]:
+    def _all_steps(self, call: Call) -> dict[str, Result]:
+        """Of the first step what the call asks for, and slot values and states after the last. More
+        steps than a graph holds are a loop over the program of one.
+        """
         looped = self.config.looped
         factor = self.config.schedule_factor(0) if looped else call.lr_factor
         found = self._result(replace(call, lr_factor=factor))
@@ -242,7 +245,7 @@ class Compiled(nn.Module):
                 given[slot] = value.repeat(batch, *(1 for _ in value.shape))
             else:
                 sizes = [size for size in info(node).shape if isinstance(size, int)]
-                dtype = self.dtype if sizes else torch.promote_types(self.dtype, torch.float32)
+                dtype = self.dtype if sizes else wide_dtype(self.dtype)
                 states[slot] = torch.zeros(batch, *sizes, dtype=dtype, device=self.device)
         return given, states
 
@@ -265,22 +268,11 @@ class Compiled(nn.Module):
         """
         if not (self.config.looped and call.trains):
             return self._result(call)
-        updates = self._looped(call)
+        updates = self._all_steps(replace(call, outputs=SLOTS, kept=None))[Output.UPDATES]
+        assert isinstance(updates, dict)
         rest = tuple(kind for kind in call.outputs if kind is not Output.UPDATES)
         found = self._result(replace(call, outputs=rest, given=updates)) if rest else {}
         return found | ({Output.UPDATES: updates} if Output.UPDATES in call.outputs else {})
-
-    def _looped(self, call: Call) -> dict[str, Tensor]:
-        """The slot values after all steps."""
-        step = replace(call, outputs=SLOTS, kept=None)
-        for number in range(self.config.steps):
-            factor = self.config.schedule_factor(number)
-            found = self._result(replace(step, lr_factor=factor))
-            given, states = found[Output.UPDATES], found[Output.STATES]
-            assert isinstance(given, dict) and isinstance(states, dict)
-            step = replace(step, given=given, states=states)
-        assert step.given is not None
-        return step.given
 
     def _result(self, call: Call) -> dict[str, Result]:
         """Of one program."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS, Output
+from tintc.ir.precision import wide_dtype
 from tintc.passes.stream.cached_keys import cached_dtype, cached_values
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
@@ -55,7 +56,7 @@ class StreamRows:
             Fresh(ids_Bn[b, mask_Bn[b]], begins=not len(self.carried.history[b]))
             for b in range(self.count)
         ]
-        dtype = torch.promote_types(self.simulator.dtype, torch.float32)
+        dtype = wide_dtype(self.simulator.dtype)
         losses = torch.full(ids_Bn.shape, float("nan"), dtype=dtype)
         active = [b for b, row in enumerate(fresh) if len(row.targets)]
         if active:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.errors import InputError, NumericalError, UsageError
+from tintc.ir.precision import wide_dtype
 from tintc.runtime import carried
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.digest import digest_of
@@ -127,7 +128,7 @@ class Stream:
     @property
     def loss_dtype(self) -> torch.dtype:
         """Of the scores: at least float32."""
-        return torch.promote_types(self.simulator.dtype, torch.float32)
+        return wide_dtype(self.simulator.dtype)
 
     @property
     def _about(self) -> dict[str, Any]:

@@ -46,11 +46,6 @@ class Window:
         """(K,) the columns where loss stands."""
         return torch.arange(self.before, self.input_ids.shape[1])
 
-    @property
-    def targets(self) -> Tensor:
-        """(B, K) bool: where of the scored columns there is a target."""
-        return self.labels[:, self.before :] != IGNORED
-
 
 def window(contexts: list[Tensor], fresh: list[Fresh]) -> Window:
     """contexts: of each row the tokens in front of its fresh ones, whose last predicts the first

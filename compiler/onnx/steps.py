@@ -26,6 +26,7 @@ from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import SLOTS, Output
+from tintc.ir.precision import wide_dtype
 from tintc.runtime.simulator import Simulator
 
 Inputs = dict[str, Value | None]
@@ -83,7 +84,7 @@ def first_values(simulator: Simulator, graph: Graph) -> dict[str, tuple[Value, t
     weights, found = simulator.prefix.direct(), {}
     for slot, node in before_step(simulator.program.graph).items():
         sizes: tuple[Dim, ...] = tuple(size for size in info(node).shape if isinstance(size, int))
-        dtype = simulator.dtype if sizes else torch.promote_types(simulator.dtype, torch.float32)
+        dtype = simulator.dtype if sizes else wide_dtype(simulator.dtype)
         value = graph.constant(0, dtype)  # a state
         if is_tint(node, prefix):
             source, *rest = node.args

@@ -33,6 +33,7 @@ from tintc.ir.ops.attention import (
 from tintc.ir.ops.position import past_window_mask, window_mask
 from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import graph_pass
+from tintc.ir.precision import wide_dtype
 
 _BACKWARD = (attention_backward_value, attention_backward_full)
 _CACHED = ("k", "v", "bias")
@@ -75,7 +76,7 @@ def cached_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """Of such a value, in a simulator of that dtype. Biases of scores grow with the position: half
     precision would lose their differences.
     """
-    return torch.promote_types(dtype, torch.float32) if name.endswith("/bias") else dtype
+    return wide_dtype(dtype) if name.endswith("/bias") else dtype
 
 
 def _read_by_attention(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:
