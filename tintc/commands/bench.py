@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tintc.commands import console
@@ -16,19 +17,40 @@ def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_js
     `tintc.evaluate.speed.report.Settings`."""
     from tintc.evaluate.speed.report import Settings, bench_report, stages
 
-    start, chosen = time.monotonic(), Settings(**settings)
-    with console.stages(stages(chosen)) as stage:
-        facts = bench_report(source, config, chosen, progress=stage)
+    chosen = Settings(**settings)
+    measure(
+        stages(chosen),
+        lambda stage: bench_report(source, config, chosen, progress=stage),
+        lambda facts: [
+            _summary(facts),
+            _sides(facts),
+            *([] if facts["each"] is None else [_each(facts["each"])]),
+        ],
+        as_json=as_json,
+    )
+
+
+def measure(
+    stages: int,
+    report: Callable[[Callable[[str], None]], dict[str, Any]],
+    sheets: Callable[[dict[str, Any]], list[Sheet]],
+    *,
+    as_json: bool,
+) -> None:
+    """Shows a report with the seconds that it took: as one document, or as sheets one below the
+    other.
+    """
+    start = time.monotonic()
+    with console.stages(stages) as stage:
+        facts = report(stage)
     seconds = time.monotonic() - start
     if as_json:
         console.print_json({**facts, "seconds": round(seconds, 2)})
         return
-    console.print_table(_summary(facts))
-    console.out.print()
-    console.print_table(_sides(facts))
-    if facts["each"] is not None:
-        console.out.print()
-        console.print_table(_each(facts["each"]))
+    for number, sheet in enumerate(sheets(facts)):
+        if number:
+            console.out.print()
+        console.print_table(sheet)
     if not console.Verbosity.quiet:
         console.err.print(f"measured in {seconds:.1f} s", markup=False)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from tintc.commands import console
+from tintc.commands.bench import measure
 from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.rule_values import rule_text
@@ -21,18 +21,13 @@ def run(source: str, config: SimulatorConfig, settings: dict[str, Any], *, as_js
     `tintc.evaluate.speed.streaming.Settings`."""
     from tintc.evaluate.speed.streaming import Settings, stages, stream_report
 
-    start, chosen = time.monotonic(), Settings(**settings)
-    with console.stages(stages(chosen)) as stage:
-        facts = stream_report(source, config, chosen, progress=stage)
-    seconds = time.monotonic() - start
-    if as_json:
-        console.print_json({**facts, "seconds": round(seconds, 2)})
-        return
-    console.print_table(_summary(facts))
-    console.out.print()
-    console.print_table(_sides(facts))
-    if not console.Verbosity.quiet:
-        console.err.print(f"measured in {seconds:.1f} s", markup=False)
+    chosen = Settings(**settings)
+    measure(
+        stages(chosen),
+        lambda stage: stream_report(source, config, chosen, progress=stage),
+        lambda facts: [_summary(facts), _sides(facts)],
+        as_json=as_json,
+    )
 
 
 def _summary(facts: dict[str, Any]) -> Sheet:

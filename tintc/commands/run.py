@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
+from tintc.commands.loaded import load_at_rate
 from tintc.commands.prompt import Prompt
 from tintc.commands.text import Reading, check_loss, check_rest, losses, show
-from tintc.compiler.artifact import load
 from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
 
@@ -31,9 +31,7 @@ def run(
     generate.
     """
     prompt = asked.prompt()
-    simulator = load(path, device=device, dtype=dtype)
-    if asked.inner_lr is not None:
-        simulator.inner_lr.data.fill_(asked.inner_lr)
+    simulator = load_at_rate(path, asked.inner_lr, device, dtype)
     ids = _tokens(simulator, prompt, asked)
     trained = round(asked.train_fraction * ids.shape[1])
     train_mask = torch.zeros_like(ids)

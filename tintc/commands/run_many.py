@@ -16,10 +16,10 @@ import torch
 
 from tintc.commands import console
 from tintc.commands.documents import Document, Refused, fail_for, read_documents
+from tintc.commands.loaded import load_at_rate
 from tintc.commands.run import generate
 from tintc.commands.sheet import Sheet
 from tintc.commands.text import Reading, change, check_loss, check_rest, losses, rounded
-from tintc.compiler.artifact import load
 from tintc.ir.errors import InputError, NumericalError
 from tintc.ir.rule_values import rule_text
 from tintc.runtime.simulator import Simulator
@@ -35,9 +35,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Prints a line a document, and the total. batch: documents of one call, at most."""
-    simulator = load(path, device=device, dtype=dtype)
-    if asked.inner_lr is not None:
-        simulator.inner_lr.data.fill_(asked.inner_lr)
+    simulator = load_at_rate(path, asked.inner_lr, device, dtype)
     with console.work() as show, torch.inference_mode():
         found = read_documents(simulator, asked, simulator.program.facts.longest, show)
         refused = [each for each in found if isinstance(each, Refused)]

@@ -19,11 +19,11 @@ from tintc.commands.documents import (
     fail_for,
     read_documents,
 )
+from tintc.commands.loaded import load_at_rate
 from tintc.commands.scores import ScoreFile, lines_of
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.stream_totals import Totals
 from tintc.commands.text import Reading
-from tintc.compiler.artifact import load
 from tintc.compiler.stream_state import Stopped, Written, read_state, write_state
 from tintc.ir.errors import ArtifactError, InputError, NumericalError, UsageError
 from tintc.runtime.reading import Rows
@@ -46,9 +46,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Prints what the stream makes of each document, and of all, beside the unmodified model."""
-    simulator = load(path, device=device, dtype=dtype)
-    if asked.inner_lr is not None:
-        simulator.inner_lr.data.fill_(asked.inner_lr)
+    simulator = load_at_rate(path, asked.inner_lr, device, dtype)
     settings = flags.settings()
     settings.check(simulator.program.facts.longest)
     with console.work() as show:
