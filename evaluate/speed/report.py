@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,19 +18,17 @@ from tintc.compiler.artifact import save
 from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
-from tintc.compiler.driver import examiner
-from tintc.compiler.frontend.sources import load_source
-from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
+from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
 from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant
+from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.settings import Against, Options
 from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
-from tintc.ir.named import LOAD
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
@@ -38,18 +36,11 @@ from tintc.runtime.simulator import Simulator
 AGAINST: tuple[str, ...] = get_args(Against)
 NOTHING = "none"  # the row of --each in which every optimization is off
 _CHECKED = 2  # sequences of the check
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings(Options):
-    """What is measured, and where. options: revision, cache_dir, offline and trust_remote_code of
-    `load_source`. statistics: of the optimizer `rms`, as for `tintc.compile`."""
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    options: dict[str, Any] = field(default_factory=dict)
-    statistics: str | Path | Statistics | None = None
+class Settings(Options, Placed):
+    """What is measured, and where."""
 
     @property
     def optimizations(self) -> tuple[str, ...]:
@@ -123,15 +114,7 @@ def bench_report(
     """
     settings.check()
     statistics = chosen_statistics(source, settings.statistics, config)
-    progress(LOAD)
-    model = load_source(
-        source,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        progress=progress,
-        examine=examiner(config),
-        **settings.options,
-    ).model
+    model = settings.load(source, config, settings.seed, progress)
     progress("compile")
     how: dict[str, Any] = {
         "optimize": settings.optimizations,

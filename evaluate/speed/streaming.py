@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tintc.compiler.autograd_rule import rule_of
 from tintc.compiler.driver import compile as compile_model
-from tintc.compiler.driver import examiner
-from tintc.compiler.frontend.sources import load_source
-from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
+from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed import memory
 from tintc.evaluate.speed.benchmark import (
     TOLERANCE,
@@ -31,11 +28,11 @@ from tintc.evaluate.speed.benchmark import (
     relative_difference,
     updated_parameters,
 )
+from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.settings import StreamOptions
 from tintc.evaluate.speed.stream_loop import StreamLoop
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
-from tintc.ir.named import LOAD
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.streaming import Stream
@@ -43,17 +40,11 @@ from tintc.runtime.streaming import Stream
 CONTEXTS = (5, 50)  # texts of so many contexts, whose peak memory is compared
 _CHECKED = 3  # chunks
 _UNCOUNTED = ("onednn_products", "chunk_head", "flash_attention")  # torch counts none of theirs
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings(StreamOptions):
+class Settings(StreamOptions, Placed):
     """What is measured, and where; as `report.Settings`."""
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    options: dict[str, Any] = field(default_factory=dict)
-    statistics: str | Path | Statistics | None = None
 
     @property
     def cut(self) -> StreamSettings:
@@ -91,15 +82,7 @@ def stream_report(
     """
     settings.check_counts()
     statistics = chosen_statistics(source, settings.statistics, config)
-    progress(LOAD)
-    model = load_source(
-        source,
-        dtype=settings.dtype,
-        seed=settings.seed,
-        progress=progress,
-        examine=examiner(config),
-        **settings.options,
-    ).model
+    model = settings.load(source, config, settings.seed, progress)
     progress("compile")
     simulator = compile_model(copy.deepcopy(model), config, statistics=statistics)
     simulator, model = simulator.to(settings.device), model.to(settings.device)
