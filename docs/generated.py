@@ -64,12 +64,13 @@ def operators() -> str:
 
 def pipeline() -> str:
     """The passes in the order in which they run, with their contracts."""
-    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+    from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
 
     rows = []
     for kind, steps in (
         ("pipeline", DEFAULT_PIPELINE),
         ("stream", STREAM),
+        ("decode", DECODE),
         ("optimization", OPTIMIZATIONS),
     ):
         for step in steps:
@@ -80,10 +81,10 @@ def pipeline() -> str:
 
 def passes() -> str:
     """One section a pass: what its file says at the top."""
-    from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+    from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
 
     parts = []
-    for step in (*DEFAULT_PIPELINE, *STREAM, *OPTIMIZATIONS):
+    for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS):
         module = inspect.getmodule(step.run)
         assert module is not None and module.__doc__ is not None
         where = module.__name__.removeprefix("tintc.").replace(".", "/") + ".py"

@@ -5,10 +5,21 @@ by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
 from tintc.ir.outputs import Output
+
+
+class Contexts(Enum):
+    """Whose weights the rows of a call read that is given updates. A context is a sequence that
+    was trained on; it has weights of its own.
+    """
+
+    EACH = "each"  # a row, a context
+    ONE = "one"  # all rows read those of one context, which have no batch dimension
+    GROUPS = "groups"  # contexts have the same number of rows each, side by side: prompts, beams
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,9 @@ class Choices:
 
     outputs: tuple[Output, ...] = ()  # what is wanted
     from_updates: bool = False  # the updated slot values are given, and nothing is trained
+    contexts: Contexts = Contexts.EACH
+    # Slots whose updates are returned, or given, as factors (see `passes/decode`).
+    factored: frozenset[str] = frozenset()
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
     some_tokens: bool = False  # logits at some positions only

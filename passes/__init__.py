@@ -7,6 +7,9 @@ their softmax (`scores`), small questions (`patterns`); and where they keep what
 """
 
 from tintc.ir.pass_manager import Pass
+from tintc.passes.decode.factored_updates import factored_updates
+from tintc.passes.decode.given_updates import given_updates
+from tintc.passes.decode.grouped_rows import grouped_rows
 from tintc.passes.optimize.causal_attention import causal_attention
 from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.passes.optimize.dead_code import dead_code
@@ -63,6 +66,10 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
 # What a window of a stream asks for, in front of the optimizations.
 STREAM: tuple[Pass, ...] = (whole_segment, loss_at_kept, cached_keys)
 
+# What adapting and decoding ask for: the first two of the whole lowered graph, the last behind
+# `cached_keys`.
+DECODE: tuple[Pass, ...] = (factored_updates, given_updates, grouped_rows)
+
 # What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
 # change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
@@ -81,9 +88,10 @@ OPTIMIZATION_NAMES = (
 )  # the last: `runtime/slices.py`
 
 __all__ = [
+    "DECODE",
     "DEFAULT_PIPELINE",
     "OPTIMIZATIONS",
     "OPTIMIZATION_NAMES",
     "STREAM",
-    *(step.name for step in (*DEFAULT_PIPELINE, *STREAM, *OPTIMIZATIONS)),
+    *(step.name for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS)),
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tintc.ir.choices import Choices
+from tintc.ir.choices import Choices, Contexts
 from tintc.ir.outputs import Output
 
 
@@ -31,6 +31,8 @@ class Call:
         False  # of a stream: loss stands at the kept positions, all tokens are trained on
     )
     cache: dict[str, Tensor] | None = None  # keys and values of earlier tokens, by name
+    contexts: Contexts = Contexts.EACH  # of the given values, which rows read which
+    factored: frozenset[str] = frozenset()  # slots that are returned, or given, as factors
     lr_factor: float = 1.0  # of the schedule, where it is not in the graph
 
     @property
@@ -49,6 +51,8 @@ class Call:
         return Choices(
             self.outputs,
             from_updates=self.given is not None and self.states is None,
+            contexts=self.contexts,
+            factored=self.factored,
             from_states=self.states is not None,
             some_tokens=self.kept is not None and not self.window,
             window=self.window,

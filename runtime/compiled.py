@@ -12,18 +12,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from tintc.ir.builder import before_step
 from tintc.ir.builder import outputs as lowered_outputs
 from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.dialect import is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
-from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import LOWERED, SLOTS, Output, without_losses
-from tintc.ir.precision import HALF, wide_dtype
+from tintc.ir.precision import HALF
 from tintc.ir.program import Program
 from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.runtime import slices
@@ -34,7 +31,15 @@ from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import run_in_slices, slice_size
 from tintc.runtime.specialize.optimize import optimize as optimized_graph
-from tintc.runtime.specialize.programs import Programs, Result, Source, Value
+from tintc.runtime.specialize.programs import (
+    Argument,
+    Emitted,
+    Programs,
+    Result,
+    Run,
+    Source,
+    Value,
+)
 
 
 class Compiled(nn.Module):
@@ -162,14 +167,17 @@ class Compiled(nn.Module):
             )
         return optimized_graph(self.program, self._usual(outputs, differentiable=differentiable))
 
+    def program_of(self, call: Call) -> Emitted:
+        """The emitted program of a call."""
+        kind = call.kind(differentiable=self._differentiable)
+        chosen = self._programs.choose(kind, self._weight, call.shape[1], call.segment)
+        return self._programs.get(chosen)
+
     def bound(self, call: Call) -> tuple[fx.GraphModule, list[Value]]:
         """The emitted program and what one call passes to it. The transformer back end knows no
         losses and no kept positions.
         """
-        kind = call.kind(differentiable=self._differentiable)
-        emitted = self._programs.get(
-            self._programs.choose(kind, self._weight, call.shape[1], call.segment)
-        )
+        emitted = self.program_of(call)
         weights = self.prefix.direct()
         kept = {} if call.kept is None else {"kept": call.kept}
         values: dict[Source, Mapping[str, Value]] = {
@@ -185,6 +193,20 @@ class Compiled(nn.Module):
             Source.FOLDED: self._programs.folded(emitted, weights),
         }
         return emitted.module, emitted.bound(values)
+
+    def bound_weights(
+        self, call: Call
+    ) -> tuple[Run, tuple[Argument, ...], dict[Source, Mapping[str, Value]]]:
+        """(the program of a call as it runs, its arguments, those of them that are weights), for
+        calls that are repeated with other inputs.
+        """
+        emitted, weights = self.program_of(call), self.prefix.direct()
+        fixed: dict[Source, Mapping[str, Value]] = {
+            Source.WEIGHT: weights,
+            Source.FOLDED: self._programs.folded(emitted, weights),
+        }
+        run = self._programs.runnable(emitted.module, self._differentiable)
+        return run, emitted.arguments, fixed
 
     def run(self, call: Call) -> dict[Output, Tensor]:
         """The outputs of a call that are tensors: all but updates."""
@@ -232,22 +254,6 @@ class Compiled(nn.Module):
             step = replace(call, outputs=again, given=given, states=states, lr_factor=factor)
             found |= self._result(step)
         return found
-
-    def first_values(self, batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(slot -> W_0, slot -> 0 of the inner rule's own), one for each of B sequences: what a
-        step starts from. All are own tensors of the caller.
-        """
-        weights, given, states = self.prefix.tensors(), {}, {}
-        for slot, node in before_step(self.program.graph).items():
-            if is_tint(node, prefix):
-                where = self.program.layout.prefix[slot]
-                value = prefix(weights[where.parameter].detach(), *node.args[1:])  # type: ignore[arg-type]
-                given[slot] = value.repeat(batch, *(1 for _ in value.shape))
-            else:
-                sizes = [size for size in info(node).shape if isinstance(size, int)]
-                dtype = self.dtype if sizes else wide_dtype(self.dtype)
-                states[slot] = torch.zeros(batch, *sizes, dtype=dtype, device=self.device)
-        return given, states
 
     def run_states(self, call: Call) -> dict[str, Tensor]:
         """The same of the inner rule's own slots, of a config whose steps the graph holds."""

@@ -19,9 +19,12 @@ from tintc.ir.errors import UsageError
 from tintc.ir.inputs import is_models_own
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
+from tintc.runtime.adapted import Adapted
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
+from tintc.runtime.decoding.form import Form, factored_slots
+from tintc.runtime.decoding.program import Updates
 from tintc.runtime.description import as_html, as_text, describe
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
@@ -237,6 +240,30 @@ class Simulator(Compiled):
         kind, tokens = Output.LOGITS.before, inputs.shape[1]
         call = Call((kind,), inputs.tensors, tokens, inputs.causal, kept)
         return self.run(call)[kind]
+
+    def adapt(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        form: Form = "auto",
+    ) -> Adapted:
+        """What the inner steps make of every sequence, to score and generate with many times.
+
+        Arguments as in `forward`. form: `weights` keeps own weights, `factors` those of the
+        training tokens beside the shared weights, `auto` what decoding a token of every sequence
+        reads less of. Raises UsageError for factors of a rule that has none. Source: TINT.md
+        section 9.
+        """
+        batch = Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        with torch.no_grad():
+            inputs = self._train(batch)
+            factored = factored_slots(self, form, len(batch), inputs.segment)
+            call = replace(_call(inputs, Output.UPDATES, whole=False), factored=factored)
+            return Adapted(self, Updates(self.run_updates(call), factored))
 
     def stream(
         self,

@@ -20,6 +20,7 @@ from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.carried import Carried, Slots
 from tintc.runtime.compiled import Compiled
+from tintc.runtime.first_values import first_values
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.masks import complete
 from tintc.runtime.stream_settings import StreamSettings
@@ -38,7 +39,7 @@ class StreamRows:
         self.simulator, self.count, self.settings, self.learns = simulator, rows, settings, learns
         self.carried = Carried([_nothing() for _ in range(rows)])
         if learns:
-            self.carried.given, self.carried.states = simulator.first_values(rows)
+            self.carried.given, self.carried.states = first_values(simulator, rows)
         if settings.keys == "cache":
             self.carried.cache = KeyCache(settings.context, no_keys(simulator, rows))
 
@@ -79,7 +80,7 @@ class StreamRows:
         if self.cache is not None:
             self.cache.clear(rows)
         if rows and self.learns and self.settings.reset == "document":
-            first, zero = self.simulator.first_values(len(rows))
+            first, zero = first_values(self.simulator, len(rows))
             self._keep(rows, first, self.carried.given)
             self._keep(rows, zero, self.carried.states)
 

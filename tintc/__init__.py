@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from tintc.compiler.onnx import export_onnx
     from tintc.compiler.reports.parameters import parameter_report
     from tintc.passes import OPTIMIZATION_NAMES
+    from tintc.runtime.adapted import Adapted, AdaptedOutput, stack
     from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
     from tintc.runtime.simulator import Simulator
 
 __all__ = [
     "OPTIMIZATION_NAMES",
+    "Adapted",
+    "AdaptedOutput",
     "ArtifactError",
     "InputError",
     "MemoryLimitError",
@@ -57,6 +60,7 @@ __all__ = [
     "load",
     "parameter_report",
     "save",
+    "stack",
 ]
 
 _LAZY = {
@@ -67,6 +71,9 @@ _LAZY = {
     "load": "tintc.compiler.artifact",
     "parameter_report": "tintc.compiler.reports.parameters",
     "save": "tintc.compiler.artifact",
+    "Adapted": "tintc.runtime.adapted",
+    "AdaptedOutput": "tintc.runtime.adapted",
+    "stack": "tintc.runtime.adapted",
     "Simulator": "tintc.runtime.simulator",
     "SimulatorLosses": "tintc.runtime.outputs",
     "SimulatorOutput": "tintc.runtime.outputs",

@@ -25,6 +25,7 @@ from tintc.compiler.onnx.comparison import (
 )
 from tintc.compiler.onnx.streaming import NEXT, PAST_VALUE, PRESENT, SLOT, named
 from tintc.ir.config import SimulatorConfig
+from tintc.runtime.first_values import first_values
 from tintc.runtime.key_cache import KeyCache
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_rows import no_keys
@@ -108,7 +109,7 @@ class _Rows:
         self.session, self.rate, self.settings = session, rate_of(simulator), settings
         self.outputs = [value.name for value in session.get_outputs()]
         self.history = [torch.zeros(0, dtype=torch.int64) for _ in range(BATCH)]
-        given, states = simulator.first_values(1)
+        given, states = first_values(simulator, 1)
         self.carried = {
             f"{SLOT}{slot}": torch.zeros(BATCH, *value.shape[1:], dtype=value.dtype)
             for slot, value in {**given, **states}.items()

@@ -192,7 +192,7 @@ def attention_backward_full(
 def _with_past_shape(past: Shape, x: Shape) -> Shape:
     demand_activation(x)
     demand((past[0], *past[2:]) == (x[0], *x[2:]), f"{said(past)} are no earlier {said(x)}")
-    return (x[0], "C", *x[2:])
+    return (x[0], f"C{str(past[1])[1:]}", *x[2:])  # C = P + T, and of a window's own P likewise
 
 
 @operator(
@@ -223,6 +223,50 @@ def own_tokens(x_BCD: Tensor, own_BTD: Tensor) -> Tensor:
     these, (B, T, ...).
     """
     return x_BCD[:, x_BCD.shape[1] - own_BTD.shape[1] :]
+
+
+@operator(
+    "(Tensor mask, Tensor k) -> Tensor",
+    shape=lambda mask, k: (*mask[:-1], k[1]),
+    meaning="a mask of the keys that are still there",
+    kind="optimization",
+    dtype="bool",
+    takes={"mask": "bool"},
+    whole=True,
+)
+def last_keys(mask_BxTC: Tensor, k_BKD: Tensor) -> Tensor:
+    """The mask's last columns, as many as there are keys: a window forgets those in front of it."""
+    return mask_BxTC[..., mask_BxTC.shape[-1] - k_BKD.shape[1] :]
+
+
+@operator(
+    "(Tensor x, Tensor past) -> Tensor",
+    shape=lambda x, past: (past[0], "N", *x[2:]),
+    meaning="rows of a context, each by itself",
+    kind="optimization",
+    whole=True,
+)
+def split_rows(x_BTD: Tensor, past_RPD: Tensor) -> Tensor:
+    """(B, n N, ...) -> (R, N, ...), R = B n. past: anything of the R rows."""
+    n = past_RPD.shape[0] // x_BTD.shape[0]
+    return torch.unflatten(x_BTD, 1, (n, -1)).flatten(0, 1)
+
+
+def _rejoin_shape(x: Shape, like: Shape) -> Shape:
+    demand_activation(x)
+    return (*like[:2], *x[2:])
+
+
+@operator(
+    "(Tensor x, Tensor like) -> Tensor",
+    shape=_rejoin_shape,
+    meaning="rows of a context, one behind the other",
+    kind="optimization",
+    whole=True,
+)
+def join_rows(x_RND: Tensor, like_BTD: Tensor) -> Tensor:
+    """The inverse of `split_rows`. like: a value of the contexts, (B, n N, ...)."""
+    return x_RND.reshape(*like_BTD.shape[:2], *x_RND.shape[2:])
 
 
 def _flash_shape(

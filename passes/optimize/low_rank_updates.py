@@ -24,16 +24,15 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_forward
-from tintc.ir.ops.low_rank import concatenate, low_rank, low_rank_of_scores
-from tintc.ir.ops.rates import gradient_products, spread, sum_square, token_products
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
+from tintc.ir.ops.rates import gradient_products, sum_square, token_products
 from tintc.ir.ops.states import change_square, gradient_square
 from tintc.ir.pass_manager import graph_pass
-from tintc.passes.optimize.update_forms import Form, Forms, Term, same_rows
+from tintc.passes.analysis.update_forms import Form, Pairs, Term, same_rows
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
@@ -51,24 +50,14 @@ def low_rank_updates(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
-class _Factors:
-    """Factors of several steps, each concatenation made once."""
+class _Factors(Pairs):
+    """Also products of tokens, each made once."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.build, self.forms = Builder(graph), Forms(graph)
-        self.made: dict[tuple[fx.Node, ...], fx.Node] = {}
+        super().__init__(graph)
         self.once: dict[tuple[AnyOperator | fx.Node | int | None, ...], fx.Node] = {}
         # Products with factors in training passes give scores that sums of squares read again.
         self.share_scores = any(is_tint(node, change_square) for node in graph.nodes)
-
-    def together(self, parts: list[fx.Node], label: str) -> fx.Node:
-        key = tuple(parts)
-        if len(parts) > 1 and key not in self.made:
-            fields = {"phase": info(parts[-1]).phase, "step": info(parts[-1]).step}
-            self.made[key] = self.build.call(
-                concatenate, parts, like=parts[-1], label=label, **fields
-            )
-        return self.made.get(key, parts[0])
 
     def squares(self, terms: Sequence[Term], at: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """<g_k, g_k> of each term, and of all but the first its products with those before it.
@@ -99,25 +88,6 @@ class _Factors:
             fields: dict[str, Any] = {"phase": info(at).phase, "step": info(at).step}
             self.once[key] = self.build.call(operator, *args, like=at, **fields)
         return self.once[key]
-
-    def pair(self, terms: Sequence[Term], name: str) -> tuple[fx.Node, fx.Node]:
-        """(x, dy) of all terms."""
-        inputs = [term.x for term in terms if term.x is not None]
-        keys = self.together(inputs, f"{name}_inputs")
-        return keys, self.together([term.dy for term in terms], f"{name}_gradients")
-
-    def rate(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
-        """One for all terms where they agree, else that of each token."""
-        nodes = [self.forms.node(term.rate, at) for term in terms]
-        if all(node is nodes[0] for node in nodes):
-            return nodes[0]
-        key = (*nodes, *(term.dy for term in terms))
-        if key not in self.made:
-            parts = [term.dy for term in terms]
-            self.made[key] = self.build.call(
-                spread, nodes, parts, phase="descent", step=info(at).step
-            )
-        return self.made[key]
 
 
 def _rewrite(node: fx.Node, form: Form, factors: _Factors) -> None:

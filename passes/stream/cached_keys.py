@@ -8,6 +8,9 @@
 Keys are cached as attention reads them: turned by their positions, before they are shared by groups
 of heads. What is past is constant for the gradient and for all steps on one window. The mask that
 the caller gives is (B, 1, T, C), C = P + T.
+
+Where nothing is trained the cache is returned with what was past, and of attention in a window of w
+tokens the caller keeps w - 1: that one's past has "Pw" columns, and its mask loses those in front.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from tintc.ir.ops.attention import (
     attention_backward_full,
     attention_backward_value,
     attention_forward,
+    last_keys,
     own_tokens,
     with_past,
 )
@@ -43,13 +47,18 @@ _CACHED = ("k", "v", "bias")
 def cached_keys(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
     build, returned = Builder(graph), {}
+    bounded = {} if context.choices.window else _windows(graph)
     past: dict[str, fx.Node] = {}
     joined: dict[fx.Node, fx.Node] = {}
     for value, (name, first) in _read_by_attention(graph).items():
         if name not in past:
-            past[name] = _past(build, name, first)
+            past[name] = _past(build, name, first, bounded.get(value))
             returned[name] = first
         joined[value] = _join(build, past[name], value)
+        if not context.choices.window:
+            returned[name] = joined[value]
+    for mask, reader in _read_masks(graph, bounded, joined).items():
+        _shorten(build, mask, reader)
     for node in list(graph.nodes):
         if is_tint(node, attention_forward, *_BACKWARD):
             node.args = fx.node.map_arg(node.args, lambda n: joined.get(n, n))
@@ -99,12 +108,61 @@ def _read_by_attention(graph: fx.Graph) -> dict[fx.Node, tuple[str, fx.Node]]:
     return found
 
 
-def _past(build: Builder, name: str, of: fx.Node) -> fx.Node:
+def _past(build: Builder, name: str, of: fx.Node, window: int | None) -> fx.Node:
     """A further input: the value at earlier tokens."""
     batch, _, *rest = info(of).shape
-    past = build.placeholder(f"{of.name}_past", (batch, "P", *rest))
+    past = build.placeholder(f"{of.name}_past", (batch, f"P{window or ''}", *rest))
     copy_info(of, past, role="input", slot=name, shape=info(past).shape, gradient=None)
     return past
+
+
+def _windows(graph: fx.Graph) -> dict[fx.Node, int]:
+    """What only attention in one window reads -> the window. Such attention reads nothing else, nor
+    does anybody else read its mask.
+    """
+    readers = [node for node in graph.nodes if is_tint(node, attention_forward)]
+    seen: dict[fx.Node, set[fx.Node]] = {}
+    for node in readers:
+        for value in _cached_arguments(node):
+            seen.setdefault(value, set()).add(argument(node, "mask"))
+    alone = {value for value, masks in seen.items() if len(masks) == 1}
+    shared = {
+        argument(node, "mask") for node in readers if not alone.issuperset(_cached_arguments(node))
+    }
+    return {
+        value: argument(mask, "window")
+        for value in alone
+        if is_tint(mask := next(iter(seen[value])), window_mask) and mask not in shared
+    }
+
+
+def _cached_arguments(node: fx.Node) -> list[fx.Node]:
+    return [value for name in _CACHED if (value := argument(node, name)) is not None]
+
+
+def _read_masks(
+    graph: fx.Graph, bounded: dict[fx.Node, int], joined: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """The mask of each window -> keys of one who reads it."""
+    found: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if is_tint(node, attention_forward) and (k := argument(node, "k")) in bounded:
+            found.setdefault(argument(node, "mask"), joined[k])
+    return found
+
+
+def _shorten(build: Builder, mask: fx.Node, keys: fx.Node) -> None:
+    """The window's mask is of the keys that are still there: it stands behind these."""
+    with build.graph.inserting_after(keys):
+        last = build.call(
+            last_keys, argument(mask, "mask"), keys, like=mask, label=f"{mask.name}_last",
+            shape=(*info(mask).shape[:-1], info(keys).shape[1]),
+        )  # fmt: skip
+    with build.graph.inserting_after(last):
+        near = build.graph.node_copy(mask, lambda n: last)
+    copy_info(mask, near, shape=info(last).shape)
+    mask.replace_all_uses_with(near)
+    build.graph.erase_node(mask)
 
 
 def _join(build: Builder, past: fx.Node, value: fx.Node) -> fx.Node:

@@ -17,7 +17,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
 from tintc.ir.ops.states import change_square, descend, fade, toward
-from tintc.passes.optimize.update_forms import Forms
+from tintc.passes.analysis.update_forms import Forms
 
 # Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
 # two CPU cores, 400 TFLOP/s by 3 TB/s on an H100. A slot's choice is only sensitive to it where

@@ -17,7 +17,7 @@ from torch import fx
 
 from tintc.ir.builder import Builder, before_step, further_input, infer_shape, reinfer
 from tintc.ir.builder import outputs as named_outputs
-from tintc.ir.choices import Choices
+from tintc.ir.choices import Choices, Contexts
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, operator_of
 from tintc.ir.errors import UsageError
@@ -29,6 +29,9 @@ from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.passes.decode.factored_updates import factored_updates
+from tintc.passes.decode.given_updates import given_updates
+from tintc.passes.decode.grouped_rows import grouped_rows
 from tintc.passes.optimize.dead_code import dead_code
 from tintc.passes.stream.cached_keys import cached_keys
 from tintc.passes.stream.loss_at_kept import loss_at_kept
@@ -37,9 +40,9 @@ from tintc.passes.stream.whole_segment import whole_segment
 
 def optimize(program: Program, choices: Choices) -> fx.Graph:
     """The graph of one kind of call. Its output is a dict of the wanted ones."""
-    graph = copy_graph(program.graph)
-    _keep(graph, choices)
     context = Context(program.config, facts=program.facts, layout=program.layout, choices=choices)
+    graph = run_passes(copy_graph(program.graph), context, _updates(choices))
+    _keep(graph, choices)
     return run_passes(
         graph,
         context,
@@ -51,10 +54,22 @@ def optimize(program: Program, choices: Choices) -> fx.Graph:
     )
 
 
+def _updates(choices: Choices) -> list[Pass]:
+    """How updated values come into a program, or leave it, of the whole lowered graph."""
+    if choices.from_updates:
+        return [given_updates]
+    return [factored_updates] if choices.factored else []
+
+
 def _specializations(choices: Choices) -> list[Pass]:
     """What a kind of call asks for, whether optimizations are on or not."""
-    window = [whole_segment, loss_at_kept] if choices.window else []
-    return [*window, cached_keys] if choices.cached else window
+    if choices.window:
+        window = [whole_segment, loss_at_kept]
+        return [*window, cached_keys] if choices.cached else window
+    if not choices.cached:
+        return []
+    grouped = [grouped_rows] if choices.contexts is Contexts.GROUPS else []
+    return [dead_code, cached_keys, *grouped]  # the keys are those of the forward pass that is left
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -72,12 +87,6 @@ def _keep(graph: fx.Graph, choices: Choices) -> None:
         _start_from_given(graph)
     output = graph.output_node()
     returned: dict[str, Any] = dict(named_outputs(graph))
-    if choices.from_updates:
-        build = Builder(graph)
-        for node in returned.pop("updates").values():
-            given = build.placeholder(f"{node.name}_given", info(node).shape)
-            copy_info(node, given, role="input")
-            node.replace_all_uses_with(given)
     with graph.inserting_before(output):
         wanted = {kind.value: _wanted(graph, kind, returned, choices) for kind in choices.outputs}
         output.args = (wanted,)

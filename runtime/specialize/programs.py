@@ -139,7 +139,10 @@ class Programs:
         """Slots whose updates stay factors. While torch traces, sizes are symbols, and nothing may
         depend on them.
         """
-        wanted = "low_rank_updates" in self.enabled and not set(SLOTS) & set(kind.outputs)
+        if kind.factored:
+            return kind.factored
+        trains = not kind.from_updates and not set(SLOTS) & set(kind.outputs)
+        wanted = "low_rank_updates" in self.enabled and trains
         if not wanted or torch.compiler.is_compiling():
             return frozenset()
         if self._uses is None:

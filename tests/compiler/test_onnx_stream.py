@@ -31,6 +31,7 @@ from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.runtime.digest import digest_of
+from tintc.runtime.first_values import first_values
 from tintc.runtime.simulator import Simulator
 
 VOCAB, CHUNK, CONTEXT = 29, 3, 5
@@ -249,7 +250,7 @@ class TestFile:
             "input_ids", "attention_mask", "labels", "inner_lr", "past_mask",
         )  # fmt: skip
         assert done.outputs[0] == "losses"
-        given = [f"slots.{slot}" for slot in sim.first_values(1)[0]]
+        given = [f"slots.{slot}" for slot in first_values(sim, 1)[0]]
         assert [name for name in done.inputs if name.startswith("slots.")] == given
         assert [name for name in done.outputs if name.startswith("next.")] == [
             f"next.{name}" for name in given

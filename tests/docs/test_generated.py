@@ -14,7 +14,7 @@ from tintc.ir import errors
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.contracts import PROPERTIES
 from tintc.ir.ops import OPERATORS
-from tintc.passes import DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -48,7 +48,7 @@ def test_dialect() -> None:
 
 def test_passes() -> None:
     text = page("passes")
-    for step in (*DEFAULT_PIPELINE, *STREAM, *OPTIMIZATIONS):
+    for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS):
         assert f"### {step.name}\n" in text
         assert (sys.modules[step.run.__module__].__doc__ or "?").strip() in text
         assert all(name in text for name in (*step.requires, *step.ensures))

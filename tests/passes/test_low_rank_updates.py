@@ -22,7 +22,7 @@ from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
 from tintc.ir.ops.rates import sum_square
 from tintc.passes import low_rank_updates
-from tintc.passes.optimize.update_forms import Forms
+from tintc.passes.analysis.update_forms import Forms
 
 CONFIGS = {
     "exact": exact(),

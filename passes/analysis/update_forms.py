@@ -8,7 +8,7 @@ has this form; a state has no base. Anything else is a base itself, without fact
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from tintc.ir.builder import Builder
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import bias_descent, linear_descent, prefix
-from tintc.ir.ops.rates import combine, product
+from tintc.ir.ops.low_rank import concatenate
+from tintc.ir.ops.rates import combine, product, spread
 from tintc.ir.ops.states import descend, fade, toward, zero_state
 
 
@@ -112,6 +113,44 @@ class Forms:
                 term = Term(*key, self.plus(found[key].rate, term.rate, at))
             found[key] = term
         return Form(base, tuple(found.values()))
+
+
+class Pairs:
+    """Factors of several steps, each concatenation made once."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.build, self.forms = Builder(graph), Forms(graph)
+        self._made: dict[tuple[fx.Node, ...], fx.Node] = {}
+
+    def pair(self, terms: Sequence[Term], name: str) -> tuple[fx.Node, fx.Node]:
+        """(x, dy) of all terms."""
+        inputs = [term.x for term in terms if term.x is not None]
+        keys = self._together(inputs, f"{name}_inputs")
+        return keys, self._together([term.dy for term in terms], f"{name}_gradients")
+
+    def rate(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
+        """One for all terms where they agree, else that of each token."""
+        nodes = [self.forms.node(term.rate, at) for term in terms]
+        return nodes[0] if all(node is nodes[0] for node in nodes) else self.rates(terms, at)
+
+    def rates(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
+        """That of each token, (B, S + S + ...)."""
+        nodes, parts = [self.forms.node(t.rate, at) for t in terms], [t.dy for t in terms]
+        key = (*nodes, *parts)
+        if key not in self._made:
+            self._made[key] = self.build.call(
+                spread, nodes, parts, phase="descent", step=info(at).step
+            )
+        return self._made[key]
+
+    def _together(self, parts: list[fx.Node], label: str) -> fx.Node:
+        key = tuple(parts)
+        if len(parts) > 1 and key not in self._made:
+            fields = {"phase": info(parts[-1]).phase, "step": info(parts[-1]).step}
+            self._made[key] = self.build.call(
+                concatenate, parts, like=parts[-1], label=label, **fields
+            )
+        return self._made.get(key, parts[0])
 
 
 def _descent(forms: Forms, node: fx.Node) -> Form:

@@ -1,0 +1,264 @@
+"""What a simulator has learned from contexts, to be used many times: scored under, generated from,
+saved. TINT.md section 9.
+
+    adapted = simulator.adapt(context_ids, train_mask)
+    adapted(prompt_ids).logits;  adapted.generate(prompt_ids, max_new_tokens=200)
+
+Keys and values are computed anew under the updated weights: those of the training pass belong to
+other weights. Legend: B sequences that were adapted to, R rows of prompts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tintc.ir.errors import InputError, UsageError
+from tintc.ir.inputs import is_models_own
+from tintc.ir.outputs import Output
+from tintc.runtime.batch import Batch
+from tintc.runtime.call import Call
+from tintc.runtime.compiled import Compiled
+from tintc.runtime.decoding.form import Form, as_weights, together
+from tintc.runtime.decoding.layers import Layer, Values, cached_layers, nothing_cached
+from tintc.runtime.decoding.program import Decoder, Updates
+from tintc.runtime.decoding.prompts import new_tokens
+from tintc.runtime.inputs import check_tensor, prepare
+from tintc.runtime.labels import check_labels, kept_positions, language_loss
+from tintc.runtime.prefix import put_rows
+
+if TYPE_CHECKING:
+    from tintc.runtime.decoding.cache import AdaptedCache
+
+
+@dataclass(frozen=True)
+class AdaptedOutput:
+    """logits: (R, T, V), or of the kept positions. loss: mean over the labels, where they were
+    given. cache: keys and values of all tokens so far, where it was asked for.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cache: AdaptedCache | None = None
+
+
+class Adapted:
+    """A simulator and what it has learned from each of B sequences. `Simulator.adapt` makes it.
+
+    form: how that is held, `weights` of every sequence or `factors` beside the shared ones; both
+    give the same numbers up to rounding. Nothing here is differentiable. It reads the simulator's
+    own weights, which must stay as they were.
+    """
+
+    def __init__(
+        self, simulator: Compiled, updates: Updates, index: Sequence[int] | None = None
+    ) -> None:
+        self.simulator, self.updates = simulator, updates
+        self.index = tuple(range(updates.contexts)) if index is None else tuple(index)
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        kept = sum(value.numel() * value.element_size() for value in self.updates.values.values())
+        return (
+            f"Adapted({len(self)} sequences, {self.form}, {kept / 2**20:.1f} MB beside the "
+            "simulator's weights)"
+        )
+
+    @property
+    def form(self) -> Form:
+        """`factors` where any slot is held so."""
+        return "factors" if self.updates.factored else "weights"
+
+    def select(self, rows: Sequence[int] | Tensor | int) -> Adapted:
+        """Some of the sequences, in this order, each as often as it is named. Nothing is copied.
+
+        Raises InputError for one that there is not.
+        """
+        wanted = [rows] if isinstance(rows, int) else list(map(int, rows))
+        wrong = [row for row in wanted if not -len(self) <= row < len(self)]
+        if wrong or not wanted:
+            raise InputError(
+                f"select asks for {wrong[0] if wrong else 'nothing'}; there are {len(self)} "
+                "adapted sequences"
+            )
+        return Adapted(self.simulator, self.updates, [self.index[row] for row in wanted])
+
+    def with_form(self, form: Form) -> Adapted:
+        """The same held as own weights. Raises UsageError for factors where there are weights:
+        what was summed cannot be taken apart.
+        """
+        if form == self.form or form == "auto":
+            return self
+        if form != "weights":
+            raise UsageError("own weights do not become factors again; adapt with form='factors'")
+        return Adapted(self.simulator, as_weights(self.simulator, self.updates), self.index)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        cache: AdaptedCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> AdaptedOutput:
+        """Logits of every row under the weights of its sequence: R is B, or a multiple of it with
+        as many rows for each, side by side; one adapted sequence serves any number.
+
+        input_ids: (R, T), behind the cached tokens if there are any. attention_mask: (R, P + T)
+        with 0 on padding, of cached and new tokens. labels: (R, T), shifted by one, -100 ignored.
+        use_cache: return the cache, or the given one with the new tokens in it.
+        Raises InputError for inputs that do not fit.
+        """
+        check_tensor("input_ids", input_ids)
+        if self.simulator.structure is not None:
+            logits = self._uncached(
+                input_ids, attention_mask, position_ids, logits_to_keep, use_cache or cache
+            )
+        else:
+            logits, cache = self._decoded(
+                input_ids, attention_mask, position_ids, logits_to_keep, cache, use_cache
+            )
+        loss = None
+        if labels is not None:
+            if logits.shape[1] != input_ids.shape[1]:
+                raise InputError("labels need the logits of all tokens; leave logits_to_keep out")
+            vocabulary = self.simulator.program.facts.vocab_size
+            loss = language_loss(
+                logits, check_labels(labels, input_ids, vocabulary).to(logits.device)
+            )
+        return AdaptedOutput(logits, loss, cache if use_cache else None)
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """Hugging Face's own `generate` under the updated weights: greedy, sampling, beams, stopping
+        criteria, streamers; batches with left padding.
+
+        Arguments and results: `transformers.GenerationMixin.generate`. Beams and several
+        continuations of a prompt share its weights.
+        """
+        from tintc.runtime.decoding.generation import generator  # transformers takes seconds
+
+        return generator(self).generate(inputs, **kwargs)
+
+    def state_dict(self, index: int = 0) -> dict[str, Tensor]:
+        """The auxiliary model's whole state dict after the training of one sequence; loads back
+        into the model. Tied names share one tensor.
+        """
+        one = self.select(index)
+        context = one.index[0]
+        state = {
+            name: tensor.detach().clone()
+            for name, tensor in self.simulator.prefix.tensors().items()
+            if is_models_own(name)
+        }
+        sliced = {n: v[context : context + 1] for n, v in self.updates.values.items()}
+        weights = as_weights(self.simulator, Updates(sliced, self.updates.factored))
+        for slot, value in weights.values.items():
+            where = self.simulator.program.layout.prefix[slot]
+            put_rows(state[where.parameter], where, value[0].detach())
+        return state | {
+            alias: state[name] for alias, name in self.simulator.program.aliases.items()
+        }
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """What a cache holds."""
+        return cached_layers(self.simulator.program)
+
+    def new_cache(self, rows: int) -> AdaptedCache:
+        """An empty cache for R rows."""
+        from tintc.runtime.decoding.cache import AdaptedCache
+
+        return AdaptedCache(self.layers, rows, self.simulator.dtype, self.simulator.device)
+
+    def decoder(self, rows: int) -> Decoder:
+        """The program for R rows, with its weights bound: for many steps."""
+        return Decoder(self.simulator, self.updates, self.index, rows)
+
+    def _decoded(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        logits_to_keep: int | Tensor,
+        cache: AdaptedCache | None,
+        use_cache: bool,
+    ) -> tuple[Tensor, AdaptedCache | None]:
+        """By the decode program, the one of prompts and single tokens."""
+        seen = 0 if cache is None else cache.get_seq_length()
+        new = new_tokens(
+            self.simulator, input_ids, attention_mask, position_ids, logits_to_keep, seen
+        )
+        rows = len(new.input_ids)
+        decode = self.decoder(rows)
+        if cache is None and use_cache:
+            cache = self.new_cache(rows)
+        past = self._nothing(rows) if cache is None else self._past(cache, rows)
+        logits, values = decode(new, past)
+        if cache is not None:
+            cache.append(values, input_ids.shape[1])
+        return logits, cache
+
+    def _past(self, cache: AdaptedCache, rows: int) -> Values:
+        if cache.rows != rows:
+            raise InputError(f"the cache holds {cache.rows} rows; input_ids have {rows}")
+        return cache.past
+
+    def _nothing(self, rows: int) -> Values:
+        return nothing_cached(self.layers, rows, self.simulator.dtype, self.simulator.device)
+
+    def _uncached(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        logits_to_keep: int | Tensor,
+        cached: object,
+    ) -> Tensor:
+        """By the whole sequence anew: the transformer back end keeps no keys."""
+        if cached:
+            raise UsageError("the transformer back end has no cache; compile with backend='fused'")
+        sim = self.simulator
+        batch = Batch(input_ids, None, None, attention_mask, position_ids)
+        inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
+        of_row = self._contexts(len(batch))
+        given = {name: value[of_row] for name, value in self.updates.values.items()}
+        kept = kept_positions(logits_to_keep, inputs.shape[1], sim.device)
+        call = Call((Output.LOGITS,), inputs.tensors, 1, inputs.causal, kept, given=given)
+        return sim.run(call)[Output.LOGITS]
+
+    def _contexts(self, rows: int) -> list[int]:
+        each, rest = divmod(rows, len(self))
+        if rest or not each:
+            raise InputError(f"there are {rows} prompts for {len(self)} adapted sequences")
+        return [context for context in self.index for _ in range(each)]
+
+
+def stack(adapted: Sequence[Adapted]) -> Adapted:
+    """Sequences of several adapted simulators as one, in order, whose rows then run together. Their
+    updates are copied; where their forms differ, as own weights.
+
+    Raises UsageError unless all are of one simulator.
+    """
+    if not adapted:
+        raise UsageError("stack got nothing; expected adapted simulators")
+    simulator = adapted[0].simulator
+    if any(each.simulator is not simulator for each in adapted):
+        raise UsageError("stack takes what one simulator has learned; these are of several")
+    updates = together(simulator, [each.updates for each in adapted])
+    starts, index = 0, []
+    for each in adapted:
+        index += [starts + context for context in each.index]
+        starts += each.updates.contexts
+    return Adapted(simulator, updates, index)

@@ -1,0 +1,145 @@
+"""Keys and values of earlier tokens, as a `transformers.Cache`.
+
+`generate` reorders, repeats and crops it as it does its own. Legend: R rows, P tokens, G key/value
+heads of E numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tintc.ir.errors import UsageError
+from tintc.runtime.decoding.layers import Entry, Layer, Values, kept, nothing_cached
+
+
+class AdaptedCache(Cache):  # type: ignore[misc]
+    """What a decode program keeps: the last tokens of every row, a window's alone where attention
+    sees no more.
+    """
+
+    def __init__(
+        self, layers: Iterable[Layer], rows: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        described = list(layers)
+        first = nothing_cached(described, rows, dtype, device)
+        super().__init__(layers=[_CachedLayer(layer, first) for layer in described])
+
+    @property
+    def past(self) -> Values:
+        """Name -> (R, P, ...), what a program reads."""
+        return {name: value for layer in self.layers for name, value in layer.held.items()}
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(next(iter(self.layers[0].held.values())))
+
+    def append(self, values: Values, tokens: int) -> None:
+        """Takes what a program returned for so many new tokens."""
+        for layer in self.layers:
+            layer.append(values, tokens)
+
+
+class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer of it. held: name -> (R, P, ...)."""
+
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self, layer: Layer, first: Values) -> None:
+        self.layer, self.tokens = layer, 0
+        super().__init__()  # sets keys and values to None
+        self.held = {entry.name: first[entry.name] for entry in layer.entries}
+        self.is_initialized = True
+
+    @property
+    def is_sliding(self) -> bool:
+        return self.layer.window is not None
+
+    @property
+    def keys(self) -> Tensor | None:
+        """(R, G, P, E), as transformers has them."""
+        return self._by_heads(self.layer.keys)
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._take(self.layer.keys, value)
+
+    @property
+    def values(self) -> Tensor | None:
+        """(R, G, P, E)."""
+        return self._by_heads(self.layer.values)
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._take(self.layer.values, value)
+
+    def append(self, values: Values, tokens: int) -> None:
+        for entry in self.layer.entries:
+            self.held[entry.name] = kept(entry, values[entry.name])
+        self.tokens += tokens
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """There is nothing to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        raise UsageError("the decode program itself writes this cache; it takes no single layers")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        held = next(iter(self.held.values())).shape[1]
+        return held + query_length, self.tokens - held
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, those that a window forgot included."""
+        return self.tokens
+
+    def get_max_length(self) -> int:
+        """None is known: -1."""
+        return self.layer.window or -1
+
+    get_max_cache_shape = get_max_length  # its older name
+
+    def reset(self) -> None:
+        self._change(lambda x: x[:, :0])
+        self.tokens = 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._change(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._change(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._change(lambda x: x[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last tokens. Older transformers give the length that is left instead."""
+        remove = -tokens_to_remove if tokens_to_remove <= 0 else self.tokens - tokens_to_remove
+        if remove <= 0:
+            return
+        held = next(iter(self.held.values())).shape[1]
+        if held < self.tokens:
+            raise UsageError(
+                f"a window of {self.layer.window} tokens has forgotten what stood in front of it; "
+                "a cache of such a model cannot be cropped"
+            )
+        self._change(lambda x: x[:, : held - remove])
+        self.tokens -= remove
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.held = {name: change(value) for name, value in self.held.items()}
+
+    def _by_heads(self, entry: Entry | None) -> Tensor | None:
+        if entry is None or entry.name not in self.held:
+            return None
+        return self.held[entry.name].unflatten(-1, (entry.heads or 1, -1)).transpose(1, 2)
+
+    def _take(self, entry: Entry | None, value: Tensor | None) -> None:
+        if entry is not None and value is not None:
+            self.held[entry.name] = value.transpose(1, 2).flatten(-2)

@@ -1,0 +1,144 @@
+"""Hugging Face's `generate` over an adapted simulator.
+
+A `GenerationMixin` asks a model for logits and a cache; this is as much of a model as it asks for.
+Its cache goes by the name that the installed transformers gives it: `cache`, or `past_key_values`
+before that. Legend: R rows, T tokens of them, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tintc.ir.errors import InputError
+from tintc.runtime.compiled import Compiled
+from tintc.runtime.decoding.cache import AdaptedCache
+from tintc.runtime.decoding.program import Decoder
+from tintc.runtime.decoding.prompts import new_tokens
+
+
+class Adapted(Protocol):
+    """What is asked of `tintc.runtime.adapted.Adapted`."""
+
+    @property
+    def simulator(self) -> Compiled: ...
+
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *,
+        logits_to_keep: int | Tensor = 0,
+    ) -> Any: ...  # fmt: skip
+
+    def new_cache(self, rows: int) -> AdaptedCache: ...
+
+    def decoder(self, rows: int) -> Decoder: ...
+
+
+# The name of a cache among a model's arguments and results.
+_CACHE = (
+    "cache"
+    if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+
+
+class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """What `generate` calls. The program for R rows is bound at the first of its tokens."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, adapted: Adapted, config: PreTrainedConfig) -> None:
+        config._attn_implementation = "eager"  # attention is the program's own
+        super().__init__(config)
+        self.adapted = adapted
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self._decoder: tuple[int, Decoder] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapted.simulator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.adapted.simulator.dtype
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """A cache of its own is made with the first tokens."""
+        return False
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The tokens that the cache does not hold yet."""
+        cache = kwargs.get(_CACHE)
+        seen = 0 if cache is None else cache.get_seq_length()
+        return {
+            "input_ids": input_ids[:, seen:],
+            "attention_mask": kwargs.get("attention_mask"),
+            _CACHE: cache,
+            "use_cache": kwargs.get("use_cache", True),
+            "logits_to_keep": kwargs.get("logits_to_keep", 0),
+        }
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        **further: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `generate` calls a model."""
+        cache: AdaptedCache | None = further.get(_CACHE)
+        if not (use_cache and self.adapted.simulator.structure is None):
+            found = self.adapted(input_ids, attention_mask, logits_to_keep=logits_to_keep)
+            return CausalLMOutputWithPast(logits=found.logits)
+        rows, tokens = input_ids.shape
+        cache = self.adapted.new_cache(rows) if cache is None else cache
+        if not isinstance(cache, AdaptedCache):
+            raise InputError(
+                f"the cache is a {type(cache).__name__}; expected one that this adapted simulator "
+                "made (new_cache)"
+            )
+        seen = cache.get_seq_length()
+        new = new_tokens(
+            self.adapted.simulator, input_ids, attention_mask, None, logits_to_keep, seen
+        )
+        logits, values = self._bound(rows)(new, cache.past)
+        cache.append(values, tokens)
+        return CausalLMOutputWithPast(logits=logits, **{_CACHE: cache})
+
+    def _bound(self, rows: int) -> Decoder:
+        if self._decoder is None or self._decoder[0] != rows:
+            self._decoder = rows, self.adapted.decoder(rows)
+        return self._decoder[1]
+
+
+def generator(adapted: Adapted) -> _Generator:
+    """A model as `generate` asks for, with the auxiliary model's own config."""
+    return _Generator(adapted, model_config(adapted))
+
+
+def model_config(adapted: Adapted) -> PreTrainedConfig:
+    """The config that the auxiliary model came with, or a plain one of what is known of it."""
+    described = dict(getattr(adapted.simulator, "source", {}).get("config") or {})
+    known = described.get("model_type")
+    if known in CONFIG_MAPPING:
+        return CONFIG_MAPPING[known].from_dict(described)
+    facts = adapted.simulator.program.facts
+    return PreTrainedConfig(
+        vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden,
+        num_hidden_layers=facts.blocks,
+        max_position_embeddings=facts.longest,
+    )
