@@ -141,8 +141,8 @@ class Adapted:
         return AdaptedOutput(logits, loss, cache if use_cache else None)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """Hugging Face's own `generate` under the updated weights: greedy, sampling, beams, stopping
-        criteria, streamers; batches with left padding.
+        """Hugging Face's own `generate` under the updated weights: greedy, sampling, beams,
+        stopping criteria, streamers; batches with left padding.
 
         Arguments and results: `transformers.GenerationMixin.generate`. Beams and several
         continuations of a prompt share its weights.

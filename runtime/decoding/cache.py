@@ -138,7 +138,8 @@ class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
     def _by_heads(self, entry: Entry | None) -> Tensor | None:
         if entry is None or entry.name not in self.held:
             return None
-        return self.held[entry.name].unflatten(-1, (entry.heads or 1, -1)).transpose(1, 2)
+        held = self.held[entry.name]
+        return torch.unflatten(held, -1, (entry.heads or 1, -1)).transpose(1, 2)
 
     def _take(self, entry: Entry | None, value: Tensor | None) -> None:
         if entry is not None and value is not None:
