@@ -54,3 +54,17 @@ class StreamOptions(StreamSettings):
     pairs: int = field(default=11, metadata=about("How often both run, in turn."))
     memory: bool = field(default=True, metadata=about("Measure the peak memory over long texts."))
     seed: int = field(default=0, metadata=about("Of the random tokens and weights."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Of `tintc bench --generate`, as in `Options`: sequences of `tokens`, of which a part is
+    trained on, and behind each so many generated ones.
+    """
+
+    tokens: int = field(default=256, metadata=about("Tokens of each sequence."))
+    batch: int = field(default=8, metadata=about("Sequences, each with weights of its own."))
+    train_fraction: float = field(default=0.5, metadata=about("Part of the tokens to train on."))
+    new_tokens: int = field(default=200, metadata=about("Of --generate: tokens behind each."))
+    pairs: int = field(default=3, metadata=about("How often all run, in turn."))
+    seed: int = field(default=0, metadata=about("Of the random tokens and weights."))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tintc.ir.choices import Choices
 from tintc.ir.dialect import argument, is_tint
@@ -54,11 +54,16 @@ class Layer:
         return self.entries[0].window
 
 
+def decode_graph(program: Program, factored: frozenset[str] = frozenset()) -> fx.Graph:
+    """The graph of `tint` operators behind a decode program, without optimizations."""
+    kind = Choices((Output.LOGITS, Output.CACHE), from_updates=True, cached=True, factored=factored)
+    return optimize(program, kind)
+
+
 def cached_layers(program: Program) -> tuple[Layer, ...]:
     """The layers of a program's decoding, in order."""
-    kind = Choices((Output.LOGITS, Output.CACHE), from_updates=True, cached=True)
     found: dict[str, dict[str, Entry]] = {}
-    for node in optimize(program, kind).nodes:
+    for node in decode_graph(program).nodes:
         if not is_tint(node, attention_forward):
             continue
         for part in ("k", "v", "bias"):

@@ -60,6 +60,7 @@ SPECIAL = (
     embedding.spread_tokens,
     attention.with_past,
     attention.own_tokens,
+    attention.last_keys,
     position.past_window_mask,
 )
 EXPORTED = [o for o in OPERATORS.values() if o.kind != "optimization" or o in SPECIAL]

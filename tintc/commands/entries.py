@@ -11,8 +11,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from tintc.commands.bench_flags import (
+    BenchFlags,
+    BenchGenerateFlags,
+    BenchStreamFlags,
+    bench_runner,
+    chosen_bench,
+)
 from tintc.commands.compiled import compiled
-from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
+from tintc.commands.flags import WHOLE, at_least, split
 from tintc.commands.help import says
 from tintc.commands.options import (
     DEVICE,
@@ -38,7 +45,6 @@ from tintc.commands.options import (
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
-from tintc.evaluate.speed import settings as speed
 from tintc.ir.errors import UsageError
 from tintc.ir.named import Number
 
@@ -310,39 +316,6 @@ def cost_command(
     command.run(asked, as_json=common.as_json, options=options)
 
 
-@flags_of(speed.Options)
-class BenchFlags(Flags):
-    """What `tintc bench` measures."""
-
-
-_BENCH_SHARED = ("batch", "pairs", "memory", "seed")
-
-
-@flags_of(speed.StreamOptions, leave_out=(*_BENCH_SHARED, "reset"))
-class BenchStreamFlags(Flags):
-    """How `tintc bench --stream` cuts its texts."""
-
-    stream: Annotated[
-        bool,
-        Parameter(help="Time a stream, chunk by chunk, against loops that read texts as it does."),
-    ] = False
-
-    def settings(self, asked: BenchFlags) -> dict[str, Any]:
-        """Raises UsageError for options of the other kind."""
-        own, given = asked.given(), self.given()
-        if not self.stream:
-            if given:
-                raise UsageError(
-                    f"--{next(iter(given))} is of a stream; expected --stream beside it"
-                )
-            return own
-        if other := [name for name in own if name not in _BENCH_SHARED]:
-            raise UsageError(
-                f"--{other[0].replace('_', '-')} is of one call; expected it without --stream"
-            )
-        return own | given
-
-
 @says(
     """Time a simulator against a fine-tuning loop.
 
@@ -356,6 +329,7 @@ def bench_command(
     *,
     asked: Annotated[BenchFlags, flat(OPTIONS)] = BenchFlags(),
     cut: Annotated[BenchStreamFlags, flat(STREAMS)] = BenchStreamFlags(),
+    generated: Annotated[BenchGenerateFlags, flat(OPTIONS)] = BenchGenerateFlags(),
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     statistics: Divisors = None,
     model: Annotated[Placed, flat(MODEL)] = Placed(),
@@ -363,23 +337,17 @@ def bench_command(
 ) -> None:
     start = compiled(source)
     chosen = config.chosen(start)
-    settings: dict[str, Any] = {**cut.settings(asked), "options": model.hub()}
+    kind, own = chosen_bench(asked, cut, generated)
+    settings: dict[str, Any] = {**own, "options": model.hub()}
     if statistics is not None:
         settings["statistics"] = statistics
-    if start is not None and "backend" not in settings and not cut.stream:
+    if start is not None and "backend" not in settings and kind == "call":
         settings = {**start.construction(), **settings}
     if (device := model.torch_device()) is not None:
         settings["device"] = device
     if (dtype := model.torch_dtype(start)) is not None:
         settings["dtype"] = dtype
-    if cut.stream:
-        from tintc.commands import bench_stream
-
-        bench_stream.run(source, chosen, settings, as_json=common.as_json)
-        return
-    from tintc.commands import bench as command
-
-    command.run(source, chosen, settings, as_json=common.as_json)
+    bench_runner(kind)(source, chosen, settings, as_json=common.as_json)
 
 
 @says("Show versions and hardware.")

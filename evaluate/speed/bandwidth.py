@@ -1,0 +1,53 @@
+"""How much memory a decoded token reads, and how fast this machine's memory is."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from tintc.evaluate.speed.benchmark import timed
+from tintc.ir.builder import descendants
+from tintc.ir.dialect import is_tint
+from tintc.ir.node_meta import info
+from tintc.ir.ops.embedding import embedding
+from tintc.ir.ops.linear import prefix
+from tintc.runtime.adapted import Adapted
+from tintc.runtime.decoding.layers import decode_graph
+
+_BYTES = 1 << 28  # of the tensor that is copied: far more than a cache holds
+_COPIES = 5
+
+
+def bytes_read(adapted: Adapted) -> int:
+    """Bytes of weights and factors that a token of every sequence reads: all of a matrix, but the
+    rows alone of a table that is only looked up in. Cached keys and values are not counted.
+    """
+    graph = decode_graph(adapted.simulator.program, adapted.updates.factored)
+    weights = adapted.simulator.prefix.direct()
+    learned = adapted.updates.values
+    total = 0
+    for node in graph.find_nodes(op="placeholder"):
+        if not _is_read_whole(node):
+            continue
+        for value in (weights.get(info(node).parameter or ""), learned.get(info(node).slot or "")):
+            total += 0 if value is None else value.nbytes
+    return total
+
+
+def _is_read_whole(placeholder: fx.Node) -> bool:
+    readers = [
+        user
+        for node in (placeholder, *descendants([placeholder]))
+        if node is placeholder or is_tint(node, prefix)
+        for user in node.users
+        if not is_tint(user, prefix)
+    ]
+    return any(not is_tint(user, embedding) for user in readers)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy of a large tensor moves, read and written, at its best."""
+    source = torch.ones(_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = min(timed(lambda: target.copy_(source), device) for _ in range(_COPIES))
+    return 2 * source.nbytes / seconds
