@@ -18,12 +18,13 @@ from torch import fx
 from tintc.ir.builder import Builder, outputs, reinfer
 from tintc.ir.choices import Contexts
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument
+from tintc.ir.dialect import AnyOperator, argument
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.linear import linear_forward
-from tintc.ir.ops.low_rank import low_rank_of_scores
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import token_products
 from tintc.ir.pass_manager import graph_pass
+from tintc.ir.precision import HALF
 from tintc.passes.analysis.factored import Factored, factored
 from tintc.passes.analysis.update_forms import Pairs
 
@@ -40,7 +41,7 @@ def given_updates(graph: fx.Graph, context: Context) -> fx.Graph:
             given = build.placeholder(f"{node.name}_given", shape)
             copy_info(node, given, role="input", shape=shape)
             node.replace_all_uses_with(given)
-    factors = _Factors(graph)
+    factors = _Factors(graph, shared=context.choices.dtype not in HALF)
     for found in of_factors.values():
         for product in list(found.node.users):
             if product.op != "output":
@@ -49,10 +50,12 @@ def given_updates(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 class _Factors:
-    """Inputs and scores, each made once."""
+    """Inputs and scores, each made once. shared: products of one activation share their scores;
+    these are in float32 at least, which half-precision factors would be widened for.
+    """
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.build = Builder(graph)
+    def __init__(self, graph: fx.Graph, *, shared: bool) -> None:
+        self.build, self.shared = Builder(graph), shared
         self.given: dict[str, fx.Node] = {}
         self.scores: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
@@ -63,18 +66,23 @@ class _Factors:
         rates = self._input(found.names.rates, found.node)
         fields: dict[str, Any] = {"phase": info(product).phase, "step": info(product).step}
         with self.build.graph.inserting_before(product):
-            if (x, keys) not in self.scores:
-                self.scores[x, keys] = self.build.call(token_products, x, keys, like=x, **fields)
-            shared = self.build.call(
+            y = self.build.call(
                 linear_forward, x, found.base, argument(product, "bias"), like=product,
                 label=f"{product.name}_shared", **fields,
             )  # fmt: skip
+            operator: AnyOperator = low_rank_of_scores if self.shared else low_rank
+            of = (self._scores(x, keys, fields),) if self.shared else (x, keys)
             new = self.build.call(
-                low_rank_of_scores, shared, self.scores[x, keys], values, rates, False,
-                like=product, label=f"{product.name}_low_rank", **fields,
+                operator, y, *of, values, rates, False, like=product,
+                label=f"{product.name}_low_rank", **fields,
             )  # fmt: skip
         product.replace_all_uses_with(new)
         self.build.graph.erase_node(product)
+
+    def _scores(self, x: fx.Node, keys: fx.Node, fields: dict[str, Any]) -> fx.Node:
+        if (x, keys) not in self.scores:
+            self.scores[x, keys] = self.build.call(token_products, x, keys, like=x, **fields)
+        return self.scores[x, keys]
 
     def _input(self, name: str, like: fx.Node, *width: Any) -> fx.Node:
         if name not in self.given:
