@@ -44,6 +44,12 @@ class AdaptedCache(Cache):  # type: ignore[misc]
         """R."""
         return len(next(iter(self.layers[0].held.values())))
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens, of all layers or of none."""
+        for layer in self.layers:
+            layer.left(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     def append(self, values: Values, tokens: int) -> None:
         """Takes what a program returned for so many new tokens."""
         for layer in self.layers:
@@ -151,18 +157,25 @@ class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back the last tokens. Older transformers give the length that is left instead."""
-        remove = -tokens_to_remove if tokens_to_remove <= 0 else self.tokens - tokens_to_remove
-        if remove > 0:
-            held = next(iter(self.held.values())).shape[1]
-            left = self.tokens - remove
-            if held - remove < min(left, (self.layer.window or left + 1) - 1):
-                raise UsageError(
-                    f"a window of {self.layer.window} tokens has forgotten what stood in front of "
-                    "it; call activate_past_recording() before the tokens that crop takes back"
-                )
-            self._change(lambda x: x[:, : held - remove])
+        left = self.left(tokens_to_remove)
+        remove = self.tokens - left
+        if remove:
+            self._change(lambda x: x[:, : x.shape[1] - remove])
             self.tokens = left
         self._forget()
+
+    def left(self, tokens_to_remove: int) -> int:
+        """Tokens that `crop` leaves. Raises UsageError where a window no longer has them."""
+        remove = -tokens_to_remove if tokens_to_remove <= 0 else self.tokens - tokens_to_remove
+        if remove <= 0:
+            return self.tokens
+        left, held = self.tokens - remove, next(iter(self.held.values())).shape[1]
+        if held - remove < min(left, (self.layer.window or left + 1) - 1):
+            raise UsageError(
+                f"a window of {self.layer.window} tokens has forgotten what stood in front of "
+                "it; call activate_past_recording() before the tokens that crop takes back"
+            )
+        return left
 
     def _forget(self) -> None:
         """What no later token sees."""
