@@ -133,7 +133,6 @@ class Adapted:
         cache: as this returned it, for these sequences and rows; copy.deepcopy keeps one.
         Raises InputError for inputs that do not fit.
         """
-        self._check_weights()
         check_tensor("input_ids", input_ids)
         if self.simulator.structure is not None:
             logits = self._uncached(
@@ -269,6 +268,7 @@ class Adapted:
         """By the whole sequence anew: the transformer back end keeps no keys."""
         if cached:
             self.check_cached()
+        self._check_weights()
         sim = self.simulator
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
