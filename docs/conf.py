@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|fx|collections|pathlib|typing|transformers|onnx)\..*"),
     (
         r"py:.*",
-        r"(Program|Any|Tensor|Path|Callable|Sequence|Collection|ValueError|optional|int|str|bool)",
+        r"(AdaptedCache|Program|Any|Tensor|Path|Callable|Sequence|Collection|ValueError|optional|int|str|bool)",
     ),
     (r"py:.*", r"tintc\.(ir|runtime|compiler|passes)\..*"),  # the parts of the public face
 ]

@@ -24,7 +24,7 @@ from tintc.ir.outputs import Output
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
-from tintc.runtime.decoding.form import Form, as_weights, together
+from tintc.runtime.decoding.form import FORMS, Form, as_weights, together
 from tintc.runtime.decoding.layers import Layer, Values, cached_layers, nothing_cached
 from tintc.runtime.decoding.program import Decoder, Updates
 from tintc.runtime.decoding.prompts import new_tokens
@@ -52,7 +52,8 @@ class Adapted:
 
     form: how that is held, `weights` of every sequence or `factors` beside the shared ones; both
     give the same numbers up to rounding. Nothing here is differentiable. It reads the simulator's
-    own weights, which must stay as they were.
+    own weights too: once these have changed or moved, its calls raise UsageError. Threads may share
+    it. Its pickles and copies hold the simulator; load only those that you trust.
     """
 
     def __init__(
@@ -60,10 +61,16 @@ class Adapted:
     ) -> None:
         self.simulator, self.updates = simulator, updates
         self.index = tuple(range(updates.contexts)) if index is None else tuple(index)
+        self._weights = simulator.weight_states()
 
     def __len__(self) -> int:
         """B."""
         return len(self.index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Programs are emitted anew, and a copy's weights stand elsewhere."""
+        self._check_weights()
+        return type(self), (self.simulator, self.updates, self.index)
 
     def __repr__(self) -> str:
         kept = sum(value.numel() * value.element_size() for value in self.updates.values.values())
@@ -82,6 +89,7 @@ class Adapted:
 
         Raises InputError for one that there is not.
         """
+        self._check_weights()
         wanted = [rows] if isinstance(rows, int) else list(map(int, rows))
         wrong = [row for row in wanted if not -len(self) <= row < len(self)]
         if wrong or not wanted:
@@ -95,6 +103,9 @@ class Adapted:
         """The same held as own weights. Raises UsageError for factors where there are weights:
         what was summed cannot be taken apart.
         """
+        self._check_weights()
+        if form not in FORMS:
+            raise UsageError(f"form is {form!r}; expected {', '.join(FORMS)}")
         if form == self.form or form == "auto":
             return self
         if form != "weights":
@@ -119,12 +130,17 @@ class Adapted:
         input_ids: (R, T), behind the cached tokens if there are any. attention_mask: (R, P + T)
         with 0 on padding, of cached and new tokens. labels: (R, T), shifted by one, -100 ignored.
         use_cache: return the cache, or the given one with the new tokens in it.
+        cache: as this returned it, for these sequences and rows; copy.deepcopy keeps one.
         Raises InputError for inputs that do not fit.
         """
         check_tensor("input_ids", input_ids)
         if self.simulator.structure is not None:
             logits = self._uncached(
-                input_ids, attention_mask, position_ids, logits_to_keep, use_cache or cache
+                input_ids,
+                attention_mask,
+                position_ids,
+                logits_to_keep,
+                use_cache or cache is not None,
             )
         else:
             logits, cache = self._decoded(
@@ -180,10 +196,24 @@ class Adapted:
         """An empty cache for R rows."""
         from tintc.runtime.decoding.cache import AdaptedCache
 
-        return AdaptedCache(self.layers, rows, self.simulator.dtype, self.simulator.device)
+        self.check_cached()
+        sim = self.simulator
+        return AdaptedCache(self.layers, rows, sim.dtype, sim.device, self._made_for)
+
+    def checked_cache(self, cache: object, rows: int) -> AdaptedCache:
+        """The cache, if it is of these weights and so many rows; else raises InputError."""
+        from tintc.runtime.decoding.cache import checked
+
+        return checked(cache, self._made_for, rows)
+
+    def check_cached(self) -> None:
+        """Raises UsageError where nothing can be cached."""
+        if self.simulator.structure is not None:
+            raise UsageError("the transformer back end has no cache; compile with backend='fused'")
 
     def decoder(self, rows: int) -> Decoder:
         """The program for R rows, with its weights bound: for many steps."""
+        self._check_weights()
         return Decoder(self.simulator, self.updates, self.index, rows)
 
     def _decoded(
@@ -196,6 +226,8 @@ class Adapted:
         use_cache: bool,
     ) -> tuple[Tensor, AdaptedCache | None]:
         """By the decode program, the one of prompts and single tokens."""
+        if cache is not None:
+            cache = self.checked_cache(cache, len(input_ids))
         seen = 0 if cache is None else cache.get_seq_length()
         new = new_tokens(
             self.simulator, input_ids, attention_mask, position_ids, logits_to_keep, seen
@@ -204,16 +236,23 @@ class Adapted:
         decode = self.decoder(rows)
         if cache is None and use_cache:
             cache = self.new_cache(rows)
-        past = self._nothing(rows) if cache is None else self._past(cache, rows)
+        past = self._nothing(rows) if cache is None else cache.past
         logits, values = decode(new, past)
         if cache is not None:
             cache.append(values, input_ids.shape[1])
         return logits, cache
 
-    def _past(self, cache: AdaptedCache, rows: int) -> Values:
-        if cache.rows != rows:
-            raise InputError(f"the cache holds {cache.rows} rows; input_ids have {rows}")
-        return cache.past
+    @property
+    def _made_for(self) -> tuple[str, tuple[int, ...]]:
+        """Whose weights a cache belongs to."""
+        return self.updates.name, self.index
+
+    def _check_weights(self) -> None:
+        if self.simulator.weight_states() != self._weights:
+            raise UsageError(
+                "the simulator's weights have changed, or moved, since it was adapted; what was "
+                "learned belongs to those: adapt again"
+            )
 
     def _nothing(self, rows: int) -> Values:
         return nothing_cached(self.layers, rows, self.simulator.dtype, self.simulator.device)
@@ -224,11 +263,12 @@ class Adapted:
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         logits_to_keep: int | Tensor,
-        cached: object,
+        cached: bool,
     ) -> Tensor:
         """By the whole sequence anew: the transformer back end keeps no keys."""
         if cached:
-            raise UsageError("the transformer back end has no cache; compile with backend='fused'")
+            self.check_cached()
+        self._check_weights()
         sim = self.simulator
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
@@ -256,6 +296,8 @@ def stack(adapted: Sequence[Adapted]) -> Adapted:
     simulator = adapted[0].simulator
     if any(each.simulator is not simulator for each in adapted):
         raise UsageError("stack takes what one simulator has learned; these are of several")
+    for each in adapted:
+        each._check_weights()
     updates = together(simulator, [each.updates for each in adapted])
     starts, index = 0, []
     for each in adapted:

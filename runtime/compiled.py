@@ -39,6 +39,7 @@ from tintc.runtime.specialize.programs import (
     Run,
     Source,
     Value,
+    WeightState,
 )
 
 
@@ -364,6 +365,11 @@ class Compiled(nn.Module):
         return torch.compiler.is_compiling() or (
             torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         )
+
+    def weight_states(self) -> list[WeightState]:
+        """What changes when somebody writes to a weight, or moves or replaces it."""
+        own = (*self.prefix.parameters(), *self.prefix.buffers())
+        return [WeightState.of(weight) for weight in own]
 
     @property
     def _weight(self) -> nn.Parameter:

@@ -6,27 +6,33 @@ heads of E numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tintc.ir.errors import UsageError
+from tintc.ir.errors import InputError, UsageError
 from tintc.runtime.decoding.layers import Entry, Layer, Values, kept, nothing_cached
 
 
 class AdaptedCache(Cache):  # type: ignore[misc]
     """What a decode program keeps: the last tokens of every row, a window's alone where attention
-    sees no more.
+    sees no more. made_for: whose weights its keys and values belong to.
     """
 
     def __init__(
-        self, layers: Iterable[Layer], rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Iterable[Layer],
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        made_for: Hashable = None,
     ) -> None:
         described = list(layers)
         first = nothing_cached(described, rows, dtype, device)
         super().__init__(layers=[_CachedLayer(layer, first) for layer in described])
+        self.made_for = made_for
 
     @property
     def past(self) -> Values:
@@ -38,20 +44,47 @@ class AdaptedCache(Cache):  # type: ignore[misc]
         """R."""
         return len(next(iter(self.layers[0].held.values())))
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens, of all layers or of none."""
+        for layer in self.layers:
+            layer.left(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     def append(self, values: Values, tokens: int) -> None:
         """Takes what a program returned for so many new tokens."""
         for layer in self.layers:
             layer.append(values, tokens)
 
 
+def checked(cache: object, made_for: Hashable, rows: int) -> AdaptedCache:
+    """The cache, if R rows can go on from it. Raises InputError for another kind of cache, one of
+    other weights, and one of another number of rows.
+    """
+    if not isinstance(cache, AdaptedCache):
+        raise InputError(
+            f"the cache is a {type(cache).__name__}; expected one that this adapted simulator made "
+            "(new_cache, or the one that it returned)"
+        )
+    if cache.made_for != made_for:
+        raise InputError(
+            "the cache holds keys and values of other weights; expected one that this very choice "
+            "of adapted sequences made: begin anew with the whole text"
+        )
+    if cache.rows != rows:
+        raise InputError(f"the cache holds {cache.rows} rows; input_ids have {rows}")
+    return cache
+
+
 class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of it. held: name -> (R, P, ...)."""
+    """One layer of it. held: name -> (R, P, ...). record_past: a window forgets nothing until the
+    next `crop`, so that this can take back what was in it.
+    """
 
     is_compileable = False
     is_croppable = True
 
     def __init__(self, layer: Layer, first: Values) -> None:
-        self.layer, self.tokens = layer, 0
+        self.layer, self.tokens, self.record_past = layer, 0, False
         super().__init__()  # sets keys and values to None
         self.held = {entry.name: first[entry.name] for entry in layer.entries}
         self.is_initialized = True
@@ -79,9 +112,13 @@ class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._take(self.layer.values, value)
 
     def append(self, values: Values, tokens: int) -> None:
-        for entry in self.layer.entries:
-            self.held[entry.name] = kept(entry, values[entry.name])
+        self.held = {entry.name: values[entry.name] for entry in self.layer.entries}
         self.tokens += tokens
+        if not self.record_past:
+            self._forget()
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """There is nothing to do."""
@@ -119,18 +156,30 @@ class _CachedLayer(CacheLayerMixin):  # type: ignore[misc]
         self._change(lambda x: x[indices])
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last tokens. Older transformers give the length that is left instead."""
+        """Takes back the last tokens. Older transformers give the length that is left instead."""
+        left = self.left(tokens_to_remove)
+        remove = self.tokens - left
+        if remove:
+            self._change(lambda x: x[:, : x.shape[1] - remove])
+            self.tokens = left
+        self._forget()
+
+    def left(self, tokens_to_remove: int) -> int:
+        """Tokens that `crop` leaves. Raises UsageError where a window no longer has them."""
         remove = -tokens_to_remove if tokens_to_remove <= 0 else self.tokens - tokens_to_remove
         if remove <= 0:
-            return
-        held = next(iter(self.held.values())).shape[1]
-        if held < self.tokens:
+            return self.tokens
+        left, held = self.tokens - remove, next(iter(self.held.values())).shape[1]
+        if held - remove < min(left, (self.layer.window or left + 1) - 1):
             raise UsageError(
-                f"a window of {self.layer.window} tokens has forgotten what stood in front of it; "
-                "a cache of such a model cannot be cropped"
+                f"a window of {self.layer.window} tokens has forgotten what stood in front of "
+                "it; call activate_past_recording() before the tokens that crop takes back"
             )
-        self._change(lambda x: x[:, : held - remove])
-        self.tokens -= remove
+        return left
+
+    def _forget(self) -> None:
+        """What no later token sees."""
+        self.held = {entry.name: kept(entry, self.held[entry.name]) for entry in self.layer.entries}
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.held = {name: change(value) for name, value in self.held.items()}

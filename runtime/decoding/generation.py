@@ -36,6 +36,10 @@ class Adapted(Protocol):
 
     def new_cache(self, rows: int) -> AdaptedCache: ...
 
+    def checked_cache(self, cache: object, rows: int) -> AdaptedCache: ...
+
+    def check_cached(self) -> None: ...
+
     def decoder(self, rows: int) -> Decoder: ...
 
 
@@ -44,6 +48,12 @@ _CACHE = (
     "cache"
     if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters
     else "past_key_values"
+)
+
+
+# Whether `generate` says how many tokens are new; older ones always give all of the text.
+_TELLS_NEW = (
+    "next_sequence_length" in signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 
 
@@ -71,19 +81,51 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def can_generate(cls) -> bool:
         return True
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """A cache of its own is made with the first tokens."""
-        return False
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *further: Any
+    ) -> None:
+        """A cache of its own, for all beams and continuations. further: kind of generation, rows of
+        the prompt, ...
+        """
+        if model_kwargs.get(_CACHE) is not None:
+            self.adapted.check_cached()
+        elif generation_config.use_cache is not False and self._caches:
+            each = max(
+                generation_config.num_beams or 1, generation_config.num_return_sequences or 1
+            )
+            model_kwargs[_CACHE] = self.adapted.new_cache(each * further[1])
+
+    def _validate_generated_length(
+        self, generation_config: GenerationConfig, input_ids_length: int, *further: Any
+    ) -> None:
+        """Before anything is generated: the last token is not looked at."""
+        super()._validate_generated_length(generation_config, input_ids_length, *further)
+        longest = self.adapted.simulator.program.facts.longest
+        if longest is not None and generation_config.max_length > longest + 1:
+            room = longest + 1 - input_ids_length
+            raise InputError(
+                f"the prompt has {input_ids_length} tokens, and up to "
+                f"{generation_config.max_length - input_ids_length} more are asked for; this model "
+                f"has {longest} positions: "
+                + (f"expected max_new_tokens of at most {room}" if room > 0 else "cut the prompt")
+            )
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, **kwargs: Any
+        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The tokens that the cache does not hold yet."""
-        cache = kwargs.get(_CACHE)
-        seen = 0 if cache is None else cache.get_seq_length()
+        cache, new = kwargs.get(_CACHE), next_sequence_length
+        if cache is not None and not _TELLS_NEW:
+            new = input_ids.shape[1] - cache.get_seq_length()
+        if cache is not None and new is not None:
+            if new < 1:
+                raise InputError(
+                    f"the cache holds {cache.get_seq_length()} tokens and the text has "
+                    f"{input_ids.shape[1]}; expected a text that goes on behind the cache"
+                )
+            input_ids = input_ids[:, -new:]
         return {
-            "input_ids": input_ids[:, seen:],
+            "input_ids": input_ids,
             "attention_mask": kwargs.get("attention_mask"),
             _CACHE: cache,
             "use_cache": kwargs.get("use_cache", True),
@@ -94,29 +136,34 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        cache: object = None,
+        past_key_values: object = None,
         use_cache: bool = True,
         logits_to_keep: int | Tensor = 0,
         **further: Any,
     ) -> CausalLMOutputWithPast:
-        """As `generate` calls a model."""
-        cache: AdaptedCache | None = further.get(_CACHE)
-        if not (use_cache and self.adapted.simulator.structure is None):
+        """As `generate` calls a model. cache goes by either name."""
+        given = past_key_values if cache is None else cache
+        if not (use_cache and self._caches):
             found = self.adapted(input_ids, attention_mask, logits_to_keep=logits_to_keep)
             return CausalLMOutputWithPast(logits=found.logits)
         rows, tokens = input_ids.shape
-        cache = self.adapted.new_cache(rows) if cache is None else cache
-        if not isinstance(cache, AdaptedCache):
-            raise InputError(
-                f"the cache is a {type(cache).__name__}; expected one that this adapted simulator "
-                "made (new_cache)"
-            )
-        seen = cache.get_seq_length()
+        own = (
+            self.adapted.new_cache(rows)
+            if given is None
+            else self.adapted.checked_cache(given, rows)
+        )
+        seen = own.get_seq_length()
         new = new_tokens(
             self.adapted.simulator, input_ids, attention_mask, None, logits_to_keep, seen
         )
-        logits, values = self._bound(rows)(new, cache.past)
-        cache.append(values, tokens)
-        return CausalLMOutputWithPast(logits=logits, **{_CACHE: cache})
+        logits, values = self._bound(rows)(new, own.past)
+        own.append(values, tokens)
+        return CausalLMOutputWithPast(logits=logits, **{_CACHE: own})
+
+    @property
+    def _caches(self) -> bool:
+        return self.adapted.simulator.structure is None
 
     def _bound(self, rows: int) -> Decoder:
         if self._decoder is None or self._decoder[0] != rows:

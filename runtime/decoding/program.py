@@ -9,7 +9,8 @@ tokens, P earlier ones, K kept positions, C contexts of n rows each, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -42,10 +43,13 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class Updates:
-    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`."""
+    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`. name:
+    theirs alone, that of copies too.
+    """
 
     values: Values
     factored: frozenset[str]
+    name: str = field(default_factory=lambda: uuid4().hex, compare=False)
 
     @property
     def contexts(self) -> int:

@@ -4,6 +4,7 @@ chosen.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -67,7 +68,7 @@ class Emitted:
         return [values[source][name] for source, name in self.arguments]
 
 
-class _WeightState(NamedTuple):
+class WeightState(NamedTuple):
     """What changes when somebody writes to a weight or replaces it."""
 
     storage: int
@@ -76,7 +77,7 @@ class _WeightState(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: Tensor) -> _WeightState:
+    def of(cls, weight: Tensor) -> WeightState:
         version = 0 if weight.is_inference() else weight._version
         storage = weight.untyped_storage()._cdata  # tensors without numbers have no address
         return cls(storage, int(weight.storage_offset()), version, weight.dtype)
@@ -86,14 +87,15 @@ class _WeightState(NamedTuple):
 class _Folded:
     """What weights were turned into, and the state that they were in."""
 
-    states: list[_WeightState]
+    states: list[WeightState]
     value: Tensor
 
 
 class Programs:
     """Emits a program at the first call of its kind and keeps it. enabled: names of the
     optimizations that are on. torch_compile: mode of torch.compile for programs that nobody
-    differentiates; its compiler takes no oneDNN products, so they are off with it."""
+    differentiates; its compiler takes no oneDNN products, so they are off with it. Threads may
+    share it: what is made once is made under a lock."""
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class Programs:
                     "fused back end"
                 )
             self.enabled = tuple(name for name in self.enabled if name != "onednn_products")
+        self._lock = threading.RLock()
         self._compiled: dict[fx.GraphModule, Run] = {}
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
@@ -145,8 +148,9 @@ class Programs:
         wanted = "low_rank_updates" in self.enabled and trains
         if not wanted or torch.compiler.is_compiling():
             return frozenset()
-        if self._uses is None:
-            self._uses = slot_uses(self.program.graph)
+        with self._lock:
+            if self._uses is None:
+                self._uses = slot_uses(self.program.graph)
         shape = (tokens, segment, weight.element_size(), weight.device.type)
         return frozenset(slot for slot, use in self._uses.items() if use.factors_win(*shape))
 
@@ -157,21 +161,23 @@ class Programs:
 
     def get(self, choices: Choices) -> Emitted:
         """The program of a kind of call."""
-        if choices not in self._emitted:
-            self._emitted[choices] = (
-                self._emit_fused(choices)
-                if self.structure is None
-                else self._emit_transformer(choices, self.structure)
-            )
-        return self._emitted[choices]
+        with self._lock:
+            if choices not in self._emitted:
+                self._emitted[choices] = (
+                    self._emit_fused(choices)
+                    if self.structure is None
+                    else self._emit_transformer(choices, self.structure)
+                )
+            return self._emitted[choices]
 
     def runnable(self, module: fx.GraphModule, differentiable: bool) -> Run:
         """The program as it runs: itself, or compiled by torch."""
         if self.torch_compile is None or differentiable:
             return module
-        if module not in self._compiled:
-            self._compiled[module] = torch.compile(module, mode=self.torch_compile)
-        return self._compiled[module]
+        with self._lock:
+            if module not in self._compiled:
+                self._compiled[module] = torch.compile(module, mode=self.torch_compile)
+            return self._compiled[module]
 
     def _emit_fused(self, choices: Choices) -> Emitted:
         graph = optimize(self.program, choices)
@@ -211,12 +217,14 @@ class Programs:
         making = emitted.folded
         if making is None:
             return {}
-        states = [_WeightState.of(weights[argument.name]) for argument in making.arguments]
+        states = [WeightState.of(weights[argument.name]) for argument in making.arguments]
         names = _returned(making)
-        if any(name not in self._folded or self._folded[name].states != states for name in names):
-            values: dict[str, Tensor] = making.module(*making.bound({Source.WEIGHT: weights}))
-            self._folded |= {name: _Folded(states, value) for name, value in values.items()}
-        return {name: self._folded[name].value for name in names}
+        with self._lock:
+            known = [self._folded.get(name) for name in names]
+            if any(each is None or each.states != states for each in known):
+                values: dict[str, Tensor] = making.module(*making.bound({Source.WEIGHT: weights}))
+                self._folded |= {name: _Folded(states, value) for name, value in values.items()}
+            return {name: self._folded[name].value for name in names}
 
 
 def _given(graph: fx.Graph, choices: Choices) -> dict[str, fx.Node]:

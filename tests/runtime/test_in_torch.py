@@ -105,3 +105,36 @@ def test_torchscript_is_refused_in_one_line(way: str) -> None:
     ) as caught:
         ways[way]()
     assert "\n" not in str(caught.value)
+
+
+class TestAccelerate:
+    """`Accelerator.prepare` takes a simulator with an outer loss as it takes any module."""
+
+    @pytest.mark.parametrize("precision", ["no", "bf16"])
+    def test_an_outer_step(self, precision: str) -> None:
+        accelerate = pytest.importorskip("accelerate", reason="accelerate is no dependency")
+        from accelerate.state import AcceleratorState
+
+        prepared, plain = (simulate(opt(dtype=torch.float32), PAPER) for _ in range(2))
+        expected = _outer_step(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+        AcceleratorState._reset_state(True)
+        try:
+            accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+            optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1)
+            model, optimizer = accelerator.prepare(prepared, optimizer)
+            found = _outer_step(model, optimizer, accelerator.backward)
+            own = accelerator.unwrap_model(model)
+        finally:
+            AcceleratorState._reset_state(True)
+        assert type(own) is Simulator
+        assert torch.equal(found, expected), "mixed precision changes no call, as autocast does not"
+        for name, value in plain.state_dict().items():
+            assert torch.equal(own.state_dict()[name], value)
+        assert own.adapt(IDS, TRAIN)(IDS).logits.isfinite().all()
+
+
+def _outer_step(model: Any, optimizer: Any, backward: Any = torch.Tensor.backward) -> torch.Tensor:
+    loss: torch.Tensor = model(IDS, TRAIN, labels=IDS).loss
+    backward(loss)
+    optimizer.step()
+    return loss.detach()
