@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Rank = int | Literal["full"]
 _BASE = "base_model.model."  # where PEFT has the model that it wraps
+_MUCH_LOWER, _MORE = 4, 8  # for which a rank the short way is shorter; directions beyond the rank
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class _Factors:
+class Factors:
+    """B A, and the norm of what it leaves out over that of all."""
+
     a_RI: Tensor
     b_OR: Tensor
     error: float
@@ -96,8 +99,12 @@ def adapter_of(adapted: Adapted, rank: Rank) -> Adapter:
     for name, shape in shapes.items():
         delta = _as_matrix(after[name]).double() - _as_matrix(before[name]).double()
         layer = forms.parameters[name] == "target_modules" and name in forms.transposed
-        most = min(*shape, reached.get(name, min(shape)), min(shape) if rank == "full" else rank)
-        factors[name] = _factors(delta.T if layer else delta, most, after[name].dtype)
+        factors[name] = truncated(
+            delta.T if layer else delta,
+            after[name].dtype,
+            at_most=min(shape) if rank == "full" else rank,
+            of_update=min(reached.get(name, min(shape)), *shape),
+        )
     for name in (f"{layer}.weight" for layer in forms.carriers):
         factors[name] = _nothing(after[name], transposed=name in forms.transposed)
     return _assembled(simulator.source, forms, factors, after)
@@ -150,28 +157,47 @@ def _as_matrix(parameter: Tensor) -> Tensor:
     return parameter.squeeze(0) if parameter.ndim == 3 else parameter
 
 
-def _factors(delta_OI: Tensor, most: int, dtype: torch.dtype) -> _Factors:
-    """The truncated singular value decomposition, in float64. Its end is left out where it is lost
-    in the rounding of the factors.
+def truncated(delta_OI: Tensor, dtype: torch.dtype, *, at_most: int, of_update: int) -> Factors:
+    """The best approximation of an update in float64 by factors in a weight's type (float32 where
+    that is of half precision).
+
+    at_most: their rank. of_update: what the update's rank cannot be above; what is beyond is the
+    rounding of weights. An end that is lost in the rounding of the factors is left out.
     """
     kept = torch.float32 if dtype in HALF else dtype
-    u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
+    u, s, vh = _decomposed(delta_OI, of_update)
     tails = s.square().flip(0).cumsum(0).flip(0).sqrt()
-    rank = max(1, min(most, int((tails > torch.finfo(kept).eps * tails[0]).sum())))
+    seen = int((tails > torch.finfo(kept).eps * tails[0]).sum())
+    rank = max(1, min(at_most, of_update, seen))
     root_R = s[:rank].sqrt()
     a_RI, b_OR = (root_R[:, None] * vh[:rank]).to(kept), (u[:, :rank] * root_R).to(kept)
     whole, left = delta_OI.norm(), (delta_OI - b_OR.double() @ a_RI.double()).norm()
-    return _Factors(a_RI.contiguous(), b_OR.contiguous(), float(left / whole) if whole else 0.0)
+    return Factors(a_RI.contiguous(), b_OR.contiguous(), float(left / whole) if whole else 0.0)
 
 
-def _nothing(weight: Tensor, *, transposed: bool) -> _Factors:
+def _decomposed(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition; of a matrix of much lower rank within the few directions
+    that it has: the products of random vectors span them all.
+    """
+    wanted = rank + _MORE
+    if _MUCH_LOWER * wanted > min(delta_OI.shape):
+        return torch.linalg.svd(delta_OI, full_matrices=False)
+    drawn = torch.Generator().manual_seed(0)
+    random = torch.randn(delta_OI.shape[1], wanted, generator=drawn, dtype=delta_OI.dtype)
+    basis = torch.linalg.qr(delta_OI @ random).Q
+    basis = torch.linalg.qr(delta_OI @ (delta_OI.T @ basis)).Q  # away from rounding
+    u, s, vh = torch.linalg.svd(basis.T @ delta_OI, full_matrices=False)
+    return basis @ u, s, vh
+
+
+def _nothing(weight: Tensor, *, transposed: bool) -> Factors:
     """An update of 0, for a layer that PEFT has to adapt though its matrix was not trained."""
     rows, columns = weight.T.shape if transposed else weight.shape
-    return _Factors(weight.new_zeros(1, columns), weight.new_zeros(rows, 1), 0.0)
+    return Factors(weight.new_zeros(1, columns), weight.new_zeros(rows, 1), 0.0)
 
 
 def _assembled(
-    source: dict[str, object], forms: Forms, factors: dict[str, _Factors], after: dict[str, Tensor]
+    source: dict[str, object], forms: Forms, factors: dict[str, Factors], after: dict[str, Tensor]
 ) -> Adapter:
     placed = _Places(forms)
     tensors: dict[str, Tensor] = {}
@@ -228,7 +254,7 @@ class _Places:
 
 
 def _config(
-    source: dict[str, object], forms: Forms, factors: dict[str, _Factors], placed: _Places
+    source: dict[str, object], forms: Forms, factors: dict[str, Factors], placed: _Places
 ) -> LoraConfig:
     from peft import LoraConfig
 

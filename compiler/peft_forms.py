@@ -154,13 +154,17 @@ def _above(name: str) -> list[str]:
 def _refuse(forms: Forms) -> None:
     """Raises UsageError for what PEFT would not load, or would load elsewhere."""
     inner = {path for path in forms.modules if any(m.startswith(f"{path}.") for m in forms.modules)}
-    strange = [
-        name for name in forms.named("modules_to_save") if owner_of(name) in inner | {""}
-    ] + [name for name in forms.named("target_parameters") if not owner_of(name)]
+    wrapped = {owner_of(name) for name in forms.named("target_parameters")}
+    strange = [name for name in forms.named("target_parameters") if not owner_of(name)]
+    for name in forms.named("modules_to_save"):
+        owner = owner_of(name)
+        if owner in inner | {""} or owner_of(owner) in wrapped:
+            strange.append(name)
     if strange:
         raise UsageError(
-            f"PEFT has no form for {shortened(strange)}: it replaces modules, and these belong to "
-            "one that holds others; use the format hf or tintc, or leave them out of train"
+            f"PEFT has no form for {shortened(strange)}: it replaces whole modules, and neither "
+            "one that holds others nor one beside an adapted parameter; use the format hf or tintc, "
+            "or leave them out of train"
         )
     for path in forms.targets:  # PEFT looks for what ends so
         if also := [m for m in forms.modules if m.endswith(f".{path}")]:
