@@ -43,12 +43,15 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class Updates:
-    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`. name:
-    theirs alone, that of copies too.
+    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`.
+
+    positions: that the gradient of one step reaches in any of them, at most; None where that is
+    not known. name: theirs alone, that of copies too.
     """
 
     values: Values
     factored: frozenset[str]
+    positions: int | None = None
     name: str = field(default_factory=lambda: uuid4().hex, compare=False)
 
     @property
