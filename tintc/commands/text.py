@@ -1,8 +1,8 @@
 """What `tintc run` does with texts and results, whoever computes: torch or onnxruntime. Nothing
 here imports torch.
-"""
 
-from __future__ import annotations
+Annotations are no strings here, as in options.py.
+"""
 
 import math
 from dataclasses import dataclass, replace
