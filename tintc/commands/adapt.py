@@ -57,7 +57,8 @@ def run(
     longest = simulator.program.facts.longest
     if reads.stream:
         settings.check(longest)
-    ids = torch.tensor([asked.ids(text, tokenizing(simulator), None if reads.stream else longest)])
+    limit = None if reads.stream else longest
+    ids = torch.tensor([asked.ids(text, tokenizing(simulator), limit, streams=True)])
     rate = float(simulator.inner_lr.detach())
     with console.work() as show, torch.no_grad():
         if reads.stream:

@@ -29,13 +29,17 @@ def run(
         )
     asked = generating.settled(reading)
     reads.check(asked)
-    if generating.each is None:
+    if generating.each is None and generating.adapted is None:
         asked.check()
     if path.suffix == ".onnx":
         _check_onnx(generating, reads, where)
         from tintc.commands import run_onnx
 
         run_onnx.run(path, asked, as_json=as_json)
+    elif generating.adapted is not None:
+        from tintc.commands.run import run_adapted
+
+        run_adapted(path, generating, asked.generate or 0, *where.chosen(), as_json=as_json)
     elif reads.stream:
         from tintc.commands import stream
 
