@@ -1,0 +1,78 @@
+"""tintc run: which kind of run a command line asks for. Nothing here imports torch before that is
+known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tintc.commands.generating import Generating
+from tintc.commands.options import Where
+from tintc.commands.stream_flags import StreamFlags
+from tintc.commands.text import Reading
+from tintc.ir.errors import UsageError
+
+
+def run(
+    path: Path,
+    reading: Reading,
+    generating: Generating,
+    reads: StreamFlags,
+    where: Where,
+    *,
+    as_json: bool,
+) -> None:
+    """Raises UsageError for options that mean nothing together."""
+    if reads.stream and (names := list(generating.names())):
+        raise UsageError(
+            f"{' and '.join(names)} with --stream, which generates nothing; expected one of the two"
+        )
+    asked = generating.settled(reading)
+    reads.check(asked)
+    if generating.each is None and generating.adapted is None:
+        asked.check()
+    if path.suffix == ".onnx":
+        _check_onnx(generating, reads, where)
+        from tintc.commands import run_onnx
+
+        run_onnx.run(path, asked, as_json=as_json)
+    elif generating.adapted is not None:
+        from tintc.commands.run import run_adapted
+
+        run_adapted(path, generating, asked.generate or 0, *where.chosen(), as_json=as_json)
+    elif reads.stream:
+        from tintc.commands import stream
+
+        stream.run(path, asked, reads, *where.chosen(), as_json=as_json)
+    elif generating.each is not None:
+        from tintc.commands import run_each
+
+        most = reads.side_by_side
+        run_each.run(path, asked, generating, most, *where.chosen(), as_json=as_json)
+    elif asked.is_many:
+        from tintc.commands import run_many
+
+        most = reads.side_by_side
+        run_many.run(path, asked, generating, most, *where.chosen(), as_json=as_json)
+    else:
+        from tintc.commands import run as command
+
+        command.run(path, asked, generating, *where.chosen(), as_json=as_json)
+
+
+def _check_onnx(generating: Generating, reads: StreamFlags, where: Where) -> None:
+    if reads.stream or reads.batch is not None:
+        raise UsageError(
+            "an ONNX model runs one text; expected neither --stream nor --batch, or the directory "
+            "of a simulator"
+        )
+    if names := list(generating.names()):
+        raise UsageError(
+            f"{', '.join(names)}: an ONNX model only goes on with its text, by the likeliest "
+            "tokens; expected the directory of a simulator"
+        )
+    if where != Where():
+        raise UsageError(
+            "an ONNX model runs on the CPU in the dtype that it was exported in; expected neither "
+            "--device nor --dtype"
+        )
