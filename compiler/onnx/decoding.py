@@ -1,13 +1,13 @@
-"""A pair of models: one trains on a context, the other decodes under what it gave. TINT.md section 9.
+"""A pair of models: one trains on a context, one decodes under what it gave. TINT.md section 9.
 
     adapt:   input_ids, train_mask, ..., inner_lr  ->  updates.SLOT (B, ...)
     decode:  input_ids, position_ids (R, T), attention_mask (R, P + T), kept (K,), updates.SLOT,
              past_key_values.N.key, .value (R, G, P, E)
                ->  logits (R, K, V), present.N.key, .value (R, G, P + T, E)
 
-Row b of a call reads the updates of sequence b. P is 0 at first. Biases of scores (ALiBi) are cached
-under the same kind of name, (R, P, H). Attention in a window of w tokens sees as many keys as the
-caller gives: all, or the last ones, w - 1 of them at least; the mask is of all tokens in any case.
+Row b of a call reads the updates of sequence b. P is 0 at first. Biases of scores (ALiBi) are
+cached under the same kind of name, (R, P, H). Attention in a window of w tokens sees as many keys
+as the caller gives: all, or the last ones, w - 1 of them at least; the mask is of all tokens.
 
 Both say in their metadata, under `tintc.pair`, what the other must be.
 """
@@ -19,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tintc.compiler.onnx.graph import BATCH, PAST, TOKENS, Dim, Graph, Value, Values
+from tintc.compiler.onnx.graph import BATCH, PAST, Dim, Graph, Value
 from tintc.compiler.onnx.inputs import add_inputs, check_inputs, decode_inputs, note_past
 from tintc.compiler.onnx.model import Model, finished, metadata, new_graph
 from tintc.compiler.onnx.trace import by_heads, side_by_side, trace_decode, trace_updates
@@ -29,10 +29,8 @@ from tintc.ir.node_meta import info
 from tintc.passes.stream.cached_keys import cached_dtype
 from tintc.runtime.decoding.layers import Entry, cached_layers
 from tintc.runtime.digest import digest_of
+from tintc.runtime.onnx_pair import ABOUT, PAST_VALUE, PRESENT, UPDATE
 from tintc.runtime.simulator import Simulator
-
-UPDATE, PAST_VALUE, PRESENT = "updates.", "past_key_values.", "present."  # names begin so
-ABOUT = "tintc.pair"
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ def _cached(name: str, entry: Entry) -> Cached:
     return Cached(name, entry.heads, entry.width // (entry.heads or 1), entry.window)
 
 
-def build_pair(
-    simulator: Simulator, inputs: Collection[str], opset: int
-) -> tuple[Model, Model]:
+def build_pair(simulator: Simulator, inputs: Collection[str], opset: int) -> tuple[Model, Model]:
     """(adapt, decode). Raises UsageError for a simulator, inputs or an opset that cannot be
     exported, UnsupportedModelError for an operator that has no standard form.
     """

@@ -177,9 +177,7 @@ def trace_decode(
     """(logits at the kept tokens, by name keys and values of all tokens). given: updates by slot,
     keys and values of earlier tokens by name.
     """
-    kind = Choices(
-        (Output.LOGITS, Output.CACHE), from_updates=True, cached=True, some_tokens=True
-    )
+    kind = Choices((Output.LOGITS, Output.CACHE), from_updates=True, cached=True, some_tokens=True)
     found = _run(simulator, graph, inputs, kind, given)
     return found[Output.LOGITS], found[Output.CACHE]
 
