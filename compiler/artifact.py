@@ -29,13 +29,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tintc.compiler import beside
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
     INNER_LR,
     MANIFEST,
     OWN_DIGEST,
     check_target,
-    whole,
+    move_into_place,
+    open_to_others,
     write_json,
 )
 from tintc.compiler.artifact_problems import graph_problems, weight_problems
@@ -65,8 +67,22 @@ def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path
     path = Path(path).expanduser()
     check_target(path, force=force)
     simulator.check_has_numbers()
-    with whole(path) as written:
-        _write(simulator, written)
+    target = path.resolve()  # `.` has no parent to write beside
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with beside.temporary(target) as written:
+            _write(simulator, written)
+            open_to_others(written)
+            move_into_place(written, target)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ArtifactError(f"cannot write {path}: {reason}; nothing was left behind") from error
+    finally:
+        if not target.exists():
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
     return path
 
 
@@ -163,7 +179,7 @@ def _write(simulator: Simulator, root: Path) -> None:
     }
     save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / WEIGHTS)
     write_json(root / REPORT, report(simulator))
-    write_tokenizer(simulator.tokenizer, root)
+    _write_tokenizer(simulator.tokenizer, root)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
@@ -189,7 +205,7 @@ def _write(simulator: Simulator, root: Path) -> None:
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
 
 
-def write_tokenizer(tokenizer: Any, root: Path) -> None:
+def _write_tokenizer(tokenizer: Any, root: Path) -> None:
     """As one of transformers' own classes: what an artifact holds is loaded without code."""
     if tokenizer is not None and needs_code(tokenizer):
         kind = type(tokenizer).__name__
