@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -29,23 +28,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tintc.compiler import beside
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
     INNER_LR,
     MANIFEST,
     OWN_DIGEST,
     check_target,
-    move_into_place,
-    open_to_others,
+    replacing,
     write_json,
 )
 from tintc.compiler.artifact_problems import graph_problems, weight_problems
 from tintc.compiler.artifact_reader import manifest_digest, read_graph, read_manifest, seal_of
 from tintc.compiler.artifact_schema import GRAPH, REPORT, TOKENIZER, WEIGHTS, Manifest
 from tintc.compiler.artifact_tokenizer import load_tokenizer
-from tintc.compiler.frontend.tokenizer import needs_code, without_code
 from tintc.compiler.reports.summary import report
+from tintc.compiler.tokenizer_files import write_tokenizer
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError
 from tintc.ir.inputs import is_wide_table
@@ -56,9 +53,7 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
 
-_ORIGIN = ("is_local", "local_files_only", "name_or_path")
 _LIBRARIES = ("torch", "transformers", "safetensors")
-_log = logging.getLogger(__name__)
 
 
 def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path:
@@ -67,22 +62,8 @@ def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path
     path = Path(path).expanduser()
     check_target(path, force=force)
     simulator.check_has_numbers()
-    target = path.resolve()  # `.` has no parent to write beside
-    new_parents = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with beside.temporary(target) as written:
-            _write(simulator, written)
-            open_to_others(written)
-            move_into_place(written, target)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ArtifactError(f"cannot write {path}: {reason}; nothing was left behind") from error
-    finally:
-        if not target.exists():
-            for parent in new_parents:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+    with replacing(path) as written:
+        _write(simulator, written)
     return path
 
 
@@ -179,7 +160,7 @@ def _write(simulator: Simulator, root: Path) -> None:
     }
     save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / WEIGHTS)
     write_json(root / REPORT, report(simulator))
-    _write_tokenizer(simulator.tokenizer, root)
+    write_tokenizer(simulator.tokenizer, root / TOKENIZER)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
@@ -203,41 +184,6 @@ def _write(simulator: Simulator, root: Path) -> None:
     }
     manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
-
-
-def _write_tokenizer(tokenizer: Any, root: Path) -> None:
-    """As one of transformers' own classes: what an artifact holds is loaded without code."""
-    if tokenizer is not None and needs_code(tokenizer):
-        kind = type(tokenizer).__name__
-        tokenizer = without_code(tokenizer)
-        if tokenizer is None:
-            _log.warning(
-                "the tokenizer %s is Python code, which an artifact does not hold: it is left "
-                "out, and `tintc run` has none; use tintc.load, and call it with token ids",
-                kind,
-            )
-    if tokenizer is None:
-        return
-    try:
-        tokenizer.save_pretrained(str(root / TOKENIZER))
-        _forget_origin(root / TOKENIZER / "tokenizer_config.json")
-    except (
-        Exception
-    ) as error:  # the tokenizers library raises a bare Exception when the disk is full
-        raise OSError(f"the tokenizer cannot be saved: {error}") from error
-
-
-def _forget_origin(file: Path) -> None:
-    """Drops what transformers notes about where a tokenizer was loaded from: two compilations give
-    the same file.
-    """
-    if file.is_file():
-        kept = {
-            name: value
-            for name, value in json.loads(file.read_text(encoding="utf-8")).items()
-            if name not in _ORIGIN
-        }
-        write_json(file, kept, indent=2)
 
 
 def _read_weights(

@@ -52,36 +52,34 @@ def read_manifest(root: Path) -> Manifest:
             "writes one)"
         )
     content = read_plain(file, LARGEST_JSON)
-    values = _parsed(content, file)
+    values = parsed(content, file)
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{root} has format version {str(version)[:20]}; this tintc reads version "
             f"{FORMAT_VERSION}: {_AGAIN}"
         )
-    _compare(file, manifest_digest(values), values.get(OWN_DIGEST))
-    manifest = _checked(MANIFEST_SCHEMA.validate_json, content, file)
+    compare(file, manifest_digest(values), values.get(OWN_DIGEST))
+    manifest = checked(MANIFEST_SCHEMA.validate_json, content, file)
     missing = {GRAPH, REPORT, WEIGHTS} - set(manifest.files)
     if missing:
         raise ArtifactError(f"{file} lists no {', '.join(sorted(missing))}; {_AGAIN}")
     for name in _tokenizer_files(root) - set(manifest.files):
-        _compare(root / name, "one", None)
+        compare(root / name, "one", None)
     for name, seal in sorted(manifest.files.items()):
-        _check_file(root, name, seal)
+        check_file(root, name, seal)
     return manifest
 
 
 def read_graph(root: Path) -> Graph:
     """graph.json, whose digest `read_manifest` has checked. Raises ArtifactError."""
-    return _checked(
-        GRAPH_SCHEMA.validate_json, read_plain(root / GRAPH, LARGEST_JSON), root / GRAPH
-    )
+    return checked(GRAPH_SCHEMA.validate_json, read_plain(root / GRAPH, LARGEST_JSON), root / GRAPH)
 
 
 def read_report(root: Path) -> Report:
     """report.json, likewise."""
     content = read_plain(root / REPORT, LARGEST_JSON)
-    return _checked(_REPORT.validate_json, content, root / REPORT)
+    return checked(_REPORT.validate_json, content, root / REPORT)
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
@@ -135,7 +133,8 @@ def _tokenizer_files(root: Path) -> set[str]:
     return {Path(file).relative_to(root).as_posix() for file in found}
 
 
-def _check_file(root: Path, name: str, seal: Seal) -> None:
+def check_file(root: Path, name: str, seal: Seal) -> None:
+    """Raises ArtifactError unless a file of the directory is the one that was sealed."""
     file = root / name
     for folder in file.relative_to(root).parents:
         if (root / folder).is_symlink() and folder != Path("."):
@@ -146,10 +145,11 @@ def _check_file(root: Path, name: str, seal: Seal) -> None:
             f"{file} is altered or truncated: it has {size:,} bytes, the manifest says "
             f"{seal.bytes:,}"
         )
-    _compare(file, seal_of(file).sha256, seal.sha256)
+    compare(file, seal_of(file).sha256, seal.sha256)
 
 
-def _compare(file: Path, found: str, expected: object) -> None:
+def compare(file: Path, found: str, expected: object) -> None:
+    """Raises ArtifactError unless a digest is the one that the manifest says."""
     if found != expected:
         raise ArtifactError(
             f"{file} is altered or truncated: its sha256 is {found}, the manifest says "
@@ -157,19 +157,21 @@ def _compare(file: Path, found: str, expected: object) -> None:
         )
 
 
-def _parsed(content: bytes, file: Path) -> Any:
+def parsed(content: bytes, file: Path, again: str = _AGAIN) -> Any:
+    """The values of a JSON file. again: what to do about a damaged one. Raises ArtifactError."""
     try:
         return from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise ArtifactError(f"{file} cannot be read: {error}; {_AGAIN}") from error
+        raise ArtifactError(f"{file} cannot be read: {error}; {again}") from error
 
 
-def _checked(validate: Callable[[bytes], T], content: bytes, file: Path) -> T:
+def checked(validate: Callable[[bytes], T], content: bytes, file: Path, again: str = _AGAIN) -> T:
+    """What a schema makes of a JSON file. Raises ArtifactError for one that it does not fit."""
     try:
         return validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:200]
         raise ArtifactError(
-            f"{file} is malformed at {place}: {first['msg'][:200]}; {_AGAIN}"
+            f"{file} is malformed at {place}: {first['msg'][:200]}; {again}"
         ) from None

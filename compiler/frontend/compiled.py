@@ -68,11 +68,21 @@ def load(root: Path, name: str, dtype: torch.dtype | None) -> Loaded:
     kind = dtype or next(value.dtype for value in stored.values() if value.is_floating_point())
     check_memory(config, name, kind, trust_remote_code=False)
     model = without_weights(config, name, kind)
-    aliases = manifest.aliases
     weights = {
         key: value.to(kind) if value.is_floating_point() else value for key, value in stored.items()
     }
-    weights |= {alias: weights[key] for alias, key in aliases.items()}
+    fill(model, weights, manifest.aliases, name)
+    return Loaded(model, load_tokenizer(root / TOKENIZER), manifest.files[WEIGHTS].sha256)
+
+
+def fill(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], aliases: dict[str, str], name: str
+) -> None:
+    """Gives a model on the meta device its weights. aliases: further names of tied ones.
+
+    Raises SourceError for weights of another model.
+    """
+    weights = weights | {alias: weights[key] for alias, key in aliases.items()}
     strange = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     for alias, key in aliases.items():  # of two parameters that share their numbers one is made
         owner, _, leaf = alias.rpartition(".")
@@ -85,7 +95,6 @@ def load(root: Path, name: str, dtype: torch.dtype | None) -> Loaded:
             f"{name}: its weights are not those of the model that its config describes: "
             f"{listed(strange)}"
         )
-    return Loaded(model, load_tokenizer(root / TOKENIZER), manifest.files[WEIGHTS].sha256)
 
 
 def _config(manifest: Manifest, name: str) -> PreTrainedConfig:

@@ -22,6 +22,7 @@ from tests.support.command import process
 from tests.support.models import FAMILIES, gpt2, opt, simulate, tokens
 from tintc import save
 from tintc.compiler import artifact as module
+from tintc.compiler import artifact_files
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.runtime.simulator import Simulator
@@ -398,7 +399,7 @@ class TestWriting:
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module, "open_to_others", interrupt)
+        monkeypatch.setattr(artifact_files, "open_to_others", interrupt)
         with pytest.raises(KeyboardInterrupt):
             save(simulator, saved, force=True)
         assert listing(tmp_path) == before
