@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tintc.compiler.artifact import write_tokenizer
-from tintc.compiler.artifact_files import check_target, whole, write_json
+from tintc.compiler.artifact_files import check_target, replacing, write_json
+from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.onnx.comparison import Check, agreeing
 from tintc.compiler.onnx.decoding import build_pair, check_pair
 from tintc.compiler.onnx.files import write_shared
 from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import DEFAULT_OPSET, Model, fold_constants
 from tintc.compiler.onnx.pair_comparison import compare_pair
+from tintc.compiler.tokenizer_files import write_tokenizer
 from tintc.runtime.onnx_pair import ABOUT, ADAPT, DECODE
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
@@ -91,7 +92,7 @@ def export_onnx_pair(
         for model in models.values():
             fold_constants(model)
     report = None
-    with whole(path) as folder:
+    with replacing(path) as folder:
         progress("write the weights")
         _write(simulator, models, opset, folder)
         sizes = {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
@@ -114,7 +115,7 @@ def export_onnx_pair(
 
 def _write(simulator: Simulator, models: dict[str, Model], opset: int, folder: Path) -> None:
     write_shared({folder / name: model for name, model in models.items()}, folder / WEIGHTS)
-    write_tokenizer(simulator.tokenizer, folder)
+    write_tokenizer(simulator.tokenizer, folder / TOKENIZER)
     about = {entry.key: entry.value for entry in models[ADAPT].proto.metadata_props}
     files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
     said: dict[str, Any] = {
