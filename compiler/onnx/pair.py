@@ -25,6 +25,7 @@ from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import DEFAULT_OPSET, Model, fold_constants
 from tintc.compiler.onnx.pair_comparison import compare_pair
 from tintc.compiler.tokenizer_files import write_tokenizer
+from tintc.ir.errors import UsageError
 from tintc.runtime.onnx_pair import ABOUT, ADAPT, DECODE
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
@@ -83,7 +84,7 @@ def export_onnx_pair(
     start, path = time.monotonic(), Path(path).expanduser()
     names = check_inputs(inputs)
     check_pair(simulator)
-    check_target(path, force=force, manifest=ABOUT_FILE, kind="ONNX pair of tintc's")
+    check_pair_target(path, force=force)
     simulator.check_has_numbers()
     progress("write the graphs")
     models = dict(zip((ADAPT, DECODE), build_pair(simulator, names, opset), strict=True))
@@ -111,6 +112,13 @@ def export_onnx_pair(
         round(time.monotonic() - start, 2),
         report,
     )
+
+
+def check_pair_target(path: Path, *, force: bool) -> None:
+    """Raises UsageError unless a pair can be written to this folder."""
+    if path.suffix == ".onnx":
+        raise UsageError(f"the output is {path}; expected the name of a folder, which a pair is")
+    check_target(path, force=force, manifest=ABOUT_FILE, kind="ONNX pair of tintc's")
 
 
 def _write(simulator: Simulator, models: dict[str, Model], opset: int, folder: Path) -> None:

@@ -4,14 +4,13 @@ imports torch is imported inside them.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from tintc.commands.compiled import compiled
+from tintc.commands.exporting import Exporting, is_pair
 from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
 from tintc.commands.help import says
 from tintc.commands.options import (
@@ -99,7 +98,9 @@ def run_command(
     path: Annotated[
         Path,
         Parameter(
-            name="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx."
+            name="DIR",
+            help="What `tintc compile` or `tintc export` wrote: DIR, MODEL.onnx, or the folder of "
+            "a pair.",
         ),
     ],
     stray: Annotated[str | None, Parameter(show=False)] = None,
@@ -120,7 +121,7 @@ def run_command(
     asked = reading.from_stdin() if stdin else reading
     asked.check()
     reads.check(asked)
-    if path.suffix == ".onnx":
+    if (of_pair := is_pair(path)) or path.suffix == ".onnx":
         if reads.stream or reads.batch is not None:
             raise UsageError(
                 "an ONNX model runs one text; expected neither --stream nor --batch, or the "
@@ -131,9 +132,9 @@ def run_command(
                 "an ONNX model runs on the CPU in the dtype that it was exported in; expected "
                 "neither --device nor --dtype"
             )
-        from tintc.commands import run_onnx
+        from tintc.commands import run_onnx, run_pair
 
-        run_onnx.run(path, asked, as_json=common.as_json)
+        (run_pair if of_pair else run_onnx).run(path, asked, as_json=common.as_json)
         return
     from tintc.compiler.frontend.devices import device_of, dtype_of
 
@@ -152,54 +153,8 @@ def run_command(
         command.run(path, asked, *where, as_json=common.as_json)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exporting:
-    """How an ONNX model is written."""
-
-    opset: Annotated[
-        int | None, WHOLE, Parameter(help="Of ONNX's standard operators, 18 to 23; default 20.")
-    ] = None
-    external_data: Annotated[bool, Parameter(help="Weights in FILE.data, as above 2 GB.")] = False
-    optimize: Annotated[bool, Parameter(help="Fold constants with onnxscript.")] = False
-    check: Annotated[
-        bool,
-        Parameter(negative=None, help="Compare onnxruntime with torch before anything is left."),
-    ] = True
-    force: Annotated[bool, Parameter(help="Replace a model that exists.")] = False
-    stream: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="In place of a call, the program of one window of a stream: scores it, trains on "
-            "it, returns weights and state, which the next one takes.",
-        ),
-    ] = False
-    chunk: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="With --stream: targets of a chunk, told in the metadata; default 128."),
-    ] = None
-    context: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="With --stream: tokens in front of a chunk, told there; default 384."),
-    ] = None
-    keys: Annotated[
-        Literal["recompute", "cache"] | None,
-        Parameter(
-            help="With --stream: keys of the context are computed anew (default), or are further "
-            "inputs and outputs."
-        ),
-    ] = None
-
-    def options(self) -> dict[str, Any]:
-        """Of `export_onnx`."""
-        given = dataclasses.asdict(self)
-        return {name: value for name, value in given.items() if value is not None}
-
-
 @says(
-    """Write an ONNX model: of a call, or of a window of a stream.
+    """Write an ONNX model: of a call, or of a window of a stream; or two, which adapt and decode.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
@@ -208,7 +163,12 @@ def export_command(
     path: Artifact,
     /,
     *,
-    onnx: Annotated[Path, Parameter(metavar="FILE", help="The model to write, ending in .onnx.")],
+    onnx: Annotated[
+        Path,
+        Parameter(
+            metavar="FILE", help="The model to write, ending in .onnx; of a pair, the folder."
+        ),
+    ],
     further: Annotated[
         list[str] | None,
         Parameter(
@@ -233,6 +193,7 @@ def export_command(
         split("with", further or (), str),
         dtype_of(dtype),
         exporting.options(),
+        pair=exporting.pair,
         as_json=common.as_json,
     )
 
