@@ -20,10 +20,7 @@ from tests.support.command import process, tintc
 from tests.support.nano import nano
 from tintc import export_onnx_pair, load
 from tintc.commands import run_pair
-from tintc.commands.prompt import Prompt
-from tintc.commands.run_pair import Greedy
 from tintc.commands.said import Said, Sampler
-from tintc.commands.text import Reading
 from tintc.compiler.driver import compile as compile_model
 from tintc.ir.config import SimulatorConfig
 
@@ -141,12 +138,12 @@ class TestRun:
         assert "there is room for 3 of 5" in done.err
         assert done.document["generated_tokens"] == 3
 
-    def test_a_prompt(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_prompt(self) -> None:
         """Continued under what the text gave, without the text in front of it."""
-        reading = Reading(text=TEXT, train_fraction=1, generate=8)
-        prompt = Prompt.of_text(PROMPT)
-        run_pair.run(pair(), reading, Greedy(), prompt, as_json=True)
-        found = json.loads(capsys.readouterr().out)["generated"]
+        options = ("--text", TEXT, "--prompt", PROMPT, "--generate", 8, "--json")
+        document = tintc("run", pair(), *options).document
+        found = document["generated"]
+        assert document["trained_tokens"] == document["tokens"]  # all, as with a simulator
         sim = load(artifact())
         context, start = (sim.tokenizer(text, return_tensors="pt") for text in (TEXT, PROMPT))
         ids = context["input_ids"]
@@ -155,21 +152,23 @@ class TestRun:
         new = tokens[0, start["input_ids"].shape[1] :]
         assert found == sim.tokenizer.decode(new, skip_special_tokens=True)
 
-    def test_samples(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_samples(self) -> None:
         """A seed draws the same, another one something else; a stop text is left out."""
-        said = []
-        for seed in (1, 1, 2):
-            how = Greedy(temperature=2.0, top_p=0.9, seed=seed)
-            run_pair.run(pair(), Reading(text=TEXT, generate=9), how, as_json=True)
-            said.append(json.loads(capsys.readouterr().out)["generated"])
+        command = ("run", pair(), "--text", TEXT, "--generate", 9, "--temperature", 2)
+        command = (*command, "--top-p", 0.9, "--seed")
+        said = [tintc(*command, n, "--json").document["generated"] for n in (1, 1, 2)]
         assert said[0] == said[1] != said[2]
         stop = said[0][4:7]
-        how = Greedy(temperature=2.0, top_p=0.9, seed=1, stop=[stop])
-        for as_json in (True, False):
-            run_pair.run(pair(), Reading(text=TEXT, generate=9), how, as_json=as_json)
-            out = capsys.readouterr().out
-            text = json.loads(out)["generated"] if as_json else out.splitlines()[-1]
-            assert text == said[0][: said[0].index(stop)]
+        expected = said[0][: said[0].index(stop)]
+        assert tintc(*command, 1, "--stop", stop, "--json").document["generated"] == expected
+        assert tintc(*command, 1, "--stop", stop).out.splitlines()[-1] == expected
+
+    def test_options_without_meaning(self, tmp_path: Path) -> None:
+        (tmp_path / "each.jsonl").write_text('{"context": "a", "prompt": "b"}')
+        each = tintc("run", pair(), "--each", tmp_path / "each.jsonl").refused(2)
+        assert "--each with a pair" in each
+        long = " ".join([TEXT] * 10)
+        assert "the prompt has" in tintc("run", pair(), "--text", TEXT, "--prompt", long).refused(2)
 
     @pytest.mark.parametrize("further", ["attention_mask,loss_mask,position_ids", "pair_mask"])
     def test_further_inputs_are_filled_in(self, further: str, tmp_path: Path) -> None:

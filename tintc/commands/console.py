@@ -109,6 +109,18 @@ def print_json(value: Mapping[str, Any]) -> None:
         sys.stdout.write(text)
 
 
+def print_line(value: Mapping[str, Any]) -> None:
+    """A line of JSON on stdout, whole or not at all."""
+    write(json.dumps(finite(dict(value)), allow_nan=False) + "\n")
+
+
+def write(text: str) -> None:
+    """As it is, at once: without colours, and no line is ended."""
+    with writing():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def print_table(sheet: Sheet) -> None:
     """A table, no wider than the terminal."""
     for line in sheet.lines(out.width):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintc.commands.loaded import tokenizing
 from tintc.commands.prompt import Prompt
 from tintc.commands.text import Reading
 from tintc.evaluate.byte_offsets import Span, byte_spans
@@ -60,11 +61,7 @@ def read_documents(
     cannot be read or has no document, and for a single text that cannot be used.
     """
     asked.check()
-    if simulator.tokenizer is None:
-        raise InputError(
-            "this artifact has no tokenizer (its source had none); call the simulator from Python "
-            "with token ids"
-        )
+    tokenizing(simulator)  # refuses one without a tokenizer before anything is read
     if not asked.is_many:
         name = "--text" if asked.file is None else asked.file
         return [_document(simulator, asked, limit, 0, name, asked.prompt())]

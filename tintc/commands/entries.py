@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tintc.commands.compiled import compiled
-from tintc.commands.exporting import Exporting, is_pair
+from tintc.commands.exporting import Exporting
 from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
+from tintc.commands.generating import Generating
 from tintc.commands.help import says
 from tintc.commands.options import (
-    DEVICE,
+    GENERATION,
     MODEL,
     OPTIONS,
     OUTPUT,
@@ -32,6 +33,7 @@ from tintc.commands.options import (
     Loading,
     Placed,
     Source,
+    Where,
     flat,
 )
 from tintc.commands.stream_flags import StreamFlags
@@ -90,8 +92,9 @@ def inspect_command(
 @says(
     """Train on the first part of a text and predict the rest.
 
-    With --stream every chunk of the text is scored and then trained on. Of many documents, those
-    that cannot be used do not lose the others; the exit code is then 2.
+    With --generate N go on from there, with --prompt TEXT from another text, under what was
+    learned. With --stream every chunk of the text is scored and then trained on. Of many
+    documents, those that cannot be used do not lose the others; the exit code is then 2.
     """
 )
 def run_command(
@@ -108,9 +111,9 @@ def run_command(
     *,
     stdin: Annotated[bool, Parameter(name="-", help="Read the text from standard input.")] = False,
     reading: Annotated[Reading, flat(OPTIONS)] = Reading(),
+    generating: Annotated[Generating, flat(GENERATION)] = Generating(),
     reads: Annotated[StreamFlags, flat(STREAMS)] = StreamFlags(),
-    device: Annotated[str | None, DEVICE] = None,
-    dtype: Annotated[Number | None, Parameter(help="Of the weights; default as stored.")] = None,
+    where: Annotated[Where, flat(OPTIONS)] = Where(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
     if stray is not None:
@@ -119,38 +122,9 @@ def run_command(
             "input"
         )
     asked = reading.from_stdin() if stdin else reading
-    asked.check()
-    reads.check(asked)
-    if (of_pair := is_pair(path)) or path.suffix == ".onnx":
-        if reads.stream or reads.batch is not None:
-            raise UsageError(
-                "an ONNX model runs one text; expected neither --stream nor --batch, or the "
-                "directory of a simulator"
-            )
-        if device is not None or dtype is not None:
-            raise UsageError(
-                "an ONNX model runs on the CPU in the dtype that it was exported in; expected "
-                "neither --device nor --dtype"
-            )
-        from tintc.commands import run_onnx, run_pair
+    from tintc.commands import run_any
 
-        (run_pair if of_pair else run_onnx).run(path, asked, as_json=common.as_json)
-        return
-    from tintc.compiler.frontend.devices import device_of, dtype_of
-
-    where = (device_of(device), dtype_of(dtype))
-    if reads.stream:
-        from tintc.commands import stream
-
-        stream.run(path, asked, reads, *where, as_json=common.as_json)
-    elif asked.is_many:
-        from tintc.commands import run_many
-
-        run_many.run(path, asked, reads.side_by_side, *where, as_json=common.as_json)
-    else:
-        from tintc.commands import run as command
-
-        command.run(path, asked, *where, as_json=common.as_json)
+    run_any.run(path, asked, generating, reads, where, as_json=common.as_json)
 
 
 @says(

@@ -1,4 +1,4 @@
-"""The simulator that `tintc run` reads."""
+"""The simulator that a command reads, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from tintc.commands.prompt import Tokenize
 from tintc.compiler.artifact import load
+from tintc.ir.errors import InputError
 from tintc.runtime.simulator import Simulator
 
 
@@ -18,3 +20,19 @@ def load_at_rate(
     if inner_lr is not None:
         simulator.inner_lr.data.fill_(inner_lr)
     return simulator
+
+
+def tokenizing(simulator: Simulator) -> Tokenize:
+    """Text -> token ids. Raises InputError for a simulator without a tokenizer."""
+    tokenizer = simulator.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            "this artifact has no tokenizer (its source had none); call the simulator from Python "
+            "with token ids"
+        )
+
+    def tokenize(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        return found
+
+    return tokenize

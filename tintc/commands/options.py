@@ -24,10 +24,18 @@ if TYPE_CHECKING:
     import torch
 
 # The parts of a command's help, in this order.
-OPTIONS, STREAMS, SIMULATOR, MODEL, OUTPUT = (
+OPTIONS, GENERATION, STREAMS, SIMULATOR, MODEL, OUTPUT = (
     Group(name, sort_key=place)
     for place, name in enumerate(
-        ("Options", "Streams and many documents", "Simulator", "Model", "Output and messages"), 1
+        (
+            "Options",
+            "Generation",
+            "Streams and many documents",
+            "Simulator",
+            "Model",
+            "Output and messages",
+        ),
+        1,
     )
 )
 
@@ -112,6 +120,20 @@ Divisors = Annotated[
     ),
 ]
 DEVICE = Parameter(help="cpu, cuda, cuda:1, ...; default cpu.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a compiled simulator runs, and in what numbers."""
+
+    device: Annotated[str | None, DEVICE] = None
+    dtype: Annotated[Number | None, Parameter(help="Of the weights; default as stored.")] = None
+
+    def chosen(self) -> "tuple[str | None, torch.dtype | None]":
+        """Raises UsageError for a device that this machine does not have."""
+        from tintc.compiler.frontend.devices import device_of, dtype_of
+
+        return device_of(self.device), dtype_of(self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,39 +18,46 @@ Tokenize = Callable[[str], list[int]]
 
 
 class Prompt:
-    """A text without the space around it. name: in messages. chunks: its parts, read when they are
-    needed. offset: bytes of UTF-8 in front of what is left of it. Raises InputError, as everything
-    here does, for what cannot be read or is empty.
+    """A text without the space around it. name, kind: in messages. chunks: its parts, read when
+    they are needed. offset: bytes of UTF-8 in front of what is left of it. Raises InputError, as
+    everything here does, for what cannot be read or is empty.
     """
 
-    def __init__(self, name: str, chunks: Iterator[str]) -> None:
-        self._name, self._chunks = name, chunks
+    def __init__(self, name: str, chunks: Iterator[str], kind: str = "text") -> None:
+        self._name, self._chunks, self.kind = name, chunks, kind
         self._read, self.is_whole = "", False
         self.offset = 0
         self._grow(1)
         if not self._read:
-            raise InputError("the text is empty; expected a few sentences")
+            expected = "a few sentences" if kind == "text" else "some text"
+            raise InputError(f"the {kind} is empty; expected {expected}")
 
     @classmethod
-    def of_text(cls, text: str, name: str = "--text") -> Prompt:
+    def of_text(cls, text: str, name: str = "--text", kind: str = "text") -> Prompt:
         try:
             text.encode("utf-8")  # what a shell passes may hold bytes that are no UTF-8
         except UnicodeError as error:
             raise _unreadable(name, error) from error
-        return cls(name, iter([text]))
+        return cls(name, iter([text]), kind)
 
     @classmethod
     def of_file(cls, file: str) -> Prompt:
         """file: a path, or - for standard input. Refuses JSON lines."""
-        name = "standard input" if file == "-" else file
-        found = cls(name, _standard_input() if file == "-" else _file(Path(file).expanduser()))
+        found = cls.of_any_file(file)
         if is_json_lines(file) or found._begins_with_an_object():
             raise InputError(
-                f"{name} holds JSON objects, not one plain text, and their braces would be trained "
-                "on; pass the text alone (--text TEXT takes anything as it is); tintc run DIR "
-                "--file FILE.jsonl and tintc eval lm --data FILE.jsonl read documents"
+                f"{found._name} holds JSON objects, not one plain text, and their braces would be "
+                "trained on; pass the text alone (--text TEXT takes anything as it is); tintc run "
+                "DIR --file FILE.jsonl and tintc eval lm --data FILE.jsonl read documents"
             )
         return found
+
+    @classmethod
+    def of_any_file(cls, file: str, kind: str = "text") -> Prompt:
+        """The same of whatever text the file holds."""
+        name = "standard input" if file == "-" else file
+        chunks = _standard_input() if file == "-" else _file(Path(file).expanduser())
+        return cls(name, chunks, kind)
 
     def ids(self, tokenize: Tokenize, count: int | None) -> list[int]:
         """The first `count` token ids, or those of the whole text if it has fewer or `count` is

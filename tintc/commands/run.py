@@ -1,10 +1,12 @@
-"""tintc run: train on the first part of a text inside one forward pass, and predict the rest."""
+"""tintc run: train on the first part of a text inside one forward pass, predict the rest, and
+continue it, or a prompt, under what was learned.
+"""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ import torch
 from torch import Tensor
 
 from tintc.commands import console
-from tintc.commands.loaded import load_at_rate
-from tintc.commands.prompt import Prompt
+from tintc.commands.continuing import Continuing, Staged, printed, prompt_of
+from tintc.commands.generating import Generating
+from tintc.commands.loaded import load_at_rate, tokenizing
 from tintc.commands.text import Reading, check_loss, check_rest, losses, show
-from tintc.ir.errors import InputError
+from tintc.runtime.adapted import Adapted
+from tintc.runtime.labels import language_loss
 from tintc.runtime.simulator import Simulator
 
 
 def run(
     path: Path,
     asked: Reading,
+    generating: Generating,
     device: str | None,
     dtype: torch.dtype | None,
     *,
@@ -30,82 +35,93 @@ def run(
     """Prints the perplexity of the untrained part before and after, and what the updated weights
     generate.
     """
-    prompt = asked.prompt()
+    text = asked.prompt()
+    prompt = generating.read() if generating.is_asked else None
     simulator = load_at_rate(path, asked.inner_lr, device, dtype)
-    ids = _tokens(simulator, prompt, asked)
-    trained = round(asked.train_fraction * ids.shape[1])
-    train_mask = torch.zeros_like(ids)
-    train_mask[:, :trained] = 1
+    ids = torch.tensor([asked.ids(text, tokenizing(simulator), simulator.program.facts.longest)])
+    start = ids[0].tolist() if prompt is None else prompt_of(simulator, prompt)
+    trained = asked.trained(ids.shape[1])
     predicted = check_rest(ids.shape[1], trained, asked.generate)
-    # Where nothing is left to predict, all tokens tell whether training diverged.
-    labels = ids.masked_fill(train_mask.bool(), -100) if predicted else ids.clone()
-    labels[:, 0] = -100
+    adapted = None
     with torch.inference_mode():
-        out = simulator(ids, train_mask, labels=labels, return_initial=True)
-        assert out.loss is not None
-        assert out.initial_loss is not None
-        before, after = float(out.initial_loss), float(out.loss)
-        check_loss(after, float(simulator.inner_lr.detach()))
-        continuation = (
-            _with_a_bar(simulator, ids, train_mask, asked.generate) if asked.generate else None
-        )
-    result: dict[str, Any] = {
-        "tokens": ids.shape[1],
-        "trained_tokens": trained,
-        "predicted_tokens": predicted,
-        "inner_lr": float(simulator.inner_lr.detach()),
-        "steps": simulator.config.steps,
-        "rule": simulator.config.rule,
-        **(losses(before, after) if predicted else losses(None, None)),
-    }
-    if continuation is not None:
-        result["generated"] = continuation
-    show(result, as_json)
+        if asked.generate:
+            adapted, before, after, seconds = _adapted(simulator, ids, trained)
+        else:
+            before, after = _losses(simulator, ids, trained)
+        rate = float(simulator.inner_lr.detach())
+        check_loss(after, rate)
+        result: dict[str, Any] = {
+            "tokens": ids.shape[1],
+            "trained_tokens": trained,
+            "predicted_tokens": predicted,
+            "inner_lr": rate,
+            "steps": simulator.config.steps,
+            "rule": simulator.config.rule,
+            **(losses(before, after) if predicted else losses(None, None)),
+        }
+        if adapted is not None and asked.generate:
+            if not as_json:
+                show(result, as_json)
+            result["adapt_seconds"] = seconds
+            continuing = Continuing(simulator, generating, asked.generate)
+            result |= go_on(continuing, adapted, start, as_json=as_json)
+    if as_json or adapted is None:
+        show(result, as_json)
 
 
-def _tokens(simulator: Simulator, prompt: Prompt, asked: Reading) -> Tensor:
-    tokenizer = simulator.tokenizer
-    if tokenizer is None:
-        raise InputError(
-            "this artifact has no tokenizer (its source had none); call the simulator from Python "
-            "with token ids"
-        )
-
-    def tokenize(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, verbose=False)["input_ids"]
-        return found
-
-    return torch.tensor([asked.ids(prompt, tokenize, simulator.program.facts.longest)])
-
-
-def _with_a_bar(simulator: Simulator, ids: Tensor, train_mask: Tensor, count: int) -> str:
-    with console.stages(count) as stage:
-        return generate(simulator, ids, train_mask, count, stage)
+def go_on(
+    continuing: Continuing, adapted: Adapted, prompt: Sequence[int], *, as_json: bool
+) -> dict[str, Any]:
+    """What follows a prompt, as JSON values; without --json it is printed as it comes."""
+    if as_json:
+        with console.stages(continuing.count) as stage:
+            found = continuing.one(adapted, prompt, Staged(stage, continuing.count))
+    else:
+        with printed(continuing) as streamer:
+            found = continuing.one(adapted, prompt, streamer)
+    speed = continuing.speed()
+    if (rate := speed["tokens_per_second"]) is not None:
+        logging.getLogger("tintc").info("%d tokens, %.1f a second", found.tokens, rate)
+    return {"prompt_tokens": len(prompt), "generated": found.text, **speed}
 
 
-def generate(
-    simulator: Simulator,
-    ids: Tensor,
-    train_mask: Tensor,
-    count: int,
-    stage: Callable[[str], None],
-) -> str:
-    """Greedy continuation under the updated weights, until `count` tokens, the end token or the
-    last position. stage: called in front of each.
+def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[float, float]:
+    """Before and after."""
+    labels = _labels(ids, trained)
+    out = simulator(ids, _mask(ids, trained), labels=labels, return_initial=True)
+    assert out.loss is not None
+    assert out.initial_loss is not None
+    return float(out.initial_loss), float(out.loss)
+
+
+def _adapted(
+    simulator: Simulator, ids: Tensor, trained: int
+) -> tuple[Adapted, float, float, float]:
+    """What is learned, the same losses without training a second time, and seconds of training."""
+    begun = time.perf_counter()
+    adapted = simulator.adapt(ids, _mask(ids, trained))
+    if simulator.device.type == "cuda":
+        torch.cuda.synchronize(simulator.device)
+    seconds = time.perf_counter() - begun
+    labels = _labels(ids, trained)
+    after = adapted(ids, labels=labels).loss
+    assert after is not None
+    before = language_loss(simulator.predict_initial(ids), labels.to(simulator.device))
+    return adapted, float(before), float(after), seconds
+
+
+def _mask(ids: Tensor, trained: int) -> Tensor:
+    mask = torch.zeros_like(ids)
+    mask[:, :trained] = 1
+    return mask
+
+
+def _labels(ids: Tensor, trained: int) -> Tensor:
+    """Of the predicted tokens. Where nothing is left to predict, all tokens tell whether training
+    diverged.
     """
-    updates = simulator.updates(ids, train_mask)
-    limit, end = simulator.program.facts.longest or math.inf, simulator.tokenizer.eos_token_id
-    start = ids.shape[1]
-    if start + count > limit:
-        warnings.warn(
-            f"this simulator takes {limit} tokens: there is room for {limit - start} of {count} "
-            "generated tokens",
-            stacklevel=2,
-        )
-    while ids.shape[1] < min(start + count, limit):
-        stage(f"generating token {ids.shape[1] - start + 1}")
-        token = simulator.predict(updates, ids)[:, -1:].argmax(-1).to(ids.device)
-        if end is not None and int(token) == end:
-            break
-        ids = torch.cat([ids, token], 1)
-    return str(simulator.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+    labels = ids.clone()
+    if trained < ids.shape[1]:
+        labels[:, :trained] = -100
+    labels[:, 0] = -100
+    return labels

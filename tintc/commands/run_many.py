@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from tintc.commands import console
+from tintc.commands.continuing import Continuing, adapt_to, contexts_at_once, prompt_of
 from tintc.commands.documents import Document, Refused, fail_for, read_documents
+from tintc.commands.generating import Generating
 from tintc.commands.loaded import load_at_rate
-from tintc.commands.run import generate
 from tintc.commands.sheet import Sheet
 from tintc.commands.text import Reading, change, check_loss, check_rest, losses, rounded
 from tintc.ir.errors import InputError, NumericalError
@@ -28,6 +29,7 @@ from tintc.runtime.simulator import Simulator
 def run(
     path: Path,
     asked: Reading,
+    generating: Generating,
     batch: int,
     device: str | None,
     dtype: torch.dtype | None,
@@ -35,17 +37,26 @@ def run(
     as_json: bool,
 ) -> None:
     """Prints a line a document, and the total. batch: documents of one call, at most."""
+    prompt = generating.read() if generating.is_asked else None
     simulator = load_at_rate(path, asked.inner_lr, device, dtype)
+    start = None if prompt is None else prompt_of(simulator, prompt)
     with console.work() as show, torch.inference_mode():
         found = read_documents(simulator, asked, simulator.program.facts.longest, show)
         refused = [each for each in found if isinstance(each, Refused)]
         documents, short = _with_a_rest(found, asked)
         refused += short
         rows: dict[int, dict[str, Any]] = {}
+        continuing = (
+            Continuing(simulator, generating, asked.generate)
+            if asked.generate and documents
+            else None
+        )
         for call in _by_length(documents, batch):
             stage = partial(show, done=len(rows), total=len(documents))
             stage(f"{len(call)} documents of up to {len(call[0].ids)} tokens")
-            rows |= _run(simulator, call, asked, stage)
+            rows |= _run(simulator, call, asked)
+            if continuing is not None:
+                _continue(continuing, call, asked, start, rows, stage)
     refused += _diverged(documents, rows, float(simulator.inner_lr.detach()))
     refused.sort(key=lambda each: each.number)
     for each in refused:
@@ -65,15 +76,11 @@ def _with_a_rest(
         if isinstance(each, Refused):
             continue
         try:
-            check_rest(len(each.ids), _trained(each, asked), asked.generate)
+            check_rest(len(each.ids), asked.trained(len(each.ids)), asked.generate)
             documents.append(each)
         except InputError as error:
             refused.append(Refused(each.number, each.name, error))
     return documents, refused
-
-
-def _trained(document: Document, asked: Reading) -> int:
-    return round(asked.train_fraction * len(document.ids))
 
 
 def _by_length(documents: Sequence[Document], batch: int) -> list[list[Document]]:
@@ -83,15 +90,12 @@ def _by_length(documents: Sequence[Document], batch: int) -> list[list[Document]
 
 
 def _run(
-    simulator: Simulator,
-    documents: list[Document],
-    asked: Reading,
-    stage: Callable[[str], None],
+    simulator: Simulator, documents: list[Document], asked: Reading
 ) -> dict[int, dict[str, Any]]:
     """Number of a document -> its line, of one call."""
     ids_BT = torch.nn.utils.rnn.pad_sequence([each.ids for each in documents], batch_first=True)
     lengths_B1 = torch.tensor([len(each.ids) for each in documents]).unsqueeze(-1)
-    trained_B1 = torch.tensor([_trained(each, asked) for each in documents]).unsqueeze(-1)
+    trained_B1 = torch.tensor([asked.trained(len(each.ids)) for each in documents]).unsqueeze(-1)
     columns_T = torch.arange(ids_BT.shape[1])
     real_BT, train_BT = columns_T < lengths_B1, columns_T < trained_B1
     # Where nothing is left to predict, all tokens tell whether training diverged.
@@ -119,11 +123,30 @@ def _run(
             "predicted_tokens": tokens - max(trained, 1),
             **losses(before_B[row], after_B[row]),
         }
-        if asked.generate:
-            own = slice(row, row + 1), slice(0, tokens)
-            text = generate(simulator, ids_BT[own], train_BT[own].long(), asked.generate, stage)
-            rows[document.number]["generated"] = text
     return rows
+
+
+def _continue(
+    continuing: Continuing,
+    documents: list[Document],
+    asked: Reading,
+    prompt: list[int] | None,
+    rows: dict[int, dict[str, Any]],
+    stage: Callable[[str], None],
+) -> None:
+    """Adds to the lines of a call what follows each document, or the prompt. Own weights of many
+    documents are large, so that fewer may run together; what diverged is left out.
+    """
+    documents = [each for each in documents if math.isfinite(rows[each.number]["loss_after"])]
+    size = contexts_at_once(continuing.simulator, len(documents))
+    for first in range(0, len(documents), size):
+        part = documents[first : first + size]
+        adapted = adapt_to(
+            continuing.simulator, [each.ids.tolist() for each in part], asked.trained
+        )
+        prompts = [each.ids.tolist() if prompt is None else prompt for each in part]
+        for document, found in zip(part, continuing.rows(adapted, prompts, stage), strict=True):
+            rows[document.number] |= {"generated": found.text, "generated_tokens": found.tokens}
 
 
 def _diverged(

@@ -113,7 +113,7 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     found = asked.ids(prompt, lambda text: model.tokenizer.encode(text).ids, model.longest)
     ids = np.array([found], np.int64)
     tokens = ids.shape[1]
-    trained = round(asked.train_fraction * tokens)
+    trained = asked.trained(tokens)
     predicted = check_rest(tokens, trained, asked.generate)
     first = trained if predicted else 0  # with nothing left, all tell whether training diverged
     before, after = (_loss(model.logits(ids, trained, used), ids[0], first) for used in (0.0, rate))

@@ -7,21 +7,19 @@ The text is trained on once; every token after that costs one step of decoding.
 from __future__ import annotations
 
 import json
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tintc import interrupts
 from tintc.commands import console
+from tintc.commands.generating import Sampling
 from tintc.commands.prompt import Prompt
 from tintc.commands.said import Said, Sampler
-from tintc.commands.streams import writing
 from tintc.commands.text import Reading, check_loss, check_rest, losses, show
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, NumericalError
@@ -36,34 +34,11 @@ _TOKENIZER = Path("tokenizer", "tokenizer.json")
 _PART = 256  # tokens that are read at a time: a long text has many logits
 
 
-class Sampling(Protocol):
-    """How tokens are chosen, and what ends them besides the end token."""
-
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def top_p(self) -> float | None: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def stop(self) -> list[str] | None: ...
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """The likeliest tokens, up to the end token."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
-
-
 def run(
     path: Path,
     asked: Reading,
-    how: Sampling = Greedy(),
-    prompt: Prompt | None = None,
+    how: Sampling,
+    prompt: Prompt | None,
     *,
     as_json: bool,
 ) -> None:
@@ -75,42 +50,63 @@ def run(
     pair = loaded.pair
     ids = np.array([asked.ids(text, loaded.tokenize, pair.longest)], np.int64)
     start = None if prompt is None else _prompt_ids(prompt, loaded)
-    tokens = ids.shape[1]
-    trained = round(asked.train_fraction * tokens)
-    predicted = check_rest(tokens, trained, asked.generate)
-    first = trained if predicted else 0  # with nothing left, all tell whether training diverged
+    trained = asked.trained(ids.shape[1])
+    predicted = check_rest(ids.shape[1], trained, asked.generate)
     rate = pair.inner_lr if asked.inner_lr is None else asked.inner_lr
-    before, _ = _read(pair.decoding(loaded.adapt(ids, trained, 0.0)), ids, first)
-    begun = time.perf_counter()
-    updates = loaded.adapt(ids, trained, rate)
-    seconds = time.perf_counter() - begun
-    decoding = pair.decoding(updates)
-    after, last = _read(decoding, ids, first)
-    check_loss(after, rate)
+    found = _Compared(loaded, ids, trained, rate)
     config = SimulatorConfig.from_dict(json.loads(pair.about["tintc.config"]))
     result: dict[str, Any] = {
-        "tokens": tokens,
+        "tokens": ids.shape[1],
         "trained_tokens": trained,
         "predicted_tokens": predicted,
         "inner_lr": rate,
         "steps": config.steps,
         "rule": config.rule,
-        **(losses(before, after) if predicted else losses(None, None)),
+        **(losses(found.before, found.after) if predicted else losses(None, None)),
     }
-    if not asked.generate:
+    if asked.generate:
+        if not as_json:
+            show(result, as_json)
+        if start is not None:
+            found.read(start)
+        generation = _Generation(loaded, found, how, rate)
+        go_on = generation.quietly if as_json else generation.aloud
+        result |= {
+            "adapt_seconds": found.adapt_seconds,
+            "prompt_tokens": found.decoding.seen.shape[1],
+            "generated": go_on(asked.generate),
+            "first_token_seconds": found.read_seconds,
+            **generation.speed(),
+        }
+    if as_json or not asked.generate:
         show(result, as_json)
-        return
-    if not as_json:
-        show(result, as_json)
-    if start is not None:
-        decoding = pair.decoding(updates)
-        last = decoding(start, kept=[-1])[0, -1]
-    generation = _Generation(loaded, decoding, last, how, rate)
-    said = generation.quietly(asked.generate) if as_json else generation.aloud(asked.generate)
-    if as_json:
-        result |= {"generated": said, "generated_tokens": generation.tokens}
-        result |= {"tokens_per_second": generation.per_second, "adapt_seconds": seconds}
-        show(result, as_json)
+
+
+class _Compared:
+    """A text under the weights before and after training on its first part. before, after: losses
+    of what is left; with nothing left all tokens tell whether training diverged. decoding, last:
+    what has read the text, and its logits of the next token.
+    """
+
+    def __init__(self, loaded: _Loaded, ids: Array, trained: int, rate: float) -> None:
+        self.pair = loaded.pair
+        first = trained if trained < ids.shape[1] else 0
+        untrained = self.pair.decoding(loaded.adapt(ids, trained, 0.0))
+        self.before, _ = _read(untrained, ids, first)
+        start = time.perf_counter()
+        self.updates = loaded.adapt(ids, trained, rate)
+        adapted = time.perf_counter()
+        self.decoding = self.pair.decoding(self.updates)
+        self.after, self.last = _read(self.decoding, ids, first)
+        self.adapt_seconds, self.read_seconds = adapted - start, time.perf_counter() - adapted
+        check_loss(self.after, rate)
+
+    def read(self, prompt: Array) -> None:
+        """Another text in place of this one, under the weights after training."""
+        start = time.perf_counter()
+        self.decoding = self.pair.decoding(self.updates)
+        self.last = self.decoding(prompt, kept=[-1])[0, -1]
+        self.read_seconds = time.perf_counter() - start
 
 
 class _Loaded:
@@ -152,18 +148,18 @@ class _Loaded:
 class _Generation:
     """Tokens behind what was read. last: (V,) logits of the next one."""
 
-    def __init__(
-        self, loaded: _Loaded, decoding: Decoding, last: Array, how: Sampling, rate: float
-    ) -> None:
-        self.loaded, self.decoding, self.last, self.rate = loaded, decoding, last, rate
+    def __init__(self, loaded: _Loaded, read: _Compared, how: Sampling, rate: float) -> None:
+        self.loaded, self.rate = loaded, rate
+        self.decoding, self.last = read.decoding, read.last
         self.sampler = Sampler(how.temperature, how.top_p, how.seed)
         self.said = Said(loaded.tokenizer, how.stop or ())
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens, self.seconds = 0, 0.0  # seconds: behind the first token
 
-    @property
-    def per_second(self) -> float | None:
-        """Tokens."""
-        return self.tokens / self.seconds if self.seconds else None
+    def speed(self) -> dict[str, Any]:
+        """As JSON values."""
+        timed = self.tokens - 1
+        per_second = timed / self.seconds if timed > 0 and self.seconds else None
+        return {"generated_tokens": self.tokens, "tokens_per_second": per_second}
 
     def quietly(self, count: int) -> str:
         """All of the text, under a bar."""
@@ -176,10 +172,10 @@ class _Generation:
         """The same, printed as it comes. A line is ended however it ends."""
         try:
             for new in self._chosen(count):
-                _write(new)
-            _write(self.said.rest())
+                console.write(new)
+            console.write(self.said.rest())
         finally:
-            _write("\n")
+            console.write("\n")
         return self.said.text
 
     def _chosen(self, count: int) -> Iterator[str]:
@@ -196,6 +192,8 @@ class _Generation:
             if token == self.loaded.end:
                 break
             self.tokens += 1
+            if self.tokens == 1:
+                start = time.perf_counter()
             new = self.said.add(token)
             self.seconds = time.perf_counter() - start
             yield new
@@ -283,9 +281,3 @@ def _tokenizer(root: Path) -> Tokenizer:
     found.no_truncation()
     found.no_padding()
     return found
-
-
-def _write(text: str) -> None:
-    with writing():
-        sys.stdout.write(text)
-        sys.stdout.flush()

@@ -64,8 +64,8 @@ class StreamFlags(Flags):
     def check(self, asked: Reading) -> None:
         """Raises UsageError for options that mean nothing together."""
         if self.stream:
-            given = {"train-fraction": asked.train_fraction != Reading.train_fraction}
-            given["generate"] = asked.generate != Reading.generate
+            given = {"train-fraction": asked.train_fraction is not None}
+            given["generate"] = asked.generate is not None
             if names := [f"--{name}" for name, is_given in given.items() if is_given]:
                 raise UsageError(
                     f"{' and '.join(names)} with --stream, which scores every token and trains on "

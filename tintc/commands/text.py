@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from cyclopts import Parameter
 
@@ -19,8 +19,8 @@ from tintc.ir.rule_values import rule_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What text is read, and what is done with it."""
+class Texts:
+    """What text is read, and at what rate it is trained on."""
 
     text: Annotated[str | None, ONCE, Parameter(allow_leading_hyphen=True, help="The text.")] = None
     file: Annotated[
@@ -33,14 +33,6 @@ class Reading:
             '{"text": ...} in each line, for many documents.',
         ),
     ] = None
-    train_fraction: Annotated[
-        float, Parameter(help="Part of the tokens to train on; the rest is predicted.")
-    ] = 0.5
-    generate: Annotated[
-        int,
-        at_least(0),
-        Parameter(metavar="N", help="Continue with N tokens under the updated weights."),
-    ] = 0
     tokens: Annotated[
         int | None,
         at_least(2),
@@ -50,7 +42,7 @@ class Reading:
         float | None, Parameter(help="Inner learning rate; default the compiled one.")
     ] = None
 
-    def from_stdin(self) -> Reading:
+    def from_stdin(self) -> Self:
         """The same of standard input. Raises UsageError if there is another text."""
         if self.file is not None or self.text is not None:
             raise UsageError("pass one of --text TEXT, --file FILE, or - to read standard input")
@@ -63,14 +55,9 @@ class Reading:
         return file is not None and (is_json_lines(file) or Path(file).expanduser().is_dir())
 
     def check(self) -> None:
-        """Raises UsageError for a fraction or a rate that makes no sense, or unless there is one
-        source of texts.
+        """Raises UsageError for a rate that makes no sense, or unless there is one source of
+        texts.
         """
-        if not (0 <= self.train_fraction < 1 or (self.train_fraction == 1 and self.generate)):
-            raise UsageError(
-                f"train-fraction is {self.train_fraction:g}; expected 0 or more and below 1, as "
-                "the rest is what is predicted, or 1 with --generate N"
-            )
         if self.inner_lr is not None and not math.isfinite(self.inner_lr):
             raise UsageError(f"inner-lr is {self.inner_lr:g}; expected a finite number")
         if (self.text is None) == (self.file is None):
@@ -93,15 +80,50 @@ class Reading:
         if limit is not None and len(ids) > limit:
             count = f"{len(ids)}" if prompt.is_whole else f"more than {limit}"
             raise InputError(
-                f"the text has {count} tokens; this simulator takes {limit}: pass --tokens {limit} "
-                "to cut it"
+                f"the {prompt.kind} has {count} tokens; this simulator takes {limit}: pass "
+                f"--tokens {limit} to cut it"
             )
         if len(ids) < 2:
-            raise InputError(f"the text has {len(ids)} token; expected at least 2")
+            raise InputError(f"the {prompt.kind} has {len(ids)} token; expected at least 2")
         return ids
 
 
-def check_rest(tokens: int, trained: int, generate: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Reading(Texts):
+    """The same, and what is done with it."""
+
+    train_fraction: Annotated[
+        float | None,
+        Parameter(
+            help="Part of the tokens to train on; the rest is predicted. Default 0.5, or 1 with a "
+            "prompt."
+        ),
+    ] = None
+    generate: Annotated[
+        int | None,
+        at_least(0),
+        Parameter(
+            metavar="N",
+            help="Continue with N tokens under the updated weights, printed as they come.",
+        ),
+    ] = None
+
+    def trained(self, tokens: int) -> int:
+        """How many of a text's tokens are trained on."""
+        return round((0.5 if self.train_fraction is None else self.train_fraction) * tokens)
+
+    def check(self) -> None:
+        """Raises UsageError also for a fraction that makes no sense."""
+        part = self.train_fraction
+        if part is not None and not (0 <= part < 1 or (part == 1 and self.generate)):
+            raise UsageError(
+                f"train-fraction is {part:g}; expected 0 or more and below 1, as the rest is what "
+                "is predicted, or 1 with --generate N"
+            )
+        super().check()
+
+
+def check_rest(tokens: int, trained: int, generate: int | None) -> int:
     """How many tokens are predicted: those behind the trained ones, never the first. Raises
     InputError if there is none and nothing is generated either.
     """

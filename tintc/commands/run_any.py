@@ -1,0 +1,87 @@
+"""tintc run: which kind of run a command line asks for. Nothing here imports torch before that is
+known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tintc.commands.exporting import is_pair
+from tintc.commands.generating import Generating
+from tintc.commands.options import Where
+from tintc.commands.stream_flags import StreamFlags
+from tintc.commands.text import Reading
+from tintc.ir.errors import UsageError
+
+
+def run(
+    path: Path,
+    reading: Reading,
+    generating: Generating,
+    reads: StreamFlags,
+    where: Where,
+    *,
+    as_json: bool,
+) -> None:
+    """Raises UsageError for options that mean nothing together."""
+    if reads.stream and (names := list(generating.names())):
+        raise UsageError(
+            f"{' and '.join(names)} with --stream, which generates nothing; expected one of the two"
+        )
+    asked = generating.settled(reading)
+    reads.check(asked)
+    if generating.each is None:
+        asked.check()
+    if is_pair(path):
+        _check_onnx(["--each"] if generating.each is not None else [], reads, where)
+        from tintc.commands import run_pair
+
+        prompt = generating.read() if generating.is_asked else None
+        run_pair.run(path, asked, generating, prompt, as_json=as_json)
+    elif path.suffix == ".onnx":
+        _check_onnx(list(generating.names()), reads, where)
+        from tintc.commands import run_onnx
+
+        run_onnx.run(path, asked, as_json=as_json)
+    elif reads.stream:
+        from tintc.commands import stream
+
+        stream.run(path, asked, reads, *where.chosen(), as_json=as_json)
+    elif generating.each is not None:
+        from tintc.commands import run_each
+
+        most = reads.side_by_side
+        run_each.run(path, asked, generating, most, *where.chosen(), as_json=as_json)
+    elif asked.is_many:
+        from tintc.commands import run_many
+
+        most = reads.side_by_side
+        run_many.run(path, asked, generating, most, *where.chosen(), as_json=as_json)
+    else:
+        from tintc.commands import run as command
+
+        command.run(path, asked, generating, *where.chosen(), as_json=as_json)
+
+
+def _check_onnx(names: list[str], reads: StreamFlags, where: Where) -> None:
+    """names: options of generation that are given, and that this kind of model does not have."""
+    if reads.stream or reads.batch is not None:
+        raise UsageError(
+            "an ONNX model runs one text; expected neither --stream nor --batch, or the directory "
+            "of a simulator"
+        )
+    if names == ["--each"]:
+        raise UsageError(
+            "--each with a pair, which reads one text; expected --file and --prompt, or the "
+            "directory of a simulator"
+        )
+    if names:
+        raise UsageError(
+            f"{', '.join(names)}: an ONNX model only goes on with its text, by the likeliest "
+            "tokens; expected the directory of a simulator, or the folder of a pair"
+        )
+    if where != Where():
+        raise UsageError(
+            "an ONNX model runs on the CPU in the dtype that it was exported in; expected neither "
+            "--device nor --dtype"
+        )
