@@ -127,7 +127,8 @@ def decode_inputs(graph: Graph) -> dict[str, Value | None]:
     cut = graph.sizes[PAST], graph.sizes[every], graph.ints(1)
     seen: Any = graph.add("Slice", [valid, graph.ints(0), cut[0], cut[2]], (BATCH, PAST), _BOOL)
     own: Any = graph.add("Slice", [valid, *cut], shape, _BOOL)
-    mask: Any = past_mask(seen, own, _columns(graph))
+    columns: Any = _columns(graph)
+    mask: Any = past_mask(seen, own, columns)
     return {**found, "attention_mask": mask, "kept": kept}
 
 

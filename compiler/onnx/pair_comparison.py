@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ def compare_pair(simulator: Simulator, folder: Path, inputs: tuple[str, ...]) ->
     for said, ids in prompts(simulator):
         result.inputs.append(f"{said}, {ids.shape[0]} x {ids.shape[1]}")
         trained = batch_of(ids, inputs).trained()
-        tensors = {name: value for name, value in trained.items() if value is not None}
+        tensors: dict[str, Any] = {
+            name: value for name, value in trained.items() if isinstance(value, Tensor)
+        }
         feed = {name: value.numpy() for name, value in tensors.items()}
         updates = pair.adapt(**feed, inner_lr=float(simulator.inner_lr.detach()))
         adapted = reference.adapt(**tensors, form="weights")

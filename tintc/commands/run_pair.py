@@ -212,7 +212,7 @@ class _Generation:
             "generated tokens",
             stacklevel=2,
         )
-        return longest - seen
+        return int(longest - seen)
 
 
 def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
