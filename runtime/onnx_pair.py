@@ -133,11 +133,11 @@ class Decoding:
         self,
         input_ids: Array,
         attention_mask: Array | None = None,
-        kept: Sequence[int] | None = None,
+        logits_to_keep: int = 0,
     ) -> Array:
-        """(R, K, V) logits of new tokens, (R, T), behind all earlier ones: at the kept positions
-        among them, by default all. attention_mask: (R, T), 0 at padding. Raises InputError for
-        what does not fit, and for more tokens than the model has positions.
+        """(R, K, V) logits of the last K of T new tokens, (R, T), behind all earlier ones; of all
+        for 0. attention_mask: (R, T), 0 at padding. Raises InputError for what does not fit, and
+        for more tokens than the model has positions.
         """
         pair, tokens = self._pair, input_ids.shape[-1]
         pair._check(input_ids, self.seen.shape[1])
@@ -150,12 +150,11 @@ class Decoding:
             )
         seen = np.concatenate([self.seen, own != 0], 1).astype(np.int64)
         positions = np.maximum(seen.cumsum(1) - 1, 0)[:, -tokens:]
-        wanted = range(tokens) if kept is None else [at % tokens for at in kept]
         given = {
             "input_ids": input_ids.astype(np.int64),
             "position_ids": positions,
             "attention_mask": seen,
-            "kept": np.array(wanted, np.int64),
+            "logits_to_keep": np.array(logits_to_keep, np.int64),
         }
         new = {name: _value(value) for name, value in given.items()}
         logits, self._past = pair.run_decode({**self._updates.values, **self._past, **new})

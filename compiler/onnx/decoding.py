@@ -1,13 +1,14 @@
 """A pair of models: one trains on a context, one decodes under what it gave. TINT.md section 9.
 
     adapt:   input_ids, train_mask, ..., inner_lr  ->  updates.SLOT (B, ...)
-    decode:  input_ids, position_ids (R, T), attention_mask (R, P + T), kept (K,), updates.SLOT,
-             past_key_values.N.key, .value (R, G, P, E)
+    decode:  input_ids, position_ids (R, T), attention_mask (R, P + T), updates.SLOT,
+             past_key_values.N.key, .value (R, G, P, E), logits_to_keep ()
                ->  logits (R, K, V), present.N.key, .value (R, G, P + T, E)
 
-Row b of a call reads the updates of sequence b. P is 0 at first. Biases of scores (ALiBi) are
-cached under the same kind of name, (R, P, H). Attention in a window of w tokens sees as many keys
-as the caller gives: all, or the last ones, w - 1 of them at least; the mask is of all tokens.
+Logits are those of the last K = logits_to_keep tokens; of all by default, or for 0. Row b of a call
+reads the updates of sequence b. P is 0 at first. Biases of scores (ALiBi) are cached under the same
+kind of name, (R, P, H). Attention in a window of w tokens sees as many keys as the caller gives:
+all, or the last ones, w - 1 of them at least; the mask is of all tokens.
 
 Both say in their metadata, under `tintc.pair`, what the other must be.
 """

@@ -68,10 +68,14 @@ class Graph:
         yield
         self._scope = outer
 
-    def input(self, name: str, dims: Sequence[Dim], dtype: torch.dtype) -> Value:
-        """A new input of the model."""
+    def input(
+        self, name: str, dims: Sequence[Dim], dtype: torch.dtype, default: Tensor | None = None
+    ) -> Value:
+        """A new input of the model. default: its value where the caller gives none."""
         found = Value(self, name, tuple(dims), dtype)
         self.inputs.append(found.described())
+        if default is not None:
+            self.weights[name] = default
         return found
 
     def weight(self, name: str, tensor: Tensor) -> Value:

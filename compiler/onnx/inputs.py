@@ -19,6 +19,7 @@ from tintc.runtime.batch import Batch
 from tintc.runtime.masks import complete, next_token, past_mask, segment_length
 
 OPTIONAL = ("loss_mask", "attention_mask", "pair_mask", "position_ids")
+KEEP = "logits_to_keep"
 _INT, _BOOL = torch.int64, torch.bool
 
 
@@ -120,8 +121,8 @@ def decode_inputs(graph: Graph) -> dict[str, Value | None]:
     ids: Any = _ids(graph)
     given: Any = graph.input("attention_mask", (BATCH, every), _INT)
     found = {"input_ids": ids, "position_ids": graph.input("position_ids", shape, _INT)}
-    kept = graph.input("kept", (KEPT,), _INT)
-    graph.sizes |= {KEPT: _size(graph, kept, 0), every: _size(graph, given, 1)}
+    graph.sizes[every] = _size(graph, given, 1)
+    kept = _last(graph, graph.input(KEEP, (), _INT, default=torch.tensor(0)))
     graph.sizes[PAST] = graph.add("Sub", [graph.sizes[every], graph.sizes[TOKENS]], (1,), _INT)
     valid: Any = given != 0
     cut = graph.sizes[PAST], graph.sizes[every], graph.ints(1)
@@ -130,6 +131,15 @@ def decode_inputs(graph: Graph) -> dict[str, Value | None]:
     columns: Any = _columns(graph)
     mask: Any = past_mask(seen, own, columns)
     return {**found, "attention_mask": mask, "kept": kept}
+
+
+def _last(graph: Graph, count: Any) -> Value:
+    """(K,) the columns of the last tokens, so many of them; all for 0."""
+    end: Any = reshape(graph, graph.sizes[TOKENS], ())
+    first = torch.where(count == 0, 0, (end - count).clamp(min=0))
+    kept = graph.add("Range", [first, end, graph.constant(1)], (KEPT,), _INT)  # type: ignore[list-item]
+    graph.sizes[KEPT] = _size(graph, kept, 0)
+    return kept
 
 
 def note_past(graph: Graph, past: Value, axis: int) -> None:

@@ -3,8 +3,9 @@ file, the tokenizer.
 
     adapt.onnx, decode.onnx   the models
     weights.data              weights of both; what both read lies there once
-    tokenizer/                as an artifact has it, where the source had one
+    tokenizer.json, ...       as transformers saves it, where the source had one
     pair.json                 what a program needs to know that does not read ONNX's metadata
+    genai_config.json         what onnxruntime-genai needs to know, where it can run the model
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tintc.compiler.artifact_files import check_target, replacing, write_json
-from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.onnx.comparison import Check, agreeing
-from tintc.compiler.onnx.decoding import build_pair, check_pair
+from tintc.compiler.onnx.decoding import build_pair, cached, check_pair
 from tintc.compiler.onnx.files import write_shared
+from tintc.compiler.onnx.genai import GENAI_CONFIG, genai_config
 from tintc.compiler.onnx.inputs import check_inputs
 from tintc.compiler.onnx.model import DEFAULT_OPSET, Model, fold_constants
 from tintc.compiler.onnx.pair_comparison import compare_pair
@@ -73,10 +74,10 @@ def export_onnx_pair(
 
     `adapt.onnx` takes input_ids, train_mask, inner_lr and those asked for of loss_mask,
     attention_mask, pair_mask and position_ids, and gives `updates.SLOT` (B, ...). `decode.onnx`
-    takes input_ids and position_ids (B, T), attention_mask (B, P + T), kept (K,), the updates and
-    `past_key_values.N.key` and `.value` (B, G, P, E), and gives logits (B, K, V) and `present.N...`
-    (docs/guides/onnx.md). optimize: fold constants by onnxscript. check: compare with this
-    simulator before anything is left at `path`.
+    takes input_ids and position_ids (B, T), attention_mask (B, P + T), the updates,
+    `past_key_values.N.key` and `.value` (B, G, P, E) and logits_to_keep, by default 0 for all, and
+    gives logits (B, K, V) and `present.N...` (docs/guides/onnx.md). optimize: fold constants by
+    onnxscript. check: compare with this simulator before anything is left at `path`.
 
     Raises UsageError for what cannot be asked for or written, UnsupportedModelError where a
     standard operator is missing, NumericalError if the check fails.
@@ -123,7 +124,9 @@ def check_pair_target(path: Path, *, force: bool) -> None:
 
 def _write(simulator: Simulator, models: dict[str, Model], opset: int, folder: Path) -> None:
     write_shared({folder / name: model for name, model in models.items()}, folder / WEIGHTS)
-    write_tokenizer(simulator.tokenizer, folder / TOKENIZER)
+    write_tokenizer(simulator.tokenizer, folder)
+    if (config := genai_config(simulator, cached(simulator).values())) is not None:
+        write_json(folder / GENAI_CONFIG, config)
     about = {entry.key: entry.value for entry in models[ADAPT].proto.metadata_props}
     files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
     said: dict[str, Any] = {

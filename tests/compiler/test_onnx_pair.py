@@ -30,6 +30,8 @@ from tests.support.variants import VARIANTS
 from tintc import export_onnx_pair
 from tintc.compiler.casts import no_casts
 from tintc.compiler.onnx import comparison
+from tintc.compiler.onnx.decoding import cached
+from tintc.compiler.onnx.genai import genai_config
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, NumericalError, UsageError
 from tintc.runtime.onnx_pair import OnnxPair
@@ -152,7 +154,7 @@ def test_64_tokens_of_tiny_opt(tmp_path: Path) -> None:
     expected = adapted.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=None)
     pair = opened(tmp_path / "pair")
     decoding = pair.decoding(pair.adapt(ids.numpy(), train.numpy(), 1e-3))
-    logits = decoding(ids.numpy(), kept=[-1])
+    logits = decoding(ids.numpy(), logits_to_keep=1)
     found = [logits]
     for _ in range(63):
         found.append(decoding(found[-1].argmax(-1)))
@@ -165,6 +167,60 @@ def test_64_tokens_of_tiny_opt(tmp_path: Path) -> None:
 
 def opened(folder: Path) -> OnnxPair:
     return OnnxPair(session(folder / "adapt.onnx"), session(folder / "decode.onnx"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of the same shapes."""
+    found = tmp_path_factory.mktemp("pairs")
+    for name, seed in (("one", 0), ("other", 1)):
+        model = FAMILIES["opt"].build(torch.float32, seed)
+        sim = simulate(model, SimulatorConfig.exact(inner_lr=RATE))
+        export_onnx_pair(sim, found / name, check=False)
+    return found
+
+
+def test_logits_of_the_last_tokens(folder: Path) -> None:
+    pair = opened(folder / "one")
+    given = arrays(contexts())
+    del given["attention_mask"]
+    updates = pair.adapt(**given)
+    every = pair.decoding(updates)(given["input_ids"])
+    assert every.shape == (2, CONTEXT, VOCAB)
+    for count in (1, 4, CONTEXT, CONTEXT + 3):
+        found = pair.decoding(updates)(given["input_ids"], logits_to_keep=count)
+        assert np.allclose(found, every[:, -count:], atol=1e-6)
+
+
+class TestGenai:
+    """onnxruntime-genai 0.18 ran a pair with this file; it is not installed here."""
+
+    def test_names_what_the_model_has(self, tmp_path: Path) -> None:
+        sim = tintc.compile("tiny-opt", SimulatorConfig.exact())
+        export_onnx_pair(sim, tmp_path / "pair", check=False)
+        model = json.loads((tmp_path / "pair" / "genai_config.json").read_text())["model"]
+        decoder = model["decoder"]
+        graph = session(tmp_path / "pair" / decoder["filename"])
+        shapes = {value.name: value.shape for value in graph.get_inputs()}
+        for part in ("key", "value"):
+            names = [
+                decoder["inputs"][f"past_{part}_names"] % layer
+                for layer in range(decoder["num_hidden_layers"])
+            ]
+            shape = ["batch", decoder["num_key_value_heads"], "past", decoder["head_size"]]
+            assert all(shapes.pop(name) == shape for name in names)
+        own = {decoder["inputs"][n] for n in ("input_ids", "attention_mask", "position_ids")}
+        rest = set(shapes) - own  # the caller sets them, once
+        assert rest
+        assert all(name.startswith("updates.") for name in rest)
+        assert model["eos_token_id"] == sim.tokenizer.eos_token_id
+        assert model["context_length"] == sim.program.facts.longest
+
+    def test_what_it_has_no_words_for(self) -> None:
+        """Biases of scores are cached; a model without a tokenizer has no end token."""
+        for name in ("bloom", "opt"):
+            sim = simulate(FAMILIES[name].build(torch.float32), SimulatorConfig.exact())
+            assert genai_config(sim, cached(sim).values()) is None
 
 
 class TestFolder:
@@ -195,7 +251,7 @@ class TestFolder:
             for value in models[1].graph.input
         }
         assert shapes["past_key_values.0.key"] == ["batch", 3, "past", 4]
-        assert shapes["kept"] == ["kept"]
+        assert shapes["logits_to_keep"] == []
         assert shapes["attention_mask"] == ["batch", "past+sequence"]
 
     def test_the_cache_is_copied_once(self, tmp_path: Path) -> None:
@@ -255,17 +311,6 @@ class TestFolder:
         assert export_onnx_pair(sim, tmp_path / "pair", optimize=True).check is not None
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pairs of the same shapes."""
-    found = tmp_path_factory.mktemp("pairs")
-    for name, seed in (("one", 0), ("other", 1)):
-        model = FAMILIES["opt"].build(torch.float32, seed)
-        sim = simulate(model, SimulatorConfig.exact(inner_lr=RATE))
-        export_onnx_pair(sim, found / name, check=False)
-    return found
-
-
 class TestPair:
     def test_of_two_exports(self, folder: Path, tmp_path: Path) -> None:
         mixed = tmp_path / "mixed"
@@ -301,7 +346,7 @@ class TestPair:
         with pytest.raises(InputError, match="expected whole numbers"):
             pair.adapt(given["input_ids"] * 1.0, given["train_mask"])
         decoding = pair.decoding(pair.adapt(**given))
-        decoding(np.ones((2, POSITIONS - 2), np.int64), kept=[-1])
+        decoding(np.ones((2, POSITIONS - 2), np.int64), logits_to_keep=1)
         with pytest.raises(InputError, match="33 tokens, 30 of them in the cache; this model has"):
             decoding(np.ones((2, 3), np.int64))
         decoding(np.ones((2, 2), np.int64))  # nothing was read of what was refused

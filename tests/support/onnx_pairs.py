@@ -56,7 +56,6 @@ class PlainPair:
                 "input_ids": ids[:, start:stop],
                 "position_ids": positions,
                 "attention_mask": mask[:, :stop],
-                "kept": np.arange(size),
             }
             values = self.decode.run(self.outputs, {**feed, **updates, **past})
             found.append(values[0])

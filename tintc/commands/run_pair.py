@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Array = np.ndarray[Any, Any]
-_TOKENIZER = Path("tokenizer", "tokenizer.json")
+_TOKENIZER = "tokenizer.json"
 _PART = 256  # tokens that are read at a time: a long text has many logits
 
 
@@ -105,7 +105,7 @@ class _Compared:
         """Another text in place of this one, under the weights after training."""
         start = time.perf_counter()
         self.decoding = self.pair.decoding(self.updates)
-        self.last = self.decoding(prompt, kept=[-1])[0, -1]
+        self.last = self.decoding(prompt, logits_to_keep=1)[0, -1]
         self.read_seconds = time.perf_counter() - start
 
 
@@ -221,19 +221,19 @@ def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
     total, last = 0.0, np.zeros(0)
     for begin in range(0, tokens, _PART):
         part = ids[:, begin : begin + _PART]
-        kept = [at for at in range(part.shape[1]) if begin + at >= first] or [-1]
-        logits = decoding(part, kept=kept)[0].astype(np.float64)
+        end = begin + part.shape[1]
+        targets = ids[0, max(begin, first) + 1 : end + 1]
+        logits = decoding(part, logits_to_keep=max(1, min(end - first, end - begin)))[0]
+        total += _surprise(logits[: len(targets)].astype(np.float64), targets)
         last = logits[-1]
-        targets = [ids[0, at] for k in kept if k >= 0 and (at := begin + k + 1) < tokens]
-        total += _surprise(logits[: len(targets)], targets)
     return total / max(tokens - 1 - first, 1), last
 
 
-def _surprise(z: Array, targets: Sequence[int]) -> float:
+def _surprise(z: Array, targets: Array) -> float:
     """Sum of -log p."""
-    top = z.max(-1, keepdims=True, initial=-np.inf)
+    top = z.max(-1, keepdims=True)
     log_sum = top[:, 0] + np.log(np.exp(z - top).sum(-1))
-    return float((log_sum - z[np.arange(len(targets)), targets]).sum()) if targets else 0.0
+    return float((log_sum - z[np.arange(len(targets)), targets]).sum())
 
 
 def _prompt_ids(prompt: Prompt, loaded: _Loaded) -> Array:
