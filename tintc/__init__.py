@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tintc.compiler.driver import compile
     from tintc.compiler.gathering import gather_statistics
     from tintc.compiler.gradient_statistics import Statistics
-    from tintc.compiler.onnx import export_onnx
+    from tintc.compiler.onnx import export_onnx, export_onnx_pair
     from tintc.compiler.reports.parameters import parameter_report
     from tintc.passes import OPTIMIZATION_NAMES
     from tintc.runtime.adapted import Adapted, AdaptedOutput, stack
@@ -58,6 +58,7 @@ __all__ = [
     "__version__",
     "compile",
     "export_onnx",
+    "export_onnx_pair",
     "gather_statistics",
     "load",
     "load_adapted",
@@ -70,6 +71,7 @@ __all__ = [
 _LAZY = {
     "compile": "tintc.compiler.driver",
     "export_onnx": "tintc.compiler.onnx",
+    "export_onnx_pair": "tintc.compiler.onnx",
     "gather_statistics": "tintc.compiler.gathering",
     "Statistics": "tintc.compiler.gradient_statistics",
     "load": "tintc.compiler.artifact",

@@ -4,6 +4,7 @@ and nothing else.
 model = build(...)   nodes from the simulator's own code, weights, metadata:
                      graph, operators, shapes, inputs, stream, trace, steps, model
 build_window(...)    the program of one window of a stream: streaming
+build_pair(...)      one model that adapts, one that decodes with cached keys: decoding, pair
 write(model, ...)    one file, or weights beside it; atomic: files
 compare(...)         onnx's checker, then onnxruntime beside torch: comparison, stream_comparison
 """
@@ -16,18 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tintc.compiler.onnx.comparison import Check, compare
+from tintc.compiler.onnx.comparison import Check, agreeing, compare
 from tintc.compiler.onnx.files import LARGEST, check_target, data_file, staged, write
 from tintc.compiler.onnx.inputs import check_inputs
-from tintc.compiler.onnx.model import Model, build, check_outputs, check_standard
+from tintc.compiler.onnx.model import DEFAULT_OPSET, Model, build, check_outputs, fold_constants
+from tintc.compiler.onnx.pair import ExportedPair, export_onnx_pair
 from tintc.compiler.onnx.stream_comparison import compare_stream
 from tintc.compiler.onnx.streaming import build_window
-from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.errors import UsageError
 from tintc.ir.outputs import Output
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_settings import Keys, StreamSettings
 
-DEFAULT_OPSET = 20
+__all__ = [
+    "Exported",
+    "ExportedPair",
+    "export_onnx",
+    "export_onnx_pair",
+]
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def export_onnx(
     model = kind.build(simulator, opset)
     if optimize:
         progress("optimize")
-        _optimize(model)
+        fold_constants(model)
     external = external_data or model.weight_bytes > LARGEST
     report = None
     graph = model.proto.graph
@@ -117,7 +124,7 @@ def export_onnx(
         del model, graph
         if check:
             progress("check")
-            report = _agreeing(kind.compare(simulator, written))
+            report = agreeing(kind.compare(simulator, written))
     return Exported(
         path,
         data_file(path) if external else None,
@@ -168,27 +175,3 @@ def _window(inputs: Collection[str], outputs: Collection[str], settings: StreamS
         lambda simulator, opset: build_window(simulator, settings, opset),
         lambda simulator, path: compare_stream(simulator, path, settings),
     )
-
-
-def _agreeing(found: Check) -> Check:
-    if not found.agrees:
-        wrong = ", ".join(
-            f"{name} by {difference.error:.1e} (allowed {difference.limit:.1e})"
-            for name, difference in found.outputs.items()
-            if not difference.agrees
-        )
-        raise NumericalError(
-            f"onnxruntime disagrees with the simulator: {wrong}; nothing was left behind"
-        )
-    return found
-
-
-def _optimize(model: Model) -> None:
-    """Folds constants and drops what nothing reads; larger weights are not touched."""
-    try:
-        from onnxscript import optimizer
-    except ModuleNotFoundError as error:
-        raise UsageError("optimize=True needs onnxscript; pip install 'tintc[onnx]'") from error
-    optimizer.fold_constants(model.proto)
-    optimizer.remove_unused_nodes(model.proto)
-    check_standard(model.proto)

@@ -72,6 +72,20 @@ class Check:
         }
 
 
+def agreeing(found: Check) -> Check:
+    """Raises NumericalError unless it agrees."""
+    if not found.agrees:
+        wrong = ", ".join(
+            f"{name} by {difference.error:.1e} (allowed {difference.limit:.1e})"
+            for name, difference in found.outputs.items()
+            if not difference.agrees
+        )
+        raise NumericalError(
+            f"onnxruntime disagrees with the simulator: {wrong}; nothing was left behind"
+        )
+    return found
+
+
 def compare(
     simulator: Simulator, path: Path, inputs: tuple[str, ...], outputs: tuple[Output, ...]
 ) -> Check:
@@ -82,8 +96,8 @@ def compare(
     reference = wide_reference(simulator)
     result = Check({kind.value: Difference() for kind in outputs})
     with_labels = any(kind.of_losses for kind in outputs)
-    for said, ids in _prompts(simulator):
-        batch, labels = _given(ids, inputs), _labels(ids) if with_labels else None
+    for said, ids in prompts(simulator):
+        batch, labels = batch_of(ids, inputs), _labels(ids) if with_labels else None
         result.inputs.append(f"{said}, {ids.shape[0]} x {ids.shape[1]}")
         found = session.run(list(result.outputs), _feed(simulator, batch, labels))
         expected = _expected(reference, batch, labels, outputs)
@@ -140,7 +154,7 @@ def wide_reference(simulator: Simulator) -> Simulator:
     return made
 
 
-def _prompts(simulator: Simulator) -> list[tuple[str, Tensor]]:
+def prompts(simulator: Simulator) -> list[tuple[str, Tensor]]:
     facts = simulator.program.facts
     generator = torch.Generator().manual_seed(0)
     longest = facts.longest or max(tokens for _, tokens in SHAPES)
@@ -157,7 +171,7 @@ def _prompts(simulator: Simulator) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _given(ids: Tensor, inputs: tuple[str, ...]) -> Batch:
+def batch_of(ids: Tensor, inputs: tuple[str, ...]) -> Batch:
     """Half of the tokens trained, the last sequence less; the second sequence padded on the left
     where there is a mask for it.
     """

@@ -4,8 +4,9 @@ whole.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def write(model: Model, path: Path, *, external: bool) -> None:
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
     path.write_bytes(proto.SerializeToString())
+
+
+def write_shared(models: Mapping[Path, Model], data: Path) -> None:
+    """Writes models of one folder, whose weights lie in one file; equal ones lie there once."""
+    places: dict[bytes, tuple[int, int]] = {}
+    with data.open("wb") as file:
+        for model in models.values():
+            for tensor in _missing(model):
+                content = raw(model.weights[tensor.name])
+                key = hashlib.sha256(content).digest()
+                if key not in places:
+                    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                    places[key] = file.tell(), len(content)
+                    file.write(content)
+                refer(tensor, data.name, *places[key])
+    for path, model in models.items():
+        path.write_bytes(model.proto.SerializeToString())
 
 
 def _missing(model: Model) -> list[TensorProto]:

@@ -59,6 +59,7 @@ class Graph:
         self._names: Counter[str] = Counter()
         self._same: dict[Any, Value] = {}
         self._constants: dict[Any, str] = {}
+        self._made: dict[str, tuple[str, Value | None, dict[str, Any]]] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -67,10 +68,14 @@ class Graph:
         yield
         self._scope = outer
 
-    def input(self, name: str, dims: Sequence[Dim], dtype: torch.dtype) -> Value:
-        """A new input of the model."""
+    def input(
+        self, name: str, dims: Sequence[Dim], dtype: torch.dtype, default: Tensor | None = None
+    ) -> Value:
+        """A new input of the model. default: its value where the caller gives none."""
         found = Value(self, name, tuple(dims), dtype)
         self.inputs.append(found.described())
+        if default is not None:
+            self.weights[name] = default
         return found
 
     def weight(self, name: str, tensor: Tensor) -> Value:
@@ -107,7 +112,13 @@ class Graph:
             name = self._unused(f"{self._scope}/{kind}")
             self._append(helper.make_node(kind, names, [name], name=name, **attributes))
             self._same[key] = Value(self, name, tuple(dims), dtype)
+            self._made[name] = kind, next(iter(inputs), None), attributes
         return self._same[key]
+
+    def source(self, x: Value, kind: str, **attributes: Any) -> Value | None:
+        """The first input of the node that gave x, if it is one of this kind."""
+        made, first, having = self._made.get(x.name, ("", None, {}))
+        return first if (made, having) == (kind, attributes) else None
 
     def _append(self, node: onnx.NodeProto) -> None:
         """Into the body of a loop if it depends on what the loop carries: all else runs once."""

@@ -19,7 +19,8 @@ from tintc.runtime.batch import Batch
 from tintc.runtime.masks import complete, next_token, past_mask, segment_length
 
 OPTIONAL = ("loss_mask", "attention_mask", "pair_mask", "position_ids")
-_INT = torch.int64
+KEEP = "logits_to_keep"
+_INT, _BOOL = torch.int64, torch.bool
 
 
 def check_inputs(names: Collection[str]) -> tuple[str, ...]:
@@ -110,6 +111,46 @@ def window_inputs(graph: Graph, dtype: torch.dtype, *, cached: bool) -> dict[str
         "inner_lr": rate,
         "segment": None,
     }
+
+
+def decode_inputs(graph: Graph) -> dict[str, Value | None]:
+    """The same of new tokens under given updates. attention_mask is of all tokens, those included
+    that windows have forgotten.
+    """
+    shape, every = (BATCH, TOKENS), f"{PAST}+{TOKENS}"
+    ids: Any = _ids(graph)
+    given: Any = graph.input("attention_mask", (BATCH, every), _INT)
+    found = {"input_ids": ids, "position_ids": graph.input("position_ids", shape, _INT)}
+    graph.sizes[every] = _size(graph, given, 1)
+    kept = _last(graph, graph.input(KEEP, (), _INT, default=torch.tensor(0)))
+    graph.sizes[PAST] = graph.add("Sub", [graph.sizes[every], graph.sizes[TOKENS]], (1,), _INT)
+    valid: Any = given != 0
+    cut = graph.sizes[PAST], graph.sizes[every], graph.ints(1)
+    seen: Any = graph.add("Slice", [valid, graph.ints(0), cut[0], cut[2]], (BATCH, PAST), _BOOL)
+    own: Any = graph.add("Slice", [valid, *cut], shape, _BOOL)
+    columns: Any = _columns(graph)
+    mask: Any = past_mask(seen, own, columns)
+    return {**found, "attention_mask": mask, "kept": kept}
+
+
+def _last(graph: Graph, count: Any) -> Value:
+    """(K,) the columns of the last tokens, so many of them; all for 0."""
+    end: Any = reshape(graph, graph.sizes[TOKENS], ())
+    first = torch.where(count == 0, 0, (end - count).clamp(min=0))
+    kept = graph.add("Range", [first, end, graph.constant(1)], (KEPT,), _INT)  # type: ignore[list-item]
+    graph.sizes[KEPT] = _size(graph, kept, 0)
+    return kept
+
+
+def note_past(graph: Graph, past: Value, axis: int) -> None:
+    """That keys of earlier tokens come in, along this axis: as many as there are, or the last ones,
+    as a window keeps them.
+    """
+    held = str(past.dims[axis])
+    if held not in graph.sizes:
+        graph.sizes[held] = _size(graph, past, axis)
+        sizes = [graph.sizes[held], graph.sizes[TOKENS]]
+        graph.sizes[f"{held}+{TOKENS}"] = graph.add("Add", sizes, (1,), _INT)
 
 
 def _kept(graph: Graph, has_target_BT: Any, columns_T: Any) -> Value:

@@ -30,6 +30,7 @@ from tintc.version import __version__
 
 OUTPUTS = (Output.LOGITS, Output.INITIAL_LOGITS, Output.LOSSES, Output.INITIAL_LOSSES)
 OPSETS = range(18, 24)
+DEFAULT_OPSET = 20
 _DTYPES = (torch.float32, torch.float64, torch.float16)
 _SMALL = 1024  # bytes; shapes, bounds and scalars stay where runtimes and checkers look for them
 _LOCATION = "weights"
@@ -92,6 +93,17 @@ def finished(graph: Graph, outputs: Values, about: dict[str, str]) -> Model:
     check_standard(proto)
     large = {tensor.name for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL}
     return Model(proto, {name: tensor for name, tensor in graph.weights.items() if name in large})
+
+
+def fold_constants(model: Model) -> None:
+    """Folds constants and drops what nothing reads; larger weights are not touched."""
+    try:
+        from onnxscript import optimizer
+    except ModuleNotFoundError as error:
+        raise UsageError("optimize=True needs onnxscript; pip install 'tintc[onnx]'") from error
+    optimizer.fold_constants(model.proto)
+    optimizer.remove_unused_nodes(model.proto)
+    check_standard(model.proto)
 
 
 def check_outputs(names: Collection[str]) -> tuple[Output, ...]:

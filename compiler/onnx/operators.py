@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from tintc.compiler.onnx.elementwise import add, cast, eq, mul, neg, rsqrt, square, where
-from tintc.compiler.onnx.graph import Graph, Value
+from tintc.compiler.onnx.graph import Dim, Graph, Value
 from tintc.compiler.onnx.shapes import (
     FUNCTIONS,
     broadcast,
     operator,
     product,
-    repeat_interleave,
     reshape,
     transpose,
     unsqueeze,
@@ -155,18 +154,25 @@ def attention(
     scale: float,
     enable_gqa: bool,
 ) -> Value:
-    if enable_gqa:
-        (heads, groups) = (x.dims[1] for x in (q, k))
-        assert isinstance(heads, int) and isinstance(groups, int)
-        k, v = (repeat_interleave(graph, x, heads // groups, 1) for x in (k, v))
-    scores = matmul(graph, mul(graph, q, scale), transpose(graph, k, -1, -2))
+    batch, heads, tokens, width = q.dims
+    groups = k.dims[1] if enable_gqa else heads
+    assert isinstance(heads, int) and isinstance(groups, int)
+    # Queries of a group stand below each other, so that nothing copies their keys and values.
+    times = heads // groups
+    rows: Dim = times * tokens if isinstance(tokens, int) else f"{times}*{tokens}"
+    rows = tokens if times == 1 else rows
+    q = reshape(graph, mul(graph, q, scale), (batch, groups, rows, width))
+    scores = matmul(graph, q, transpose(graph, k, -1, -2))
+    scores = reshape(graph, scores, (batch, heads, tokens, k.dims[2]))
     if scores.dtype == _HALF:
         scores = cast(graph, scores, torch.float32)
     if attn_mask.dtype == torch.bool:
         scores = where(graph, attn_mask, scores, graph.constant(float("-inf"), scores.dtype))
     else:
         scores = add(graph, scores, cast(graph, attn_mask, scores.dtype))
-    return matmul(graph, cast(graph, softmax(graph, scores, -1), v.dtype), v)
+    seen = cast(graph, softmax(graph, scores, -1), v.dtype)
+    seen = reshape(graph, seen, (batch, groups, rows, k.dims[2]))
+    return reshape(graph, matmul(graph, seen, v), (batch, heads, tokens, v.dims[-1]))
 
 
 @operator("cross_entropy")

@@ -42,10 +42,13 @@ def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
 
 def reshape(graph: Graph, x: Value, dims: Sequence[Dim]) -> Value:
     """The same numbers in other dimensions: the first named one that stays in its place is copied,
-    one more is what remains.
+    one more is what remains. Back in the dimensions that it had, it is what it was.
     """
     if tuple(dims) == x.dims:
         return x
+    before = graph.source(x, "Reshape")
+    if before is not None and before.dims == tuple(dims):
+        return before
     target: list[Dim] = [
         0 if isinstance(dim, str) and i < x.ndim and x.dims[i] == dim else dim
         for i, dim in enumerate(dims)
@@ -108,6 +111,9 @@ def transpose(graph: Graph, x: Value, dim0: int, dim1: int) -> Value:
     order = list(range(x.ndim))
     a, b = dim0 % x.ndim, dim1 % x.ndim
     order[a], order[b] = order[b], order[a]
+    before = graph.source(x, "Transpose", perm=order)  # an exchange is its own inverse
+    if before is not None:
+        return before
     return graph.add("Transpose", [x], [x.dims[i] for i in order], x.dtype, perm=order)
 
 

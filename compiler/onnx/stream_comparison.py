@@ -63,7 +63,7 @@ def compare_stream(simulator: Simulator, path: Path, settings: StreamSettings) -
         for one, other in zip(found, expected, strict=True):
             if len(other):
                 note(result.outputs["losses"], one[: len(other)], other, limit)
-    if not _follows_rounding(simulator.config):
+    if not follows_rounding(simulator.config):
         result.outputs["slots"] = Difference()
         for name, value in stream.state_dict().items():
             kind, _, slot = name.partition("/")
@@ -75,7 +75,7 @@ def compare_stream(simulator: Simulator, path: Path, settings: StreamSettings) -
     return result
 
 
-def _follows_rounding(config: SimulatorConfig) -> bool:
+def follows_rounding(config: SimulatorConfig) -> bool:
     """Whether the rule makes large steps of small gradients: where these are 0 in theory (biases of
     keys), weights go where rounding points, which no loss depends on.
     """

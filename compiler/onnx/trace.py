@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, fx
 
 from tintc.compiler.onnx.elementwise import add
-from tintc.compiler.onnx.graph import Graph, Value, Values
-from tintc.compiler.onnx.shapes import full_like, reshape
+from tintc.compiler.onnx.graph import Dim, Graph, Value, Values
+from tintc.compiler.onnx.shapes import cat, full_like, reshape
 from tintc.compiler.onnx.steps import Inputs, after, looped, scheduled, steps_from
 from tintc.compiler.onnx.stream import Page, Stream
 from tintc.ir.builder import operands
+from tintc.ir.builder import outputs as named_outputs
 from tintc.ir.choices import Choices
 from tintc.ir.config import UNROLLED
 from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
-from tintc.ir.ops.attention import own_tokens
+from tintc.ir.ops.attention import last_keys, own_tokens, with_past
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import prefix
 from tintc.ir.ops.position import past_window_mask
@@ -75,12 +76,49 @@ def _past_window_mask(mask_BxTC: Value, window: int) -> Any:
     return near_BxTC | (itself_BxTC & ~near_BxTC.any(-1, keepdim=True))
 
 
-# Of operators that emitted code calls whole: what the export writes.
+def _last_keys(mask_BxTC: Value, k_BKD: Value) -> Value:
+    """The last columns, as many as there are keys: how many that is, the graph computes."""
+    graph, every, kept = mask_BxTC.graph, mask_BxTC.dims[-1], k_BKD.dims[1]
+    first = graph.add("Sub", [graph.size(every), graph.size(kept)], (1,), torch.int64)
+    inputs = [mask_BxTC, first, graph.size(every), graph.ints(3)]
+    return graph.add("Slice", inputs, (*mask_BxTC.dims[:-1], kept), torch.bool)
+
+
+def _with_past(past_BPD: Value, x_BTD: Value) -> Any:
+    """Heads of the past that stand apart, (B, G, P, E) before somebody put them side by side, are
+    joined as they are: the past is then copied once.
+    """
+    graph, past, x = past_BPD.graph, past_BPD, x_BTD
+    apart = graph.source(past, "Reshape")
+    if apart is None or apart.ndim != 4:
+        return torch.cat([past, x], 1)  # type: ignore[list-item]
+    joined = cat(graph, [by_heads(past, apart.dims[2]), by_heads(x, apart.dims[2])], 2)
+    return side_by_side(joined)
+
+
+def by_heads(x_BTD: Value, heads: Dim) -> Value:
+    """(B, G, T, E), as attention splits it."""
+    value: Any = x_BTD
+    found: Value = torch.unflatten(value, -1, (heads, -1)).transpose(1, 2)  # type: ignore[arg-type, assignment]
+    return found
+
+
+def side_by_side(x_BGTE: Value) -> Value:
+    """(B, T, G E): its inverse."""
+    value: Any = x_BGTE
+    found: Value = value.transpose(1, 2).flatten(-2)
+    return found
+
+
+# What the export writes of operators that emitted code calls whole, or that it has a better form
+# of.
 WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
     linear_square: _linear_square,
     orthogonal: orthogonal,
+    last_keys: _last_keys,
     own_tokens: _own_tokens,
     past_window_mask: _past_window_mask,
+    with_past: _with_past,
 }
 
 
@@ -117,6 +155,31 @@ def _fused(
         return found
     updates = looped(simulator, graph, inputs, lambda *call: _run(simulator, graph, *call))
     return _run(simulator, graph, inputs, Choices(outputs, from_updates=True), updates)
+
+
+@torch.no_grad()
+def trace_updates(simulator: Simulator, graph: Graph, inputs: Inputs) -> Values:
+    """Slot -> what the inner steps make of it, for each sequence."""
+
+    def run(*call: Any) -> dict[str, Any]:
+        return _run(simulator, graph, *call)
+
+    if not simulator.config.looped:
+        return dict(run(inputs, Choices((Output.UPDATES,)))[Output.UPDATES])
+    last = looped(simulator, graph, inputs, run)
+    return {slot: last[slot] for slot in named_outputs(simulator.program.graph)["updates"]}
+
+
+@torch.no_grad()
+def trace_decode(
+    simulator: Simulator, graph: Graph, inputs: Inputs, given: Values
+) -> tuple[Value, Values]:
+    """(logits at the kept tokens, by name keys and values of all tokens). given: updates by slot,
+    keys and values of earlier tokens by name.
+    """
+    kind = Choices((Output.LOGITS, Output.CACHE), from_updates=True, cached=True, some_tokens=True)
+    found = _run(simulator, graph, inputs, kind, given)
+    return found[Output.LOGITS], found[Output.CACHE]
 
 
 @torch.no_grad()
@@ -165,7 +228,7 @@ def _run(
         elif node.op == "call_function":
             called = operator_of(node)
             assert called is not None
-            written = WRITTEN.get(called) if called.whole else called
+            written = WRITTEN.get(called, None if called.whole else called)
             if written is None:
                 raise UnsupportedModelError(
                     f"{node.name} is {called}, which only torch runs; nothing was exported"

@@ -4,10 +4,8 @@ imports torch is imported inside them.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -20,6 +18,7 @@ from tintc.commands.bench_flags import (
     chosen_bench,
 )
 from tintc.commands.compiled import compiled
+from tintc.commands.exporting import Exporting
 from tintc.commands.flags import WHOLE, at_least, split
 from tintc.commands.generating import Generating
 from tintc.commands.help import says
@@ -109,7 +108,9 @@ def run_command(
     path: Annotated[
         Path,
         Parameter(
-            name="DIR", help="What `tintc compile` or `tintc export` wrote: DIR, or MODEL.onnx."
+            name="DIR",
+            help="What `tintc compile` or `tintc export` wrote: DIR, MODEL.onnx, or the folder of "
+            "a pair.",
         ),
     ],
     stray: Annotated[str | None, Parameter(show=False)] = None,
@@ -159,54 +160,8 @@ def adapt_command(
     command.run(path, asked, saving, reads, *where.chosen(), as_json=common.as_json)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exporting:
-    """How an ONNX model is written."""
-
-    opset: Annotated[
-        int | None, WHOLE, Parameter(help="Of ONNX's standard operators, 18 to 23; default 20.")
-    ] = None
-    external_data: Annotated[bool, Parameter(help="Weights in FILE.data, as above 2 GB.")] = False
-    optimize: Annotated[bool, Parameter(help="Fold constants with onnxscript.")] = False
-    check: Annotated[
-        bool,
-        Parameter(negative=None, help="Compare onnxruntime with torch before anything is left."),
-    ] = True
-    force: Annotated[bool, Parameter(help="Replace a model that exists.")] = False
-    stream: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="In place of a call, the program of one window of a stream: scores it, trains on "
-            "it, returns weights and state, which the next one takes.",
-        ),
-    ] = False
-    chunk: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="With --stream: targets of a chunk, told in the metadata; default 128."),
-    ] = None
-    context: Annotated[
-        int | None,
-        WHOLE,
-        Parameter(help="With --stream: tokens in front of a chunk, told there; default 384."),
-    ] = None
-    keys: Annotated[
-        Literal["recompute", "cache"] | None,
-        Parameter(
-            help="With --stream: keys of the context are computed anew (default), or are further "
-            "inputs and outputs."
-        ),
-    ] = None
-
-    def options(self) -> dict[str, Any]:
-        """Of `export_onnx`."""
-        given = dataclasses.asdict(self)
-        return {name: value for name, value in given.items() if value is not None}
-
-
 @says(
-    """Write an ONNX model: of a call, or of a window of a stream.
+    """Write an ONNX model: of a call, or of a window of a stream; or two, which adapt and decode.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
@@ -215,7 +170,12 @@ def export_command(
     path: Artifact,
     /,
     *,
-    onnx: Annotated[Path, Parameter(metavar="FILE", help="The model to write, ending in .onnx.")],
+    onnx: Annotated[
+        Path,
+        Parameter(
+            metavar="FILE", help="The model to write, ending in .onnx; of a pair, the folder."
+        ),
+    ],
     further: Annotated[
         list[str] | None,
         Parameter(
@@ -240,6 +200,7 @@ def export_command(
         split("with", further or (), str),
         dtype_of(dtype),
         exporting.options(),
+        pair=exporting.pair,
         as_json=common.as_json,
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tintc.commands.exporting import is_pair
 from tintc.commands.generating import Generating
 from tintc.commands.options import Where
 from tintc.commands.stream_flags import StreamFlags
@@ -31,8 +32,14 @@ def run(
     reads.check(asked)
     if generating.each is None and generating.adapted is None:
         asked.check()
-    if path.suffix == ".onnx":
-        _check_onnx(generating, reads, where)
+    if is_pair(path):
+        _check_onnx(["--each"] if generating.each is not None else [], reads, where)
+        from tintc.commands import run_pair
+
+        prompt = generating.read() if generating.is_asked else None
+        run_pair.run(path, asked, generating, prompt, as_json=as_json)
+    elif path.suffix == ".onnx":
+        _check_onnx(list(generating.names()), reads, where)
         from tintc.commands import run_onnx
 
         run_onnx.run(path, asked, as_json=as_json)
@@ -60,16 +67,22 @@ def run(
         command.run(path, asked, generating, *where.chosen(), as_json=as_json)
 
 
-def _check_onnx(generating: Generating, reads: StreamFlags, where: Where) -> None:
+def _check_onnx(names: list[str], reads: StreamFlags, where: Where) -> None:
+    """names: options of generation that are given, and that this kind of model does not have."""
     if reads.stream or reads.batch is not None:
         raise UsageError(
             "an ONNX model runs one text; expected neither --stream nor --batch, or the directory "
             "of a simulator"
         )
-    if names := list(generating.names()):
+    if names == ["--each"]:
+        raise UsageError(
+            "--each with a pair, which reads one text; expected --file and --prompt, or the "
+            "directory of a simulator"
+        )
+    if names:
         raise UsageError(
             f"{', '.join(names)}: an ONNX model only goes on with its text, by the likeliest "
-            "tokens; expected the directory of a simulator"
+            "tokens; expected the directory of a simulator, or the folder of a pair"
         )
     if where != Where():
         raise UsageError(

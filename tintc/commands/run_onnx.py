@@ -52,6 +52,10 @@ class Model:
                 "chunk (docs/guides/onnx.md); tintc run takes what tintc export writes without "
                 "--stream"
             )
+        if "tintc.pair" in self.about:
+            raise UsageError(
+                f"{path} is one of a pair's two models; tintc run takes their folder, {path.parent}"
+            )
         if "tintc.version" not in self.about or not set(self.types) >= _OWN:
             raise ArtifactError(f"{path} is no simulator; expected a model that tintc export wrote")
         if "logits" not in [value.name for value in self.session.get_outputs()]:

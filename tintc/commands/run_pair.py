@@ -1,0 +1,283 @@
+"""tintc run OUT, where OUT is what `tintc export --pair` wrote: the same as `tintc run DIR` by
+numpy, onnxruntime and tokenizers alone; torch is never imported.
+
+The text is trained on once; every token after that costs one step of decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tintc import interrupts
+from tintc.commands import console
+from tintc.commands.generating import Sampling
+from tintc.commands.prompt import Prompt
+from tintc.commands.said import Said, Sampler
+from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import ArtifactError, InputError, NumericalError
+from tintc.runtime.onnx_pair import ADAPT, DECODE, Decoding, OnnxPair, PairUpdates
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+Array = np.ndarray[Any, Any]
+_TOKENIZER = "tokenizer.json"
+_PART = 256  # tokens that are read at a time: a long text has many logits
+
+
+def run(
+    path: Path,
+    asked: Reading,
+    how: Sampling,
+    prompt: Prompt | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints the perplexity of the untrained part before and after, and what the updated weights
+    generate, as it comes. prompt: what is continued in place of the text.
+    """
+    text = asked.prompt()
+    loaded = _Loaded(path)
+    pair = loaded.pair
+    ids = np.array([asked.ids(text, loaded.tokenize, pair.longest)], np.int64)
+    start = None if prompt is None else _prompt_ids(prompt, loaded)
+    trained = asked.trained(ids.shape[1])
+    predicted = check_rest(ids.shape[1], trained, asked.generate)
+    rate = pair.inner_lr if asked.inner_lr is None else asked.inner_lr
+    found = _Compared(loaded, ids, trained, rate)
+    config = SimulatorConfig.from_dict(json.loads(pair.about["tintc.config"]))
+    result: dict[str, Any] = {
+        "tokens": ids.shape[1],
+        "trained_tokens": trained,
+        "predicted_tokens": predicted,
+        "inner_lr": rate,
+        "steps": config.steps,
+        "rule": config.rule,
+        **(losses(found.before, found.after) if predicted else losses(None, None)),
+    }
+    if asked.generate:
+        if not as_json:
+            show(result, as_json)
+        if start is not None:
+            found.read(start)
+        generation = _Generation(loaded, found, how, rate)
+        go_on = generation.quietly if as_json else generation.aloud
+        result |= {
+            "adapt_seconds": found.adapt_seconds,
+            "prompt_tokens": found.decoding.seen.shape[1],
+            "generated": go_on(asked.generate),
+            "first_token_seconds": found.read_seconds,
+            **generation.speed(),
+        }
+    if as_json or not asked.generate:
+        show(result, as_json)
+
+
+class _Compared:
+    """A text under the weights before and after training on its first part. before, after: losses
+    of what is left; with nothing left all tokens tell whether training diverged. decoding, last:
+    what has read the text, and its logits of the next token.
+    """
+
+    def __init__(self, loaded: _Loaded, ids: Array, trained: int, rate: float) -> None:
+        self.pair = loaded.pair
+        first = trained if trained < ids.shape[1] else 0
+        untrained = self.pair.decoding(loaded.adapt(ids, trained, 0.0))
+        self.before, _ = _read(untrained, ids, first)
+        start = time.perf_counter()
+        self.updates = loaded.adapt(ids, trained, rate)
+        adapted = time.perf_counter()
+        self.decoding = self.pair.decoding(self.updates)
+        self.after, self.last = _read(self.decoding, ids, first)
+        self.adapt_seconds, self.read_seconds = adapted - start, time.perf_counter() - adapted
+        check_loss(self.after, rate)
+
+    def read(self, prompt: Array) -> None:
+        """Another text in place of this one, under the weights after training."""
+        start = time.perf_counter()
+        self.decoding = self.pair.decoding(self.updates)
+        self.last = self.decoding(prompt, logits_to_keep=1)[0, -1]
+        self.read_seconds = time.perf_counter() - start
+
+
+class _Loaded:
+    """A pair and its tokenizer. Raises ArtifactError for a folder that holds none, InputError for
+    one without a tokenizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        root = path.expanduser()
+        adapt, decode = (_session(root / name) for name in (ADAPT, DECODE))
+        self.pair = OnnxPair(adapt, decode)
+        self.tokenizer = _tokenizer(root)
+        end = self.pair.about.get("tintc.eos_token_id")
+        self.end = None if end is None else int(end)
+
+    def tokenize(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer.encode(text).ids
+        return found
+
+    def adapt(self, ids: Array, trained: int, rate: float) -> PairUpdates:
+        """Trained on the first tokens. Optional inputs say nothing."""
+        tokens = ids.shape[1]
+        columns, ones = np.arange(tokens, dtype=np.int64)[None], np.ones_like(ids)
+        pairs = len(self.pair.inputs["attention_mask"].shape) == 3 if self._masked else False
+        optional = {
+            "loss_mask": ones,
+            "attention_mask": np.ones((1, tokens, tokens), np.int64) if pairs else ones,
+            "position_ids": columns,
+        }
+        further = {name: value for name, value in optional.items() if name in self.pair.inputs}
+        mask: Array = (columns < trained).astype(np.int64)
+        return self.pair.adapt(ids, mask, rate, **further)
+
+    @property
+    def _masked(self) -> bool:
+        return "attention_mask" in self.pair.inputs
+
+
+class _Generation:
+    """Tokens behind what was read. last: (V,) logits of the next one."""
+
+    def __init__(self, loaded: _Loaded, read: _Compared, how: Sampling, rate: float) -> None:
+        self.loaded, self.rate = loaded, rate
+        self.decoding, self.last = read.decoding, read.last
+        self.sampler = Sampler(how.temperature, how.top_p, how.seed)
+        self.said = Said(loaded.tokenizer, how.stop or ())
+        self.tokens, self.seconds = 0, 0.0  # seconds: behind the first token
+
+    def speed(self) -> dict[str, Any]:
+        """As JSON values."""
+        timed = self.tokens - 1
+        per_second = timed / self.seconds if timed > 0 and self.seconds else None
+        return {"generated_tokens": self.tokens, "tokens_per_second": per_second}
+
+    def quietly(self, count: int) -> str:
+        """All of the text, under a bar."""
+        with console.stages(count) as stage:
+            for _ in self._chosen(count):
+                stage(f"generating token {self.tokens}")
+        return self.said.text
+
+    def aloud(self, count: int) -> str:
+        """The same, printed as it comes. A line is ended however it ends."""
+        try:
+            for new in self._chosen(count):
+                console.write(new)
+            console.write(self.said.rest())
+        finally:
+            console.write("\n")
+        return self.said.text
+
+    def _chosen(self, count: int) -> Iterator[str]:
+        """What is settled of the text after each token, until one ends it."""
+        start, room = time.perf_counter(), self._room(count)
+        while self.tokens < room:
+            interrupts.check()
+            if not np.isfinite(self.last.max()):
+                raise NumericalError(
+                    f"the logits after the inner training are not finite at learning rate "
+                    f"{self.rate:g}: the updated weights are too large; pass a smaller --inner-lr"
+                )
+            token = self.sampler.choose(self.last)
+            if token == self.loaded.end:
+                break
+            self.tokens += 1
+            if self.tokens == 1:
+                start = time.perf_counter()
+            new = self.said.add(token)
+            self.seconds = time.perf_counter() - start
+            yield new
+            if self.said.ended:
+                break
+            if self.tokens < room:
+                self.last = self.decoding(np.array([[token]]))[0, -1]
+        self.seconds = time.perf_counter() - start
+
+    def _room(self, count: int) -> int:
+        longest, seen = self.loaded.pair.longest, self.decoding.seen.shape[1]
+        if longest is None or seen + count <= longest:
+            return count
+        warnings.warn(
+            f"this simulator takes {longest} tokens: there is room for {longest - seen} of {count} "
+            "generated tokens",
+            stacklevel=2,
+        )
+        return int(longest - seen)
+
+
+def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
+    """(mean of -log p over the tokens behind the trained ones, logits behind the last token)."""
+    tokens, first = ids.shape[1], max(trained, 1) - 1  # where the first of them is predicted
+    total, last = 0.0, np.zeros(0)
+    for begin in range(0, tokens, _PART):
+        part = ids[:, begin : begin + _PART]
+        end = begin + part.shape[1]
+        targets = ids[0, max(begin, first) + 1 : end + 1]
+        logits = decoding(part, logits_to_keep=max(1, min(end - first, end - begin)))[0]
+        total += _surprise(logits[: len(targets)].astype(np.float64), targets)
+        last = logits[-1]
+    return total / max(tokens - 1 - first, 1), last
+
+
+def _surprise(z: Array, targets: Array) -> float:
+    """Sum of -log p."""
+    top = z.max(-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(z - top).sum(-1))
+    return float((log_sum - z[np.arange(len(targets)), targets]).sum())
+
+
+def _prompt_ids(prompt: Prompt, loaded: _Loaded) -> Array:
+    longest = loaded.pair.longest
+    found = prompt.ids(loaded.tokenize, None if longest is None else longest + 1)
+    if longest is not None and len(found) > longest:
+        raise InputError(
+            f"the prompt has {len(found) if prompt.is_whole else f'more than {longest}'} tokens; "
+            f"this simulator takes {longest}: pass a shorter one"
+        )
+    return np.array([found], np.int64)
+
+
+def _session(file: Path) -> InferenceSession:
+    import onnxruntime
+
+    if not file.is_file():
+        raise ArtifactError(
+            f"{file} does not exist; tintc export DIR --onnx {file.parent} --pair writes both "
+            "models"
+        )
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for every status
+        raise ArtifactError(
+            f"{file} cannot be read as an ONNX model: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _tokenizer(root: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    file = root / _TOKENIZER
+    if not file.is_file():
+        raise InputError(
+            f"{root} holds no {_TOKENIZER} (its source had none); call the pair from onnxruntime "
+            "with token ids"
+        )
+    try:
+        found = Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises a bare Exception
+        raise ArtifactError(f"{file} cannot be read as a tokenizer: {error}") from error
+    found.no_truncation()
+    found.no_padding()
+    return found
