@@ -161,7 +161,9 @@ class Adapted:
         stopping criteria, streamers; batches with left padding.
 
         Arguments and results: `transformers.GenerationMixin.generate`. Beams and several
-        continuations of a prompt share its weights.
+        continuations of a prompt share its weights. A cache that a call returned goes on: `cache`,
+        or `past_key_values` in older transformers. Raises InputError, before anything is generated,
+        for more tokens than the model has positions.
         """
         from tintc.runtime.decoding.generation import generator  # transformers takes seconds
 

@@ -180,18 +180,40 @@ def test_some_logits_and_losses() -> None:
     assert error(moved, adapted(ids).logits) < LIMIT, "rotary: only distances count"
 
 
+@settings(max_examples=10)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    gaps=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    name=st.sampled_from(("bloom", "opt", "llama")),
+    form=st.sampled_from(FORMS),
+)
+def test_padding_may_stand_anywhere(
+    sizes: list[int], gaps: list[int], name: str, form: Form
+) -> None:
+    """Behind a prompt that then goes on, too: no token looks at it, no position counts it."""
+    one, ids = adapted_of(name, form).select(0), tokens(1, sum(sizes), VOCAB - 1, seed=3) + 1
+    parts, seen = [], []
+    for part, gap in zip(ids.split(sizes, 1), gaps, strict=False):
+        parts += [part, torch.zeros(1, gap, dtype=torch.int64)]
+        seen += [torch.ones_like(part), torch.zeros(1, gap, dtype=torch.int64)]
+    wide, mask = torch.cat(parts, 1), torch.cat(seen, 1)
+    expected = one(ids).logits[0]
+    assert error(one(wide, mask).logits[mask.bool()], expected) < LIMIT
+    assert error(by_chunks(one, wide, mask, [3, 1, 4])[mask.bool()], expected) < LIMIT
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_bfloat16(form: Form) -> None:
+@some("name", ["llama", "bloom", "gemma2"], default=["bloom"])
+def test_bfloat16(name: str, form: Form) -> None:
     """Cached is near uncached, and both are near float64."""
-    model = FAMILIES["llama"].build(torch.bfloat16)
-    simulator = simulate(model, EXACT)
-    adapted, (ids, mask) = simulator.adapt(**context(), form=form), prompts()
+    model = FAMILIES[name].build(torch.bfloat16)
+    adapted, (ids, mask) = simulate(model, EXACT).adapt(**context(), form=form), prompts()
     exact = simulate(model.double(), EXACT).adapt(**context(), form=form)(ids, mask).logits
     limit = HALF_LOGITS[torch.bfloat16]
     for found in (adapted(ids, mask).logits, by_chunks(adapted, ids, mask, [4, 1])):
         assert found.dtype == torch.bfloat16
         for got, expected in zip(rows_apart(found, mask), rows_apart(exact, mask), strict=True):
-            assert error(got, expected) < limit
+            assert measured("adapted in bfloat16 against float64", error(got, expected)) < limit
 
 
 def test_autocast_changes_nothing_and_meta_gives_shapes() -> None:

@@ -169,6 +169,7 @@ def test_prompts_in_chunks_and_without_a_cache() -> None:
     expected = adapted.generate(ids, **options)
     assert torch.equal(adapted.generate(ids, **options, prefill_chunk_size=5), expected)
     assert torch.equal(adapted.generate(ids, **options, use_cache=False), expected)
+    assert torch.equal(adapted.generate(input_ids=ids, **options), expected)
     whole = torch.ones_like(ids)
     assert torch.equal(
         adapted.generate(ids, max_new_tokens=4, prefill_chunk_size=5, do_sample=False),
