@@ -263,7 +263,7 @@ class Simulator(Compiled):
             inputs = self._train(batch)
             factored = factored_slots(self, form, len(batch), inputs.segment)
             call = replace(_call(inputs, Output.UPDATES, whole=False), factored=factored)
-            return Adapted(self, Updates(self.run_updates(call), factored))
+            return Adapted(self, Updates(self.run_updates(call), factored, inputs.segment))
 
     def stream(
         self,

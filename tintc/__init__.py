@@ -25,6 +25,7 @@ from tintc.ir.errors import (
 from tintc.version import __version__
 
 if TYPE_CHECKING:
+    from tintc.compiler.adapted_files import SavedAdapted, load_adapted, save_adapted
     from tintc.compiler.artifact import load, save
     from tintc.compiler.driver import compile
     from tintc.compiler.gathering import gather_statistics
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "MemoryLimitError",
     "NumericalError",
+    "SavedAdapted",
     "Simulator",
     "SimulatorConfig",
     "SimulatorLosses",
@@ -58,8 +60,10 @@ __all__ = [
     "export_onnx",
     "gather_statistics",
     "load",
+    "load_adapted",
     "parameter_report",
     "save",
+    "save_adapted",
     "stack",
 ]
 
@@ -69,6 +73,9 @@ _LAZY = {
     "gather_statistics": "tintc.compiler.gathering",
     "Statistics": "tintc.compiler.gradient_statistics",
     "load": "tintc.compiler.artifact",
+    "load_adapted": "tintc.compiler.adapted_files",
+    "save_adapted": "tintc.compiler.adapted_files",
+    "SavedAdapted": "tintc.compiler.adapted_files",
     "parameter_report": "tintc.compiler.reports.parameters",
     "save": "tintc.compiler.artifact",
     "Adapted": "tintc.runtime.adapted",

@@ -78,7 +78,7 @@ def as_weights(simulator: Compiled, updates: Updates) -> Updates:
     for slot, own in names.items():
         values[slot] = _weight(simulator, slot, *(updates.values[name] for name in own))
     order = outputs(simulator.program.graph)["updates"]
-    return Updates({slot: values[slot] for slot in order}, frozenset())
+    return Updates({slot: values[slot] for slot in order}, frozenset(), updates.positions)
 
 
 def together(simulator: Compiled, parts: Sequence[Updates]) -> Updates:
@@ -90,7 +90,9 @@ def together(simulator: Compiled, parts: Sequence[Updates]) -> Updates:
         name: _below([part.values[name] for part in parts], padded=name in factors)
         for name in parts[0].values
     }
-    return Updates(values, parts[0].factored)
+    reached = [part.positions for part in parts if part.positions is not None]
+    positions = max(reached) if len(reached) == len(parts) else None
+    return Updates(values, parts[0].factored, positions)
 
 
 def _below(values: list[Tensor], *, padded: bool) -> Tensor:

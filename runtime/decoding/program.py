@@ -42,10 +42,15 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class Updates:
-    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`."""
+    """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`.
+
+    positions: that the gradient of one step reaches in any of them, at most; None where that is
+    not known.
+    """
 
     values: Values
     factored: frozenset[str]
+    positions: int | None = None
 
     @property
     def contexts(self) -> int:

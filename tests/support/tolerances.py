@@ -36,6 +36,8 @@ HALF_LOGITS = {torch.float16: 3e-2, torch.bfloat16: 2e-1}
 # Logits of an exported model in onnxruntime against torch: absolute; float16 against the same
 # weights in float32. In float64 onnxruntime keeps scales of products as float32.
 ONNX = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-2}
+# Logits of a model beside a LoRA adapter of full rank against the model with the adapted weights.
+ADAPTER = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Each weight's float32 update against its float64 update.
 UPDATE_COSINE = 0.9999
 # A whole simulator's update in half precision, and what it does to the logits, against those in
