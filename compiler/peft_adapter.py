@@ -181,7 +181,8 @@ def _decomposed(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     wanted = rank + _MORE
     if _MUCH_LOWER * wanted > min(delta_OI.shape):
-        return torch.linalg.svd(delta_OI, full_matrices=False)
+        u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
+        return u, s, vh
     drawn = torch.Generator().manual_seed(0)
     random = torch.randn(delta_OI.shape[1], wanted, generator=drawn, dtype=delta_OI.dtype)
     basis = torch.linalg.qr(delta_OI @ random).Q
