@@ -306,6 +306,10 @@ class TestLoading:
         with pytest.raises(UsageError, match=r"has the format hf; .*AutoModelForCausalLM"):
             tintc.load_adapted(tmp_path / "hf", adapted.simulator)  # type: ignore[arg-type]
 
+    def test_no_simulator(self, saved: Path) -> None:
+        with pytest.raises(UsageError, match="simulator is a NoneType; expected the one that was"):
+            tintc.load_adapted(saved, None)  # type: ignore[arg-type]
+
     def test_an_artifact_is_not_taken_for_it(self, saved: Path) -> None:
         with pytest.raises(ArtifactError, match="is no tintc artifact"):
             tintc.load(saved)

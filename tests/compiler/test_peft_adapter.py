@@ -162,6 +162,19 @@ class TestRanks:
                     assert row.rank <= min(steps * reached, *state[row.name].shape), row
                     assert row.rank == reached or steps > 1
 
+    def test_whatever_holds_the_update(self, tmp_path: Path) -> None:
+        """Positions of several training calls: those of the longest."""
+        config = SimulatorConfig.exact(inner_lr=RATE)
+        simulator = tintc.compile(FAMILIES["gpt2"].build(), config, check="none")
+        short = simulator.adapt(IDS[:, :3], MASK[:, :3], form="factors")
+        parts = [simulator.adapt(IDS, MASK, form="factors"), short]
+        assert [part.updates.positions for part in parts] == [3, 2]
+        both = tintc.stack(parts)
+        for number, form in enumerate((both, both.with_form("weights"))):
+            assert form.updates.positions == 3
+            saved = tintc.save_adapted(form.select(1), tmp_path / f"{number}", "peft")
+            assert max(row.rank or 0 for row in saved.rows) <= 3  # 2, and the weights' rounding
+
     def test_in_float32_the_rounding_of_weights_is_left_out(self, tmp_path: Path) -> None:
         saved = tintc.save_adapted(
             adapted_model(FAMILIES["llama"].build(torch.float32)), tmp_path / "lora", "peft"
