@@ -132,7 +132,7 @@ class TestOwnFormat:
 
 
 class TestCheckpoint:
-    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma", "falcon", "opt", "phi"])
+    @pytest.mark.parametrize("family", FAMILIES)
     def test_loads_in_transformers(self, family: str, tmp_path: Path) -> None:
         train = SimulatorConfig.exact(inner_lr=0.05, train=("*",))
         one = compiled(family, train).adapt(IDS, MASK).select(1)

@@ -107,6 +107,14 @@ class TestFullRank:
         tintc.save_adapted(adapted, tmp_path / "lora", "peft")
         assert_loads(model, adapted, tmp_path / "lora", dtype)
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_of_every_family(self, family: str, tmp_path: Path) -> None:
+        model = FAMILIES[family].build()
+        adapted = adapted_model(model, train=("*",), inner_lr=0.02)
+        saved = tintc.save_adapted(adapted, tmp_path / "lora", "peft")
+        assert {row.name for row in saved.rows} <= set(adapted.state_dict())
+        assert_loads(model, adapted, tmp_path / "lora", torch.float64)
+
     def test_of_a_tied_head(self, tmp_path: Path) -> None:
         """Embedding and head are two modules with the same numbers."""
         adapted = adapted_model(FAMILIES["gpt2"].build(), train=("*wte*", "*.c_fc.*"))
