@@ -107,6 +107,24 @@ class TestFullRank:
         tintc.save_adapted(adapted, tmp_path / "lora", "peft")
         assert_loads(model, adapted, tmp_path / "lora", dtype)
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_of_every_family(self, family: str, tmp_path: Path) -> None:
+        model = FAMILIES[family].build()
+        adapted = adapted_model(model, train=("*",), inner_lr=0.02)
+        saved = tintc.save_adapted(adapted, tmp_path / "lora", "peft")
+        assert {row.name for row in saved.rows} <= set(adapted.state_dict())
+        assert_loads(model, adapted, tmp_path / "lora", torch.float64)
+
+    def test_nothing_was_learned(self, tmp_path: Path) -> None:
+        """PEFT still wants factors: some that are 0."""
+        model = FAMILIES["llama"].build()
+        simulator = tintc.compile(model, SimulatorConfig.exact(inner_lr=RATE), check="none")
+        with pytest.warns(UserWarning, match="target"):
+            adapted = simulator.adapt(IDS, torch.zeros_like(MASK))
+        saved = tintc.save_adapted(adapted, tmp_path / "lora", "peft")
+        assert {(row.rank, row.error) for row in saved.rows} == {(1, 0.0), (None, 0.0)}
+        assert torch.equal(logits(loaded(model, tmp_path / "lora")), logits(model))
+
     def test_of_a_tied_head(self, tmp_path: Path) -> None:
         """Embedding and head are two modules with the same numbers."""
         adapted = adapted_model(FAMILIES["gpt2"].build(), train=("*wte*", "*.c_fc.*"))
