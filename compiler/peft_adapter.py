@@ -86,11 +86,7 @@ def adapter_of(adapted: Adapted, rank: Rank) -> Adapter:
     rank: at most, of every matrix. Raises UsageError for a rank that no matrix has, for weights
     that no form of PEFT takes, and where peft is not installed.
     """
-<<<<<<< HEAD
     check_installed()
-=======
-    _check_installed()
->>>>>>> c5f010ea55047c83d34b749d58e9901d204f71c1
     simulator = simulator_of(adapted)
     after = {name: value.cpu() for name, value in adapted.state_dict().items()}
     forms = forms_of(simulator, after)
@@ -114,12 +110,8 @@ def adapter_of(adapted: Adapted, rank: Rank) -> Adapter:
     return _assembled(simulator.source, forms, factors, after)
 
 
-<<<<<<< HEAD
 def check_installed() -> None:
     """Raises UsageError where there is no peft."""
-=======
-def _check_installed() -> None:
->>>>>>> c5f010ea55047c83d34b749d58e9901d204f71c1
     try:
         import peft  # noqa: F401
     except ImportError as error:

@@ -46,20 +46,13 @@ class Updates:
     """What contexts have learned: slot -> (C, ...), or the factors of those in `factored`.
 
     positions: that the gradient of one step reaches in any of them, at most; None where that is
-<<<<<<< HEAD
     not known. name: theirs alone, that of copies too.
-=======
-    not known.
->>>>>>> c5f010ea55047c83d34b749d58e9901d204f71c1
     """
 
     values: Values
     factored: frozenset[str]
     positions: int | None = None
-<<<<<<< HEAD
     name: str = field(default_factory=lambda: uuid4().hex, compare=False)
-=======
->>>>>>> c5f010ea55047c83d34b749d58e9901d204f71c1
 
     @property
     def contexts(self) -> int:

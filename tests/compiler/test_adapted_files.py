@@ -132,11 +132,7 @@ class TestOwnFormat:
 
 
 class TestCheckpoint:
-<<<<<<< HEAD
-    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma", "falcon", "opt", "phi"])
-=======
     @pytest.mark.parametrize("family", FAMILIES)
->>>>>>> c5f010ea55047c83d34b749d58e9901d204f71c1
     def test_loads_in_transformers(self, family: str, tmp_path: Path) -> None:
         train = SimulatorConfig.exact(inner_lr=0.05, train=("*",))
         one = compiled(family, train).adapt(IDS, MASK).select(1)
