@@ -20,6 +20,7 @@ from tests.support.shapes import Draw
 from tests.support.spelled import angles, causal, heads, merged, rotated
 from tests.support.stages import stage
 from tintc.ir.builder import infer_shape
+from tintc.ir.choices import Contexts
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.node_meta import KEY, NodeInfo
@@ -35,6 +36,7 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
     symbols = {
         "B": b,
         "T": t,
+        "N": t,
         "S": (t + 1) // 2,
         "C": t + 2,
         f"2{t}": 2 * t,
@@ -175,6 +177,14 @@ WINDOW: dict[str, Any] = {
     "cached": True,
     "causal": False,
 }
+# A step of decoding, of several rows for each context.
+DECODING: dict[str, Any] = {
+    "outputs": ("logits", "cache"),
+    "from_updates": True,
+    "cached": True,
+    "contexts": Contexts.GROUPS,
+    "causal": False,
+}
 # Inner rules that bring out every operator of theirs.
 RULES: tuple[dict[str, Any], ...] = (
     {"momentum": 0.5, "schedule": "linear", "clip_norm": 1.0, "decay": 0.1, "max_drift": 0.1},
@@ -210,9 +220,10 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
     limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
     for passes in ((), OPTIMIZATIONS):
-        optimized.append(
-            pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **WINDOW)
-        )
+        optimized += [
+            pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **kind)
+            for kind in (WINDOW, DECODING)
+        ]
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
