@@ -90,7 +90,7 @@ class Adapted:
         Raises InputError for one that there is not.
         """
         self._check_weights()
-        wanted = [rows] if isinstance(rows, int) else list(map(int, rows))
+        wanted = _whole_numbers(rows)
         wrong = [row for row in wanted if not -len(self) <= row < len(self)]
         if wrong or not wanted:
             raise InputError(
@@ -285,6 +285,20 @@ class Adapted:
         if rest or not each:
             raise InputError(f"there are {rows} prompts for {len(self)} adapted sequences")
         return [context for context in self.index for _ in range(each)]
+
+
+def _whole_numbers(rows: Sequence[int] | Tensor | int) -> list[int]:
+    try:
+        numbers = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(1, 1)
+    kind = numbers.dtype
+    fits = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    if numbers.ndim > 1 or not (fits or not numbers.numel()):
+        shape = f"a tensor of shape {tuple(numbers.shape)}, {kind}"
+        got = shape if isinstance(rows, Tensor) else f"{rows!r:.60}"
+        raise InputError(f"select got {got}; expected numbers of rows, as in [2, 0, 0]")
+    return [int(number) for number in numbers.flatten()]
 
 
 def stack(adapted: Sequence[Adapted]) -> Adapted:

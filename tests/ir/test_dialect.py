@@ -36,9 +36,9 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
     symbols = {
         "B": b,
         "T": t,
+        "N": t,
         "S": (t + 1) // 2,
         "C": t + 2,
-        "N": t,
         f"2{t}": 2 * t,
     }  # the last: two parts of t tokens each, side by side
     shapes = tree_map_only(Tensor, lambda a: tuple(a.shape), given_arguments)
@@ -177,13 +177,13 @@ WINDOW: dict[str, Any] = {
     "cached": True,
     "causal": False,
 }
-# Several rows of a context, with keys of earlier tokens.
+# A step of decoding, of several rows for each context.
 DECODING: dict[str, Any] = {
     "outputs": ("logits", "cache"),
     "from_updates": True,
     "cached": True,
-    "causal": False,
     "contexts": Contexts.GROUPS,
+    "causal": False,
 }
 # Inner rules that bring out every operator of theirs.
 RULES: tuple[dict[str, Any], ...] = (
@@ -220,10 +220,10 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
     limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
     for passes in ((), OPTIMIZATIONS):
-        optimized.extend(
+        optimized += [
             pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **kind)
             for kind in (WINDOW, DECODING)
-        )
+        ]
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)

@@ -51,7 +51,7 @@ def config_of(rule: str, steps: int = STEPS) -> SimulatorConfig:
     return SimulatorConfig.exact(inner_lr=RATE, steps=steps, **ALONE.get(rule, {}))
 
 
-@some("rule", RULES, default=["sgd", "nesterov", "clipped momentum", "normalize", "adam"])
+@some("rule", RULES, default=["sgd", "clipped momentum", "adam"])
 def test_every_rule(rule: str) -> None:
     """Both forms give the weights of autograd and torch.optim, and one another's logits."""
     config, inputs = config_of(rule), context()
@@ -107,7 +107,7 @@ def test_steps_and_truncated_blocks() -> None:
                 assert error(found, loaded.logits(row, ids[row, mask[row].bool()])) < LIMIT
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(contexts=st.integers(1, 12), segment=st.integers(1, 40), steps=st.sampled_from((1, 2)))
 def test_auto_reads_fewer_numbers(contexts: int, segment: int, steps: int) -> None:
     """Counted matrix by matrix: what one token of every context reads of weights and factors."""
@@ -142,7 +142,7 @@ def apart(adapted: Adapted, index: list[int], ids: Tensor, mask: Tensor) -> Tens
     return torch.cat(each)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     index=st.lists(st.integers(-3, 2), min_size=1, max_size=5),
     each=st.integers(1, 2),
@@ -160,6 +160,7 @@ def test_select_takes_any_rows(index: list[int], each: int, form: Any) -> None:
     again = chosen.select(torch.tensor([len(index) - 1, 0]))
     assert again.index == (index[-1] % 3, index[0] % 3)
     assert again.updates is adapted.updates, "nothing is copied"
+    assert adapted.select(torch.tensor(1)).index == adapted.select(range(1, 2)).index == (1,)
 
 
 @pytest.mark.parametrize("forms", list(itertools.product(("weights", "factors"), repeat=2)))

@@ -95,6 +95,18 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "a row that is not there": (lambda: opt().select([0, 3]), "select asks for 3; there are 3"),
     "a row in front of the first": (lambda: opt().select(-4), "select asks for -4; there are 3"),
     "no rows": (lambda: opt().select([]), "select asks for nothing; there are 3"),
+    "rows by name": (
+        lambda: opt().select("first"),  # type: ignore[arg-type]
+        r"select got 'first'; expected numbers of rows, as in \[2, 0, 0\]",
+    ),
+    "a mask of rows": (
+        lambda: opt().select([True, False, True]),
+        "select got .True, False, True.; expected numbers of rows",
+    ),
+    "a table of rows": (
+        lambda: opt().select(torch.zeros(2, 2, dtype=torch.int64)),
+        r"select got a tensor of shape \(2, 2\), torch.int64; expected numbers of rows",
+    ),
     "no such sequence's state": (lambda: opt().state_dict(3), "select asks for 3; there are 3"),
 }  # fmt: skip
 

@@ -128,11 +128,11 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "with_past": (draw(b, 2, d), x),
         "own_tokens": (draw(b, t + 2, o), x),
         "last_keys": (
-            torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool),
-            draw(b, t + 1, d),
+            torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool).tril(2),
+            draw(b, (t + 3) // 2, d),
         ),
-        "split_rows": (draw(b, 3 * t, d), draw(3 * b, 2, o)),
-        "join_rows": (draw(3 * b, t, d), draw(b, 3 * t, o)),
+        "split_rows": (draw(b, 2 * t, d), draw(2 * b, 3, o)),
+        "join_rows": (draw(2 * b, t, d), draw(b, 2 * t, o)),
         "past_window_mask": (
             torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool).tril(2),
             1 + o % 3,

@@ -19,6 +19,9 @@ from tintc.ir.ops.attention import (
     attention_forward,
     flash_backward,
     flash_forward,
+    join_rows,
+    last_keys,
+    split_rows,
 )
 
 LIMIT = PRIMITIVE[torch.float64]
@@ -262,3 +265,20 @@ def test_flash_in_half_precision(dtype: torch.dtype) -> None:
     for low, high in zip(found, expected, strict=True):
         assert low.dtype == dtype
         assert error(low, high) < HALF[dtype]
+
+
+def test_rows_of_a_context_come_apart_and_together() -> None:
+    """(B, n N, D): the n rows of a context stand one behind the other."""
+    rows = torch.arange(2 * 3 * 5 * 4).reshape(6, 5, 4).double()
+    contexts = torch.stack([torch.cat([*rows[:3]]), torch.cat([*rows[3:]])])
+    assert torch.equal(split_rows(contexts, rows[:, :2]), rows)
+    assert torch.equal(join_rows(rows, contexts[..., :1]), contexts)
+    one = contexts[:, :3]  # a token of each row
+    assert torch.equal(join_rows(split_rows(one, rows), one), one)
+
+
+def test_last_keys_of_a_mask() -> None:
+    mask = torch.ones(1, 1, 3, 7, dtype=torch.bool).tril(4)
+    for keys in (3, 5, 7):
+        found = last_keys(mask, torch.zeros(2, keys, 4))
+        assert torch.equal(found, mask[..., 7 - keys :])
