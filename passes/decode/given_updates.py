@@ -87,7 +87,7 @@ class _Factors:
     def _input(self, name: str, like: fx.Node, *width: Any) -> fx.Node:
         if name not in self.given:
             label = name.replace(".", "_").replace("/", "_")
-            shape = ("B", "R", *width)
+            shape = ("B", "F", *width)
             given = self.build.placeholder(label, shape)
             copy_info(like, given, role="input", slot=name, shape=shape)
             self.given[name] = given
