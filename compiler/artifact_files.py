@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from tintc.compiler import beside
 from tintc.ir.errors import ArtifactError, UsageError
 
@@ -87,6 +85,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError if it cannot be written; what was there stays as it was then.
     """
+    from safetensors import SafetensorError  # `tintc --help` needs this module, but not that one
+
     target = path.expanduser().resolve()  # `.` has no parent to write beside
     new_parents = [parent for parent in target.parents if not parent.exists()]
     try:
