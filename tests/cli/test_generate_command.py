@@ -5,9 +5,9 @@ updated weights, and what is printed when.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 import tintc as package
-from tests.cli.test_streams import unread
+from tests.cli.test_streams import run, unread
 from tests.support.artifacts import POSITIONS, TEXT, artifact, source_directory
 from tests.support.command import tintc
 from tintc import interrupts
@@ -29,15 +29,12 @@ from tintc.runtime.simulator import Simulator
 
 SEA, HILLS = "The sea is wide", "Over the hills and"
 EXACT = ("--dtype", "float64")
-FAST = ("--inner-lr", 0.3)  # so that other weights say other things
-PROMPTED = ("--text", TEXT, "--prompt", SEA, *EXACT, *FAST)
+PROMPTED = ("--text", TEXT, "--prompt", SEA, *EXACT)
 
 
 @cache
 def simulator() -> Simulator:
-    found = package.load(artifact(), dtype=torch.float64)
-    found.inner_lr.data.fill_(0.3)
-    return found
+    return package.load(artifact(), dtype=torch.float64)
 
 
 def ids_of(text: str) -> Tensor:
@@ -100,7 +97,7 @@ class TestPrompt:
 
     def test_part_of_the_text_may_be_trained(self) -> None:
         found = ran(*PROMPTED, "--generate", 2, "--train-fraction", 0.5, "--json").document
-        alone = ran("--text", TEXT, *EXACT, *FAST, "--json").document
+        alone = ran("--text", TEXT, *EXACT, "--json").document
         assert found["trained_tokens"] == alone["trained_tokens"] < found["tokens"]
         for name in ("loss_before", "loss_after"):
             assert found[name] == pytest.approx(alone[name], rel=1e-9)
@@ -130,7 +127,7 @@ class TestPrompt:
     def test_the_transformer_back_end_has_no_cache(self, tmp_path: Path) -> None:
         path = tmp_path / "sim"
         assert tintc("compile", artifact(), "-o", path, "--backend", "transformer").code == 0
-        options = ("--text", TEXT, "--prompt", SEA, "--generate", 3, *FAST, *EXACT, "--json")
+        options = ("--text", TEXT, "--prompt", SEA, "--generate", 3, *EXACT, "--json")
         found = tintc("run", path, *options).document
         assert found["generated"] == generated(TEXT, SEA, 3)
 
@@ -173,10 +170,6 @@ class TestPrinted:
         assert done.out.endswith("\n")
 
     def test_a_pipe_that_nobody_reads_any_more(self) -> None:
-        with unread() as stdout, mock.patch.object(sys, "stdout", stdout):
-            pass
-        from tests.cli.test_streams import run
-
         with unread() as stdout:
             command = "run ARTIFACT --text the_river_and_the_sea --prompt the_sea --generate 3"
             assert run(command, stdout) == (0, "")
@@ -207,7 +200,9 @@ class TestSampling:
 class TestStop:
     def test_in_front_of_a_text(self, pieces: list[str]) -> None:
         whole = generated(TEXT, SEA, 12)
-        stop = whole[len(whole) // 2 :][:3]
+        new = [text_of(torch.tensor([token])) for token in ids_of(whole)[0].tolist()]
+        stop = next(b for a, b in pairwise(new) if a != b)
+        stop = whole[: whole.index(stop)][-2:] + stop  # across two tokens, often begun in vain
         before = whole[: whole.index(stop)]
         options = (*PROMPTED, "--generate", 12, "--stop", "never there", "--stop", stop)
         found = ran(*options, "--json").document
@@ -222,24 +217,25 @@ class TestStop:
 
     @pytest.mark.parametrize("how", ["end token", "special token as a stop text"])
     def test_tokens(self, how: str) -> None:
-        """The third token of what would come is made one that ends."""
+        """A token of what would come is made one that ends."""
         context, prompt = ids_of(TEXT), ids_of(SEA)
         adapted = simulator().adapt(context, torch.ones_like(context))
         alone = Continuing(simulator(), Sampling(), 12)
         whole = huggingface(TEXT).generate(prompt, max_new_tokens=12, do_sample=False)
         new = whole[0, prompt.shape[1] :].tolist()
-        third = next(n for n in range(2, 12) if new[n] not in new[:n])
+        end = next(n for n in range(1, 12) if new[n] not in new[:n])
         tokenizer = simulator().tokenizer
-        name = tokenizer.convert_ids_to_tokens(new[third])
+        name = tokenizer.convert_ids_to_tokens(new[end])
         if how == "end token":
-            with mock.patch.object(type(tokenizer), "eos_token_id", new[third]):
-                ended = Continuing(simulator(), Sampling(), 12)
+            before, tokenizer.eos_token = tokenizer.eos_token, name
+            ended = Continuing(simulator(), Sampling(), 12)
+            tokenizer.eos_token = before
         else:
             with mock.patch.object(type(tokenizer), "all_special_tokens", [name]):
                 ended = Continuing(simulator(), Sampling(stop=[name]), 12)
         assert alone.rows(adapted, prompt.tolist(), lambda _: None)[0].tokens == 12
         found = ended.rows(adapted, prompt.tolist(), lambda _: None)[0]
-        assert (found.tokens, found.text) == (third, text_of(torch.tensor(new[:third])))
+        assert (found.tokens, found.text) == (end, text_of(torch.tensor(new[:end])))
 
 
 class TestEach:
@@ -257,7 +253,7 @@ class TestEach:
 
     @pytest.mark.parametrize("batch", [1, 2, 8])
     def test_each_is_as_it_is_alone(self, batch: int, file: Path) -> None:
-        done = ran("--each", file, "--generate", 6, "--batch", batch, *EXACT, *FAST)
+        done = ran("--each", file, "--generate", 6, "--batch", batch, *EXACT)
         assert done.err == ""
         found = [json.loads(line) for line in done.out.splitlines()]
         assert [(row["line"], row.get("id")) for row in found] == [(1, "first"), (3, None), (5, 3)]
@@ -291,7 +287,7 @@ class TestEach:
         path = tmp_path / "long.jsonl"
         lines = ({"context": TEXT, "prompt": SEA}, {"context": TEXT, "prompt": long})
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        done = ran("--each", path, "--generate", 6, *EXACT, *FAST)
+        done = ran("--each", path, "--generate", 6, *EXACT)
         first, second = (json.loads(line) for line in done.out.splitlines())
         assert first["generated"] == generated(TEXT, SEA, 6)
         assert second["generated"] == generated(TEXT, long, 2)
@@ -306,7 +302,6 @@ class TestEach:
             ('{"context": 3, "prompt": "a"}', "its context is a int; expected a text"),
             ('{"context": "a b c", "prompt": "  "}', "the prompt is empty"),
             ('{"context": "", "prompt": "a"}', "the context is empty"),
-            ('{"context": "a", "prompt": "a"}', "the context has 1 token"),
             (json.dumps({"context": TEXT, "prompt": TEXT * 9}), "the prompt has more than 64"),
             (json.dumps({"context": TEXT * 9, "prompt": "a"}), "the context has more than 64"),
             (b"caf\xe9", "it is not UTF-8 text"),
@@ -327,14 +322,14 @@ class TestEach:
         assert "cannot read" in tintc("run", artifact(), "--each", tmp_path / "x").refused(2)
 
     def test_what_diverges_is_named(self, file: Path) -> None:
-        done = tintc("run", artifact(), "--each", file, "--inner-lr", 1e38, "--batch", 1)
+        done = tintc("run", artifact(), "--each", file, "--inner-lr", 1e38, "--generate", 2)
         assert "line 1: the logits after the inner training are not finite" in done.refused(5)
 
 
 def test_documents_are_asked_one_by_one(tmp_path: Path) -> None:
     for number, text in enumerate((TEXT, f"{SEA}, and the boats go out.")):
         (tmp_path / f"{number}.txt").write_text(text)
-    options = ("--prompt", HILLS, "--generate", 4, *EXACT, *FAST)
+    options = ("--prompt", HILLS, "--generate", 4, *EXACT)
     found = ran("--file", tmp_path, *options, "--json").document["documents"]
     for row, file in zip(found, sorted(tmp_path.iterdir()), strict=True):
         assert row["generated"] == generated(file.read_text(), HILLS, 4)
