@@ -141,8 +141,11 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     ).refused(2)
     ran("--text", TEXT, "-o", out, "--force", "--format", "hf")
     assert (out / "config.json").exists()
-    (tmp_path / "mine").mkdir()
-    assert tintc("adapt", artifact(), "--text", TEXT, "-o", tmp_path / "mine", "--force").refused(2)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "diary").touch()
+    tintc("adapt", artifact(), "--text", TEXT, "-o", mine, "--force").refused(2)
+    assert [file.name for file in mine.iterdir()] == ["diary"]
 
 
 def test_a_rate_that_diverges_leaves_nothing(tmp_path: Path) -> None:
