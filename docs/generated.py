@@ -29,8 +29,12 @@ EXAMPLES = (
     "inspect sim --stage lowered --json",
     "cost tiny-opt --json",
     "run sim --text {text} --json",
+    "run sim --text {text} --generate 4 --json",
     "run sim --file docs.jsonl --json",
     "run sim --file text.txt --stream --chunk 8 --context 8 --json",
+    "run sim --each questions.jsonl --generate 4 --json",
+    "adapt sim --file text.txt -o learned --json",
+    "run sim --adapted learned --prompt Where? --generate 4 --json",
     "verify sim --json",
     "statistics tiny-opt --data text.txt --chunk 8 --context 8 -o rms --json",
     "export sim --onnx sim.onnx --json",
@@ -180,6 +184,8 @@ def json_outputs() -> str:
         Path(folder, "text.txt").write_text(_TEXT.strip("'"), encoding="utf-8")
         lines = [json.dumps({"text": _TEXT.strip("'")})] * 2
         Path(folder, "docs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        question = {"id": 1, "context": _TEXT.strip("'"), "prompt": "Where?"}
+        Path(folder, "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
         for example in EXAMPLES:
             command = example.format(text=_TEXT)
             document = json.loads(_tintc(command, Path(folder)))

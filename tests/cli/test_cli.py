@@ -46,6 +46,7 @@ class TestHelp:
                 "compile",
                 "inspect",
                 "run",
+                "adapt",
                 "verify",
                 "cost",
                 "bench",
@@ -564,7 +565,7 @@ class TestEnv:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"]
         needed = [*project["dependencies"]]
-        for extra in ("onnx", "gguf", "lm-eval", "plot", "smollm2"):
+        for extra in ("onnx", "gguf", "lm-eval", "plot", "smollm2", "peft"):
             needed += extras[extra]
         assert {re.split("[<>=]", line)[0] for line in needed} == set(PACKAGES) <= set(found)
         assert set(extras) == {
@@ -573,6 +574,7 @@ class TestEnv:
             "lm-eval",
             "plot",
             "smollm2",
+            "peft",
             "test",
             "check",
             "docs",

@@ -29,6 +29,7 @@ COMMANDS = [
     "inspect ARTIFACT --stage lowered --format code",
     "inspect ARTIFACT --stage lowered --format dot",
     "run ARTIFACT --json --text the_river_and_the_sea",
+    "run ARTIFACT --text the_river_and_the_sea --generate 2",
 ]
 
 

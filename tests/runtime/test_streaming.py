@@ -21,7 +21,11 @@ from tintc.compiler.casts import no_casts
 from tintc.compiler.driver import lower
 from tintc.evaluate.speed.benchmark import updated_parameters
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
+from tintc.runtime.reading import Rows
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.streaming import Stream
 
 MODELS = ("opt", "gpt2", "llama")
 VOCAB, CHUNK, CONTEXT = 29, 3, 5
@@ -101,3 +105,38 @@ def test_paper() -> None:
 
 def test_the_transformer_back_end() -> None:
     assert_streams("gpt2", SimulatorConfig.exact(inner_lr=RATE), "recompute", "transformer")
+
+
+@pytest.mark.parametrize(("name", "batch"), [("llama", 1), ("opt", 3)])
+def test_what_a_stream_has_learned(name: str, batch: int) -> None:
+    """The weights of the oracle, and logits under them; later steps leave them alone."""
+    config = SimulatorConfig.exact(inner_lr=RATE, momentum=0.9)
+    simulator, texts = simulator_of(name, config), documents()[:batch]
+    stream = simulator.stream(batch, chunk=CHUNK, context=CONTEXT)
+    rows = Rows(stream, texts)
+    while not rows.is_done:
+        rows.step()
+    adapted = stream.adapted()
+    assert (len(adapted), adapted.form) == (batch, "weights")
+    prompt = texts[0][None, :7]
+    for row, text in enumerate(texts):
+        with no_casts():
+            expected = streamed(
+                model_of(name), config, [text], updated_parameters(simulator), chunk=CHUNK,
+                context=CONTEXT, longest=simulator.program.facts.longest,
+            )  # fmt: skip
+        state = adapted.state_dict(row)
+        for parameter, value in expected.weights.items():
+            assert error(state[parameter], value) < LIMIT, parameter
+        with no_casts():
+            logits = torch.func.functional_call(model_of(name), state, (prompt,)).logits
+        assert error(adapted.select(row)(prompt).logits, logits) < LIMIT
+    before = adapted.state_dict(0)
+    stream.step(torch.ones(batch, CHUNK, dtype=torch.int64))
+    assert all(torch.equal(before[key], value) for key, value in adapted.state_dict(0).items())
+
+
+def test_the_unmodified_model_learns_nothing() -> None:
+    simulator = simulator_of("opt", SimulatorConfig.exact(inner_lr=RATE))
+    with pytest.raises(UsageError, match="learns nothing"):
+        Stream(simulator, 1, StreamSettings(CHUNK, CONTEXT), learns=False).adapted()

