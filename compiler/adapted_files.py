@@ -104,6 +104,11 @@ def load_adapted(path: str | Path, simulator: Simulator | str | Path) -> Adapted
     one, or another config of it; ArtifactError for a directory that `save_adapted` did not write,
     truncated, altered, or of another format version.
     """
+    if not isinstance(simulator, (Simulator, str, Path)):
+        raise UsageError(
+            f"simulator is a {type(simulator).__name__}; expected the one that was adapted, or the "
+            "path of its artifact"
+        )
     root = Path(path).expanduser()
     manifest = read_manifest(root, "tintc")
     if not isinstance(simulator, Simulator):

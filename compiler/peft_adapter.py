@@ -86,7 +86,7 @@ def adapter_of(adapted: Adapted, rank: Rank) -> Adapter:
     rank: at most, of every matrix. Raises UsageError for a rank that no matrix has, for weights
     that no form of PEFT takes, and where peft is not installed.
     """
-    _check_installed()
+    check_installed()
     simulator = simulator_of(adapted)
     after = {name: value.cpu() for name, value in adapted.state_dict().items()}
     forms = forms_of(simulator, after)
@@ -110,7 +110,8 @@ def adapter_of(adapted: Adapted, rank: Rank) -> Adapter:
     return _assembled(simulator.source, forms, factors, after)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises UsageError where there is no peft."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -181,7 +182,8 @@ def _decomposed(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     wanted = rank + _MORE
     if _MUCH_LOWER * wanted > min(delta_OI.shape):
-        return torch.linalg.svd(delta_OI, full_matrices=False)
+        u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
+        return u, s, vh
     drawn = torch.Generator().manual_seed(0)
     random = torch.randn(delta_OI.shape[1], wanted, generator=drawn, dtype=delta_OI.dtype)
     basis = torch.linalg.qr(delta_OI @ random).Q

@@ -162,9 +162,9 @@ def _refuse(forms: Forms) -> None:
             strange.append(name)
     if strange:
         raise UsageError(
-            f"PEFT has no form for {shortened(strange)}: it replaces whole modules, and neither "
-            "one that holds others nor one beside an adapted parameter; use the format hf or tintc, "
-            "or leave them out of train"
+            f"PEFT has no form for {shortened(strange)}: it saves whole modules, and none that "
+            "holds others or stands beside an adapted parameter; use the format hf or tintc, or "
+            "leave them out of train"
         )
     for path in forms.targets:  # PEFT looks for what ends so
         if also := [m for m in forms.modules if m.endswith(f".{path}")]:

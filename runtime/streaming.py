@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintc.ir.builder import outputs
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.precision import wide_dtype
 from tintc.runtime import carried
+from tintc.runtime.adapted import Adapted
 from tintc.runtime.compiled import Compiled
+from tintc.runtime.decoding.program import Updates
 from tintc.runtime.digest import digest_of
 from tintc.runtime.slices import group_size
 from tintc.runtime.stream_rows import StreamRows
@@ -117,6 +120,19 @@ class Stream:
         stream of the same simulator and settings goes on from it with the same bits.
         """
         return carried.tensors([group.carried for group in self.groups], self._about, self.chunks)
+
+    def adapted(self) -> Adapted:
+        """What every row has learned so far, to score and generate with as with what
+        `Simulator.adapt` returns: copies, which the next steps leave as they are.
+
+        Raises UsageError for a stream of the unmodified model.
+        """
+        if not self.learns:
+            raise UsageError("this stream reads with the unmodified model and learns nothing")
+        given = [group.carried.given for group in self.groups]
+        slots = outputs(self.simulator.program.graph)["updates"]
+        values = {slot: torch.cat([each[slot] for each in given]) for slot in slots}
+        return Adapted(self.simulator, Updates(values, frozenset()))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from there. Raises UsageError for the state of another model, config or

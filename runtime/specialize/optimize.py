@@ -25,6 +25,7 @@ from tintc.ir.node_meta import KEY, copy_info, info
 from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_forward
+from tintc.ir.ops.low_rank import low_rank_of_scores
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
@@ -132,22 +133,24 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     these.
     """
     if is_tint(logits, linear_forward):
-        x = argument(logits, "x")
-        kept = Builder(graph).call(
-            kept_tokens,
-            x,
-            further_input(graph, "kept"),
-            like=logits,
-            phase="forward",
-            step=info(logits).step,
-        )
+        kept = _kept(graph, argument(logits, "x"), logits)
+    elif is_tint(logits, low_rank_of_scores):  # a head whose update is held as factors
+        y = argument(logits, "y")
+        kept = {y: _some_tokens(graph, y)} | _kept(graph, argument(logits, "scores"), logits)
     else:
         x = argument(logits, "x")
-        kept = _some_tokens(graph, x)
-    copied = graph.node_copy(logits, lambda n: kept if n is x else n)
+        kept = {x: _some_tokens(graph, x)}
+    copied = graph.node_copy(logits, lambda n: kept.get(n, n))
     copy_info(logits, copied)
     info(copied).shape = infer_shape(copied)
     return copied
+
+
+def _kept(graph: fx.Graph, x: fx.Node, logits: fx.Node) -> dict[fx.Node, fx.Node]:
+    """An activation -> the same at the kept positions."""
+    fields: dict[str, Any] = {"phase": "forward", "step": info(logits).step}
+    positions = further_input(graph, "kept")
+    return {x: Builder(graph).call(kept_tokens, x, positions, like=x, **fields)}
 
 
 def check_names(names: bool | Collection[str]) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""What was adapted, as files: what comes back is what was saved, nothing else's is taken for it, and
-nothing half-written stays.
+"""What was adapted, as files: what comes back is what was saved, nothing else's is taken for it,
+and nothing half-written stays.
 """
 
 import errno
@@ -203,7 +203,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("format", ["onnx", "", None])
     def test_no_format(self, format: Any, adapted: Adapted, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="format is .*; expected tintc, hf, peft"):
+        with pytest.raises(UsageError, match=r"format is .*; expected tintc, hf, peft"):
             tintc.save_adapted(adapted, tmp_path / "out", format)
 
     @pytest.mark.parametrize("format", ["hf", "tintc"])
@@ -212,14 +212,14 @@ class TestRefused:
             tintc.save_adapted(adapted, tmp_path / "out", format, rank=4)
 
     def test_what_is_not_adapted(self, simulator: Simulator, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="got a Simulator; expected what simulator.adapt"):
+        with pytest.raises(UsageError, match=r"got a Simulator; expected what simulator\.adapt"):
             tintc.save_adapted(simulator, tmp_path / "out")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("format", ["hf", "peft"])
     def test_what_is_not_finite(self, format: Any, adapted: Adapted, tmp_path: Path) -> None:
         values = {name: value * float("nan") for name, value in adapted.updates.values.items()}
         diverged = Adapted(adapted.simulator, Updates(values, frozenset()), [0])
-        with pytest.raises(NumericalError, match="is not finite at .*smaller inner_lr"):
+        with pytest.raises(NumericalError, match=r"is not finite at .*smaller inner_lr"):
             tintc.save_adapted(diverged, tmp_path / "out", format)
 
 
@@ -303,8 +303,12 @@ class TestLoading:
 
     def test_another_format(self, adapted: Adapted, tmp_path: Path) -> None:
         tintc.save_adapted(adapted.select(0), tmp_path / "hf", "hf")
-        with pytest.raises(UsageError, match="has the format hf; .*AutoModelForCausalLM"):
+        with pytest.raises(UsageError, match=r"has the format hf; .*AutoModelForCausalLM"):
             tintc.load_adapted(tmp_path / "hf", adapted.simulator)  # type: ignore[arg-type]
+
+    def test_no_simulator(self, saved: Path) -> None:
+        with pytest.raises(UsageError, match="simulator is a NoneType; expected the one that was"):
+            tintc.load_adapted(saved, None)  # type: ignore[arg-type]
 
     def test_an_artifact_is_not_taken_for_it(self, saved: Path) -> None:
         with pytest.raises(ArtifactError, match="is no tintc artifact"):

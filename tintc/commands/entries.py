@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from tintc.commands.adapt_options import AdaptStream, Learning, Saving
 from tintc.commands.compiled import compiled
 from tintc.commands.exporting import Exporting
 from tintc.commands.flags import WHOLE, Flags, at_least, flags_of, split
@@ -125,6 +126,32 @@ def run_command(
     from tintc.commands import run_any
 
     run_any.run(path, asked, generating, reads, where, as_json=common.as_json)
+
+
+@says(
+    """Train on a text and write what was learned.
+
+    tintc run DIR --adapted OUT --prompt TEXT goes on from there.
+    """
+)
+def adapt_command(
+    path: Artifact,
+    /,
+    *,
+    stdin: Annotated[bool, Parameter(name="-", help="Read the text from standard input.")] = False,
+    learning: Annotated[Learning, flat(OPTIONS)] = Learning(),
+    saving: Annotated[Saving, flat(OPTIONS)],
+    reads: Annotated[AdaptStream, flat(STREAMS)] = AdaptStream(),
+    where: Annotated[Where, flat(OPTIONS)] = Where(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    asked = learning.from_stdin() if stdin else learning
+    asked.check()
+    reads.check(asked)
+    saving.rank_number()
+    from tintc.commands import adapt as command
+
+    command.run(path, asked, saving, reads, *where.chosen(), as_json=common.as_json)
 
 
 @says(

@@ -115,6 +115,14 @@ class Generating(Sampling):
         ),
     ] = None
 
+    adapted: Annotated[
+        Path | None,
+        ONCE,
+        Parameter(
+            metavar="OUT", help="What tintc adapt wrote, in place of a text: continue --prompt."
+        ),
+    ] = None
+
     @property
     def is_asked(self) -> bool:
         """Whether there is a prompt."""
@@ -129,6 +137,8 @@ class Generating(Sampling):
         if self.prompt_file == "-" == reading.file:
             raise UsageError("standard input is both the text and the prompt; expected one of them")
         has_prompt = self.is_asked or self.each is not None
+        if self.adapted is not None:
+            self._check_adapted(reading)
         if not (has_prompt or reading.generate):
             if names := self.named():
                 raise UsageError(
@@ -157,8 +167,26 @@ class Generating(Sampling):
     def names(self) -> Iterator[str]:
         """All options of generation that are given, but --generate."""
         given = {"--prompt": self.prompt, "--prompt-file": self.prompt_file, "--each": self.each}
+        given["--adapted"] = self.adapted
         yield from (name for name, value in given.items() if value is not None)
         yield from self.named()
+
+    def _check_adapted(self, reading: Reading) -> None:
+        given = {
+            "--text": reading.text,
+            "--file": reading.file,
+            "--train-fraction": reading.train_fraction,
+            "--tokens": reading.tokens,
+            "--inner-lr": reading.inner_lr,
+            "--each": self.each,
+        }
+        if names := [name for name, value in given.items() if value is not None]:
+            raise UsageError(
+                f"{' and '.join(names)} with --adapted, which is trained already; expected one of "
+                "the two"
+            )
+        if not self.is_asked:
+            raise UsageError("--adapted without a text to continue; pass --prompt TEXT too")
 
     def _check_each(self, reading: Reading) -> None:
         given = {

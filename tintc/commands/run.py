@@ -18,6 +18,8 @@ from tintc.commands.continuing import Continuing, Staged, printed, prompt_of
 from tintc.commands.generating import Generating
 from tintc.commands.loaded import load_at_rate, tokenizing
 from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.compiler.adapted_files import load_adapted
+from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.labels import language_loss
 from tintc.runtime.simulator import Simulator
@@ -38,7 +40,8 @@ def run(
     text = asked.prompt()
     prompt = generating.read() if generating.is_asked else None
     simulator = load_at_rate(path, asked.inner_lr, device, dtype)
-    ids = torch.tensor([asked.ids(text, tokenizing(simulator), simulator.program.facts.longest)])
+    longest = simulator.program.facts.longest
+    ids = torch.tensor([asked.ids(text, tokenizing(simulator), longest, streams=True)])
     start = ids[0].tolist() if prompt is None else prompt_of(simulator, prompt)
     trained = asked.trained(ids.shape[1])
     predicted = check_rest(ids.shape[1], trained, asked.generate)
@@ -67,6 +70,32 @@ def run(
             result |= go_on(continuing, adapted, start, as_json=as_json)
     if as_json or adapted is None:
         show(result, as_json)
+
+
+def run_adapted(
+    path: Path,
+    generating: Generating,
+    count: int,
+    device: str | None,
+    dtype: torch.dtype | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Continues a prompt under what `tintc adapt` wrote. count: tokens."""
+    assert generating.adapted is not None
+    prompt = generating.read()
+    simulator = load_at_rate(path, None, device, dtype)
+    start = prompt_of(simulator, prompt)
+    adapted = load_adapted(generating.adapted, simulator)
+    if len(adapted) != 1:
+        raise UsageError(
+            f"{generating.adapted} holds {len(adapted)} adapted sequences, and the prompt is "
+            "continued under one; save one of them with adapted.select(i)"
+        )
+    with torch.inference_mode():
+        result = go_on(Continuing(simulator, generating, count), adapted, start, as_json=as_json)
+    if as_json:
+        console.print_json(result)
 
 
 def go_on(

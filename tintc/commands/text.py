@@ -1,8 +1,8 @@
 """What `tintc run` does with texts and results, whoever computes: torch or onnxruntime. Nothing
 here imports torch.
-"""
 
-from __future__ import annotations
+Annotations are no strings here, as in options.py.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -71,8 +71,11 @@ class Texts:
         assert self.file is not None
         return Prompt.of_file(self.file)
 
-    def ids(self, prompt: Prompt, tokenize: Tokenize, limit: int | None) -> list[int]:
-        """As many token ids as are asked for, or all. limit: of the simulator. Raises InputError
+    def ids(
+        self, prompt: Prompt, tokenize: Tokenize, limit: int | None, *, streams: bool = False
+    ) -> list[int]:
+        """As many token ids as are asked for, or all. limit: of the simulator. streams: whether
+        the command has --stream, which has no limit. Raises InputError
         for a text that is too short, or longer than the simulator takes.
         """
         enough = None if limit is None else limit + 1  # to see that there are too many
@@ -81,7 +84,7 @@ class Texts:
             count = f"{len(ids)}" if prompt.is_whole else f"more than {limit}"
             raise InputError(
                 f"the {prompt.kind} has {count} tokens; this simulator takes {limit}: pass "
-                f"--tokens {limit} to cut it"
+                f"--tokens {limit} to cut it{', or --stream to read all of it' if streams else ''}"
             )
         if len(ids) < 2:
             raise InputError(f"the {prompt.kind} has {len(ids)} token; expected at least 2")
