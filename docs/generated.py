@@ -38,6 +38,7 @@ EXAMPLES = (
     "verify sim --json",
     "statistics tiny-opt --data text.txt --chunk 8 --context 8 -o rms --json",
     "export sim --onnx sim.onnx --json",
+    "export sim --onnx pair --pair --json",
     "bench tiny-opt --tokens 32 --pairs 1 --no-memory --json",
     "bench tiny-opt --generate --tokens 16 --new-tokens 4 --batch 2 --pairs 1 --json",
     "bench tiny-opt --stream --chunk 8 --context 16 --batch 1 --pairs 1 --no-memory --json",

@@ -168,7 +168,7 @@ def _together(adapt: InferenceSession, decode: InferenceSession) -> dict[str, st
     for name, about in zip((ADAPT, DECODE), both, strict=True):
         if ABOUT not in about:
             raise ArtifactError(
-                f"{name} is no model of a pair; expected what tintc export --pair wrote"
+                f"{name} is no model of a pair; expected what tintc.export_onnx_pair wrote"
             )
     made, taken = (
         {value.name: (value.type, value.shape) for value in values if _is_update(value.name)}
@@ -180,7 +180,7 @@ def _together(adapt: InferenceSession, decode: InferenceSession) -> dict[str, st
         what = what.replace("pair", f"weights ({_digest(both[0])} and {_digest(both[1])})")
         raise ArtifactError(
             f"{ADAPT} and {DECODE} do not belong together: their {what} differ; export both at "
-            "once by tintc export --pair"
+            "once by tintc.export_onnx_pair"
         )
     return both[0]
 

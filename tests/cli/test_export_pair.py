@@ -167,7 +167,9 @@ class TestRun:
     def test_options_without_meaning(self, tmp_path: Path) -> None:
         (tmp_path / "each.jsonl").write_text('{"context": "a", "prompt": "b"}')
         each = tintc("run", pair(), "--each", tmp_path / "each.jsonl").refused(2)
-        assert "--each with a pair" in each
+        assert "--each: a pair trains on one text" in each
+        adapted = tintc("run", pair(), "--adapted", tmp_path, "--prompt", PROMPT).refused(2)
+        assert "--adapted: a pair" in adapted
         long = " ".join([TEXT] * 10)
         assert "the prompt has" in tintc("run", pair(), "--text", TEXT, "--prompt", long).refused(2)
 

@@ -236,7 +236,7 @@ class TestGroupedRows:
         wide: dict[str, Tensor] = {}
         for node in before.graph.find_nodes(op="placeholder"):
             if info(node).parameter is None and info(node).slot is not None:
-                sizes = {"B": contexts, "R": 5, "P": past}
+                sizes = {"B": contexts, "F": 5, "P": past}
                 shape = [sizes.get(size, size) for size in info(node).shape]
                 if "P" in info(node).shape:
                     shape[0] = rows

@@ -33,13 +33,23 @@ def run(
     if generating.each is None and generating.adapted is None:
         asked.check()
     if is_pair(path):
-        _check_onnx(["--each"] if generating.each is not None else [], reads, where)
+        _check_onnx(reads, where)
+        if strange := [name for name in generating.names() if name in ("--each", "--adapted")]:
+            raise UsageError(
+                f"{', '.join(strange)}: a pair trains on one text and goes on with it, or with "
+                "--prompt; expected the directory of a simulator"
+            )
         from tintc.commands import run_pair
 
         prompt = generating.read() if generating.is_asked else None
         run_pair.run(path, asked, generating, prompt, as_json=as_json)
     elif path.suffix == ".onnx":
-        _check_onnx(list(generating.names()), reads, where)
+        _check_onnx(reads, where)
+        if names := list(generating.names()):
+            raise UsageError(
+                f"{', '.join(names)}: an ONNX model only goes on with its text, by the likeliest "
+                "tokens; expected the directory of a simulator, or the folder of a pair"
+            )
         from tintc.commands import run_onnx
 
         run_onnx.run(path, asked, as_json=as_json)
@@ -67,22 +77,11 @@ def run(
         command.run(path, asked, generating, *where.chosen(), as_json=as_json)
 
 
-def _check_onnx(names: list[str], reads: StreamFlags, where: Where) -> None:
-    """names: options of generation that are given, and that this kind of model does not have."""
+def _check_onnx(reads: StreamFlags, where: Where) -> None:
     if reads.stream or reads.batch is not None:
         raise UsageError(
             "an ONNX model runs one text; expected neither --stream nor --batch, or the directory "
             "of a simulator"
-        )
-    if names == ["--each"]:
-        raise UsageError(
-            "--each with a pair, which reads one text; expected --file and --prompt, or the "
-            "directory of a simulator"
-        )
-    if names:
-        raise UsageError(
-            f"{', '.join(names)}: an ONNX model only goes on with its text, by the likeliest "
-            "tokens; expected the directory of a simulator, or the folder of a pair"
         )
     if where != Where():
         raise UsageError(
