@@ -258,6 +258,9 @@ def _session(file: Path) -> InferenceSession:
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Threads that spin between the many small products of a token take the cores from others,
+        # and from each other: with four processes on two cores a token took twice as long.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for every status
         raise ArtifactError(
