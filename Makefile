@@ -22,8 +22,8 @@ demo: .venv/.installed ## compile the bundled model, inspect it, run it on a par
 	$(BIN)/tintc inspect $(DEMO)
 	$(BIN)/tintc run $(DEMO) --file examples/paragraph.txt
 
-test: .venv/.installed-test ## run the tests: every kind of check, on samples of the large grids
-	$(TEST) --dist loadgroup
+test: .venv/.installed-test ## run the tests: every kind of check, on samples of the large grids; fuzz has its own
+	$(TEST) --dist loadgroup --ignore=tests/fuzz
 
 test-slow: .venv/.installed-test ## run the rest: the full grids, large models
 	$(TEST) --dist loadgroup -m slow

@@ -161,7 +161,7 @@ def adapt_command(
 
 
 @says(
-    """Write an ONNX model: of a call, or of a window of a stream; or two, which adapt and decode.
+    """Write ONNX: of a call, of a window of a stream, or a pair to adapt and decode.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
