@@ -161,7 +161,7 @@ def adapt_command(
 
 
 @says(
-    """Write ONNX: of a call, of a window of a stream, or a pair to adapt and decode.
+    """Write ONNX: a call, a window of a stream, or a pair that adapts and decodes.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
