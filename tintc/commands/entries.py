@@ -161,7 +161,7 @@ def adapt_command(
 
 
 @says(
-    """Write ONNX: a call, a window of a stream, or a pair that adapts and decodes.
+    """Write ONNX: a call, a stream's window, or adapting and decoding.
 
     Exit code 5 if onnxruntime disagrees with torch.
     """
