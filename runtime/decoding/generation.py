@@ -99,15 +99,19 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self, generation_config: GenerationConfig, input_ids_length: int, *further: Any
     ) -> None:
         """Before anything is generated: the last token is not looked at."""
-        super()._validate_generated_length(generation_config, input_ids_length, *further)
         longest = self.adapted.simulator.program.facts.longest
+        if longest is not None and input_ids_length > longest:
+            raise InputError(
+                f"the prompt has {input_ids_length} tokens; this model has {longest} positions: "
+                "cut the prompt"
+            )
+        super()._validate_generated_length(generation_config, input_ids_length, *further)
         if longest is not None and generation_config.max_length > longest + 1:
-            room = longest + 1 - input_ids_length
             raise InputError(
                 f"the prompt has {input_ids_length} tokens, and up to "
                 f"{generation_config.max_length - input_ids_length} more are asked for; this model "
-                f"has {longest} positions: "
-                + (f"expected max_new_tokens of at most {room}" if room > 0 else "cut the prompt")
+                f"has {longest} positions: expected max_new_tokens of at most "
+                f"{longest + 1 - input_ids_length}"
             )
 
     def prepare_inputs_for_generation(

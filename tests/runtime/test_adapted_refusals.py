@@ -203,7 +203,11 @@ GENERATIONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: with_config("opt").generate(
             torch.ones(3, 33, dtype=torch.int64), max_new_tokens=1
         ),
-        "33 tokens, and up to 1 more are asked for; this model has 32 positions: cut the prompt",
+        "the prompt has 33 tokens; this model has 32 positions: cut the prompt",
+    ),
+    "a prompt that is too long, of no stated length": (
+        lambda: with_config("opt").generate(torch.ones(3, 40, dtype=torch.int64)),
+        "the prompt has 40 tokens; this model has 32 positions: cut the prompt",
     ),
     "too few prompts": (
         lambda: with_config("opt").generate(IDS[:2], max_new_tokens=2),
