@@ -4,7 +4,7 @@ Annotations are no strings here, as in options.py.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -180,11 +180,7 @@ class Generating(Sampling):
             "--inner-lr": reading.inner_lr,
             "--each": self.each,
         }
-        if names := [name for name, value in given.items() if value is not None]:
-            raise UsageError(
-                f"{' and '.join(names)} with --adapted, which is trained already; expected one of "
-                "the two"
-            )
+        _refuse(given, "--adapted, which is trained already")
         if not self.is_asked:
             raise UsageError("--adapted without a text to continue; pass --prompt TEXT too")
 
@@ -195,8 +191,10 @@ class Generating(Sampling):
             "--prompt": self.prompt,
             "--prompt-file": self.prompt_file,
         }
-        if names := [name for name, value in given.items() if value is not None]:
-            raise UsageError(
-                f"{' and '.join(names)} with --each, whose file has a context and a prompt in "
-                "each line; expected one of the two"
-            )
+        _refuse(given, "--each, whose file has a context and a prompt in each line")
+
+
+def _refuse(given: Mapping[str, object], beside: str) -> None:
+    """Raises UsageError for options that are given beside another."""
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{' and '.join(names)} with {beside}; expected one of the two")
