@@ -10,9 +10,8 @@ other weights. Legend: B sequences that were adapted to, R rows of prompts, T to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +24,13 @@ from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import FORMS, Form, as_weights, together
-from tintc.runtime.decoding.layers import Layer, Values, cached_layers, nothing_cached
 from tintc.runtime.decoding.program import Decoder, Updates
 from tintc.runtime.decoding.prompts import new_tokens
+from tintc.runtime.decoding.rows import contexts_of_rows
 from tintc.runtime.inputs import check_tensor, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss
 from tintc.runtime.prefix import put_rows
+from tintc.runtime.specialize.cached_layers import nothing_cached
 
 if TYPE_CHECKING:
     from tintc.runtime.decoding.cache import AdaptedCache
@@ -189,18 +189,13 @@ class Adapted:
             alias: state[name] for alias, name in self.simulator.program.aliases.items()
         }
 
-    @cached_property
-    def layers(self) -> tuple[Layer, ...]:
-        """What a cache holds."""
-        return cached_layers(self.simulator.program)
-
     def new_cache(self, rows: int) -> AdaptedCache:
         """An empty cache for R rows."""
         from tintc.runtime.decoding.cache import AdaptedCache
 
         self.check_cached()
         sim = self.simulator
-        return AdaptedCache(self.layers, rows, sim.dtype, sim.device, self._made_for)
+        return AdaptedCache(sim.layers, rows, sim.dtype, sim.device, self._made_for)
 
     def checked_cache(self, cache: object, rows: int) -> AdaptedCache:
         """The cache, if it is of these weights and so many rows; else raises InputError."""
@@ -218,6 +213,29 @@ class Adapted:
         self._check_weights()
         return Decoder(self.simulator, self.updates, self.index, rows)
 
+    def read_on(
+        self,
+        decoder: Callable[[int], Decoder],
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        logits_to_keep: int | Tensor,
+        cache: AdaptedCache | None,
+    ) -> Tensor:
+        """Logits of new tokens by the decode program, the one of prompts and single tokens, behind
+        those in the cache, which takes the new ones. decoder: gives the program for R rows.
+        """
+        sim, seen = self.simulator, 0 if cache is None else cache.get_seq_length()
+        new = new_tokens(sim, input_ids, attention_mask, position_ids, logits_to_keep, seen)
+        rows, tokens = new.input_ids.shape
+        past = (
+            nothing_cached(sim.layers, rows, sim.dtype, sim.device) if cache is None else cache.past
+        )
+        logits, values = decoder(rows)(new, past)
+        if cache is not None:
+            cache.append(values, tokens)
+        return logits
+
     def _decoded(
         self,
         input_ids: Tensor,
@@ -227,21 +245,14 @@ class Adapted:
         cache: AdaptedCache | None,
         use_cache: bool,
     ) -> tuple[Tensor, AdaptedCache | None]:
-        """By the decode program, the one of prompts and single tokens."""
+        """With a cache if one is given or asked for."""
         if cache is not None:
             cache = self.checked_cache(cache, len(input_ids))
-        seen = 0 if cache is None else cache.get_seq_length()
-        new = new_tokens(
-            self.simulator, input_ids, attention_mask, position_ids, logits_to_keep, seen
+        elif use_cache:
+            cache = self.new_cache(len(input_ids))
+        logits = self.read_on(
+            self.decoder, input_ids, attention_mask, position_ids, logits_to_keep, cache
         )
-        rows = len(new.input_ids)
-        decode = self.decoder(rows)
-        if cache is None and use_cache:
-            cache = self.new_cache(rows)
-        past = self._nothing(rows) if cache is None else cache.past
-        logits, values = decode(new, past)
-        if cache is not None:
-            cache.append(values, input_ids.shape[1])
         return logits, cache
 
     @property
@@ -255,9 +266,6 @@ class Adapted:
                 "the simulator's weights have changed, or moved, since it was adapted; what was "
                 "learned belongs to those: adapt again"
             )
-
-    def _nothing(self, rows: int) -> Values:
-        return nothing_cached(self.layers, rows, self.simulator.dtype, self.simulator.device)
 
     def _uncached(
         self,
@@ -274,17 +282,11 @@ class Adapted:
         sim = self.simulator
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
-        of_row = self._contexts(len(batch))
+        of_row = contexts_of_rows(self.index, len(batch))
         given = {name: value[of_row] for name, value in self.updates.values.items()}
         kept = kept_positions(logits_to_keep, inputs.shape[1], sim.device)
         call = Call((Output.LOGITS,), inputs.tensors, 1, inputs.causal, kept, given=given)
         return sim.run(call)[Output.LOGITS]
-
-    def _contexts(self, rows: int) -> list[int]:
-        each, rest = divmod(rows, len(self))
-        if rest or not each:
-            raise InputError(f"there are {rows} prompts for {len(self)} adapted sequences")
-        return [context for context in self.index for _ in range(each)]
 
 
 def _whole_numbers(rows: Sequence[int] | Tensor | int) -> list[int]:

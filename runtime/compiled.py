@@ -30,6 +30,7 @@ from tintc.runtime.backends.transformer.structure import Structure, check_backen
 from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import run_in_slices, slice_size
+from tintc.runtime.specialize.cached_layers import Layer
 from tintc.runtime.specialize.optimize import optimize as optimized_graph
 from tintc.runtime.specialize.programs import (
     Argument,
@@ -179,10 +180,9 @@ class Compiled(nn.Module):
         losses and no kept positions.
         """
         emitted = self.program_of(call)
-        weights = self.prefix.direct()
         kept = {} if call.kept is None else {"kept": call.kept}
         values: dict[Source, Mapping[str, Value]] = {
-            Source.WEIGHT: weights,
+            **self._weights_of(emitted),
             Source.PREFIX: self._pages(),
             Source.INPUT: {
                 **call.tensors,
@@ -191,23 +191,21 @@ class Compiled(nn.Module):
                 "segment": call.segment,
             },
             Source.GIVEN: {**(call.given or {}), **(call.states or {}), **(call.cache or {})},
-            Source.FOLDED: self._programs.folded(emitted, weights),
         }
         return emitted.module, emitted.bound(values)
 
     def bound_weights(
         self, call: Call
     ) -> tuple[Run, tuple[Argument, ...], dict[Source, Mapping[str, Value]]]:
-        """(the program of a call as it runs, its arguments, those of them that are weights), for
-        calls that are repeated with other inputs.
-        """
-        emitted, weights = self.program_of(call), self.prefix.direct()
-        fixed: dict[Source, Mapping[str, Value]] = {
-            Source.WEIGHT: weights,
-            Source.FOLDED: self._programs.folded(emitted, weights),
-        }
+        """(a call's program as it runs, its arguments, the weights among them), for many calls."""
+        emitted = self.program_of(call)
         run = self._programs.runnable(emitted.module, self._differentiable)
-        return run, emitted.arguments, fixed
+        return run, emitted.arguments, self._weights_of(emitted)
+
+    def _weights_of(self, emitted: Emitted) -> dict[Source, Mapping[str, Value]]:
+        """As they are, and what they were turned into once."""
+        weights = self.prefix.direct()
+        return {Source.WEIGHT: weights, Source.FOLDED: self._programs.folded(emitted, weights)}
 
     def run(self, call: Call) -> dict[Output, Tensor]:
         """The outputs of a call that are tensors: all but updates."""
@@ -365,6 +363,11 @@ class Compiled(nn.Module):
         return torch.compiler.is_compiling() or (
             torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What decoding keeps of earlier tokens, attention layer by layer."""
+        return self._programs.layers
 
     def weight_states(self) -> list[WeightState]:
         """What changes when somebody writes to a weight, or moves or replaces it."""

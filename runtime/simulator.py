@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tintc.ir.builder import outputs
 from tintc.ir.errors import UsageError
-from tintc.ir.inputs import is_models_own
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.adapted import Adapted
@@ -30,7 +29,6 @@ from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, pr
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
-from tintc.runtime.prefix import put_rows
 from tintc.runtime.reading import Progress
 from tintc.runtime.scoring import StreamOutput, score_documents
 from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
@@ -184,15 +182,7 @@ class Simulator(Compiled):
         check_tensor("input_ids", input_ids)
         batch = Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         updates = self._updates(batch.row(index))
-        state = {
-            name: tensor.detach().clone()
-            for name, tensor in self.prefix.tensors().items()
-            if is_models_own(name)
-        }
-        for slot, value in updates.items():
-            where = self.program.layout.prefix[slot]
-            put_rows(state[where.parameter], where, value[0].detach())
-        return state | {alias: state[name] for alias, name in self.program.aliases.items()}
+        return Adapted(self, Updates(updates, frozenset())).state_dict()
 
     def updates(
         self,

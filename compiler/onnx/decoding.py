@@ -28,10 +28,10 @@ from tintc.ir.builder import outputs
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import info
 from tintc.passes.stream.cached_keys import cached_dtype
-from tintc.runtime.decoding.layers import Entry, cached_layers
 from tintc.runtime.digest import digest_of
 from tintc.runtime.onnx_pair import ABOUT, PAST_VALUE, PRESENT, UPDATE
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize.cached_layers import Entry
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_pair(simulator: Simulator) -> None:
 def cached(simulator: Simulator) -> dict[str, Cached]:
     """By the name of a cached value in the program; layers that share one name it once."""
     found: dict[str, Cached] = {}
-    for number, layer in enumerate(cached_layers(simulator.program)):
+    for number, layer in enumerate(simulator.layers):
         parts = {"key": layer.keys, "value": layer.values, "bias": layer.bias}
         for part, entry in parts.items():
             if entry is not None and entry.name not in found:

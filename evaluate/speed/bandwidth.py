@@ -12,7 +12,7 @@ from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.linear import prefix
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.decoding.layers import decode_graph
+from tintc.runtime.specialize.cached_layers import decode_graph
 
 _BYTES = 1 << 28  # of the tensor that is copied: far more than a cache holds
 _COPIES = 5

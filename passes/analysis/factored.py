@@ -45,7 +45,8 @@ def factorable(graph: fx.Graph) -> dict[str, int]:
     forms = Forms(graph, with_rates=False)
     found = {}
     for slot, node in outputs(graph)["updates"].items():
-        if (form := forms.of(node)) and _is_product(node, form):
+        form = forms.of(node)
+        if _is_product(node, form):
             found[slot] = len(form.terms)
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tintc.ir.errors import InputError, UsageError
-from tintc.runtime.decoding.layers import Entry, Layer, Values, kept, nothing_cached
+from tintc.runtime.specialize.cached_layers import Entry, Layer, Values, kept, nothing_cached
 
 
 class AdaptedCache(Cache):  # type: ignore[misc]

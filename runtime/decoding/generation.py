@@ -7,6 +7,7 @@ before that. Legend: R rows, T tokens of them, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, Protocol
 
@@ -20,7 +21,6 @@ from tintc.ir.errors import InputError
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.cache import AdaptedCache
 from tintc.runtime.decoding.program import Decoder
-from tintc.runtime.decoding.prompts import new_tokens
 
 
 class Adapted(Protocol):
@@ -41,6 +41,11 @@ class Adapted(Protocol):
     def check_cached(self) -> None: ...
 
     def decoder(self, rows: int) -> Decoder: ...
+
+    def read_on(
+        self, decoder: Callable[[int], Decoder], input_ids: Tensor, attention_mask: Tensor | None,
+        position_ids: Tensor | None, logits_to_keep: int | Tensor, cache: AdaptedCache | None,
+    ) -> Tensor: ...  # fmt: skip
 
 
 # The name of a cache among a model's arguments and results.
@@ -151,18 +156,15 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if not (use_cache and self._caches):
             found = self.adapted(input_ids, attention_mask, logits_to_keep=logits_to_keep)
             return CausalLMOutputWithPast(logits=found.logits)
-        rows, tokens = input_ids.shape
+        rows = len(input_ids)
         own = (
             self.adapted.new_cache(rows)
             if given is None
             else self.adapted.checked_cache(given, rows)
         )
-        seen = own.get_seq_length()
-        new = new_tokens(
-            self.adapted.simulator, input_ids, attention_mask, None, logits_to_keep, seen
+        logits = self.adapted.read_on(
+            self._bound, input_ids, attention_mask, None, logits_to_keep, own
         )
-        logits, values = self._bound(rows)(new, own.past)
-        own.append(values, tokens)
         return CausalLMOutputWithPast(logits=logits, **{_CACHE: own})
 
     @property

@@ -19,8 +19,8 @@ from tintc.ir.choices import Contexts
 from tintc.ir.outputs import Output
 from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.compiled import Compiled
-from tintc.runtime.decoding.layers import Values
 from tintc.runtime.decoding.rows import Part, parts
+from tintc.runtime.specialize.cached_layers import Values
 from tintc.runtime.specialize.programs import Result, Source
 
 

@@ -25,9 +25,8 @@ class Part:
     contexts: Contexts
 
 
-def parts(index: Sequence[int], rows: int, *, factored: bool) -> list[Part]:
-    """How R rows run: together where each context has as many rows as the others, side by side;
-    else context by context. No weight is copied.
+def contexts_of_rows(index: Sequence[int], rows: int) -> list[int]:
+    """The context of each of R rows.
 
     index: the context of each sequence; n rows in turn read that of one: prompts of one context,
     beams, several continuations. Raises InputError if R is no multiple of the sequences.
@@ -38,7 +37,16 @@ def parts(index: Sequence[int], rows: int, *, factored: bool) -> list[Part]:
             f"there are {rows} prompts for {len(index)} adapted sequences; expected one for each, "
             "or the same number for each, side by side; select(rows) says which reads which"
         )
-    of_row = [context for context in index for _ in range(each)]
+    return [context for context in index for _ in range(each)]
+
+
+def parts(index: Sequence[int], rows: int, *, factored: bool) -> list[Part]:
+    """How R rows run: together where each context has as many rows as the others, side by side;
+    else context by context. No weight is copied.
+
+    index, rows: as of `contexts_of_rows`.
+    """
+    of_row = contexts_of_rows(index, rows)
     counts = Counter(of_row)
     distinct = list(counts)
     in_order = of_row == [context for context in distinct for _ in range(counts[context])]

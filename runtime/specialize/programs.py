@@ -24,6 +24,7 @@ from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.structure import Structure
+from tintc.runtime.specialize.cached_layers import Layer, cached_layers
 from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
 from tintc.runtime.specialize.optimize import check_names, optimize
@@ -119,6 +120,15 @@ class Programs:
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
         self._folded: dict[str, _Folded] = {}  # by the folded node's name
+        self._layers: tuple[Layer, ...] | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What decoding keeps of earlier tokens; found once."""
+        with self._lock:
+            if self._layers is None:
+                self._layers = cached_layers(self.program)
+            return self._layers
 
     def choose(self, kind: Choices, weight: Tensor, tokens: int, segment: int) -> Choices:
         """The kind of a call, completed. weight: any one of them. tokens, segment: of a sequence,
