@@ -25,6 +25,7 @@ from tintc import interrupts
 from tintc.commands import console
 from tintc.commands.continuing import Continuing
 from tintc.commands.generating import Sampling
+from tintc.commands.said import settled
 from tintc.runtime.simulator import Simulator
 
 SEA, HILLS = "The sea is wide", "Over the hills and"
@@ -144,10 +145,9 @@ class TestPrinted:
         assert ran(*PROMPTED, "--generate", 3, "--json").document
         assert pieces == []
 
-    def test_half_a_character_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        continuing = Continuing(simulator(), Sampling(stop=["END", "Ne"]), 5)
+    def test_half_a_character_waits(self) -> None:
         ends = {"caf\ufffd": 3, "caf\u00e9": 4, "so E": 3, "so EN": 3, "so ENd": 6, "so N": 3}
-        assert {text: continuing.settled(text) for text in ends} == ends
+        assert {text: settled(text, ["END", "Ne"]) for text in ends} == ends
 
     def test_ctrl_c_keeps_what_was_printed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         write, count = console.write, 0

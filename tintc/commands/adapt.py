@@ -20,6 +20,7 @@ from torch import Tensor
 from tintc.commands import console
 from tintc.commands.adapt_options import AdaptStream, Learning, Saving
 from tintc.commands.loaded import load_at_rate, tokenizing
+from tintc.commands.run import learn
 from tintc.commands.text import change, check_loss, losses, perplexity, rounded
 from tintc.compiler.adapted_checkpoint import model_without_weights
 from tintc.compiler.adapted_files import SavedAdapted, save_adapted
@@ -29,7 +30,6 @@ from tintc.compiler.peft_adapter import check_installed
 from tintc.ir.precision import wide_dtype
 from tintc.ir.rule_values import rule_text
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import language_loss
 from tintc.runtime.reading import Rows
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_settings import StreamSettings
@@ -101,18 +101,11 @@ def _at_once(
     """In one call, on the first tokens."""
     show(f"training on {trained} tokens", 0, 1)
     ids = ids[:, :trained]  # the others change nothing of what is learned
-    begun = time.perf_counter()
-    adapted = simulator.adapt(ids, torch.ones_like(ids))
-    seconds = time.perf_counter() - begun
-    labels = ids.clone()
-    labels[:, 0] = -100
-    after = adapted(ids, labels=labels).loss
-    assert after is not None
-    before = language_loss(simulator.predict_initial(ids), labels.to(simulator.device))
+    adapted, before, after, seconds = learn(simulator, ids, trained)
     return adapted, {
         "trained_tokens": trained,
         "adapt_seconds": seconds,
-        **losses(float(before), float(after)),
+        **losses(before, after),
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,17 +23,16 @@ from tintc.commands import console
 from tintc.commands.generating import Sampling
 from tintc.commands.loaded import tokenizing
 from tintc.commands.prompt import Prompt
+from tintc.commands.said import COLDEST, settled, up_to_stop
+from tintc.commands.text import not_finite, room
 from tintc.ir.builder import outputs
-from tintc.ir.errors import InputError, NumericalError
+from tintc.ir.errors import NumericalError
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.simulator import Simulator
 
-_COLDEST = 1e-6  # below it, the likeliest token has all; much below, quotients overflow
 # Bytes of own weights that contexts which run together may take. More of them share little: each
 # token reads the weights of its own context.
 _LEARNED = 2 << 30
-
-Read = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Continuing:
 
     def one(self, adapted: Adapted, prompt: Sequence[int], streamer: Timed) -> Continued:
         """streamer: gets the tokens as they come."""
-        return self._generate(adapted, [prompt], self._room(prompt), streamer)[0]
+        fits = room(self.simulator.program.facts.longest, len(prompt), self.count)
+        return self._generate(adapted, [prompt], fits, streamer)[0]
 
     def rows(
         self, adapted: Adapted, prompts: Sequence[Sequence[int]], stage: Callable[[str], None]
@@ -103,20 +102,7 @@ class Continuing:
     def text_of(self, ids: list[int]) -> tuple[str, bool]:
         """What is read, without special tokens, up to a stop text, and whether there is one."""
         text = str(self.simulator.tokenizer.decode(ids, skip_special_tokens=True))
-        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        return (text[: min(found)], True) if found else (text, False)
-
-    def settled(self, text: str) -> int:
-        """How many characters of a text stay as they are, whatever follows: not half a character,
-        nor what a stop text may begin with.
-        """
-        settled = len(text.rstrip("\ufffd"))
-        for stop in self.stops:
-            for held in range(min(len(stop) - 1, settled), 0, -1):
-                if stop.startswith(text[settled - held : settled]):
-                    settled -= held
-                    break
-        return settled
+        return up_to_stop(text, self.stops)
 
     def _how(self, asked: Sampling) -> dict[str, Any]:
         """Options of `generate`. Nothing is cut from the distribution but by top_p."""
@@ -131,22 +117,10 @@ class Continuing:
         if self.ends:
             options["eos_token_id"] = sorted(self.ends)
         if asked.temperature is not None:
-            options["temperature"] = max(asked.temperature, _COLDEST)
+            options["temperature"] = max(asked.temperature, COLDEST)
             options["top_p"] = 1.0 if asked.top_p is None else asked.top_p
             options["top_k"] = 0
         return options
-
-    def _room(self, prompt: Sequence[int]) -> int:
-        longest = self.simulator.program.facts.longest
-        if longest is None or len(prompt) + self.count <= longest:
-            return self.count
-        room = longest - len(prompt)
-        warnings.warn(
-            f"this simulator takes {longest} tokens: there is room for {room} of {self.count} "
-            "generated tokens",
-            stacklevel=3,
-        )
-        return room
 
     def _generate(
         self,
@@ -209,10 +183,7 @@ class Diverged(NumericalError):
     """The updated weights give no finite logits. row: of the prompts."""
 
     def __init__(self, row: int, rate: float) -> None:
-        super().__init__(
-            f"the logits after the inner training are not finite at learning rate {rate:g}: the "
-            "updated weights are too large; pass a smaller --inner-lr"
-        )
+        super().__init__(not_finite(rate))
         self.row = row
 
 
@@ -277,7 +248,7 @@ class Printed(Timed):
             return
         self.ids += [token for token in value.tolist() if token not in self.continuing.ends]
         text, is_whole = self.continuing.text_of(self.ids)
-        self._write(text if is_whole else text[: self.continuing.settled(text)])
+        self._write(text if is_whole else text[: settled(text, self.continuing.stops)])
 
     def end(self) -> None:
         self._write(self.continuing.text_of(self.ids)[0])
@@ -331,14 +302,4 @@ def prompt_of(simulator: Simulator, prompt: Prompt) -> list[int]:
     """Raises InputError for a prompt that is longer than the simulator takes, and for a simulator
     that has no tokenizer.
     """
-    longest = simulator.program.facts.longest
-    enough = None if longest is None else longest + 1  # to see that there are too many
-    ids = prompt.ids(tokenizing(simulator), enough)
-    if longest is not None and len(ids) > longest:
-        count = f"{len(ids)}" if prompt.is_whole else f"more than {longest}"
-        raise InputError(
-            f"the prompt has {count} tokens; this simulator takes {longest}: pass a shorter one"
-        )
-    if not ids:
-        raise InputError("the prompt has no tokens; expected some text")
-    return ids
+    return prompt.continued(tokenizing(simulator), simulator.program.facts.longest)

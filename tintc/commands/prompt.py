@@ -82,6 +82,21 @@ class Prompt:
             found, self.is_whole = found[:count], False
         return found
 
+    def continued(self, tokenize: Tokenize, longest: int | None) -> list[int]:
+        """All token ids of what a simulator of so many positions goes on with. Raises InputError
+        for more than that, and for none.
+        """
+        enough = None if longest is None else longest + 1  # to see that there are too many
+        ids = self.ids(tokenize, enough)
+        if longest is not None and len(ids) > longest:
+            count = f"{len(ids)}" if self.is_whole else f"more than {longest}"
+            raise InputError(
+                f"the prompt has {count} tokens; this simulator takes {longest}: pass a shorter one"
+            )
+        if not ids:
+            raise InputError("the prompt has no tokens; expected some text")
+        return ids
+
     def _grow(self, size: int | None) -> None:
         """Reads until there are so many characters, or all for None."""
         parts, held = [self._read], len(self._read)

@@ -17,7 +17,7 @@ from tintc.commands import console
 from tintc.commands.continuing import Continuing, Staged, printed, prompt_of
 from tintc.commands.generating import Generating
 from tintc.commands.loaded import load_at_rate, tokenizing
-from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
@@ -48,20 +48,20 @@ def run(
     adapted = None
     with torch.inference_mode():
         if asked.generate:
-            adapted, before, after, seconds = _adapted(simulator, ids, trained)
+            adapted, before, after, seconds = learn(simulator, ids, trained)
         else:
             before, after = _losses(simulator, ids, trained)
         rate = float(simulator.inner_lr.detach())
         check_loss(after, rate)
-        result: dict[str, Any] = {
-            "tokens": ids.shape[1],
-            "trained_tokens": trained,
-            "predicted_tokens": predicted,
-            "inner_lr": rate,
-            "steps": simulator.config.steps,
-            "rule": simulator.config.rule,
-            **(losses(before, after) if predicted else losses(None, None)),
-        }
+        result = outcome(
+            simulator.config,
+            rate,
+            tokens=ids.shape[1],
+            trained=trained,
+            predicted=predicted,
+            before=before,
+            after=after,
+        )
         if adapted is not None and asked.generate:
             if not as_json:
                 show(result, as_json)
@@ -123,9 +123,7 @@ def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[float, flo
     return float(out.initial_loss), float(out.loss)
 
 
-def _adapted(
-    simulator: Simulator, ids: Tensor, trained: int
-) -> tuple[Adapted, float, float, float]:
+def learn(simulator: Simulator, ids: Tensor, trained: int) -> tuple[Adapted, float, float, float]:
     """What is learned, the same losses without training a second time, and seconds of training."""
     begun = time.perf_counter()
     adapted = simulator.adapt(ids, _mask(ids, trained))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
@@ -119,15 +119,15 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     before, after = (_loss(model.logits(ids, trained, used), ids[0], first) for used in (0.0, rate))
     check_loss(after, rate)
     config = SimulatorConfig.from_dict(json.loads(model.about["tintc.config"]))
-    result: dict[str, Any] = {
-        "tokens": tokens,
-        "trained_tokens": trained,
-        "predicted_tokens": predicted,
-        "inner_lr": rate,
-        "steps": config.steps,
-        "rule": config.rule,
-        **(losses(before, after) if predicted else losses(None, None)),
-    }
+    result = outcome(
+        config,
+        rate,
+        tokens=tokens,
+        trained=trained,
+        predicted=predicted,
+        before=before,
+        after=after,
+    )
     if asked.generate:
         result["generated"] = _generate(model, ids, trained, rate, asked.generate)
     show(result, as_json)
@@ -135,13 +135,10 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
 
 def _loss(logits_TV: np.ndarray, ids_T: np.ndarray, trained: int) -> float:
     """Mean of -log p over the tokens behind the trained ones."""
-    import numpy as np
+    from tintc.commands.said import surprise
 
     first = max(trained, 1)
-    z = logits_TV[first - 1 : -1]
-    top = z.max(-1, keepdims=True)
-    log_sum = top[:, 0] + np.log(np.exp(z - top).sum(-1))
-    return float((log_sum - z[np.arange(len(z)), ids_T[first:]]).mean())
+    return float(surprise(logits_TV[first - 1 : -1], ids_T[first:]).mean())
 
 
 def _generate(model: Model, ids: np.ndarray, trained: int, rate: float, count: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,8 @@ from tintc import interrupts
 from tintc.commands import console
 from tintc.commands.generating import Sampling
 from tintc.commands.prompt import Prompt
-from tintc.commands.said import Said, Sampler
-from tintc.commands.text import Reading, check_loss, check_rest, losses, show
+from tintc.commands.said import Said, Sampler, surprise
+from tintc.commands.text import Reading, check_loss, check_rest, not_finite, outcome, room, show
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, NumericalError
 from tintc.runtime.onnx_pair import ADAPT, DECODE, Decoding, OnnxPair, PairUpdates
@@ -49,26 +48,26 @@ def run(
     loaded = _Loaded(path)
     pair = loaded.pair
     ids = np.array([asked.ids(text, loaded.tokenize, pair.longest)], np.int64)
-    start = None if prompt is None else _prompt_ids(prompt, loaded)
+    start = None if prompt is None else prompt.continued(loaded.tokenize, pair.longest)
     trained = asked.trained(ids.shape[1])
     predicted = check_rest(ids.shape[1], trained, asked.generate)
     rate = pair.inner_lr if asked.inner_lr is None else asked.inner_lr
     found = _Compared(loaded, ids, trained, rate)
     config = SimulatorConfig.from_dict(json.loads(pair.about["tintc.config"]))
-    result: dict[str, Any] = {
-        "tokens": ids.shape[1],
-        "trained_tokens": trained,
-        "predicted_tokens": predicted,
-        "inner_lr": rate,
-        "steps": config.steps,
-        "rule": config.rule,
-        **(losses(found.before, found.after) if predicted else losses(None, None)),
-    }
+    result = outcome(
+        config,
+        rate,
+        tokens=ids.shape[1],
+        trained=trained,
+        predicted=predicted,
+        before=found.before,
+        after=found.after,
+    )
     if asked.generate:
         if not as_json:
             show(result, as_json)
         if start is not None:
-            found.read(start)
+            found.read(np.array([start], np.int64))
         generation = _Generation(loaded, found, how, rate)
         go_on = generation.quietly if as_json else generation.aloud
         result |= {
@@ -180,14 +179,12 @@ class _Generation:
 
     def _chosen(self, count: int) -> Iterator[str]:
         """What is settled of the text after each token, until one ends it."""
-        start, room = time.perf_counter(), self._room(count)
-        while self.tokens < room:
+        start, seen = time.perf_counter(), self.decoding.seen.shape[1]
+        fits = room(self.loaded.pair.longest, seen, count)
+        while self.tokens < fits:
             interrupts.check()
             if not np.isfinite(self.last.max()):
-                raise NumericalError(
-                    f"the logits after the inner training are not finite at learning rate "
-                    f"{self.rate:g}: the updated weights are too large; pass a smaller --inner-lr"
-                )
+                raise NumericalError(not_finite(self.rate))
             token = self.sampler.choose(self.last)
             if token == self.loaded.end:
                 break
@@ -199,20 +196,9 @@ class _Generation:
             yield new
             if self.said.ended:
                 break
-            if self.tokens < room:
+            if self.tokens < fits:
                 self.last = self.decoding(np.array([[token]]))[0, -1]
         self.seconds = time.perf_counter() - start
-
-    def _room(self, count: int) -> int:
-        longest, seen = self.loaded.pair.longest, self.decoding.seen.shape[1]
-        if longest is None or seen + count <= longest:
-            return count
-        warnings.warn(
-            f"this simulator takes {longest} tokens: there is room for {longest - seen} of {count} "
-            "generated tokens",
-            stacklevel=2,
-        )
-        return int(longest - seen)
 
 
 def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
@@ -224,27 +210,9 @@ def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
         end = begin + part.shape[1]
         targets = ids[0, max(begin, first) + 1 : end + 1]
         logits = decoding(part, logits_to_keep=max(1, min(end - first, end - begin)))[0]
-        total += _surprise(logits[: len(targets)].astype(np.float64), targets)
+        total += float(surprise(logits[: len(targets)].astype(np.float64), targets).sum())
         last = logits[-1]
     return total / max(tokens - 1 - first, 1), last
-
-
-def _surprise(z: Array, targets: Array) -> float:
-    """Sum of -log p."""
-    top = z.max(-1, keepdims=True)
-    log_sum = top[:, 0] + np.log(np.exp(z - top).sum(-1))
-    return float((log_sum - z[np.arange(len(targets)), targets]).sum())
-
-
-def _prompt_ids(prompt: Prompt, loaded: _Loaded) -> Array:
-    longest = loaded.pair.longest
-    found = prompt.ids(loaded.tokenize, None if longest is None else longest + 1)
-    if longest is not None and len(found) > longest:
-        raise InputError(
-            f"the prompt has {len(found) if prompt.is_whole else f'more than {longest}'} tokens; "
-            f"this simulator takes {longest}: pass a shorter one"
-        )
-    return np.array([found], np.int64)
 
 
 def _session(file: Path) -> InferenceSession:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Array = np.ndarray[Any, Any]
-_COLDEST = 1e-6  # below it, the likeliest token has all; much below, quotients overflow
+COLDEST = 1e-6  # below it, the likeliest token has all; much below, quotients overflow
 
 
 class Sampler:
@@ -33,7 +33,7 @@ class Sampler:
 
     def probabilities(self, logits_V: Array) -> Array:
         """Of a draw, in float64."""
-        z_V = logits_V.astype(np.float64) / max(self.temperature or 1.0, _COLDEST)
+        z_V = logits_V.astype(np.float64) / max(self.temperature or 1.0, COLDEST)
         p_V = np.exp(z_V - z_V.max())
         p_V /= p_V.sum()
         if self.top_p < 1:
@@ -59,9 +59,8 @@ class Said:
         """What is new, and stays as it is, whatever follows."""
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        found = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        self.text, self.ended = (text[: min(found)], True) if found else (text, False)
-        return self._up_to(len(self.text) if self.ended else self._settled())
+        self.text, self.ended = up_to_stop(text, self.stops)
+        return self._up_to(len(self.text) if self.ended else settled(self.text, self.stops))
 
     def rest(self) -> str:
         """What was held back, where nothing follows."""
@@ -72,13 +71,30 @@ class Said:
         self._given += len(new)
         return new
 
-    def _settled(self) -> int:
-        """Not half a character, nor what a stop text may begin with."""
-        settled = len(self.text.rstrip("\ufffd"))
-        held = (
-            size
-            for stop in self.stops
-            for size in range(min(len(stop) - 1, settled), 0, -1)
-            if stop.startswith(self.text[settled - size : settled])
-        )
-        return settled - max(held, default=0)
+
+def up_to_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """(a text up to the first stop text in it, whether there is one)."""
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def settled(text: str, stops: Sequence[str]) -> int:
+    """How many characters of a text stay as they are, whatever follows: not half a character, nor
+    what a stop text may begin with.
+    """
+    whole = len(text.rstrip("\ufffd"))
+    held = (
+        size
+        for stop in stops
+        for size in range(min(len(stop) - 1, whole), 0, -1)
+        if stop.startswith(text[whole - size : whole])
+    )
+    return whole - max(held, default=0)
+
+
+def surprise(z_TV: Array, targets_T: Array) -> Array:
+    """(T,) -log p of each target."""
+    top = z_TV.max(-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(z_TV - top).sum(-1))
+    found: Array = log_sum - z_TV[np.arange(len(targets_T)), targets_T]
+    return found

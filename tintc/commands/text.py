@@ -5,6 +5,7 @@ Annotations are no strings here, as in options.py.
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 from tintc.commands import console
 from tintc.commands.flags import ONCE, at_least
 from tintc.commands.prompt import Prompt, Tokenize, is_json_lines
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.rule_values import rule_text
 
@@ -146,6 +148,48 @@ def check_loss(after: float, inner_lr: float) -> None:
             f"the loss after the inner training is {after:g} at learning rate {inner_lr:g}: "
             "the updated weights are too large; pass a smaller --inner-lr"
         )
+
+
+def outcome(
+    config: SimulatorConfig,
+    inner_lr: float,
+    *,
+    tokens: int,
+    trained: int,
+    predicted: int,
+    before: float,
+    after: float,
+) -> dict[str, Any]:
+    """What became of a text, as JSON values. before, after: losses of what is predicted."""
+    return {
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "predicted_tokens": predicted,
+        "inner_lr": inner_lr,
+        "steps": config.steps,
+        "rule": config.rule,
+        **(losses(before, after) if predicted else losses(None, None)),
+    }
+
+
+def room(longest: int | None, seen: int, count: int) -> int:
+    """How many of so many generated tokens there are positions for; warns if not for all."""
+    if longest is None or seen + count <= longest:
+        return count
+    warnings.warn(
+        f"this simulator takes {longest} tokens: there is room for {longest - seen} of {count} "
+        "generated tokens",
+        stacklevel=3,
+    )
+    return longest - seen
+
+
+def not_finite(inner_lr: float) -> str:
+    """What generation says of logits that are not finite."""
+    return (
+        f"the logits after the inner training are not finite at learning rate {inner_lr:g}: the "
+        "updated weights are too large; pass a smaller --inner-lr"
+    )
 
 
 def losses(before: float | None, after: float | None) -> dict[str, float | None]:
