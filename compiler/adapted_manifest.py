@@ -15,14 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tintc.compiler.artifact_files import OWN_DIGEST, write_json
 from tintc.compiler.artifact_reader import (
-    LARGEST_JSON,
     check_file,
     checked,
-    compare,
     manifest_digest,
-    parsed,
-    read_plain,
     seal_of,
+    sealed,
 )
 from tintc.compiler.artifact_schema import (
     Count,
@@ -127,15 +124,7 @@ def read_manifest(root: Path, wanted: Format) -> AdaptedManifest:
         raise ArtifactError(
             f"{root} holds nothing adapted: it has no {ADAPTED} (tintc.save_adapted writes one)"
         )
-    content = read_plain(file, LARGEST_JSON)
-    values = parsed(content, file, AGAIN)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != _VERSION:
-        raise ArtifactError(
-            f"{root} has format version {str(version)[:20]}; this tintc reads version {_VERSION}: "
-            f"{AGAIN}"
-        )
-    compare(file, manifest_digest(values), values.get(OWN_DIGEST))
+    content = sealed(file, _VERSION, AGAIN)
     manifest = checked(AdaptedManifest.model_validate_json, content, file, AGAIN)
     if manifest.format != wanted:
         raise UsageError(

@@ -37,6 +37,7 @@ _MORE = 2**20  # bytes that a file may have more than the manifest says to be re
 _AGAIN = "compile the model again"
 _REPORT = TypeAdapter(Report)
 T = TypeVar("T")
+C = TypeVar("C", bytes, str)  # of a file or of a part of it
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -51,15 +52,7 @@ def read_manifest(root: Path) -> Manifest:
             f"{root} is no tintc artifact: it has no {MANIFEST} (tintc compile SOURCE -o DIR "
             "writes one)"
         )
-    content = read_plain(file, LARGEST_JSON)
-    values = parsed(content, file)
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{root} has format version {str(version)[:20]}; this tintc reads version "
-            f"{FORMAT_VERSION}: {_AGAIN}"
-        )
-    compare(file, manifest_digest(values), values.get(OWN_DIGEST))
+    content = sealed(file, FORMAT_VERSION)
     manifest = checked(MANIFEST_SCHEMA.validate_json, content, file)
     missing = {GRAPH, REPORT, WEIGHTS} - set(manifest.files)
     if missing:
@@ -69,6 +62,22 @@ def read_manifest(root: Path) -> Manifest:
     for name, seal in sorted(manifest.files.items()):
         check_file(root, name, seal)
     return manifest
+
+
+def sealed(file: Path, version: int, again: str = _AGAIN) -> bytes:
+    """A JSON file that names its format version and its own digest, after checking both. Raises
+    ArtifactError.
+    """
+    content = read_plain(file, LARGEST_JSON)
+    values = parsed(content, file, again)
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if found != version:
+        raise ArtifactError(
+            f"{file.parent} has format version {str(found)[:20]}; this tintc reads version "
+            f"{version}: {again}"
+        )
+    compare(file, manifest_digest(values), values.get(OWN_DIGEST))
+    return content
 
 
 def read_graph(root: Path) -> Graph:
@@ -165,7 +174,7 @@ def parsed(content: bytes, file: Path, again: str = _AGAIN) -> Any:
         raise ArtifactError(f"{file} cannot be read: {error}; {again}") from error
 
 
-def checked(validate: Callable[[bytes], T], content: bytes, file: Path, again: str = _AGAIN) -> T:
+def checked(validate: Callable[[C], T], content: C, file: Path, again: str = _AGAIN) -> T:
     """What a schema makes of a JSON file. Raises ArtifactError for one that it does not fit."""
     try:
         return validate(content)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tintc.compiler import beside
 from tintc.compiler.artifact_files import open_to_others
+from tintc.compiler.artifact_reader import checked
 from tintc.ir.errors import ArtifactError
 from tintc.runtime.digest import digest_of
 
@@ -57,14 +58,7 @@ class TensorFile(Generic[About]):
             ) from error
         if written is None:
             raise ArtifactError(f"{path} holds no {self.expected}")
-        try:
-            return tensors, self.about.model_validate_json(written)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))[:200]
-            raise ArtifactError(
-                f"{path} is malformed at {place}: {first['msg'][:200]}; {self.again}"
-            ) from None
+        return tensors, checked(self.about.model_validate_json, written, path, self.again)
 
     def check_digest(self, path: Path, tensors: Mapping[str, Tensor], sha256: str) -> None:
         """Raises ArtifactError for other tensors than those that were written."""

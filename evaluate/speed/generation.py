@@ -26,7 +26,6 @@ from tintc.evaluate.speed.bandwidth import bytes_read, copy_bandwidth
 from tintc.evaluate.speed.benchmark import (
     TOLERANCE,
     Workload,
-    device_name,
     random_workload,
     relative_difference,
     timed,
@@ -48,9 +47,7 @@ class Settings(GenerateOptions, Placed):
 
     def check(self, longest: int | None) -> None:
         """Raises UsageError for what cannot be measured."""
-        for name in ("pairs", "batch", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        self.check_counts("pairs", "batch", "new_tokens")
         if longest is not None and self.tokens + self.new_tokens > longest:
             raise UsageError(
                 f"{self.tokens} tokens and {self.new_tokens} generated ones are more than the "
@@ -269,9 +266,6 @@ def _facts(simulator: Simulator, settings: Settings) -> dict[str, Any]:
         "config": simulator.config.to_dict(),
         "rule": simulator.config.rule,
         **{name: getattr(settings, name) for name in ("tokens", "new_tokens", "train_fraction")},
-        **{name: getattr(settings, name) for name in ("batch", "pairs", "seed", "device")},
-        "dtype": str(settings.dtype).removeprefix("torch."),
-        "device_name": device_name(settings.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **{name: getattr(settings, name) for name in ("batch", "pairs", "seed")},
+        **settings.where(),
     }

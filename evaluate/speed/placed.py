@@ -13,7 +13,9 @@ from torch import nn
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.gradient_statistics import Statistics
+from tintc.evaluate.speed.benchmark import device_name
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.errors import UsageError
 from tintc.ir.named import LOAD
 
 Progress = Callable[[str], None]
@@ -29,6 +31,22 @@ class Placed:
     dtype: torch.dtype = torch.float32
     options: dict[str, Any] = field(default_factory=dict)
     statistics: str | Path | Statistics | None = None
+
+    def where(self) -> dict[str, Any]:
+        """What it runs on, as JSON values."""
+        return {
+            "device": self.device,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device_name": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def check_counts(self, *names: str) -> None:
+        """Raises UsageError for fields that are below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
 
     def load(
         self, source: str, config: SimulatorConfig, seed: int, progress: Progress

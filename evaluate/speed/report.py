@@ -52,8 +52,7 @@ class Settings(Options, Placed):
         check_backend(self.backend, self.share)
         if self.against not in AGAINST:
             raise UsageError(f"against is {self.against!r}; expected {', '.join(AGAINST)}")
-        if self.pairs < 1:
-            raise UsageError(f"pairs is {self.pairs}; expected at least 1")
+        self.check_counts("pairs")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to 2^63 - 1")
         unknown = [name for name in self.without if name not in OPTIMIZATION_NAMES]
@@ -177,11 +176,7 @@ def _facts(
         "train_fraction": settings.train_fraction,
         "pairs": settings.pairs,
         "seed": settings.seed,
-        "dtype": _name(settings.dtype),
-        "device": settings.device,
-        "device_name": benchmark.device_name(settings.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **settings.where(),
         "simulator_parameters": sum(parameter.numel() for parameter in simulator.parameters()),
         "trained_parameters": list(names),
     }

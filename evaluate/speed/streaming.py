@@ -23,7 +23,6 @@ from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed import memory
 from tintc.evaluate.speed.benchmark import (
     TOLERANCE,
-    device_name,
     in_turn,
     relative_difference,
     updated_parameters,
@@ -32,7 +31,7 @@ from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.settings import StreamOptions
 from tintc.evaluate.speed.stream_loop import StreamLoop
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.errors import NumericalError, UsageError
+from tintc.ir.errors import NumericalError
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.streaming import Stream
@@ -50,12 +49,6 @@ class Settings(StreamOptions, Placed):
     def cut(self) -> StreamSettings:
         """How texts are cut."""
         return StreamSettings(self.chunk, self.context, self.keys)
-
-    def check_counts(self) -> None:
-        """Raises UsageError for what cannot be measured."""
-        for name in ("pairs", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 def stages(settings: Settings) -> int:
@@ -80,7 +73,7 @@ def stream_report(
     Raises SourceError, UnsupportedModelError, UsageError; and NumericalError where a stream without
     approximation does not agree with the loop of its kind.
     """
-    settings.check_counts()
+    settings.check_counts("pairs", "batch")
     statistics = chosen_statistics(source, settings.statistics, config)
     model = settings.load(source, config, settings.seed, progress)
     progress("compile")
@@ -128,11 +121,8 @@ def _facts(simulator: Simulator, settings: Settings) -> dict[str, Any]:
         "rule": simulator.config.rule,
         "exact": simulator.config.is_exact,
         **{name: getattr(settings, name) for name in ("chunk", "context", "keys", "batch")},
-        **{name: getattr(settings, name) for name in ("pairs", "seed", "device")},
-        "dtype": str(settings.dtype).removeprefix("torch."),
-        "device_name": device_name(settings.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **{name: getattr(settings, name) for name in ("pairs", "seed")},
+        **settings.where(),
     }
 
 
