@@ -217,12 +217,22 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known.discard(key)
 
 
+_aten = torch.ops.aten
+# torch counts those of other devices only, and before 2.12 none with fewer heads of keys
+_ATTENTION = (
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+)
+
+
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    if (
-        func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    ):  # torch counts those of other devices only
-        return int(sdpa_flop_count(*(x.shape for x in args[:3])))  # type: ignore[no-untyped-call]
-    if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
+    if func in _ATTENTION:
+        query, key, value = (x.shape for x in args[:3])
+        repeated = ((*x[:1], *query[1:-2], *x[-2:]) for x in (key, value))
+        return int(sdpa_flop_count(query, *repeated))  # type: ignore[no-untyped-call]
+    if func is _aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(x.shape for x in args[:4])))  # type: ignore[no-untyped-call]
     count = flop_registry.get(func.overloadpacket)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))

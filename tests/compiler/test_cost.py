@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tintc
 from tests.support.grid import grid
 from tests.support.models import FAMILIES, opt, simulate, tokens
+from tintc.compiler import cost
 from tintc.compiler.cost import Cost, estimate
 from tintc.ir.config import SimulatorConfig
 from tintc.passes import OPTIMIZATION_NAMES
@@ -321,3 +322,18 @@ class LiveBytes(TorchDispatchMode):
 def measured() -> Iterator[LiveBytes]:
     with LiveBytes() as live:
         yield live
+
+
+def test_fewer_heads_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.12 torch counted no attention whose keys have fewer heads than its queries."""
+
+    def strict(query: torch.Size, key: torch.Size, value: torch.Size) -> int:
+        assert query[1] == key[1] == value[1]
+        return torch_count(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
+
+    torch_count = cost.sdpa_flop_count
+    monkeypatch.setattr(cost, "sdpa_flop_count", strict)
+    query, key = torch.empty(3, 4, 10, 16), torch.empty(3, 2, 10, 16)
+    with torch.no_grad(), cost._Meter() as meter:
+        torch.nn.functional.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+    assert meter.flops == 2 * (2 * 3 * 4 * 10 * 10 * 16)
