@@ -23,7 +23,6 @@ from tintc.compiler.cost import (
 from tintc.ir.call_sizes import CallSizes
 from tintc.ir.node_meta import NodeInfo, info
 from tintc.ir.outputs import Output
-from tintc.ir.program import Program
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 
@@ -108,9 +107,3 @@ def _float(node: fx.Node, record: NodeInfo, dtype: torch.dtype) -> torch.dtype:
 def _sizes(record: NodeInfo, sizes: CallSizes) -> list[int]:
     named = {"B": sizes["batch"], "T": sizes["tokens"], "S": sizes["segment"]}
     return [size if isinstance(size, int) else named[size] for size in record.shape]
-
-
-def program_graph(simulator: Simulator) -> fx.Graph:
-    """The graph of `tint` operators that a call runs: optimized, or lowered as it is."""
-    program: Program = simulator.program
-    return program.graph if simulator.structure is not None else simulator.optimized()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from tintc.compiler.artifact import load
 from tintc.compiler.artifact_reader import read_graph
 from tintc.compiler.driver import CANONICAL_AFTER
+from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, to_records
 from tintc.passes import DEFAULT_PIPELINE
 from tintc.runtime.simulator import Simulator
 
-Stage = Literal["captured", "canonical", "lowered", "optimized", "emitted"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 from tintc.compiler.artifact import load
 from tintc.compiler.artifact_files import check_target, replacing, write_json
-from tintc.compiler.node_costs import NodeCosts, emitted_costs, graph_costs
-from tintc.compiler.stages import Stage, stage_note, stage_records, stages_of
-from tintc.ir.call_sizes import CallSizes, call_sizes
-from tintc.ir.records import NodeRecord, from_records
+from tintc.compiler.node_costs import NodeCosts
+from tintc.compiler.stages import stage_note, stage_records, stages_of
+from tintc.ir.call_sizes import call_sizes
+from tintc.ir.named import Stage
+from tintc.ir.records import NodeRecord
 from tintc.page.costs import cost_file
 from tintc.page.graphs import graph_file
 from tintc.page.operators import operators_file
 from tintc.page.running import LIMIT_MB, Limits, write_model
 from tintc.page.slots import slots_file
+from tintc.page.stage_costs import stage_costs
 from tintc.page.static import copy_static
 from tintc.runtime.description import describe
 from tintc.runtime.simulator import Simulator
@@ -102,7 +104,7 @@ def _write(
     progress("read the stages")
     records = {stage: stage_records(simulator, stage) for stage in stages}
     progress("count FLOPs and bytes")
-    costs = _costs(simulator, stages, records, sizes)
+    costs = {stage: stage_costs(simulator, stage) for stage in stages}
     running: Stage = "optimized" if "optimized" in stages else "emitted"
     progress("write the graphs")
     _write_graphs(simulator, data, records, costs)
@@ -120,26 +122,6 @@ def _write(
     progress("copy the page")
     copy_static(root, runtime=about is not None)
     return reason
-
-
-def _costs(
-    simulator: Simulator,
-    stages: tuple[Stage, ...],
-    records: dict[Stage, list[NodeRecord]],
-    sizes: CallSizes,
-) -> dict[Stage, NodeCosts]:
-    """Of the stages that are made of `tint` operators, and of what runs. The captured graph is the
-    model's own, in operators that are told by name alone.
-    """
-    found: dict[Stage, NodeCosts] = {"emitted": emitted_costs(simulator, sizes)}
-    graphs = {"lowered": simulator.program.graph}
-    if "canonical" in stages:
-        graphs["canonical"] = from_records([vars(record) for record in records["canonical"]])
-    if "optimized" in stages:
-        graphs["optimized"] = simulator.optimized()
-    for stage, graph in graphs.items():
-        found[stage] = graph_costs(graph, simulator.dtype, sizes)  # type: ignore[index]
-    return found
 
 
 def _write_graphs(

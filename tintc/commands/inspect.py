@@ -19,21 +19,23 @@ from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
+from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, argument_text, arguments_text, shape_text
 from tintc.ir.selection import Selection
+from tintc.page.model_explorer import model_explorer_file
 
 
 def run(path: Path, asked: View, *, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
     view = asked.checked(as_json=as_json)
     manifest = read_manifest(path)
-    stage = view.stage or "lowered"
+    stage: Stage = view.stage or "lowered"
     if view.slots:
         config = SimulatorConfig.from_dict(manifest.config)
         _print_slots(manifest.layout, Selection(config, manifest.aliases), view.form)
     elif view.node is not None:
         _print_node(records_of(path, stage), view.node, stage, view.form)
-    elif view.stage is not None or view.form in ("code", "dot"):
+    elif view.stage is not None or view.form in ("code", "dot", "model-explorer"):
         _print_graph(path, stage, view.form)
     else:
         facts = read_report(path)
@@ -70,12 +72,16 @@ def _print_parameters(path: Path, facts: Report, form: str) -> None:
     console.print_table(console.named(rows))
 
 
-def _print_graph(path: Path, stage: str, form: str) -> None:
+def _print_graph(path: Path, stage: Stage, form: str) -> None:
     if form == "code" and stage == "emitted":
         console.out.out(
             _one_argument_a_line(load(path).emitted(differentiable=False).code.strip()),
             highlight=False,
         )
+        return
+    if form == "model-explorer":
+        # as its readers take it: without the version of tintc's own documents
+        console.print_line(model_explorer_file(load(path), stage))
         return
     records = records_of(path, stage)
     if form == "json":
@@ -103,7 +109,7 @@ def _operators(counts: dict[str, int]) -> Sheet:
     return table
 
 
-def _table(records: list[NodeRecord], stage: str) -> Sheet:
+def _table(records: list[NodeRecord], stage: Stage) -> Sheet:
     table = Sheet(
         "node",
         "operator",
@@ -221,7 +227,7 @@ def _print_slots(layout: Layout, selection: Selection, form: str) -> None:
     console.print_table(memory)
 
 
-def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> None:
+def _print_node(records: list[NodeRecord], name: str, stage: Stage, form: str) -> None:
     record = next((r for r in records if r.name == name), None)
     if record is None:
         near = [r.name for r in records if name in r.name][:5]
