@@ -117,12 +117,12 @@ class TestSlots:
             own = layout.prefix[slot["name"]]
             assert [t["page"] for t in slot["tiles"]] == [t.page for t in own.tiles]
             covered = sum(
-                (t["tokens"]["stop"] - t["tokens"]["start"])
-                * (t["coordinates"]["stop"] - t["coordinates"]["start"])
+                (t["tokens"][1] - t["tokens"][0]) * (t["coordinates"][1] - t["coordinates"][0])
                 for t in slot["tiles"]
             )
             assert covered == slot["numbers"] + slot["padding"] and slot["padding"] >= 0
             assert slot["updated"] == own.updated
+            assert slot["shape"] == "(" + ", ".join(map(str, own.shape)) + ")"
 
     def test_memory_never_holds_two(self) -> None:
         found = content("slots")
