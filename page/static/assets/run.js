@@ -1,0 +1,1 @@
+import{f as e}from"./index.js";function t(...t){return{element:e(`p`,{},`run`),show(){}}}export{t as createRunView};
