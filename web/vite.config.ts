@@ -1,7 +1,7 @@
 import { defineConfig } from "vite";
 
 import { licenses } from "./build/licenses.ts";
-import { RUNTIME, runtime } from "./build/runtime.ts";
+import { RUNTIME, runtime, withoutWasm } from "./build/runtime.ts";
 
 // Fixed names, no hashes: the bundle is checked in, and a change of one file is a change of one file.
 // A view is named by its folder.
@@ -16,8 +16,8 @@ const names = {
 export default defineConfig({
   base: "./",
   define: { __RUNTIME__: JSON.stringify(RUNTIME) },
-  plugins: [runtime(), licenses()],
-  worker: { format: "es", plugins: () => [runtime()], rolldownOptions: { output: names } },
+  plugins: [withoutWasm(), runtime(), licenses()],
+  worker: { format: "es", plugins: () => [withoutWasm()], rolldownOptions: { output: names } },
   build: {
     outDir: process.env["TINTC_WEB_OUT"] ?? "../page/static",
     emptyOutDir: true,

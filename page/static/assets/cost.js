@@ -1,1 +1,1 @@
-import{f as e}from"./index.js";function t(...t){return{element:e(`p`,{},`cost`),show(){}}}export{t as createCostView};
+import{p as e}from"./index.js";function t(...t){return{element:e(`p`,{},`cost`),show(){}}}export{t as createCostView};

@@ -1,1 +1,1 @@
-import{f as e}from"./index.js";function t(...t){return{element:e(`p`,{},`slots`),show(){}}}export{t as createSlotsView};
+import{p as e}from"./index.js";function t(...t){return{element:e(`p`,{},`slots`),show(){}}}export{t as createSlotsView};
