@@ -9,13 +9,13 @@ import cytoscape, {
 } from "cytoscape";
 
 import { themed } from "../dom.ts";
-import { plural, short, tail } from "../text.ts";
+import { flops, plural, tail } from "../text.ts";
 import { bend, type Link } from "./edges.ts";
 import type { Graph, GraphNode, Lane } from "./model.ts";
 import type { Item, Placed } from "./place.ts";
 import { shortOperator } from "./runs.ts";
 
-export const TONES = ["", "forward", "backward", "descent", "last"] as const;
+const NAME = 23; // characters that a cell has room for
 const DETAIL = 0.62; // below this zoom, edges are not drawn while the picture moves
 
 /** Which of the theme's colours a lane has. */
@@ -90,10 +90,11 @@ function replace(canvas: Core, wanted: Map<string, ElementDefinition>): void {
 
 function label(graph: Graph, item: Item, marks: boolean): string {
   const node = item.single;
-  if (node) return `${marks ? sign(node) : ""}${tail(shortOperator(node.operator), 24)}\n${subject(node)}`;
+  if (node) return `${marks ? sign(node) : ""}${tail(action(node), NAME)}\n${subject(node)}`;
   const work = item.nodes.reduce((sum, index) => sum + (graph.nodes[index]?.flops ?? 0), 0);
-  const facts = plural(item.nodes.length, "node") + (work ? ` · ${short(work)}FLOP` : "");
-  return `${tail(title(item), 24)}\n${facts}${marks ? changes(graph, item) : ""}`;
+  const changed = marks ? changes(graph, item) : "";
+  const facts = plural(item.nodes.length, "node") + (changed || (work ? ` · ${flops(work)}` : ""));
+  return `${tail(title(item), NAME)}\n${facts}`;
 }
 
 function title(item: Item): string {
@@ -104,8 +105,11 @@ function title(item: Item): string {
 
 /** What a node is about: its weight, or the end of its name. */
 function subject(node: GraphNode): string {
-  if (node.operator === "placeholder") return tail(node.name, 26);
-  return tail(node.slot ? node.slot.split(".").slice(-2).join(".") : node.name, 26);
+  return tail(node.slot ? node.slot.split(".").slice(-2).join(".") : node.name, NAME);
+}
+
+function action(node: GraphNode): string {
+  return node.operator === "placeholder" ? node.kind : shortOperator(node.operator);
 }
 
 function sign(node: GraphNode): string {

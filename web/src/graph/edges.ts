@@ -1,6 +1,6 @@
 // Edges between what is visible: one for all that lead from an item to another.
 
-import type { Graph } from "./model.ts";
+import { type Graph, INPUTS } from "./model.ts";
 import type { Item, Placed } from "./place.ts";
 
 export interface Link {
@@ -12,6 +12,8 @@ export interface Link {
   quiet: boolean; // drawn only where one of its ends is selected
 }
 
+const BROADCAST = 12; // readers of what says nothing by its edges
+
 export function links(graph: Graph, placed: Placed): Link[] {
   const found = new Map<string, Link>();
   for (const node of graph.nodes) {
@@ -22,8 +24,10 @@ export function links(graph: Graph, placed: Placed): Link[] {
       if (!from || from === to) continue;
       const id = `${from.id}>${to.id}`;
       const known = found.get(id);
-      // Masks and the learning rate are read everywhere, and the output reads every weight.
-      const quiet = from.group.label === "inputs" || node.kind === "output";
+      // Masks, rotations and the learning rate are read everywhere; the output reads every weight.
+      const source = graph.nodes[input];
+      const everywhere = from.lane > 0 && (source?.users.length ?? 0) > BROADCAST;
+      const quiet = everywhere || from.group.label === INPUTS || node.kind === "output";
       if (known) {
         known.count += 1;
         known.quiet &&= quiet;

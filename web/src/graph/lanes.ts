@@ -45,7 +45,7 @@ export function createLanes(): Lanes {
         const lane = child as HTMLElement;
         lane.style.setProperty("transform", `translateX(${box.left * zoom + left - MARGIN / 2}px)`);
         lane.style.setProperty("width", `${box.width * zoom + MARGIN}px`);
-        lane.classList.toggle("narrow", box.width * zoom < 120);
+        lane.classList.toggle("narrow", box.width * zoom < 100);
       });
     },
   };

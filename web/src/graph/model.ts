@@ -64,6 +64,7 @@ export interface Graph {
   counts: Record<Change, number>;
 }
 
+export const INPUTS = "inputs"; // the group of what is given to the program
 export const PHASES = ["forward", "backward", "descent"];
 
 export function decode(file: GraphFile, steps: number): Graph {
@@ -189,35 +190,30 @@ const PART = 40; // nodes of a program without modules that stand together
 
 /** Nodes outside every module: inputs in front, what only they feed behind them, the rest last. */
 function placeOutside(nodes: GraphNode[], groups: Group[]): void {
-  const make = (label: string) => {
+  const make = (label: string, members: GraphNode[]) => {
+    if (!members.length) return;
     const group = newGroup(groups.length, `(${label})`, label, -1);
     group.made = true;
     groups.push(group);
-    return group.index;
+    for (const node of members) node.group = group.index;
   };
-  const outside = nodes.filter((node) => node.group < 0);
-  if (!outside.length) return;
-  const calls = outside.filter((node) => node.kind === "call");
-  const inputs = make("inputs");
+  const outside = () => nodes.filter((node) => node.group < 0 && node.kind !== "parameter");
   const early = new Set<number>();
-  for (const node of outside) {
-    if (node.kind === "call" && !node.inputs.every((input) => early.has(input))) continue;
-    if (node.kind === "output") continue;
-    early.add(node.index);
-    node.group = inputs;
+  for (const node of outside()) {
+    const follows = node.kind === "call" && node.inputs.every((input) => early.has(input));
+    if (node.kind === "input" || follows) early.add(node.index);
   }
-  const late = calls.filter((node) => !early.has(node.index));
+  make(INPUTS, nodes.filter((node) => early.has(node.index)));
+  const late = outside().filter((node) => node.kind === "call");
   if (late.length > 2 * PART) {
     for (let start = 0; start < late.length; start += PART) {
       const part = late.slice(start, start + PART);
-      const group = make(`calls ${start + 1} to ${start + part.length}`);
-      for (const node of part) node.group = group;
+      make(`calls ${start + 1} to ${start + part.length}`, part);
     }
   }
-  const rest = nodes.filter((node) => node.group < 0);
-  if (!rest.length) return;
-  const end = make("loss and outputs");
-  for (const node of rest) node.group = end;
+  make("loss and outputs", outside());
+  adoptParameters(nodes);
+  make("unused weights", nodes.filter((node) => node.group < 0));
 }
 
 function link(groups: Group[]): number[] {
@@ -250,7 +246,7 @@ function sort(groups: Group[], roots: number[]): void {
   const rank = (index: number) => {
     const group = groups[index];
     if (!group) return 0;
-    return group.made && group.parent < 0 ? (group.label === "inputs" ? -1 : Infinity) : group.order;
+    return group.made && group.parent < 0 ? (group.label === INPUTS ? -1 : Infinity) : group.order;
   };
   const ordered = (indices: number[]) =>
     indices.sort((a, b) => (rank(a) === rank(b) ? a - b : rank(a) - rank(b)));

@@ -164,7 +164,9 @@ function frames(
 
 const arrangements = new Map<string, Cell>();
 
-/** Nodes of one lane. In a backward lane the program runs upwards. */
+/** Nodes of one lane. In a backward lane the program runs upwards; what becomes a weight stands in
+ * front of it.
+ */
 function arranged(graph: Graph, nodes: number[], lane: number): Cell {
   const places = new Map(nodes.map((index, at) => [index, at]));
   const edges = nodes.flatMap((index, to) =>
@@ -173,11 +175,11 @@ function arranged(graph: Graph, nodes: number[], lane: number): Cell {
       return from === undefined ? [] : [[from, to] as const];
     }),
   );
-  const up = graph.lanes[lane]?.phase === "backward";
-  const key = `${up}|${nodes.length}|${edges.map((edge) => edge.join("-")).join()}`;
+  const direction = lane === 0 ? "LR" : graph.lanes[lane]?.phase === "backward" ? "BT" : "TB";
+  const key = `${direction}|${nodes.length}|${edges.map((edge) => edge.join("-")).join()}`;
   let cell = arrangements.get(key);
   if (!cell) {
-    cell = edges.length ? layered(nodes.length, edges, up) : stacked(nodes.length);
+    cell = edges.length ? layered(nodes.length, edges, direction) : stacked(nodes.length);
     arrangements.set(key, cell);
   }
   return cell;
@@ -198,10 +200,9 @@ function stacked(count: number): Cell {
   };
 }
 
-function layered(count: number, edges: (readonly [number, number])[], up: boolean): Cell {
+function layered(count: number, edges: (readonly [number, number])[], rankdir: string): Cell {
   const inside = new graphlib.Graph();
-  const options = { rankdir: up ? "BT" : "TB", nodesep: GAP.inside, ranksep: GAP.rank };
-  inside.setGraph({ ...options, marginx: 0, marginy: 0 });
+  inside.setGraph({ rankdir, nodesep: GAP.inside, ranksep: GAP.rank, marginx: 0, marginy: 0 });
   inside.setDefaultEdgeLabel(() => ({}));
   for (let at = 0; at < count; at += 1) inside.setNode(String(at), { ...CELL });
   for (const [from, to] of edges) inside.setEdge(String(from), String(to));

@@ -49,8 +49,9 @@ function settle(
     }
     return -1;
   };
-  const known = (indices: number[], behind: number): number[] =>
+  const known = (indices: number[], behind: number, lane = -1): number[] =>
     indices.flatMap((index) => {
+      if (lane >= 0 && nodes[index]?.lane !== lane) return [];
       const settled = run.get(index);
       if (settled !== undefined) return [settled];
       const at = under(index);
@@ -58,9 +59,9 @@ function settle(
     });
   const phase = (node: GraphNode) => lanes[node.lane]?.phase ?? "";
   const of = (name: string) => direct.filter((node) => phase(node) === name);
-  for (const node of of("forward")) run.set(node.index, Math.max(0, ...known(node.inputs, 1)));
+  for (const node of of("forward")) run.set(node.index, Math.max(0, ...known(node.inputs, 1, node.lane)));
   for (const node of of("backward")) {
-    run.set(node.index, Math.min(children.length, ...known(node.inputs, 0)));
+    run.set(node.index, Math.min(children.length, ...known(node.inputs, 0, node.lane)));
   }
   for (const node of [...of("")].reverse()) run.set(node.index, known(node.users, 0)[0] ?? 0);
   for (const node of of("descent")) run.set(node.index, known(node.inputs, 0)[0] ?? 0);

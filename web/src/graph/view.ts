@@ -21,6 +21,7 @@ import { createToolbar } from "./toolbar.ts";
 
 const graphs = new Map<string, Promise<Graph>>();
 const TOP = 58; // pixels under the lanes' names
+const LEAST = 0.5; // of a way through many steps
 const READABLE = 0.72; // the zoom below which labels are hard to read
 
 export function createGraphView(site: Site): View {
@@ -105,6 +106,7 @@ class GraphView {
     const node = graph.byName.get(params.get("node") ?? "") ?? null;
     this.reveal(node, this.followed && slot !== before ? this.followed : null, stage);
     this.render(params, another);
+    if (this.followed && slot !== before) this.survey(this.followed);
     this.panel.show(graph, operators, node);
     this.outline.show(graph, this.open, node?.index ?? null);
     const at = this.followed && node ? this.followed.nodes.indexOf(node) : -1;
@@ -273,6 +275,18 @@ class GraphView {
     this.canvas.viewport({ zoom: level, pan: { x: Math.max(8, Math.min(spare, 60)), y: TOP } });
   }
 
+  /** The whole way of a weight, if it stays readable. */
+  private survey(followed: Way): void {
+    const items = followed.nodes.flatMap((node) => this.placed?.itemOf.get(node.index) ?? []);
+    if (!items.length) return;
+    const left = Math.min(...items.map((item) => item.x - item.width / 2));
+    const right = Math.max(...items.map((item) => item.x + item.width / 2));
+    const middle = items.reduce((sum, item) => sum + item.y, 0) / items.length;
+    const level = Math.max(LEAST, Math.min(1, (this.canvas.width() - 40) / (right - left)));
+    const y = TOP + (this.canvas.height() - TOP) / 2 - middle * level;
+    this.canvas.viewport({ zoom: level, pan: { x: 20 - left * level, y: Math.min(TOP, y) } });
+  }
+
   private bringIntoView(id: string): void {
     const box = this.canvas.getElementById(id).renderedBoundingBox();
     const [wide, high] = [this.canvas.width(), this.canvas.height()];
@@ -280,7 +294,7 @@ class GraphView {
     if (box.x1 < 8) by.x = 40 - box.x1;
     else if (box.x2 > wide - 8) by.x = wide - 40 - box.x2;
     if (box.y1 < TOP) by.y = TOP + 40 - box.y1;
-    else if (box.y2 > high - 8) by.y = high - 60 - box.y2;
+    else if (box.y2 > high - 56) by.y = high - 90 - box.y2;
     if (by.x || by.y) this.canvas.panBy(by);
   }
 
