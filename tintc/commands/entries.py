@@ -44,6 +44,7 @@ from tintc.commands.options import (
     Where,
     flat,
 )
+from tintc.commands.showing import Showing
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
@@ -120,6 +121,7 @@ def run_command(
     reading: Annotated[Reading, flat(OPTIONS)] = Reading(),
     generating: Annotated[Generating, flat(GENERATION)] = Generating(),
     reads: Annotated[StreamFlags, flat(STREAMS)] = StreamFlags(),
+    showing: Annotated[Showing, flat(OPTIONS)] = Showing(),
     where: Annotated[Where, flat(OPTIONS)] = Where(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
@@ -131,7 +133,7 @@ def run_command(
     asked = reading.from_stdin() if stdin else reading
     from tintc.commands import run_any
 
-    run_any.run(path, asked, generating, reads, where, as_json=common.as_json)
+    run_any.run(path, asked, generating, reads, where, showing, as_json=common.as_json)
 
 
 @says(

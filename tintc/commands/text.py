@@ -6,6 +6,7 @@ Annotations are no strings here, as in options.py.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -139,6 +140,14 @@ def check_rest(tokens: int, trained: int, generate: int | None) -> int:
             "pass more text, or --generate N"
         )
     return predicted
+
+
+def mean_of_rest(losses: Sequence[float], trained: int) -> float:
+    """Mean loss of what is predicted. losses: of tokens 1, 2, ... Where nothing is left to predict,
+    all tokens tell whether training diverged.
+    """
+    rest = losses[max(trained, 1) - 1 :] or losses
+    return math.fsum(rest) / len(rest)
 
 
 def check_loss(after: float, inner_lr: float) -> None:
