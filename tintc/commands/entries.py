@@ -121,9 +121,8 @@ def run_command(
     reading: Annotated[Reading, flat(OPTIONS)] = Reading(),
     generating: Annotated[Generating, flat(GENERATION)] = Generating(),
     reads: Annotated[StreamFlags, flat(STREAMS)] = StreamFlags(),
-    showing: Annotated[Showing, flat(OPTIONS)] = Showing(),
     where: Annotated[Where, flat(OPTIONS)] = Where(),
-    common: Annotated[Common, flat(OUTPUT)] = Common(),
+    common: Annotated[Showing, flat(OUTPUT)] = Showing(),
 ) -> None:
     if stray is not None:
         raise UsageError(
@@ -133,7 +132,7 @@ def run_command(
     asked = reading.from_stdin() if stdin else reading
     from tintc.commands import run_any
 
-    run_any.run(path, asked, generating, reads, where, showing, as_json=common.as_json)
+    run_any.run(path, asked, generating, reads, where, common, as_json=common.as_json)
 
 
 @says(

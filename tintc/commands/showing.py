@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from tintc.commands import console
 from tintc.commands.flags import ONCE
+from tintc.commands.options import Common
 from tintc.evaluate import figure, token_plot
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.runtime.showing.shown import Shown
@@ -20,8 +21,8 @@ from tintc.runtime.showing.tokens import Decode, TokenLosses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
-    """Of one text."""
+class Showing(Common):
+    """What every command has, and what is shown of one text's tokens."""
 
     show: Annotated[
         bool,
