@@ -24,7 +24,7 @@ from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import Form, factored_slots
 from tintc.runtime.decoding.program import Updates
-from tintc.runtime.description import as_html, as_text, describe
+from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.masks import next_token
@@ -306,7 +306,7 @@ class Simulator(Compiled):
         return as_text(describe(self, self.source))
 
     def _repr_html_(self) -> str:
-        return as_html(describe(self, self.source))
+        return as_html(describe(self, self.source)) + graph_of_phases(self)
 
     def _updates(self, batch: Batch) -> dict[str, Tensor]:
         call = _call(self._train(batch, stacklevel=4), Output.UPDATES, whole=False)
