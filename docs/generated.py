@@ -29,6 +29,7 @@ EXAMPLES = (
     "inspect sim --stage lowered --json",
     "cost tiny-opt --json",
     "run sim --text {text} --json",
+    "run sim --text {text} --show --json",
     "run sim --text {text} --generate 4 --json",
     "run sim --file docs.jsonl --json",
     "run sim --file text.txt --stream --chunk 8 --context 8 --json",

@@ -25,6 +25,7 @@ from tests.support.artifacts import TEXT, artifact, source_directory
 from tests.support.command import tintc
 from tests.support.tolerances import ONNX
 from tintc.commands import console
+from tintc.commands.text import change
 from tintc.compiler.casts import no_casts
 from tintc.evaluate import figure
 from tintc.evaluate.token_plot import draw
@@ -158,6 +159,14 @@ class TestPrinted:
         assert "\\u202e" in done.out
         assert not {"\x1b", "\u202e"} & set(done.out)
         assert "[" in done.out
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [(1 - 1e-9, "+0.00 %"), (1 + 1e-9, "+0.00 %"), (0.98, "-2.00 %"), (1e9, "")],
+)
+def test_what_is_no_change_is_not_below_zero(after: float, said: str) -> None:
+    assert change(1.0, after) == said
 
 
 class TestPlot:

@@ -247,7 +247,10 @@ def _perplexities(before: float | None, after: float | None) -> dict[str, str]:
 
 def change(before: float, after: float) -> str:
     """In per cent; nothing where that would be a long number."""
-    return f"{100 * (after / before - 1):+.2f} %" if before > 0 and after < 100 * before else ""
+    if not (before > 0 and after < 100 * before):
+        return ""
+    # what was rounded to -0 is 0: which rounding fell on which side says nothing
+    return f"{round(100 * (after / before - 1), 2) + 0.0:+.2f} %"
 
 
 def rounded(value: float) -> str:
