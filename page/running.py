@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,10 @@ def write_model(
     try:
         export_onnx(plain, target, outputs=kinds)
     except _REFUSED as error:
+        shutil.rmtree(folder, ignore_errors=True)
         return None, f"This simulator cannot be exported to ONNX: {_one_line(error)}"
     if (size := target.stat().st_size) > limits.megabytes * 1e6:
-        target.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         return None, _larger(size, limits)
     progress("export the pair")
     pair = _write_pair(plain, folder, limits)

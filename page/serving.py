@@ -42,6 +42,7 @@ class PageServer(ThreadingHTTPServer):
         self.root = Path(folder).expanduser().resolve()
         if not is_page(self.root):
             raise UsageError(f"{folder} is no page; tintc page DIR -o OUT writes one")
+        check_port(port)
         self._packed: dict[tuple[Path, int], bytes] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -50,8 +51,6 @@ class PageServer(ThreadingHTTPServer):
     def _bind(self, port: int | None) -> None:
         try:
             super().__init__((HOST, USUAL_PORT if port is None else port), _Handler)
-        except OverflowError as error:
-            raise UsageError(f"port is {port}; expected 0 to 65535") from error
         except OSError as error:
             if port is None:
                 self._bind(0)
@@ -88,6 +87,12 @@ class PageServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that closes a connection is no error."""
+
+
+def check_port(port: int | None) -> None:
+    """Raises UsageError for what is no port."""
+    if port is not None and not 0 <= port <= 65535:
+        raise UsageError(f"port is {port}; expected 0 to 65535")
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -105,7 +105,7 @@ def _write(
     records = {stage: stage_records(simulator, stage) for stage in stages}
     progress("count FLOPs and bytes")
     costs = {stage: stage_costs(simulator, stage) for stage in stages}
-    running: Stage = "optimized" if "optimized" in stages else "emitted"
+    running = _running(simulator)
     progress("write the graphs")
     _write_graphs(simulator, data, records, costs)
     named = {record.operator for found in records.values() for record in found}
@@ -122,6 +122,15 @@ def _write(
     progress("copy the page")
     copy_static(root, runtime=about is not None)
     return reason
+
+
+def _running(simulator: Simulator) -> Stage:
+    """The stage whose nodes say what a call costs. A loop runs the nodes of one step, with updates
+    that are never factors: nearest is the lowered graph.
+    """
+    if simulator.structure is not None:
+        return "emitted"
+    return "lowered" if simulator.config.looped else "optimized"
 
 
 def _write_graphs(

@@ -10,7 +10,7 @@ import numpy as np
 
 from tintc.ir.layout import Layout, PrefixSlot
 from tintc.ir.program import Program
-from tintc.ir.records import NodeRecord
+from tintc.ir.records import NodeRecord, shape_text
 from tintc.page.lanes import lane
 
 
@@ -83,9 +83,9 @@ def _prefix(slot: PrefixSlot, uses: _Uses, places: dict[str, int]) -> dict[str, 
     tiles = [
         {
             "page": tile.page,
-            "tokens": {"start": tile.tokens.start, "stop": tile.tokens.stop},
+            "tokens": [tile.tokens.start, tile.tokens.stop],
             "groups": tile.groups,
-            "coordinates": {"start": tile.coordinates.start, "stop": tile.coordinates.stop},
+            "coordinates": [tile.coordinates.start, tile.coordinates.stop],
         }
         for tile in slot.tiles
     ]
@@ -93,7 +93,7 @@ def _prefix(slot: PrefixSlot, uses: _Uses, places: dict[str, int]) -> dict[str, 
     return {
         "name": slot.name,
         "parameter": slot.parameter,
-        "shape": list(slot.shape),
+        "shape": shape_text(list(slot.shape)),
         "numbers": slot.numbers,
         "updated": slot.updated,
         "trainable": slot.trainable,

@@ -10,7 +10,7 @@ from pathlib import Path
 from tintc import interrupts
 from tintc.commands import console
 from tintc.commands.paging import Paging
-from tintc.page.serving import PageServer
+from tintc.page.serving import PageServer, check_port
 from tintc.page.site import STAGES, Site, check_page_target, is_page, write_site
 
 
@@ -19,6 +19,7 @@ def run(path: Path, asked: Paging, *, as_json: bool) -> None:
     path = path.expanduser()
     of_page = is_page(path)
     asked.check(of_page=of_page, as_json=as_json)
+    check_port(asked.port)
     if of_page:
         _serve(path, asked)
         return
