@@ -31,6 +31,7 @@ EXAMPLES = (
     "cost tiny-opt --json",
     "page sim -o page --no-model --json",
     "run sim --text {text} --json",
+    "run sim --text {text} --show --json",
     "run sim --text {text} --generate 4 --json",
     "run sim --file docs.jsonl --json",
     "run sim --file text.txt --stream --chunk 8 --context 8 --json",

@@ -10,6 +10,7 @@ from tintc.ir.builder import outputs
 from tintc.ir.config import PRESETS, SimulatorConfig
 from tintc.ir.rule_values import rule_text
 from tintc.runtime.compiled import Compiled
+from tintc.runtime.showing.phases import as_svg, count_phases
 
 # What distinguishes presets; steps, layers, rate and sizes are said apart.
 _GRADIENTS = (
@@ -58,6 +59,16 @@ def as_html(description: Description) -> str:
         for name, value in description.rows
     )
     return f"<table><caption>{html.escape(description.title)}</caption>{rows}</table>"
+
+
+def graph_of_phases(compiled: Compiled) -> str:
+    """An SVG of blocks and phases, with the operators of each."""
+    config = compiled.config
+    several = f"{config.steps} steps" if config.steps > 1 else "the step"
+    counted = f"operators of {several} and of the last forward pass"
+    if config.unrolled_steps < config.steps:
+        counted = f"operators of a step, of which {config.steps} run in a loop, and the last pass"
+    return as_svg(count_phases(compiled.program, config.unrolled_steps), counted)
 
 
 def _origin(source: Mapping[str, object]) -> str:

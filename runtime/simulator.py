@@ -24,13 +24,14 @@ from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import Form, factored_slots
 from tintc.runtime.decoding.program import Updates
-from tintc.runtime.description import as_html, as_text, describe
+from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.reading import Progress
 from tintc.runtime.scoring import StreamOutput, score_documents
+from tintc.runtime.showing.of_outputs import Asked
 from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
 from tintc.runtime.streaming import Stream
 
@@ -130,12 +131,13 @@ class Simulator(Compiled):
             found = self.run(call)
         else:
             found, losses = self._run_with_losses(call, self._labels(labels, batch))
-        return SimulatorOutput(
+        out = SimulatorOutput(
             found[Output.LOGITS],
             found.get(Output.INITIAL_LOGITS),
             losses.get(Output.LOGITS),
             losses.get(Output.INITIAL_LOGITS),
         )
+        return out.of(Asked(batch))
 
     if TYPE_CHECKING:
         __call__ = forward  # nn.Module's own returns Any
@@ -160,8 +162,9 @@ class Simulator(Compiled):
         call = _call(self._train(batch), Output.LOSSES, return_initial)
         labels = self._labels(labels, batch)
         found = self.run(_labelled(call, labels))
-        losses = found[Output.LOSSES]
-        return SimulatorLosses(losses, mean_loss(losses, labels), found.get(Output.INITIAL_LOSSES))
+        losses, before = found[Output.LOSSES], found.get(Output.INITIAL_LOSSES)
+        out = SimulatorLosses(losses, mean_loss(losses, labels), before)
+        return out.of(Asked(batch, labels))
 
     def updated_state_dict(
         self,
@@ -303,7 +306,7 @@ class Simulator(Compiled):
         return as_text(describe(self, self.source))
 
     def _repr_html_(self) -> str:
-        return as_html(describe(self, self.source))
+        return as_html(describe(self, self.source)) + graph_of_phases(self)
 
     def _updates(self, batch: Batch) -> dict[str, Tensor]:
         call = _call(self._train(batch, stacklevel=4), Output.UPDATES, whole=False)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tintc.compiler.gradient_statistics import Statistics
     from tintc.compiler.onnx import export_onnx, export_onnx_pair
     from tintc.compiler.reports.parameters import parameter_report
+    from tintc.page.notebook import Page, show
     from tintc.passes import OPTIMIZATION_NAMES
     from tintc.runtime.adapted import Adapted, AdaptedOutput, stack
     from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
@@ -45,6 +46,7 @@ __all__ = [
     "InputError",
     "MemoryLimitError",
     "NumericalError",
+    "Page",
     "SavedAdapted",
     "Simulator",
     "SimulatorConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "parameter_report",
     "save",
     "save_adapted",
+    "show",
     "stack",
 ]
 
@@ -80,6 +83,8 @@ _LAZY = {
     "SavedAdapted": "tintc.compiler.adapted_files",
     "parameter_report": "tintc.compiler.reports.parameters",
     "save": "tintc.compiler.artifact",
+    "Page": "tintc.page.notebook",
+    "show": "tintc.page.notebook",
     "Adapted": "tintc.runtime.adapted",
     "AdaptedOutput": "tintc.runtime.adapted",
     "stack": "tintc.runtime.adapted",

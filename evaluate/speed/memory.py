@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from tintc import version
 from tintc.compiler.autograd_rule import InnerRule
 from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
@@ -39,9 +40,7 @@ def measure(side: str, settings: dict[str, Any]) -> dict[str, int | None]:
     settings: JSON values, see `_prepare`. Raises what the process raised, or MemoryLimitError if it
     was killed.
     """
-    import tintc
-
-    root = str(Path(tintc.__file__).absolute().parent.parent)
+    root = str(Path(version.__file__).absolute().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", __name__],

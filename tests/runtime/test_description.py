@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch
 from tests.support.models import opt, simulate
 from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.node_meta import info
+from tintc.runtime.showing.phases import PHASES, as_svg, count_phases
 from tintc.runtime.simulator import Simulator
 
 SOURCE = {"name": "opt & <b>friends</b>", "kind": "hub", "revision": "abc123"}
@@ -108,6 +111,60 @@ def test_html() -> None:
     reader.feed(written)
     assert "<b>" not in written
     assert "opt &amp; &lt;b&gt;friends&lt;/b&gt;" in written
-    assert reader.tags == ["table", "caption", *["tr", "th", "td"] * 4]
+    table = ["table", "caption", *["tr", "th", "td"] * 4]
+    assert reader.tags[: len(table) + 1] == [*table, "svg"]
+    assert set(reader.tags[len(table) + 1 :]) == {"rect", "text", "path"}
     words = re.sub(r"\s+", " ", " ".join(repr(found).split()))
-    assert " ".join(" ".join(reader.text).split()) == words
+    assert " ".join(" ".join(reader.text).split()).startswith(words)
+
+
+def counts_of(found: Simulator) -> dict[str, dict[str, int]]:
+    """Operators by place and phase: rows of several blocks are that of each."""
+    rows = count_phases(found.program, found.config.unrolled_steps)
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        numbers = [int(number) for number in re.findall(r"\d+", row.label)]
+        places = [str(n) for n in range(numbers[0], numbers[-1] + 1)] if numbers else [row.label]
+        counts |= {place: dict(zip(PHASES, row.counts, strict=True)) for place in places}
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (SimulatorConfig.paper(), "operators of the step and of the last forward pass"),
+        (
+            SimulatorConfig.exact(steps=3, layers=1),
+            "operators of 3 steps and of the last forward pass",
+        ),
+        (
+            SimulatorConfig.exact(steps=7),
+            "operators of a step, of which 7 run in a loop, and the last pass",
+        ),
+    ],
+)
+def test_graph_of_phases(config: SimulatorConfig, said: str) -> None:
+    """Every operator of a phase is counted, in the block whose path it has."""
+    found = a_simulator(config=config)
+    counts, last = counts_of(found), config.unrolled_steps
+    assert list(counts) == ["in front", "0", "1", "behind"]
+    nodes = [info(n) for n in found.program.graph.nodes if n.op == "call_function"]
+    phased = [n for n in nodes if n.phase is not None]
+    assert sum(sum(each.values()) for each in counts.values()) == len(phased)
+    for number in ("0", "1"):
+        own = [n for n in phased if f".layers.{number}." in f"{n.module}."]
+        for phase in ("forward", "backward", "descent"):
+            of_phase = [n for n in own if n.phase == phase and n.step != last]
+            assert counts[number][phase] == len(of_phase)
+    if config.layers == 1:
+        assert counts["0"] == {**dict.fromkeys(PHASES, 0), "forward": counts["0"]["forward"]}
+    svg = ElementTree.fromstring(as_svg(count_phases(found.program, last), said))
+    assert said in [text.text for text in svg.iter("text")]
+    assert said in found._repr_html_()
+    assert {e.get("fill") for e in svg.iter()} == {"currentColor", None}
+
+
+def test_blocks_that_are_alike_are_one_row() -> None:
+    program = simulate(opt(layers=5), SimulatorConfig.exact()).program
+    labels = [row.label for row in count_phases(program, 1)]
+    assert labels == ["in front", "block 0", "blocks 1 to 3, each", "block 4", "behind"]

@@ -21,7 +21,14 @@ from tintc.commands import console
 from tintc.commands.adapt_options import AdaptStream, Learning, Saving
 from tintc.commands.loaded import load_at_rate, tokenizing
 from tintc.commands.run import learn
-from tintc.commands.text import change, check_loss, losses, perplexity, rounded
+from tintc.commands.text import (
+    change,
+    check_loss,
+    losses,
+    mean_of_rest,
+    perplexity,
+    rounded,
+)
 from tintc.compiler.adapted_checkpoint import model_without_weights
 from tintc.compiler.adapted_files import SavedAdapted, save_adapted
 from tintc.compiler.adapted_manifest import ADAPTED, KIND
@@ -105,7 +112,7 @@ def _at_once(
     return adapted, {
         "trained_tokens": trained,
         "adapt_seconds": seconds,
-        **losses(before, after),
+        **losses(*(mean_of_rest(each, trained) for each in (before, after))),
     }
 
 

@@ -45,6 +45,7 @@ from tintc.commands.options import (
     flat,
 )
 from tintc.commands.paging import Paging
+from tintc.commands.showing import Showing
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
@@ -147,7 +148,7 @@ def run_command(
     generating: Annotated[Generating, flat(GENERATION)] = Generating(),
     reads: Annotated[StreamFlags, flat(STREAMS)] = StreamFlags(),
     where: Annotated[Where, flat(OPTIONS)] = Where(),
-    common: Annotated[Common, flat(OUTPUT)] = Common(),
+    common: Annotated[Showing, flat(OUTPUT)] = Showing(),
 ) -> None:
     if stray is not None:
         raise UsageError(
@@ -157,7 +158,7 @@ def run_command(
     asked = reading.from_stdin() if stdin else reading
     from tintc.commands import run_any
 
-    run_any.run(path, asked, generating, reads, where, as_json=common.as_json)
+    run_any.run(path, asked, generating, reads, where, common, as_json=common.as_json)
 
 
 @says(

@@ -17,11 +17,12 @@ from tintc.commands import console
 from tintc.commands.continuing import Continuing, Staged, printed, prompt_of
 from tintc.commands.generating import Generating
 from tintc.commands.loaded import load_at_rate, tokenizing
-from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
+from tintc.commands.showing import Showing
+from tintc.commands.text import Reading, check_loss, check_rest, mean_of_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import language_loss
+from tintc.runtime.showing.of_outputs import decoding, losses_of
 from tintc.runtime.simulator import Simulator
 
 
@@ -29,6 +30,7 @@ def run(
     path: Path,
     asked: Reading,
     generating: Generating,
+    showing: Showing,
     device: str | None,
     dtype: torch.dtype | None,
     *,
@@ -52,24 +54,31 @@ def run(
         else:
             before, after = _losses(simulator, ids, trained)
         rate = float(simulator.inner_lr.detach())
-        check_loss(after, rate)
+        mean_after = mean_of_rest(after, trained)
+        check_loss(mean_after, rate)
         result = outcome(
             simulator.config,
             rate,
             tokens=ids.shape[1],
             trained=trained,
             predicted=predicted,
-            before=before,
-            after=after,
+            before=mean_of_rest(before, trained),
+            after=mean_after,
         )
+        decode = decoding(simulator.tokenizer)
+        told = showing.told(ids[0].tolist(), decode, trained, before, after)
+        result |= told.values()
         if adapted is not None and asked.generate:
             if not as_json:
                 show(result, as_json)
+                told.print()
             result["adapt_seconds"] = seconds
             continuing = Continuing(simulator, generating, asked.generate)
             result |= go_on(continuing, adapted, start, as_json=as_json)
     if as_json or adapted is None:
         show(result, as_json)
+    if not as_json and adapted is None:
+        told.print()
 
 
 def run_adapted(
@@ -114,41 +123,29 @@ def go_on(
     return {"prompt_tokens": len(prompt), "generated": found.text, **speed}
 
 
-def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[float, float]:
-    """Before and after."""
-    labels = _labels(ids, trained)
-    out = simulator(ids, _mask(ids, trained), labels=labels, return_initial=True)
-    assert out.loss is not None
-    assert out.initial_loss is not None
-    return float(out.initial_loss), float(out.loss)
+def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[list[float], list[float]]:
+    """Before and after, of tokens 1, 2, ..."""
+    out = simulator.losses(ids, _mask(ids, trained), ids, return_initial=True)
+    assert out.initial_losses is not None
+    before, after = (each[0, :-1].tolist() for each in (out.initial_losses, out.losses))
+    return before, after
 
 
-def learn(simulator: Simulator, ids: Tensor, trained: int) -> tuple[Adapted, float, float, float]:
+def learn(
+    simulator: Simulator, ids: Tensor, trained: int
+) -> tuple[Adapted, list[float], list[float], float]:
     """What is learned, the same losses without training a second time, and seconds of training."""
     begun = time.perf_counter()
     adapted = simulator.adapt(ids, _mask(ids, trained))
     if simulator.device.type == "cuda":
         torch.cuda.synchronize(simulator.device)
     seconds = time.perf_counter() - begun
-    labels = _labels(ids, trained)
-    after = adapted(ids, labels=labels).loss
-    assert after is not None
-    before = language_loss(simulator.predict_initial(ids), labels.to(simulator.device))
-    return adapted, float(before), float(after), seconds
+    after = losses_of(adapted(ids).logits[0], ids[0])
+    before = losses_of(simulator.predict_initial(ids)[0], ids[0])
+    return adapted, before.tolist(), after.tolist(), seconds
 
 
 def _mask(ids: Tensor, trained: int) -> Tensor:
     mask = torch.zeros_like(ids)
     mask[:, :trained] = 1
     return mask
-
-
-def _labels(ids: Tensor, trained: int) -> Tensor:
-    """Of the predicted tokens. Where nothing is left to predict, all tokens tell whether training
-    diverged.
-    """
-    labels = ids.clone()
-    if trained < ids.shape[1]:
-        labels[:, :trained] = -100
-    labels[:, 0] = -100
-    return labels

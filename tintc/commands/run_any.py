@@ -9,6 +9,7 @@ from pathlib import Path
 from tintc.commands.exporting import is_pair
 from tintc.commands.generating import Generating
 from tintc.commands.options import Where
+from tintc.commands.showing import Showing
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.ir.errors import UsageError
@@ -20,6 +21,7 @@ def run(
     generating: Generating,
     reads: StreamFlags,
     where: Where,
+    showing: Showing,
     *,
     as_json: bool,
 ) -> None:
@@ -32,6 +34,14 @@ def run(
     reads.check(asked)
     if generating.each is None and generating.adapted is None:
         asked.check()
+    showing.check(
+        {
+            "--each, of many texts": generating.each is not None,
+            "--adapted, which reads no text": generating.adapted is not None,
+            f"{asked.file}, which holds many documents": asked.is_many,
+            "--state, which keeps no losses of an earlier run": reads.state is not None,
+        }
+    )
     if is_pair(path):
         _check_onnx(reads, where)
         if strange := [name for name in generating.names() if name in ("--each", "--adapted")]:
@@ -42,7 +52,7 @@ def run(
         from tintc.commands import run_pair
 
         prompt = generating.read() if generating.is_asked else None
-        run_pair.run(path, asked, generating, prompt, as_json=as_json)
+        run_pair.run(path, asked, generating, prompt, showing, as_json=as_json)
     elif path.suffix == ".onnx":
         _check_onnx(reads, where)
         if names := list(generating.names()):
@@ -52,7 +62,7 @@ def run(
             )
         from tintc.commands import run_onnx
 
-        run_onnx.run(path, asked, as_json=as_json)
+        run_onnx.run(path, asked, showing, as_json=as_json)
     elif generating.adapted is not None:
         from tintc.commands.run import run_adapted
 
@@ -60,7 +70,7 @@ def run(
     elif reads.stream:
         from tintc.commands import stream
 
-        stream.run(path, asked, reads, *where.chosen(), as_json=as_json)
+        stream.run(path, asked, reads, showing, *where.chosen(), as_json=as_json)
     elif generating.each is not None:
         from tintc.commands import run_each
 
@@ -74,7 +84,7 @@ def run(
     else:
         from tintc.commands import run as command
 
-        command.run(path, asked, generating, *where.chosen(), as_json=as_json)
+        command.run(path, asked, generating, showing, *where.chosen(), as_json=as_json)
 
 
 def _check_onnx(reads: StreamFlags, where: Where) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tintc.commands import console
-from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
+from tintc.commands.showing import Showing
+from tintc.commands.text import Reading, check_loss, check_rest, mean_of_rest, outcome, show
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, UsageError
 
@@ -94,6 +95,10 @@ class Model:
         wide: np.ndarray = found[0].astype(np.float64)
         return wide
 
+    def decode(self, ids: list[int]) -> str:
+        """The text, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
     def _of_pairs(self) -> bool:
         return any(
             value.name == "attention_mask" and len(value.shape) == 3
@@ -101,7 +106,7 @@ class Model:
         )
 
 
-def run(path: Path, asked: Reading, *, as_json: bool) -> None:
+def run(path: Path, asked: Reading, showing: Showing, *, as_json: bool) -> None:
     """Prints the perplexity of the untrained part before and after, and what the updated weights
     generate.
     """
@@ -115,9 +120,9 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
     tokens = ids.shape[1]
     trained = asked.trained(tokens)
     predicted = check_rest(tokens, trained, asked.generate)
-    first = trained if predicted else 0  # with nothing left, all tell whether training diverged
-    before, after = (_loss(model.logits(ids, trained, used), ids[0], first) for used in (0.0, rate))
-    check_loss(after, rate)
+    before, after = (_losses(model.logits(ids, trained, used), ids[0]) for used in (0.0, rate))
+    mean_after = mean_of_rest(after, trained)
+    check_loss(mean_after, rate)
     config = SimulatorConfig.from_dict(json.loads(model.about["tintc.config"]))
     result = outcome(
         config,
@@ -125,20 +130,24 @@ def run(path: Path, asked: Reading, *, as_json: bool) -> None:
         tokens=tokens,
         trained=trained,
         predicted=predicted,
-        before=before,
-        after=after,
+        before=mean_of_rest(before, trained),
+        after=mean_after,
     )
+    told = showing.told(found, model.decode, trained, before, after)
+    result |= told.values()
     if asked.generate:
         result["generated"] = _generate(model, ids, trained, rate, asked.generate)
     show(result, as_json)
+    if not as_json:
+        told.print()
 
 
-def _loss(logits_TV: np.ndarray, ids_T: np.ndarray, trained: int) -> float:
-    """Mean of -log p over the tokens behind the trained ones."""
+def _losses(logits_TV: np.ndarray, ids_T: np.ndarray) -> list[float]:
+    """-log p of tokens 1, 2, ..."""
     from tintc.commands.said import surprise
 
-    first = max(trained, 1)
-    return float(surprise(logits_TV[first - 1 : -1], ids_T[first:]).mean())
+    found: list[float] = surprise(logits_TV[:-1], ids_T[1:]).tolist()
+    return found
 
 
 def _generate(model: Model, ids: np.ndarray, trained: int, rate: float, count: int) -> str:

@@ -19,7 +19,17 @@ from tintc.commands import console
 from tintc.commands.generating import Sampling
 from tintc.commands.prompt import Prompt
 from tintc.commands.said import Said, Sampler, surprise
-from tintc.commands.text import Reading, check_loss, check_rest, not_finite, outcome, room, show
+from tintc.commands.showing import Showing
+from tintc.commands.text import (
+    Reading,
+    check_loss,
+    check_rest,
+    mean_of_rest,
+    not_finite,
+    outcome,
+    room,
+    show,
+)
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, InputError, NumericalError
 from tintc.runtime.onnx_pair import ADAPT, DECODE, Decoding, OnnxPair, PairUpdates
@@ -38,6 +48,7 @@ def run(
     asked: Reading,
     how: Sampling,
     prompt: Prompt | None,
+    showing: Showing,
     *,
     as_json: bool,
 ) -> None:
@@ -52,7 +63,10 @@ def run(
     trained = asked.trained(ids.shape[1])
     predicted = check_rest(ids.shape[1], trained, asked.generate)
     rate = pair.inner_lr if asked.inner_lr is None else asked.inner_lr
-    found = _Compared(loaded, ids, trained, rate)
+    first = max(trained, 1) - 1 if predicted and not showing.names() else 0
+    found = _Compared(loaded, ids, trained, rate, first)
+    before, after = (mean_of_rest(each, trained - first) for each in (found.before, found.after))
+    check_loss(after, rate)
     config = SimulatorConfig.from_dict(json.loads(pair.about["tintc.config"]))
     result = outcome(
         config,
@@ -60,12 +74,15 @@ def run(
         tokens=ids.shape[1],
         trained=trained,
         predicted=predicted,
-        before=found.before,
-        after=found.after,
+        before=before,
+        after=after,
     )
+    told = showing.told(ids[0].tolist(), loaded.decode, trained, found.before, found.after)
+    result |= told.values()
     if asked.generate:
         if not as_json:
             show(result, as_json)
+            told.print()
         if start is not None:
             found.read(np.array([start], np.int64))
         generation = _Generation(loaded, found, how, rate)
@@ -79,17 +96,18 @@ def run(
         }
     if as_json or not asked.generate:
         show(result, as_json)
+    if not (as_json or asked.generate):
+        told.print()
 
 
 class _Compared:
     """A text under the weights before and after training on its first part. before, after: losses
-    of what is left; with nothing left all tokens tell whether training diverged. decoding, last:
-    what has read the text, and its logits of the next token.
+    of the tokens behind the one at `first`. decoding, last: what has read the text, and its logits
+    of the next token.
     """
 
-    def __init__(self, loaded: _Loaded, ids: Array, trained: int, rate: float) -> None:
+    def __init__(self, loaded: _Loaded, ids: Array, trained: int, rate: float, first: int) -> None:
         self.pair = loaded.pair
-        first = trained if trained < ids.shape[1] else 0
         untrained = self.pair.decoding(loaded.adapt(ids, trained, 0.0))
         self.before, _ = _read(untrained, ids, first)
         start = time.perf_counter()
@@ -98,7 +116,6 @@ class _Compared:
         self.decoding = self.pair.decoding(self.updates)
         self.after, self.last = _read(self.decoding, ids, first)
         self.adapt_seconds, self.read_seconds = adapted - start, time.perf_counter() - adapted
-        check_loss(self.after, rate)
 
     def read(self, prompt: Array) -> None:
         """Another text in place of this one, under the weights after training."""
@@ -124,6 +141,10 @@ class _Loaded:
     def tokenize(self, text: str) -> list[int]:
         found: list[int] = self.tokenizer.encode(text).ids
         return found
+
+    def decode(self, ids: list[int]) -> str:
+        """The text, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def adapt(self, ids: Array, trained: int, rate: float) -> PairUpdates:
         """Trained on the first tokens. Optional inputs say nothing."""
@@ -201,18 +222,18 @@ class _Generation:
         self.seconds = time.perf_counter() - start
 
 
-def _read(decoding: Decoding, ids: Array, trained: int) -> tuple[float, Array]:
-    """(mean of -log p over the tokens behind the trained ones, logits behind the last token)."""
-    tokens, first = ids.shape[1], max(trained, 1) - 1  # where the first of them is predicted
-    total, last = 0.0, np.zeros(0)
-    for begin in range(0, tokens, _PART):
+def _read(decoding: Decoding, ids: Array, first: int) -> tuple[list[float], Array]:
+    """(-log p of the tokens behind the one at `first`, logits behind the last token)."""
+    losses: list[float] = []
+    last = np.zeros(0)
+    for begin in range(0, ids.shape[1], _PART):
         part = ids[:, begin : begin + _PART]
         end = begin + part.shape[1]
         targets = ids[0, max(begin, first) + 1 : end + 1]
         logits = decoding(part, logits_to_keep=max(1, min(end - first, end - begin)))[0]
-        total += float(surprise(logits[: len(targets)].astype(np.float64), targets).sum())
+        losses += surprise(logits[: len(targets)].astype(np.float64), targets).tolist()
         last = logits[-1]
-    return total / max(tokens - 1 - first, 1), last
+    return losses, last
 
 
 def _session(file: Path) -> InferenceSession:

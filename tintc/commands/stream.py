@@ -21,12 +21,14 @@ from tintc.commands.documents import (
 )
 from tintc.commands.loaded import load_at_rate
 from tintc.commands.scores import ScoreFile, lines_of
+from tintc.commands.showing import Showing, Told
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.stream_totals import Totals
 from tintc.commands.text import Reading
 from tintc.compiler.stream_state import Stopped, Written, read_state, write_state
 from tintc.ir.errors import ArtifactError, InputError, NumericalError, UsageError
-from tintc.runtime.reading import Rows
+from tintc.runtime.reading import Piece, Rows
+from tintc.runtime.showing.of_outputs import decoding
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_settings import StreamSettings
 from tintc.runtime.streaming import Stream, StreamOverflow
@@ -40,6 +42,7 @@ def run(
     path: Path,
     asked: Reading,
     flags: StreamFlags,
+    showing: Showing,
     device: str | None,
     dtype: torch.dtype | None,
     *,
@@ -58,18 +61,34 @@ def run(
         batch = min(flags.side_by_side, len(documents))
         job = Job(simulator, documents, settings, batch, flags.scores, flags.state)
         failure = job.run(show)
+    told = _told(showing, job, simulator) if showing.names() else Told()
     report = stream_report.report(simulator, settings, batch, job.totals, refused)
     if failure is not None:
         report["stopped"] = {"chunk": job.steps, "reason": str(failure)}
+    report |= told.values()
     stream_report.show(report, as_json)
+    if not as_json:
+        told.print()
     if failure is not None:
         raise failure
     fail_for(refused, len(found))
 
 
+def _told(showing: Showing, job: Job, simulator: Simulator) -> Told:
+    """Of the one document, all of which is predicted before it is trained on."""
+    before, after = [], []
+    for piece in job.pieces:
+        assert piece.unmodified is not None
+        before += piece.unmodified.tolist()
+        after += piece.losses.tolist()
+    ids = job.documents[0].ids.tolist()
+    return showing.told(ids, decoding(simulator.tokenizer), 0, before, after)
+
+
 class Job:
     """Documents on their way through a stream and, beside it, through the unmodified model in the
-    same windows. steps: so many are behind it. scores, state: files, or None.
+    same windows. steps: so many are behind it. pieces: what this run scored. scores, state: files,
+    or None.
 
     A state that exists is gone on from. Raises UsageError for the state of something else,
     ArtifactError for a file that is damaged.
@@ -92,6 +111,7 @@ class Job:
         ids = [document.ids for document in documents]
         self.rows = Rows(self.streams["stream"], ids, self.streams["unmodified"])
         self.totals, self.steps = Totals(documents, settings.chunk), 0
+        self.pieces: list[Piece] = []
         self._texts = digest_of_documents(documents)
         self._state = None if state is None else state.expanduser()
         self._written = None if scores is None else Written(bytes=0, crc32=0)
@@ -138,6 +158,7 @@ class Job:
     def _step(self) -> None:
         for piece in self.rows.step():
             self.totals.add(piece)
+            self.pieces.append(piece)
             if self._scores is not None:
                 self._scores.add(lines_of(self.documents[piece.document], piece))
                 self._written = self._scores.written

@@ -6,6 +6,7 @@ Annotations are no strings here, as in options.py.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -141,6 +142,14 @@ def check_rest(tokens: int, trained: int, generate: int | None) -> int:
     return predicted
 
 
+def mean_of_rest(losses: Sequence[float], trained: int) -> float:
+    """Mean loss of what is predicted. losses: of tokens 1, 2, ... Where nothing is left to predict,
+    all tokens tell whether training diverged.
+    """
+    rest = losses[max(trained, 1) - 1 :] or losses
+    return math.fsum(rest) / len(rest)
+
+
 def check_loss(after: float, inner_lr: float) -> None:
     """Raises NumericalError if the updated weights give no finite loss."""
     if not math.isfinite(after):
@@ -238,7 +247,10 @@ def _perplexities(before: float | None, after: float | None) -> dict[str, str]:
 
 def change(before: float, after: float) -> str:
     """In per cent; nothing where that would be a long number."""
-    return f"{100 * (after / before - 1):+.2f} %" if before > 0 and after < 100 * before else ""
+    if not (before > 0 and after < 100 * before):
+        return ""
+    # what was rounded to -0 is 0: which rounding fell on which side says nothing
+    return f"{round(100 * (after / before - 1), 2) + 0.0:+.2f} %"
 
 
 def rounded(value: float) -> str:
