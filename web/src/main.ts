@@ -61,6 +61,7 @@ async function start(): Promise<void> {
       }
       await made.show(current().params);
       stage.dataset["ready"] = name;
+      requestAnimationFrame(() => performance.mark("tintc:shown", { detail: name }));
     } catch (error) {
       views.delete(name);
       shown = "";

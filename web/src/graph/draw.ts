@@ -15,7 +15,7 @@ import type { Graph, GraphNode, Lane } from "./model.ts";
 import type { Item, Placed } from "./place.ts";
 import { shortOperator } from "./runs.ts";
 
-const NAME = 23; // characters that a cell has room for
+const NAME = 22; // characters that a cell has room for
 const DETAIL = 0.62; // below this zoom, edges are not drawn while the picture moves
 
 /** Which of the theme's colours a lane has. */
@@ -193,7 +193,7 @@ function stylesheet(): StylesheetJson {
         label: "data(label)",
         color: colour("text"),
         "font-family": "system-ui, sans-serif",
-        "font-size": 11.5,
+        "font-size": 12,
         "line-height": 1.3,
         "text-wrap": "wrap",
         "text-valign": "center",

@@ -63,7 +63,7 @@ export function createToolbar(stages: string[], search: HTMLElement, asked: Aske
       { class: "group" },
       button("−", "Zoom out", () => asked.zoom.by(1 / 1.3)),
       button("+", "Zoom in", () => asked.zoom.by(1.3)),
-      button("Fit", "Show the whole graph", asked.zoom.fit),
+      button("Fit", "Fit the whole graph", asked.zoom.fit),
     ),
   );
   return {
