@@ -41,20 +41,18 @@ class Watched:
 
     def go(self, hash_: str, url: str = "") -> None:
         """Shows a view of the site that is open, or opens the one at `url`; waits for it."""
-        view = hash_.removeprefix("#/").split("?")[0]
         if url or self.tab.url == "about:blank":
             self.tab.goto("about:blank")
             self.tab.goto((url or self.url) + hash_)
         else:
-            self.tab.evaluate(
-                """hash => {
-                    delete document.querySelector("main").dataset.ready;
-                    if (location.hash === hash) dispatchEvent(new HashChangeEvent("hashchange"));
-                    else location.hash = hash;
-                }""",
-                hash_,
-            )
-        self.tab.wait_for_selector(f"main[data-ready={view}]")
+            self.tab.evaluate("hash => { location.hash = hash }", hash_)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until the page shows what its URL says."""
+        self.tab.wait_for_function(
+            "() => document.querySelector('main')?.dataset.shown === location.hash"
+        )
 
     def params(self) -> dict[str, str]:
         """What the URL says of the view."""

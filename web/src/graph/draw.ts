@@ -274,7 +274,7 @@ function stylesheet(): StylesheetJson {
         width: 5,
         "line-color": colour("trail"),
         "target-arrow-color": colour("trail"),
-        "curve-style": "bezier",
+        "curve-style": "straight",
         "arrow-scale": 1.1,
         opacity: 0.9,
         "z-index": 8,

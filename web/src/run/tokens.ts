@@ -24,6 +24,7 @@ export function createTokens(moved: (trained: number, done: boolean) => void): T
     role: "slider",
     tabindex: "0",
     "aria-label": "Tokens that are trained on",
+    "aria-describedby": "handle-hint",
     "aria-valuemin": "0",
   });
   let spans: HTMLElement[] = [];
