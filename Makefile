@@ -12,7 +12,9 @@ TEST = MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000 $(BIN
 
 .DEFAULT_GOAL := help
 FUZZ := 1
-.PHONY: help demo test test-slow fuzz check docs clean
+.PHONY: help demo test test-slow fuzz check docs web check-web clean
+# node and npm of the system, or of the extra `web` (`make .venv/.installed-web` installs it).
+NODE_PATHS = PATH="$(PATH):$(abspath $(BIN))"
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +42,15 @@ check: .venv/.installed-check ## ruff (lint and format), import-linter and mypy 
 docs: .venv/.installed-docs ## build the documentation into docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
 
+web: ## build the page's browser half into page/static, which is checked in; needs node
+	cd web && $(NODE_PATHS) npm ci --no-audit --no-fund && $(NODE_PATHS) npm run build
+
+check-web: ## build it into a temporary folder and compare
+	cd web && $(NODE_PATHS) npm ci --no-audit --no-fund
+	cd web && out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+		$(NODE_PATHS) TINTC_WEB_OUT="$$out" npm run build && \
+		$(NODE_PATHS) npm run compare -- "$$out" ../page/static
+
 clean: ## remove build outputs, caches and the demo; .venv stays
 	rm -rf build dist tintc.egg-info .demo docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -63,6 +74,10 @@ $(BIN)/python:
 .venv/.installed-check: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[test,check]"
 	@touch $@ .venv/.installed .venv/.installed-test
+
+.venv/.installed-web: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[web]"
+	@touch $@ .venv/.installed
 
 .venv/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[docs]"

@@ -7,6 +7,8 @@ import { message } from "./text.ts";
 import { createThemeButton } from "./theme.ts";
 import type { View } from "./view.ts";
 
+const FORMAT = 1; // of data/
+
 const NAMES: Record<string, string> = {
   graph: "Graph",
   slots: "Slots",
@@ -33,6 +35,9 @@ async function start(): Promise<void> {
   });
   fill(app, h("a", { class: "skip", href: "#main", onclick: skip }, "Skip to the view"), h("header", {}, heading, links, theme), stage);
   const site = await load<Site>("site");
+  if (site.format !== FORMAT) {
+    throw new Error(`the data have format ${site.format}, this page reads ${FORMAT}: run tintc page again`);
+  }
   document.title = `${site.title} · tintc`;
   fill(heading, h("span", { class: "mark" }, "tintc"), " ", h("span", { class: "model" }, site.title));
 
@@ -60,7 +65,9 @@ async function start(): Promise<void> {
         shown = name;
       }
       await made.show(current().params);
-      stage.dataset["ready"] = name;
+      stage.dataset["view"] = name;
+      stage.dataset["shown"] = location.hash; // for who waits for it
+      requestAnimationFrame(() => performance.mark("tintc:shown", { detail: name }));
     } catch (error) {
       views.delete(name);
       shown = "";

@@ -15,7 +15,7 @@ import type { Graph, GraphNode, Lane } from "./model.ts";
 import type { Item, Placed } from "./place.ts";
 import { shortOperator } from "./runs.ts";
 
-const NAME = 23; // characters that a cell has room for
+const NAME = 22; // characters that a cell has room for
 const DETAIL = 0.62; // below this zoom, edges are not drawn while the picture moves
 
 /** Which of the theme's colours a lane has. */
@@ -71,19 +71,28 @@ export function show(
   canvas.batch(() => replace(canvas, wanted));
 }
 
+const EMPHASIS = ["selected", "near", "match", "dim", "followed"];
+const shown = new WeakMap<Core, Map<string, ElementDefinition>>();
+
+/** Touches what differs: most of a graph only moves when a block opens. */
 function replace(canvas: Core, wanted: Map<string, ElementDefinition>): void {
-  canvas.elements().forEach((element) => {
-    if (!wanted.has(element.id())) canvas.remove(element);
-  });
+  const before = shown.get(canvas) ?? new Map<string, ElementDefinition>();
+  shown.set(canvas, wanted);
+  const gone = canvas.collection();
+  for (const id of before.keys()) if (!wanted.has(id)) gone.merge(canvas.getElementById(id));
+  canvas.remove(gone);
   const fresh: ElementDefinition[] = [];
   for (const [id, one] of wanted) {
-    const known = canvas.getElementById(id);
-    if (known.empty()) fresh.push(one);
-    else {
-      if (one.position) known.position(one.position);
-      known.data(one.data);
-      known.classes(one.classes as string);
+    const old = before.get(id);
+    if (!old) {
+      fresh.push(one);
+      continue;
     }
+    const element = canvas.getElementById(id);
+    const { position: at } = one;
+    if (at && (at.x !== old.position?.x || at.y !== old.position?.y)) element.position(at);
+    if (JSON.stringify(one.data) !== JSON.stringify(old.data)) element.data(one.data);
+    if (one.classes !== old.classes) element.classes(one.classes as string);
   }
   canvas.add(fresh);
 }
@@ -140,7 +149,7 @@ export function emphasise(
 ): void {
   canvas.batch(() => {
     canvas.remove(".trail");
-    canvas.elements().removeClass("selected near match dim followed");
+    for (const name of EMPHASIS) canvas.$(`.${name}`).removeClass(name);
     for (const id of matches) canvas.getElementById(id).addClass("match");
     if (path) {
       canvas.elements().addClass("dim");
@@ -193,7 +202,7 @@ function stylesheet(): StylesheetJson {
         label: "data(label)",
         color: colour("text"),
         "font-family": "system-ui, sans-serif",
-        "font-size": 11.5,
+        "font-size": 12,
         "line-height": 1.3,
         "text-wrap": "wrap",
         "text-valign": "center",
@@ -274,7 +283,7 @@ function stylesheet(): StylesheetJson {
         width: 5,
         "line-color": colour("trail"),
         "target-arrow-color": colour("trail"),
-        "curve-style": "bezier",
+        "curve-style": "straight",
         "arrow-scale": 1.1,
         opacity: 0.9,
         "z-index": 8,

@@ -45,7 +45,8 @@ export function createLanes(): Lanes {
         const lane = child as HTMLElement;
         lane.style.setProperty("transform", `translateX(${box.left * zoom + left - MARGIN / 2}px)`);
         lane.style.setProperty("width", `${box.width * zoom + MARGIN}px`);
-        lane.classList.toggle("narrow", box.width * zoom < 100);
+        lane.classList.toggle("narrow", box.width * zoom < 122);
+        lane.classList.toggle("tight", box.width * zoom < 84);
       });
     },
   };

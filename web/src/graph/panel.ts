@@ -69,7 +69,7 @@ function ofNode(graph: Graph, operators: Operators, node: GraphNode): Child {
       ["memory", node.memory],
       ["work", node.flops ? flops(node.flops) : ""],
       ["size", node.bytes ? bytes(node.bytes) : ""],
-      ["since the stage before", node.change],
+      ["change", node.change === "same" ? "" : `${node.change} in this stage`],
     ]),
     h(
       "p",

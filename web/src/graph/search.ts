@@ -58,7 +58,7 @@ export function createSearch(asked: (text: string) => void, chosen: (node: Graph
   const pick = (at: number) => {
     const node = found[at];
     if (!node) return;
-    open(false);
+    input.blur();
     chosen(node);
   };
   const render = () => {

@@ -2,10 +2,12 @@
 
 import { fill, h } from "../dom.ts";
 import { current, href, update } from "../route.ts";
-import { count } from "../text.ts";
+import { count, tail } from "../text.ts";
 import { choices, type Way } from "./follow.ts";
 import type { Graph } from "./model.ts";
 import type { Slots } from "../data.ts";
+
+const SHOWN = 44; // characters of a weight's name, the last ones
 
 export interface Zoom {
   by(factor: number): void;
@@ -63,7 +65,7 @@ export function createToolbar(stages: string[], search: HTMLElement, asked: Aske
       { class: "group" },
       button("−", "Zoom out", () => asked.zoom.by(1 / 1.3)),
       button("+", "Zoom in", () => asked.zoom.by(1.3)),
-      button("Fit", "Show the whole graph", asked.zoom.fit),
+      button("Fit", "Fit the whole graph", asked.zoom.fit),
     ),
   );
   return {
@@ -73,7 +75,7 @@ export function createToolbar(stages: string[], search: HTMLElement, asked: Aske
       const { updated, fixed } = choices(slots);
       const group = (label: string, names: string[]) =>
         names.length
-          ? h("optgroup", { label }, names.map((name) => h("option", { value: name }, name)))
+          ? h("optgroup", { label }, names.map((name) => h("option", { value: name, title: name }, tail(name, SHOWN))))
           : null;
       fill(
         picker,

@@ -45,7 +45,11 @@ function graphOf(stage: string, steps: number): Promise<Graph> {
 class GraphView {
   readonly element: HTMLElement;
   readonly canvas: Core;
-  private readonly surface = h("div", { class: "canvas" });
+  private readonly surface = h("div", {
+    class: "canvas",
+    role: "img",
+    "aria-label": "The graph; the outline and the panel say the same",
+  });
   private readonly lanes = createLanes();
   private readonly search = createSearch(
     (text) => update({ q: text || null }, { replace: true }),

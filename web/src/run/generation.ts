@@ -39,6 +39,7 @@ export function createGeneration(
       COUNT,
       (token) => {
         made.push(token);
+        element.dataset["ids"] = made.join(" ");
         element.textContent = reader.decode([...behind, ...made]).slice(known);
       },
       (done, total) => (status.textContent = `fetching ${bytes(done)} of ${bytes(total)}`),

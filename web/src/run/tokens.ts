@@ -1,7 +1,7 @@
 // The text as tokens: coloured by their losses, with a handle behind the trained part that is dragged
 // or moved with the keyboard.
 
-import { fill, h } from "../dom.ts";
+import { h } from "../dom.ts";
 import { scale } from "./losses.ts";
 import type { Scores } from "./messages.ts";
 
@@ -12,7 +12,7 @@ const STRONGEST = 62; // per cent of the colour behind a token: its text stays r
 
 export interface Tokens {
   element: HTMLElement;
-  show(pieces: string[], trained: number): void;
+  show(ids: number[], pieces: string[], trained: number): void;
   colour(scores: Scores | null, by: Colouring): void;
 }
 
@@ -24,10 +24,12 @@ export function createTokens(moved: (trained: number, done: boolean) => void): T
     role: "slider",
     tabindex: "0",
     "aria-label": "Tokens that are trained on",
+    "aria-describedby": "handle-hint",
     "aria-valuemin": "0",
   });
   let spans: HTMLElement[] = [];
   let trained = 0;
+  let before = 0; // tokens in front of the handle
 
   const move = (to: number, done: boolean) => {
     const next = Math.max(0, Math.min(spans.length, to));
@@ -37,9 +39,10 @@ export function createTokens(moved: (trained: number, done: boolean) => void): T
       moved(trained, done);
     } else if (done) moved(trained, true);
   };
+  // Tokens move past the handle: an element that is moved itself loses focus and pointer.
   const place = () => {
-    const behind = spans[trained] ?? null;
-    if (handle.nextSibling !== behind || !handle.parentNode) element.insertBefore(handle, behind);
+    for (; before < trained; before += 1) handle.before(spans[before] as HTMLElement);
+    for (; before > trained; before -= 1) handle.after(spans[before - 1] as HTMLElement);
     handle.setAttribute("aria-valuemax", String(spans.length));
     handle.setAttribute("aria-valuenow", String(trained));
     handle.setAttribute("aria-valuetext", `${trained} of ${spans.length} tokens`);
@@ -75,10 +78,13 @@ export function createTokens(moved: (trained: number, done: boolean) => void): T
 
   return {
     element,
-    show(pieces, count) {
+    show(ids, pieces, count) {
       trained = Math.min(count, pieces.length);
-      spans = pieces.map((piece) => h("span", { class: "token" }, piece));
-      fill(element, spans);
+      spans = pieces.map((piece, at) => h("span", { class: "token", "data-id": ids[at] }, piece));
+      before = 0;
+      for (const child of [...element.children]) if (child !== handle) child.remove();
+      if (!handle.parentNode) element.append(handle);
+      element.append(...spans);
       place();
     },
     colour(scores, by) {
@@ -87,12 +93,14 @@ export function createTokens(moved: (trained: number, done: boolean) => void): T
       spans.forEach((span, at) => {
         const value = shown?.[at - 1];
         span.classList.remove("better", "worse", "loss");
-        span.removeAttribute("title");
+        for (const name of ["title", "data-before", "data-after"]) span.removeAttribute(name);
         if (!scores || !most || value === undefined) return;
         const share = Math.min(1, Math.abs(value) / most) * STRONGEST;
         span.style.setProperty("--share", `${share.toFixed(1)}%`);
         span.classList.add(by !== "change" ? "loss" : value < 0 ? "better" : "worse");
         span.title = about(scores, at - 1);
+        span.dataset["before"] = String(scores.before[at - 1]);
+        span.dataset["after"] = String(scores.after[at - 1]);
       });
     },
   };

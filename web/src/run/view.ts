@@ -106,7 +106,7 @@ class RunView implements View {
 
   private setTokens(trained: number): void {
     this.trained = Math.min(trained, this.ids.length);
-    this.tokens.show(this.reader.pieces(this.ids), this.trained);
+    this.tokens.show(this.ids, this.reader.pieces(this.ids), this.trained);
     this.stale();
   }
 
