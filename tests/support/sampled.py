@@ -161,6 +161,7 @@ EVERY = {
     "oracle/test_reference.py::test_differences_tend_to_derivatives": 4,
     "oracle/test_reference.py::test_exact_is_plain_fine_tuning": 4,
     "oracle/test_reference.py::test_value_attention_leaves_queries_and_keys_alone": 3,
+    "page/test_browser.py::test_accessible": 3,
     "passes/test_build_descent.py::test_the_hand_written_decoder_equals_autograd": 3,
     "passes/test_canonicalize.py::test_leaves_the_rest_alone": 2,
     "passes/test_canonicalize.py::test_spells_linear_one_way": 2,
