@@ -55,17 +55,14 @@ def _namespace(record: NodeRecord, steps: int) -> str:
 
 def _node(record: NodeRecord, namespace: str, cost: NodeCost) -> dict[str, Any]:
     info = record.info
-    attributes = {
+    attributes: dict[str, str] = {
         "operator": record.operator,
         "arguments": arguments_text(record),
         "FLOPs": str(cost.flops),
         "bytes": str(cost.bytes),
-        **{
-            name: str(info[name])
-            for name in ("module", "source", "phase", "step", "slot", "parameter")
-            if name in info
-        },
     }
+    further = ("module", "source", "phase", "step", "slot", "parameter")
+    attributes |= {name: str(info[name]) for name in further if name in info}
     shape = shape_text(record.shape or list(cost.shape or ()))
     color = _COLORS.get(info.get("phase", ""))
     return {

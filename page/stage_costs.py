@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tintc.compiler.artifact import malformed
+from tintc.compiler.artifact_schema import GRAPH
 from tintc.compiler.node_costs import NodeCosts, emitted_costs, graph_costs
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.named import Stage
@@ -20,7 +24,8 @@ def stage_costs(simulator: Simulator, stage: Stage) -> NodeCosts:
         return emitted_costs(simulator, sizes)
     if stage == "optimized":
         return graph_costs(simulator.optimized(), simulator.dtype, sizes)
-    graph = program.graph
-    if stage == "canonical":
+    if stage == "lowered":
+        return graph_costs(program.graph, simulator.dtype, sizes)
+    with malformed(Path(GRAPH)):  # loading checks the lowered graph alone, which runs
         graph = from_records([vars(record) for record in program.stages[stage]])
-    return graph_costs(graph, simulator.dtype, sizes)
+        return graph_costs(graph, simulator.dtype, sizes)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 import tintc
-from tests.support.artifacts import TEXT, artifact, source_directory
+from tests.support.artifacts import TEXT, artifact, copy_of, edit_json, seal, source_directory
 from tests.support.nano import nano
 from tests.support.pages import content, site
 from tests.support.tolerances import ONNX
@@ -194,6 +194,19 @@ class TestTarget:
     def test_limit(self, limit: float, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="limit_mb"):
             write_site(artifact(), tmp_path / "site", limit_mb=limit)
+
+    @pytest.mark.parametrize("stage", ["captured", "canonical"])
+    def test_a_forged_stage_is_one_line(self, stage: str, tmp_path: Path) -> None:
+        """Loading checks the lowered graph, which runs; the page reads the others as well."""
+
+        def forge(graph: dict[str, Any]) -> None:
+            graph[stage][-1]["args"] = [[{"node": "nobody"}]]
+
+        root = copy_of(artifact(), tmp_path / "forged")
+        edit_json(root / "graph.json", forge)
+        seal(root)
+        with pytest.raises(ArtifactError, match="is malformed"):
+            write_site(root, tmp_path / "site", model=False)
 
     def test_manifest_names_every_file(self) -> None:
         about = json.loads((site().path / "page.json").read_text(encoding="utf-8"))
