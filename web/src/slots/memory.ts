@@ -77,12 +77,13 @@ export function createMemoryMap(slots: Slots, state: State) {
   });
 }
 
-/** Stretches of the program in one lane. */
+/** Stretches of the program in one lane. Weights, which are in none, stand at what reads them. */
 function runs(lanes: string[]): { name: string; from: number; until: number }[] {
   const found: { name: string; from: number; until: number }[] = [];
   lanes.forEach((name, at) => {
     const last = found.at(-1);
-    if (last?.name === name) last.until = at + 1;
+    if (last && (last.name === name || laneTone(name) === "before")) last.until = at + 1;
+    else if (last && laneTone(last.name) === "before") Object.assign(last, { name, until: at + 1 });
     else found.push({ name, from: at, until: at + 1 });
   });
   return found;

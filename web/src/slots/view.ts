@@ -138,7 +138,8 @@ function prefixCard(slots: Slots, map: HTMLElement): HTMLElement {
 }
 
 function memoryCard(slots: Slots, map: HTMLElement): HTMLElement {
-  const lanes = [...new Set(slots.program.map((call) => call.lane))];
+  const tones = new Set(slots.program.map((call) => laneTone(call.lane)));
+  tones.delete("before"); // weights: they live in pages
   return h(
     "div",
     { class: "card", id: "memory-map" },
@@ -149,7 +150,7 @@ function memoryCard(slots: Slots, map: HTMLElement): HTMLElement {
       "From left to right the program, from top to bottom the coordinates. An activation lives from the call that " +
         "makes it to the last that reads it; those with a rim are kept for training.",
     ),
-    legend([...new Set(lanes.map(laneTone))].map((tone) => [tone, tone === "last" ? "last forward" : tone])),
+    legend([...tones].map((tone) => [tone, tone === "last" ? "last forward" : tone])),
     map,
     folded("Memory slots as a table", () => memoryTable(slots)),
   );
