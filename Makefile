@@ -43,7 +43,7 @@ docs: .venv/.installed-docs ## build the documentation into docs/_build/html; wa
 clean: ## remove build outputs, caches and the demo; .venv stays
 	rm -rf build dist tintc.egg-info .demo docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find ir passes runtime compiler evaluate tintc tests examples docs \
+	find ir passes runtime compiler evaluate page tintc tests examples docs \
 		-name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -68,7 +68,7 @@ def save(simulator: Simulator, path: str | Path, *, force: bool = False) -> Path
 
 
 @contextlib.contextmanager
-def _malformed(root: Path) -> Iterator[None]:
+def malformed(root: Path) -> Iterator[None]:
     """Turns what a manifest or graph of another form raises into an ArtifactError."""
     try:
         yield
@@ -105,7 +105,7 @@ def read_program(path: str | Path) -> Program:
     """The program of an artifact; its weights are not read. Raises ArtifactError as `load` does."""
     root = Path(path).expanduser()
     manifest = read_manifest(root)
-    with _malformed(root):
+    with malformed(root):
         program = _program(root, manifest)
         _refuse(root, graph_problems(program))
     return program
@@ -123,7 +123,7 @@ def load(
     manifest = read_manifest(root)
     tensors = _read_weights(root / WEIGHTS, device or "cpu", dtype)
     inner_lr = tensors.pop(INNER_LR)
-    with _malformed(root):
+    with malformed(root):
         program = _program(root, manifest)
         check_backend(manifest.backend, manifest.share)
         _refuse(root, graph_problems(program) or weight_problems(program, tensors, inner_lr))

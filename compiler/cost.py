@@ -60,7 +60,7 @@ def estimate(
     same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them and the
     memory of one, beside the whole inputs and logits. Raises UsageError for an unknown name."""
     names = [name for name in check_names(optimize) if name != onednn_products.name]
-    with _without_numbers(backend) as device, torch.no_grad():
+    with without_numbers(backend) as device, torch.no_grad():
         weights = weights_without_numbers(program, dtype)
         # Which modules share a copy changes no cost of a call, and one copy is the least to make.
         simulator = Simulator(
@@ -138,14 +138,14 @@ def inputs_without_numbers(
 
 def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Call:
     call = Call((Output.LOGITS,), inputs, segment, causal=True)
-    meter = _Meter()
+    meter = Meter()
     if simulator.config.looped:
         call = replace(call, given=_looped(simulator, call, meter))
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits)
 
 
-def _looped(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Tensor]:
+def _looped(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Tensor]:
     """The slots after all steps, as `Compiled` loops over them. All but the first cost alike: one
     of them runs, and counts as many times.
     """
@@ -159,16 +159,16 @@ def _looped(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Tensor
     return given
 
 
-def _run(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Any]:
+def _run(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Any]:
     module, arguments = simulator.bound(call)
     meter.leave_out((arguments, list(module.parameters())))
     with meter:
-        found: dict[str, Any] = _Walk(module, meter).run(*arguments)
+        found: dict[str, Any] = Walk(module, meter).run(*arguments)
     return found
 
 
 @contextlib.contextmanager
-def _without_numbers(backend: str) -> Iterator[str]:
+def without_numbers(backend: str) -> Iterator[str]:
     """Fused programs run on fake CPU tensors, which choose the kernels of a CPU; the transformer
     writes out its attention and runs on the meta device, which is faster."""
     if backend == "fused":
@@ -179,14 +179,14 @@ def _without_numbers(backend: str) -> Iterator[str]:
             yield "meta"
 
 
-class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """FLOPs of all operators under this mode, and bytes of the storages that they make, as long as
-    they live.
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Of all operators under this mode: FLOPs, bytes that they read and write, and bytes of the
+    storages that they make, as long as they live.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = self.live = self.peak = 0
+        self.flops = self.moved = self.live = self.peak = 0
         self._known: set[int] = set()
 
     def leave_out(self, values: Any) -> None:
@@ -198,12 +198,13 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = _product(func, args) if _is_onednn(func) else func(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:
                 self._count(value.untyped_storage())
         self.peak = max(self.peak, self.live)
         self.flops += _flops(func, args, kwargs or {}, out)
+        self.moved += _moved(func, (args, kwargs), out)
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -215,6 +216,18 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self.live -= size
         self._known.discard(key)
+
+
+def _is_onednn(func: Any) -> bool:
+    """Whether it is oneDNN's product, of which torch knows neither shape nor FLOPs."""
+    return func.overloadpacket is getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _product(func: Any, args: Any) -> Tensor:
+    """The result of it, without numbers; W stands behind x, or behind the addend."""
+    x, matrix = args[0], args[2 if func._overloadname == "binary" else 1]
+    found: Tensor = x.new_empty(*x.shape[:-1], matrix.shape[0])
+    return found
 
 
 _aten = torch.ops.aten
@@ -234,38 +247,61 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return int(sdpa_flop_count(query, *repeated))  # type: ignore[no-untyped-call]
     if func is _aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(x.shape for x in args[:4])))  # type: ignore[no-untyped-call]
+    if _is_onednn(func):
+        return int(2 * out.numel() * args[0].shape[-1])
     count = flop_registry.get(func.overloadpacket)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))
 
 
-class _Walk(fx.Interpreter):
+# These read as many numbers of a table as they write.
+_LOOK_UPS = (torch.ops.aten.embedding, torch.ops.aten.index_select, torch.ops.aten.gather)
+
+
+def _moved(func: Any, given: Any, out: Any) -> int:
+    """Bytes that an operator reads and writes; a view moves none."""
+    if func.is_view:
+        return 0
+    read, written = (sum(map(_held, tree_leaves(values))) for values in (given, out))
+    return 2 * written if func.overloadpacket in _LOOK_UPS else read + written
+
+
+def _held(value: object) -> int:
+    """Bytes of a tensor's numbers; those that are repeated count once."""
+    if not isinstance(value, Tensor):
+        return 0
+    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
+
+
+class Walk(fx.Interpreter):
     """Runs an emitted module node by node, and each of its layers once for each shape: layers alike
     cost alike.
     """
 
-    def __init__(self, module: fx.GraphModule, meter: _Meter) -> None:
+    def __init__(self, module: fx.GraphModule, meter: Meter) -> None:
         super().__init__(module)
         self.meter = meter
-        # layer and shapes -> FLOPs, bytes above those that lived before, shape of the result unless
-        # it is the first argument
-        self._costs: dict[Any, tuple[int, int, torch.Size | None]] = {}
+        # layer and shapes -> FLOPs, bytes moved, bytes above those that lived before, shape of the
+        # result unless it is the first argument
+        self._costs: dict[Any, tuple[int, int, int, torch.Size | None]] = {}
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         meter, key = self.meter, (target, _kind(args))
         if key in self._costs:
-            flops, inside, shape = self._costs[key]
+            flops, moved, inside, shape = self._costs[key]
             meter.flops += flops
+            meter.moved += moved
             meter.peak = max(meter.peak, meter.live + inside)
             return (
                 args[0]
                 if shape is None
                 else torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
             )
-        flops, peak, live = meter.flops, meter.peak, meter.live
+        flops, moved, peak, live = meter.flops, meter.moved, meter.peak, meter.live
         meter.peak = live
         result = super().call_module(target, args, kwargs)
         self._costs[key] = (
             meter.flops - flops,
+            meter.moved - moved,
             meter.peak - live,
             None if result is args[0] else result.shape,
         )

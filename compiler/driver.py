@@ -30,7 +30,7 @@ from tintc.runtime.simulator import Simulator
 
 Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
-_CANONICAL_AFTER = "refuse_unsupported"
+CANONICAL_AFTER = "refuse_unsupported"
 
 
 def compile(
@@ -150,7 +150,7 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
     stages = {"captured": to_records(captured.graph)}
 
     def keep(name: str, graph: fx.Graph) -> None:
-        if name == _CANONICAL_AFTER:
+        if name == CANONICAL_AFTER:
             stages["canonical"] = to_records(graph)
 
     facts = ModelFacts(max_tokens=captured.max_tokens)

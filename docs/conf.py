@@ -95,6 +95,16 @@ def _arguments(obj: Any) -> set[str]:
     return {*inspect.signature(obj).parameters, *getattr(obj, "__annotations__", ())}
 
 
+def _write_demo(app: Sphinx, error: Exception | None) -> None:
+    """The page of the bundled model, beside the site's own pages."""
+    if error is None and app.builder.format == "html":
+        import tintc
+        from tintc.page.site import write_site
+
+        write_site(tintc.compile("tiny-opt"), Path(app.outdir) / "demo", force=True)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("build-finished", _write_demo)
     app.connect("source-read", _generate)
     app.connect("autodoc-process-docstring", _list_arguments)

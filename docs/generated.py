@@ -28,6 +28,7 @@ EXAMPLES = (
     "inspect sim --slots --json",
     "inspect sim --stage lowered --json",
     "cost tiny-opt --json",
+    "page sim -o page --no-model --json",
     "run sim --text {text} --json",
     "run sim --text {text} --generate 4 --json",
     "run sim --file docs.jsonl --json",

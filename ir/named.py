@@ -12,6 +12,9 @@ Number = Literal["float32", "float64", "bfloat16", "float16"]
 
 Check = Literal["forward", "step", "none"]  # what `compile` compares with the model itself
 
+# of a graph, as `tintc inspect` and the page show it
+Stage = Literal["captured", "canonical", "lowered", "optimized", "emitted"]
+
 # Stages of a compile or an experiment that somebody acts on: while files are fetched, the hub's
 # client may draw bars of its own.
 FETCH, LOAD = "fetch", "load"

@@ -65,3 +65,14 @@ def info(node: fx.Node) -> NodeInfo:
 def copy_info(source: fx.Node, target: fx.Node, **changes: object) -> None:
     """Gives `target` its own copy of the record of `source`, with changes."""
     target.meta[KEY] = dataclasses.replace(info(source), **changes)  # type: ignore[arg-type]
+
+
+def note_origin(graph: fx.Graph, behind: fx.Node, origin: fx.Node) -> None:
+    """Gives what was emitted for a node, all behind `behind`, its module, source line, phase and
+    step; the node of the same name has its shape too.
+    """
+    for node in reversed(graph.nodes):
+        if node is behind:
+            return
+        shape = info(origin).shape if node.name == origin.name else ()
+        copy_info(origin, node, shape=shape, gradient=None)

@@ -65,6 +65,31 @@ class NodeRecord:
         return list(dict.fromkeys(found))
 
 
+def shape_text(shape: list[Any]) -> str:
+    """[B, T, 768] -> (B, T, 768)."""
+    return "(" + ", ".join(str(size) for size in shape) + ")"
+
+
+def argument_text(value: Any) -> str:
+    """An argument of a record as Python would have it, nodes by their names."""
+    if isinstance(value, dict):
+        if set(value) == {"node"}:
+            return str(value["node"])
+        if set(value) == {"repr"}:
+            return str(value["repr"])
+        items = (f"{name!r}: {argument_text(item)}" for name, item in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(argument_text, value)) + "]"
+    return repr(value)
+
+
+def arguments_text(record: NodeRecord) -> str:
+    """All arguments of a call, those by name behind the others."""
+    named = (f"{name}={argument_text(value)}" for name, value in record.kwargs.items())
+    return ", ".join([*map(argument_text, record.args), *named])
+
+
 def to_records(graph: fx.Graph) -> list[NodeRecord]:
     """Records of all nodes, in order."""
     symbols = _symbols(graph)

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from tintc.ir.dialect import operator_of
-from tintc.ir.node_meta import Shape, info
+from tintc.ir.node_meta import Shape, copy_info, info, note_origin
 
 
 class _TypedProxy(fx.Proxy):
@@ -48,15 +48,17 @@ def emit(graph: fx.Graph, dtype: torch.dtype) -> fx.GraphModule:
 
     for node in graph.nodes:
         if node.op == "placeholder" and node.users:
-            values[node] = fx.Proxy(
-                emitted.create_node("placeholder", node.name, name=node.name), tracer
-            )
+            made = emitted.create_node("placeholder", node.name, name=node.name)
+            copy_info(node, made)
+            values[node] = fx.Proxy(made, tracer)
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        last = next(iter(reversed(emitted.nodes)))
         values[node] = _trace(node, fx.node.map_arg(node.args, proxy), emitted, tracer)
         if isinstance(values[node], fx.Proxy) and values[node].node.op != "placeholder":
             values[node].node._rename(node.name)
+        note_origin(emitted, last, node)
     emitted.output(fx.node.map_arg(graph.output_node().args[0], lambda n: values[n].node))
     emitted.eliminate_dead_code()  # an operator may compute two things of which the graph wants one
     return fx.GraphModule(nn.Module(), emitted, class_name="FusedProgram")

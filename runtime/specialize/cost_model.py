@@ -40,6 +40,15 @@ class SlotUse:
     passes: int = 0
     squares: int = 0
 
+    def least_products(self, tokens: int, segment: int) -> int:
+        """FLOPs that no form of the update does without: its descents, or, where that is less, one
+        product of each read with its factors; the other one may be shared by several layers.
+        """
+        own = self.descents * 2 * segment * self.rows * self.columns
+        side = min(self.rows, self.columns)
+        read = sum((tokens if whole else segment) * k for whole, k in self.reads)
+        return min(own, 2 * read * segment * side)
+
     def factors_win(self, tokens: int, segment: int, element_bytes: int, device: str) -> bool:
         """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which
         training passes see `segment`.

@@ -586,7 +586,7 @@ class TestEnv:
 def test_the_wheel_has_every_package() -> None:
     """What pyproject.toml forgets is missed by whoever installs the wheel, and by nobody here."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    rooms = ("ir", "passes", "runtime", "compiler", "evaluate")
+    rooms = ("ir", "passes", "runtime", "compiler", "evaluate", "page")
     folders = {path.parent for room in rooms for path in (ROOT / room).rglob("__init__.py")}
     found = {".".join(("tintc", *folder.relative_to(ROOT).parts)) for folder in folders}
     assert {"tintc", "tintc.commands", *found} == set(tool["setuptools"]["packages"])

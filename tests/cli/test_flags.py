@@ -424,7 +424,7 @@ def test_groups() -> None:
     }
     assert found == {
         "Build a simulator": ["compile", "export", "statistics"],
-        "Look at it": ["inspect", "cost", "env"],
+        "Look at it": ["inspect", "page", "cost", "env"],
         "Use it": ["run", "adapt"],
         "Measure it": ["verify", "bench", "eval", "ablate"],
         "Other": ["-h,", "--install-completion", "--version"],

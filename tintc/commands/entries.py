@@ -44,6 +44,7 @@ from tintc.commands.options import (
     Where,
     flat,
 )
+from tintc.commands.paging import Paging
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
@@ -94,6 +95,31 @@ def inspect_command(
     from tintc.commands import inspect as command
 
     command.run(path, view, as_json=common.as_json)
+
+
+@says(
+    """Write a page that shows a simulator, and runs it.
+
+    A static site in one folder: the graph at every stage, slots, costs, and the exported model,
+    which trains on a text in the browser. --serve shows it, also one that is there already.
+    """
+)
+def page_command(
+    path: Annotated[
+        Path,
+        Parameter(
+            name="DIR",
+            help="Directory that `tintc compile` wrote; with --serve or --open, or a page.",
+        ),
+    ],
+    /,
+    *,
+    paging: Annotated[Paging, flat(OPTIONS)] = Paging(),
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
+    from tintc.commands import page as command
+
+    command.run(path, paging, as_json=common.as_json)
 
 
 @says(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from tintc.commands import console
 from tintc.commands.compile import states, summary
@@ -12,28 +11,31 @@ from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.sheet import Sheet
 from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
-from tintc.compiler.artifact_reader import read_graph, read_manifest, read_report
+from tintc.compiler.artifact_reader import read_manifest, read_report
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.direct import direct_flops
+from tintc.compiler.stages import records_of
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
-from tintc.ir.records import NodeRecord, to_records
+from tintc.ir.named import Stage
+from tintc.ir.records import NodeRecord, argument_text, arguments_text, shape_text
 from tintc.ir.selection import Selection
+from tintc.page.model_explorer import model_explorer_file
 
 
 def run(path: Path, asked: View, *, as_json: bool) -> None:
     """Prints the summary, or what the options ask for."""
     view = asked.checked(as_json=as_json)
     manifest = read_manifest(path)
-    stage = view.stage or "lowered"
+    stage: Stage = view.stage or "lowered"
     if view.slots:
         config = SimulatorConfig.from_dict(manifest.config)
         _print_slots(manifest.layout, Selection(config, manifest.aliases), view.form)
     elif view.node is not None:
-        _print_node(_records(path, stage), view.node, stage, view.form)
-    elif view.stage is not None or view.form in ("code", "dot"):
+        _print_node(records_of(path, stage), view.node, stage, view.form)
+    elif view.stage is not None or view.form in ("code", "dot", "model-explorer"):
         _print_graph(path, stage, view.form)
     else:
         facts = read_report(path)
@@ -70,22 +72,18 @@ def _print_parameters(path: Path, facts: Report, form: str) -> None:
     console.print_table(console.named(rows))
 
 
-def _records(path: Path, stage: str) -> list[NodeRecord]:
-    if stage == "emitted":
-        return to_records(load(path).emitted(differentiable=False).graph)
-    if stage == "optimized":
-        return to_records(load(path).optimized())
-    return read_graph(path).records()[stage]
-
-
-def _print_graph(path: Path, stage: str, form: str) -> None:
+def _print_graph(path: Path, stage: Stage, form: str) -> None:
     if form == "code" and stage == "emitted":
         console.out.out(
             _one_argument_a_line(load(path).emitted(differentiable=False).code.strip()),
             highlight=False,
         )
         return
-    records = _records(path, stage)
+    if form == "model-explorer":
+        # as its readers take it: without the version of tintc's own documents
+        console.print_line(model_explorer_file(load(path), stage))
+        return
+    records = records_of(path, stage)
     if form == "json":
         console.print_json({"stage": stage, "nodes": [record.to_dict() for record in records]})
     elif form == "dot":
@@ -111,7 +109,7 @@ def _operators(counts: dict[str, int]) -> Sheet:
     return table
 
 
-def _table(records: list[NodeRecord], stage: str) -> Sheet:
+def _table(records: list[NodeRecord], stage: Stage) -> Sheet:
     table = Sheet(
         "node",
         "operator",
@@ -138,11 +136,6 @@ def _table(records: list[NodeRecord], stage: str) -> Sheet:
     return table
 
 
-def shape_text(shape: list[Any]) -> str:
-    """[B, T, 768] -> (B, T, 768)."""
-    return "(" + ", ".join(str(size) for size in shape) + ")"
-
-
 def as_code(records: list[NodeRecord]) -> str:
     """One assignment a line, with shape, module and source line behind it."""
     lines = ["def simulator("]
@@ -154,32 +147,17 @@ def as_code(records: list[NodeRecord]) -> str:
     lines.append("):")
     for record in records:
         if record.kind == "output":
-            lines.append(f"    return {_argument(record.args[0])}")
+            lines.append(f"    return {argument_text(record.args[0])}")
         elif record.kind == "call":
             lines.append(_assignment(record))
     return "\n".join(lines)
 
 
 def _assignment(record: NodeRecord) -> str:
-    named = (f"{name}={_argument(value)}" for name, value in record.kwargs.items())
-    args = ", ".join([*(_argument(value) for value in record.args), *named])
+    args = arguments_text(record)
     origin = (part for part in (record.info.get("module"), record.info.get("source")) if part)
     behind = "  ".join([shape_text(record.shape), *origin])
     return f"    {record.name} = {record.operator}({args})  # {behind}"
-
-
-def _argument(value: Any) -> str:
-    if isinstance(value, dict):
-        if set(value) == {"node"}:
-            return str(value["node"])
-        if set(value) == {"repr"}:
-            return str(value["repr"])
-        return "{" + ", ".join(f"{name!r}: {_argument(item)}" for name, item in value.items()) + "}"
-    return (
-        "[" + ", ".join(_argument(item) for item in value) + "]"
-        if isinstance(value, list)
-        else repr(value)
-    )
 
 
 _COLORS = {"forward": "#cfe2f3", "backward": "#f4cccc", "descent": "#d9ead3"}
@@ -249,7 +227,7 @@ def _print_slots(layout: Layout, selection: Selection, form: str) -> None:
     console.print_table(memory)
 
 
-def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> None:
+def _print_node(records: list[NodeRecord], name: str, stage: Stage, form: str) -> None:
     record = next((r for r in records if r.name == name), None)
     if record is None:
         near = [r.name for r in records if name in r.name][:5]
@@ -268,7 +246,7 @@ def _print_node(records: list[NodeRecord], name: str, stage: str, form: str) -> 
         "operator": record.operator,
         "shape": shape_text(record.shape),
         **record.info,
-        "arguments": ", ".join(_argument(a) for a in record.args),
+        "arguments": ", ".join(argument_text(a) for a in record.args),
         "users": ", ".join(users) or "none",
     }
     console.print_table(console.named(rows))

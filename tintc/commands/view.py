@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tintc.ir.errors import UsageError
+from tintc.ir.named import Stage
 
-Stage = Literal["captured", "canonical", "lowered", "optimized", "emitted"]
-Form = Literal["table", "code", "dot", "json"]
+Form = Literal["table", "code", "dot", "json", "model-explorer"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from tintc.ir.builder import outputs as named_outputs
 from tintc.ir.dialect import is_tint
 from tintc.ir.errors import CompilerBug
 from tintc.ir.inputs import CODE
-from tintc.ir.node_meta import info
+from tintc.ir.node_meta import copy_info, info, note_origin
 from tintc.ir.ops.linear import prefix
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.program import Program
@@ -95,10 +95,12 @@ class _Walk:
         )
         computed = self.needed - set(self.given.values())
         for node in self.lowered.nodes:
+            last = next(iter(reversed(emitter.graph.nodes)))
             if node in self.filled:
                 self._fill(node)
             elif node in computed and node.op == "call_function":
                 self._lower(node)
+            note_origin(emitter.graph, last, node)
         emitter.graph.output(self._results())
         root = nn.Module()
         for node in emitter.graph.nodes:
@@ -121,6 +123,7 @@ class _Walk:
         for node in self.lowered.nodes:
             if node.op == "placeholder" and (node in read_directly or node is prompt):
                 emitter.values[node] = emitter.graph.placeholder(node.name)
+                copy_info(node, emitter.values[node])
         emitter.code = emitter.graph.placeholder(CODE)
         for index in sorted({tile.page for name in placed for tile in slots[name].tiles}):
             emitter.pages[index] = emitter.graph.placeholder(f"page_{index}")

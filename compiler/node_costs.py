@@ -1,0 +1,109 @@
+"""FLOPs and bytes of every node of a program, counted as `cost.py` counts those of a whole call.
+
+Bytes are what the torch operators behind a node read and write, each by itself: an upper limit of
+what reaches the memory, since caches and fused kernels keep some. Views move none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tintc.compiler.cost import (
+    Meter,
+    Walk,
+    inputs_without_numbers,
+    weights_without_numbers,
+    without_numbers,
+)
+from tintc.ir.call_sizes import CallSizes
+from tintc.ir.node_meta import NodeInfo, info
+from tintc.ir.outputs import Output
+from tintc.runtime.call import Call
+from tintc.runtime.simulator import Simulator
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """Of one run of a node. shape: of its result at these sizes, where that is one tensor."""
+
+    flops: int
+    bytes: int
+    shape: tuple[int, ...] | None = None
+
+
+NodeCosts = Mapping[str, NodeCost]  # by the node's name; placeholders have none
+
+
+def graph_costs(graph: fx.Graph, dtype: torch.dtype, sizes: CallSizes) -> NodeCosts:
+    """Of a graph of `tint` operators: canonical, lowered or optimized."""
+    module = fx.GraphModule(nn.Module(), graph)
+    with without_numbers("fused") as device, torch.no_grad():
+        placeholders = graph.find_nodes(op="placeholder")
+        return _run(module, [_value(node, dtype, sizes, device) for node in placeholders])
+
+
+def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
+    """Of the program that such a call of this simulator runs, `Simulator.emitted`."""
+    program, dtype = simulator.program, simulator.dtype
+    with without_numbers(simulator.backend) as device, torch.no_grad():
+        plain = Simulator(
+            program,
+            weights_without_numbers(program, dtype),
+            backend=simulator.backend,
+            share="none" if simulator.structure is None else "all",
+            optimize=simulator.optimizations if simulator.structure is None else True,
+        )
+        inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
+        call = Call((Output.LOGITS,), inputs, sizes["segment"], causal=True)
+        module, arguments = plain.bound(call)
+        return _run(module, arguments)
+
+
+def _run(module: fx.GraphModule, arguments: list[Any]) -> NodeCosts:
+    counted = _Counted(module, Meter())
+    with counted.meter:
+        counted.run(*arguments)
+    return counted.found
+
+
+class _Counted(Walk):
+    """found: the cost of each node that ran."""
+
+    def __init__(self, module: fx.GraphModule, meter: Meter) -> None:
+        super().__init__(module, meter)
+        self.found: dict[str, NodeCost] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        flops, moved = self.meter.flops, self.meter.moved
+        result = super().run_node(n)
+        if n.op.startswith("call_"):
+            shape = tuple(result.shape) if isinstance(result, Tensor) else None
+            cost = NodeCost(self.meter.flops - flops, self.meter.moved - moved, shape)
+            self.found[n.name] = cost
+        return result
+
+
+def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str) -> Any:
+    """A tensor without numbers for a placeholder, by its recorded shape; the segment's length is a
+    number.
+    """
+    if node.name == "segment":
+        return sizes["segment"]
+    record = info(node)
+    kinds = {"int": torch.int64, "bool": torch.bool, "float": _float(node, record, dtype)}
+    return torch.empty(_sizes(record, sizes), dtype=kinds[record.dtype], device=device)
+
+
+def _float(node: fx.Node, record: NodeInfo, dtype: torch.dtype) -> torch.dtype:
+    """The inner learning rate has a type of its own."""
+    return torch.float64 if node.name == "inner_lr" else dtype
+
+
+def _sizes(record: NodeInfo, sizes: CallSizes) -> list[int]:
+    named = {"B": sizes["batch"], "T": sizes["tokens"], "S": sizes["segment"]}
+    return [size if isinstance(size, int) else named[size] for size in record.shape]

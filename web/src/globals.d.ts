@@ -1,0 +1,1 @@
+declare const __RUNTIME__: Record<"wasm" | "webgpu", { file: string; bytes: number }>;
