@@ -334,6 +334,6 @@ def test_fewer_heads_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     torch_count = cost.sdpa_flop_count
     monkeypatch.setattr(cost, "sdpa_flop_count", strict)
     query, key = torch.empty(3, 4, 10, 16), torch.empty(3, 2, 10, 16)
-    with torch.no_grad(), cost._Meter() as meter:
+    with torch.no_grad(), cost.Meter() as meter:
         torch.nn.functional.scaled_dot_product_attention(query, key, key, enable_gqa=True)
     assert meter.flops == 2 * (2 * 3 * 4 * 10 * 10 * 16)
