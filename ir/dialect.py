@@ -69,6 +69,11 @@ class Operator(Generic[P, R]):
         """The torch operator `tint::name`, which graphs call."""
         return getattr(torch.ops.tint, self.name).default
 
+    @property
+    def family(self) -> str:
+        """The file that declares it: linear, norm, attention, ..."""
+        return str(self.__module__).rpartition(".")[2]
+
 
 AnyOperator: TypeAlias = Operator[..., Any]
 _SHOWN = ("__doc__", "__module__", "__name__", "__qualname__")
