@@ -131,8 +131,9 @@ class TestCommand:
         done = tintc(*asked, columns=100)
         assert (done.code, done.err) == (0, "")
         lines = done.out.splitlines()
-        for start in ("step 0 forward ", "step 0 backward ", "last forward ", "  head_gradient ",
-                      "  attention_backward_value ", "all ", "fine-tuning the model directly: "):  # fmt: skip
+        phases = ("step 0 forward ", "step 0 backward ", "last forward ")
+        operators = ("  head_gradient ", "  attention_backward_value ")
+        for start in (*phases, *operators, "all ", "fine-tuning the model directly: "):
             assert any(line.startswith(start) for line in lines), start
         assert "lower bound: Matrix products" in done.out
         facts = tintc(*asked, "--json").document
