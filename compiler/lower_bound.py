@@ -75,7 +75,8 @@ def repeats(program: Program, phase: str | None, step: int | None) -> int:
 
 def _descent(graph: fx.Graph, slot: str) -> fx.Node:
     """The last of a slot."""
-    return [node for node in graph.nodes if _is_counted(node, {slot})][-1]
+    found: list[fx.Node] = [node for node in graph.nodes if _is_counted(node, {slot})]
+    return found[-1]
 
 
 def _is_counted(node: fx.Node, slots: set[str]) -> bool:

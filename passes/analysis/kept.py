@@ -16,7 +16,7 @@ class Kept:
     def __init__(self, graph: fx.Graph, positions: fx.Node) -> None:
         self.build, self.positions = Builder(graph), positions
         self.made: dict[fx.Node, fx.Node] = {
-            node.args[0]: node  # type: ignore[misc]
+            node.args[0]: node
             for node in graph.nodes
             if is_tint(node, kept_tokens, kept_queries) and node.args[1] is positions
         }

@@ -21,7 +21,7 @@ from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import language_loss
+from tintc.runtime.labels import Predict, language_loss
 from tintc.runtime.simulator import Simulator
 
 
@@ -117,7 +117,10 @@ def go_on(
 def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[float, float]:
     """Before and after."""
     labels = _labels(ids, trained)
-    out = simulator(ids, _mask(ids, trained), labels=labels, return_initial=True)
+    # where nothing is left to predict, all tokens tell whether training diverged
+    rest: Predict = "rest" if trained < ids.shape[1] else "all"
+    mask = _mask(ids, trained)
+    out = simulator(ids, mask, labels=labels, return_initial=True, predict=rest)
     assert out.loss is not None
     assert out.initial_loss is not None
     return float(out.initial_loss), float(out.loss)
@@ -133,7 +136,9 @@ def learn(simulator: Simulator, ids: Tensor, trained: int) -> tuple[Adapted, flo
     labels = _labels(ids, trained)
     after = adapted(ids, labels=labels).loss
     assert after is not None
-    before = language_loss(simulator.predict_initial(ids), labels.to(simulator.device))
+    first = max(trained - 1, 0) if trained < ids.shape[1] else 0
+    logits = simulator.predict_initial(ids, logits_to_keep=ids.shape[1] - first)
+    before = language_loss(logits, labels[:, first:].to(simulator.device))
     return adapted, float(before), float(after), seconds
 
 
