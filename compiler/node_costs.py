@@ -20,7 +20,7 @@ from tintc.compiler.cost import (
     weights_without_numbers,
     without_numbers,
 )
-from tintc.ir.call_sizes import CallSizes
+from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.node_meta import NodeInfo, info
 from tintc.ir.outputs import Output
 from tintc.runtime.call import Call
@@ -96,14 +96,10 @@ def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str) -> 
         return sizes["segment"]
     record = info(node)
     kinds = {"int": torch.int64, "bool": torch.bool, "float": _float(node, record, dtype)}
-    return torch.empty(_sizes(record, sizes), dtype=kinds[record.dtype], device=device)
+    shape = [length(sizes, size) for size in record.shape]
+    return torch.empty(shape, dtype=kinds[record.dtype], device=device)
 
 
 def _float(node: fx.Node, record: NodeInfo, dtype: torch.dtype) -> torch.dtype:
     """The inner learning rate has a type of its own."""
     return torch.float64 if node.name == "inner_lr" else dtype
-
-
-def _sizes(record: NodeInfo, sizes: CallSizes) -> list[int]:
-    named = {"B": sizes["batch"], "T": sizes["tokens"], "S": sizes["segment"]}
-    return [size if isinstance(size, int) else named[size] for size in record.shape]

@@ -28,7 +28,7 @@ EXAMPLES = (
     "inspect sim --params --json",
     "inspect sim --slots --json",
     "inspect sim --stage lowered --json",
-    "cost tiny-opt --json",
+    "cost tiny-opt --breakdown --json",
     "page sim -o page --no-model --json",
     "run sim --text {text} --json",
     "run sim --text {text} --show --json",

@@ -33,6 +33,12 @@ class CallSizes(TypedDict):
     segment: int
 
 
+def length(sizes: CallSizes, symbol: object) -> int:
+    """What a size of a recorded shape is in such a call: a number, or a name."""
+    named = {"B": sizes["batch"], "T": sizes["tokens"], "S": sizes["segment"]}
+    return symbol if isinstance(symbol, int) else named[str(symbol)]
+
+
 def call_sizes(
     facts: ModelFacts, *, batch: int = 1, tokens: int | None = None, train_fraction: float = 0.5
 ) -> CallSizes:

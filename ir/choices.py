@@ -36,6 +36,7 @@ class Choices:
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
     some_tokens: bool = False  # logits at some positions only
+    some_losses: bool = False  # and losses
     # A window of a stream: loss stands at the kept positions alone, and training sees all tokens.
     window: bool = False
     cached: bool = False  # keys and values of earlier tokens are given

@@ -69,6 +69,11 @@ class Operator(Generic[P, R]):
         """The torch operator `tint::name`, which graphs call."""
         return getattr(torch.ops.tint, self.name).default
 
+    @property
+    def family(self) -> str:
+        """The file that declares it: linear, norm, attention, ..."""
+        return str(self.__module__).rpartition(".")[2]
+
 
 AnyOperator: TypeAlias = Operator[..., Any]
 _SHOWN = ("__doc__", "__module__", "__name__", "__qualname__")
@@ -137,3 +142,9 @@ def argument(node: fx.Node, name: str) -> Any:
     schema = node.target._schema  # type: ignore[union-attr]
     position = [a.name for a in schema.arguments].index(name)
     return node.args[position] if position < len(node.args) else node.kwargs.get(name)
+
+
+def with_arguments(node: fx.Node, changed: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a `tint` call, some of them changed, by their schema names."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return tuple(changed.get(name, value) for name, value in zip(names, node.args, strict=False))

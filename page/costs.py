@@ -8,38 +8,26 @@ from typing import Any
 from torch import fx
 
 from tintc.compiler.cost import estimate
+from tintc.compiler.lower_bound import TEXT
 from tintc.compiler.node_costs import NodeCosts
+from tintc.compiler.reports.breakdown import Row, rows
 from tintc.compiler.reports.direct import direct_flops
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.call_sizes import CallSizes
 from tintc.ir.dialect import AnyOperator, operator_of
 from tintc.ir.inputs import is_models_own
 from tintc.ir.node_meta import info
-from tintc.ir.program import Program
-from tintc.ir.records import NodeRecord
-from tintc.page.lanes import lane
-from tintc.page.lower_bound import TEXT, lower_bound, repeats
-from tintc.page.operators import family
 from tintc.runtime.simulator import Simulator
 
 
-def cost_file(
-    simulator: Simulator,
-    sizes: CallSizes,
-    running: tuple[list[NodeRecord], NodeCosts],
-    lowered: NodeCosts,
-) -> dict[str, Any]:
-    """data/cost.json. running: the graph that a call runs, and what its nodes cost. lowered: what
-    the lowered ones cost. Sizes are those that reports tell.
+def cost_file(simulator: Simulator, sizes: CallSizes, lowered: NodeCosts) -> dict[str, Any]:
+    """data/cost.json. lowered: what the nodes of the lowered graph cost. Sizes are those that
+    reports tell.
     """
     program = simulator.program
-    cost = estimate(
-        program,
-        simulator.backend,
-        simulator.dtype,
-        optimize=simulator.optimizations if simulator.structure is None else True,
-        **sizes,
-    )
+    names = simulator.optimizations if simulator.structure is None else True
+    cost = estimate(program, simulator.backend, simulator.dtype, optimize=names, **sizes)
+    found = rows(simulator, sizes, optimize=names, lowered=lowered)
     weight_bytes = sum(p.numel() * p.element_size() for p in simulator.parameters())
     return {
         "parameters": parameter_report(simulator),
@@ -49,32 +37,23 @@ def cost_file(
             "tokens": sizes["tokens"],
             "trained": sizes["segment"] + 1,  # the last one is a target only
         },
-        "phases": _phases(program, *running),
+        "phases": [_phase(row) for row in found if row.calls],
         "flops": cost.flops,
         "direct_flops": direct_flops(program, sizes),
-        "lower_bound": {"flops": lower_bound(program, lowered, sizes), "text": TEXT},
+        "lower_bound": {"flops": round(sum(row.needed for row in found)), "text": TEXT},
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
     }
 
 
-def _phases(program: Program, records: list[NodeRecord], costs: NodeCosts) -> list[dict[str, Any]]:
-    """In the order of the program, without what costs nothing."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        cost, record_info = costs.get(record.name), record.info
-        if cost is None or not (cost.flops or cost.bytes):
-            continue
-        where = lane(record_info, program.config.unrolled_steps)
-        row = rows.setdefault(
-            (where, record.operator),
-            {"lane": where, "operator": record.operator, "flops": 0, "bytes": 0, "calls": 0},
-        )
-        times = repeats(program, record_info.get("phase"), record_info.get("step"))
-        row["flops"] += times * cost.flops
-        row["bytes"] += times * cost.bytes
-        row["calls"] += times
-    return list(rows.values())
+def _phase(row: Row) -> dict[str, Any]:
+    return {
+        "lane": row.phase,
+        "operator": row.operator,
+        "flops": row.flops,
+        "bytes": row.bytes,
+        "calls": row.calls,
+    }
 
 
 def _auxiliary(simulator: Simulator) -> list[dict[str, Any]]:
@@ -103,5 +82,5 @@ def _kinds(graph: fx.Graph) -> dict[str, str]:
 
 def _named(operators: set[AnyOperator]) -> str:
     """Of a forward operator where there is one: weights are read by backward passes too."""
-    forward = {family(each) for each in operators if each.kind in ("read", "forward")}
-    return min(forward or {family(each) for each in operators})
+    forward = {each.family for each in operators if each.kind in ("read", "forward")}
+    return min(forward or {each.family for each in operators})

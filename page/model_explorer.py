@@ -14,12 +14,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tintc.compiler.lanes import lane
 from tintc.compiler.node_costs import NodeCost, NodeCosts
 from tintc.compiler.stages import stage_records
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, arguments_text, shape_text
 from tintc.page.graphs import module_of
-from tintc.page.lanes import lane
 from tintc.page.stage_costs import stage_costs
 from tintc.runtime.simulator import Simulator
 

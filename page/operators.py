@@ -23,11 +23,6 @@ def operators_file(names: Collection[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def family(operator: AnyOperator) -> str:
-    """The kind of layer that it is of: linear, norm, attention, ..."""
-    return str(operator.__module__).rpartition(".")[2]
-
-
 def _described(operator: AnyOperator) -> dict[str, str]:
     """formula: what its docstring says, without line breaks inside a paragraph."""
     text = inspect.cleandoc(operator.__doc__ or "")
@@ -35,5 +30,5 @@ def _described(operator: AnyOperator) -> dict[str, str]:
     return {
         "formula": "\n".join(paragraphs),
         "meaning": operator.meaning,
-        "family": family(operator),
+        "family": operator.family,
     }

@@ -106,14 +106,13 @@ def _write(
     records = {stage: stage_records(simulator, stage) for stage in stages}
     progress("count FLOPs and bytes")
     costs = {stage: stage_costs(simulator, stage) for stage in stages}
-    running = _running(simulator)
     progress("write the graphs")
     _write_graphs(simulator, data, records, costs)
     named = {record.operator for found in records.values() for record in found}
     write_json(data / "operators.json", operators_file(named), indent=None)
     write_json(data / "slots.json", slots_file(simulator.program), indent=None)
     progress("compare costs")
-    cost = cost_file(simulator, sizes, (records[running], costs[running]), costs["lowered"])
+    cost = cost_file(simulator, sizes, costs["lowered"])
     write_json(data / "cost.json", cost, indent=None)
     about, reason = write_model(simulator, root, limits, progress)
     if about is not None:
@@ -123,15 +122,6 @@ def _write(
     progress("copy the page")
     copy_static(root, runtime=about is not None)
     return reason
-
-
-def _running(simulator: Simulator) -> Stage:
-    """The stage whose nodes say what a call costs. A loop runs the nodes of one step, with updates
-    that are never factors: nearest is the lowered graph.
-    """
-    if simulator.structure is not None:
-        return "emitted"
-    return "lowered" if simulator.config.looped else "optimized"
 
 
 def _write_graphs(

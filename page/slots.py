@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tintc.compiler.lanes import lane
 from tintc.ir.layout import Layout, PrefixSlot
 from tintc.ir.program import Program
 from tintc.ir.records import NodeRecord, shape_text
-from tintc.page.lanes import lane
 
 
 def slots_file(program: Program) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.passes.optimize.dead_code import dead_code
 from tintc.passes.optimize.flash_attention import flash_attention
 from tintc.passes.optimize.fuse_residuals import fuse_residuals
+from tintc.passes.optimize.kept_first import kept_first
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
@@ -73,6 +74,7 @@ DECODE: tuple[Pass, ...] = (factored_updates, given_updates, grouped_rows)
 # What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
 # change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
+    kept_first,  # first: it knows the operators of lowered graphs
     causal_attention,
     flash_attention,
     low_rank_updates,

@@ -25,6 +25,7 @@ class Call:
     segment: int  # tokens that training passes see
     causal: bool = False  # the attention mask among the tensors is the causal one
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
+    some_losses: bool = False  # losses too are wanted at these positions alone
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
     window: bool = (
@@ -55,6 +56,7 @@ class Call:
             factored=self.factored,
             from_states=self.states is not None,
             some_tokens=self.kept is not None and not self.window,
+            some_losses=self.kept is not None and self.some_losses,
             window=self.window,
             cached=self.cache is not None,
             into=any(kind.into in self.tensors for kind in self.outputs),

@@ -332,7 +332,7 @@ class Compiled(nn.Module):
             value = logits[kind.logits]
             if kind.of_losses:
                 value = token_losses(value, call.tensors["labels"])
-            elif call.kept is not None:
+            if call.kept is not None and (call.some_losses or not kind.of_losses):
                 value = value.index_select(1, call.kept)
             found[kind] = value
         return found

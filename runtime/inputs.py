@@ -14,7 +14,7 @@ from tintc.ir.errors import InputError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.node_meta import info
 from tintc.runtime.batch import Batch
-from tintc.runtime.masks import Completed, complete, segment_length
+from tintc.runtime.masks import Completed, complete, rest_begins, segment_length
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Inputs:
     tensors: dict[str, Tensor]  # by name, as `ir/inputs.py` lists them
     segment: int  # tokens that training passes need
     untrained: int  # sequences in which no position carries loss
+    rest: int | None = None  # where what is not trained on is predicted from; None if unknown
     causal: bool = False  # there is no attention mask but the causal one
 
     @property
@@ -48,10 +49,13 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
         _check_length(tokens, facts)
     columns_T = torch.arange(tokens, device=device)
     completed = complete(plain, columns_T, dtype)
-    segment, untrained = tokens, 0
-    if has_values(completed.carries_BT):
-        segment, untrained = _check_values(facts, batch, completed, columns_T)
-    return Inputs(completed.tensors, segment, untrained, causal=plain.attention_mask is None)
+    causal = plain.attention_mask is None
+    if not has_values(completed.carries_BT):
+        return Inputs(completed.tensors, tokens, 0, causal=causal)
+    assert plain.train_mask is not None
+    rest = rest_begins(plain.train_mask != 0, completed.valid_BT, columns_T)
+    counts = _check_values(facts, batch, completed, columns_T, rest)
+    return Inputs(completed.tensors, *counts, causal=causal)
 
 
 def _plain(batch: Batch, device: torch.device) -> Batch:
@@ -160,10 +164,10 @@ def _check_length(tokens: int, facts: ModelFacts) -> None:
 
 
 def _check_values(
-    facts: ModelFacts, batch: Batch, completed: Completed, columns_T: Tensor
-) -> tuple[int, int]:
-    """(training segment's length, sequences without a target), after checking what only values
-    show.
+    facts: ModelFacts, batch: Batch, completed: Completed, columns_T: Tensor, rest: Tensor
+) -> tuple[int, int, int]:
+    """(training segment's length, sequences without a target, rest), after checking what only
+    values show.
     """
     ids, positions = (completed.tensors[name] for name in ("input_ids", "position_ids"))
     binary = {
@@ -174,9 +178,10 @@ def _check_values(
     carries_BT = completed.carries_BT
     facts_read = [
         *(ids.min(), ids.max(), positions.min(), positions.max()),
-        *(segment_length(carries_BT, columns_T), (~carries_BT.any(-1)).sum(), *binary.values()),
+        *(segment_length(carries_BT, columns_T), (~carries_BT.any(-1)).sum(), rest),
+        *binary.values(),
     ]
-    low, high, first, last, segment, untrained, *wrong = torch.stack(
+    low, high, first, last, segment, untrained, begins, *wrong = torch.stack(
         [value.long() for value in facts_read]
     ).tolist()
     _check_range("input_ids", "tokens", low, high, facts.vocab_size)
@@ -184,7 +189,7 @@ def _check_values(
     for name, bad in zip(binary, wrong, strict=True):
         if bad:
             raise InputError(f"{name} holds values other than 0 and 1")
-    return segment, untrained
+    return segment, untrained, begins
 
 
 def _check_range(name: str, kind: str, low: int, high: int, size: int | None) -> None:

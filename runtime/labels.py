@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.errors import InputError
 from tintc.ir.precision import wide
-from tintc.runtime.inputs import check_tensor, has_values, placed
+from tintc.runtime.inputs import Inputs, check_tensor, has_values, placed
+
+# Which positions' logits or losses are wanted: all, or those that predict what is not trained on
+Predict = Literal["all", "rest"]
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -47,6 +52,49 @@ def check_labels(labels: Tensor, input_ids: Tensor, vocab_size: int) -> Tensor:
             f"labels hold {int(wrong[0])}; expected -100 or a token from 0 to {vocab_size - 1}"
         )
     return labels.long()
+
+
+def predicted_positions(
+    predict: Predict, logits_to_keep: int | Tensor, inputs: Inputs, device: torch.device
+) -> Tensor | None:
+    """Positions that predict what is asked for, (K,); None for all. Raises InputError for another
+    `predict`, for two ways to say it, and for masks whose numbers cannot be seen.
+    """
+    tokens = inputs.shape[1]
+    if predict == "all":
+        return kept_positions(logits_to_keep, tokens, device)
+    if predict != "rest":
+        raise InputError(f"predict is {predict!r}; expected 'all' or 'rest'")
+    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+        raise InputError("predict='rest' says which logits to keep; leave logits_to_keep out")
+    if inputs.rest is None:
+        raise InputError(
+            "predict='rest' depends on numbers of train_mask, which has none here (torch traces, "
+            "or it is on the meta device); pass logits_to_keep with the positions"
+        )
+    return torch.arange(inputs.rest, tokens, device=device)
+
+
+def labelled_positions(labels_BT: Tensor) -> Tensor | None:
+    """From the first position on that any label is for; None for all."""
+    if not has_values(labels_BT):
+        return None
+    first = int((labels_BT[:, 1:] != -100).any(0).byte().argmax())
+    return torch.arange(first, labels_BT.shape[1], device=labels_BT.device) if first else None
+
+
+def labels_of_rest(labels_BT: Tensor, first: int) -> Tensor:
+    """Labels of what the positions from `first` on predict; all others are -100. Raises InputError
+    if none is left.
+    """
+    kept_BT = labels_BT.clone()
+    kept_BT[:, : first + 1] = -100
+    if not bool((kept_BT != -100).any()):
+        raise InputError(
+            "labels hold no target behind the training segment, which predict='rest' asks for; "
+            "pass predict='all', or labels of the rest"
+        )
+    return kept_BT
 
 
 def kept_positions(

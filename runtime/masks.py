@@ -22,6 +22,7 @@ class Completed:
 
     tensors: dict[str, Tensor]  # by name, as `ir/inputs.py` lists them
     carries_BT: Tensor  # bool: the positions that carry loss
+    valid_BT: Tensor | None  # bool: tokens that are no padding; None for all
 
 
 def complete(batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> Completed:
@@ -43,7 +44,7 @@ def complete(batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> Completed:
         "targets": next_token(batch.input_ids),
         "loss_mask": carries_BT.to(dtype),
     }
-    return Completed(tensors, carries_BT)
+    return Completed(tensors, carries_BT, valid_BT)
 
 
 def past_mask(seen_BP: Tensor, valid_BT: Tensor, columns_T: Tensor) -> Tensor:
@@ -71,6 +72,14 @@ def segment_length(carries_BT: Tensor, columns_T: Tensor) -> Tensor:
     that training passes need.
     """
     return torch.where(carries_BT, columns_T + 1, 1).amax()
+
+
+def rest_begins(train_BT: Tensor, valid_BT: Tensor | None, columns_T: Tensor) -> Tensor:
+    """(): the first position that predicts a token behind the training segment, in any sequence:
+    that of the last training token that is no padding, or 0 where there is none.
+    """
+    trained_BT = train_BT if valid_BT is None else train_BT & valid_BT
+    return torch.where(trained_BT, columns_T, 0).amax(-1).amin()
 
 
 def _allowed(attention: Tensor | None, columns_T: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.builder import outputs
@@ -26,7 +27,16 @@ from tintc.runtime.decoding.form import Form, factored_slots
 from tintc.runtime.decoding.program import Updates
 from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
-from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
+from tintc.runtime.labels import (
+    Predict,
+    check_labels,
+    kept_positions,
+    labelled_positions,
+    labels_of_rest,
+    language_loss,
+    mean_loss,
+    predicted_positions,
+)
 from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.reading import Progress
@@ -101,6 +111,7 @@ class Simulator(Compiled):
         labels: Tensor | None = None,
         return_initial: bool = False,
         logits_to_keep: int | Tensor = 0,
+        predict: Predict = "all",
     ) -> SimulatorOutput:
         """Logits of every sequence under the weights that its own training segment gave.
 
@@ -116,6 +127,11 @@ class Simulator(Compiled):
         (K,); 0 for all. The others are then not computed; losses stay those of all labels. Who
         needs no logits at all calls `losses`.
 
+        predict: `rest` for logits of the positions alone that predict tokens behind the training
+        segment: from the last training token of the sequence whose segment ends first, so (B, K, V)
+        where logits[:, i] are of position T - K + i, and losses of these. At earlier positions the
+        last forward pass then computes nothing but the keys and values that the others read.
+
         The loss whose gradient is followed is a sum over training positions, never a mean. A
         sequence without a target keeps its weights. Raises InputError for inputs that do not fit.
         Source: TINT.md sections 1 and 2.
@@ -124,11 +140,16 @@ class Simulator(Compiled):
         inputs = self._train(batch, stacklevel=5)  # torch calls forward
         call = replace(
             _call(inputs, Output.LOGITS, return_initial),
-            kept=kept_positions(logits_to_keep, inputs.shape[1], self.device),
+            kept=predicted_positions(predict, logits_to_keep, inputs, self.device),
         )
         losses: dict[Output, Tensor] = {}
         if labels is None:
             found = self.run(call)
+        elif predict == "rest" and call.kept is not None:
+            first = inputs.shape[1] - len(call.kept)
+            of_rest = labels_of_rest(self._labels(labels, batch), first)[:, first:]
+            found = self.run(call)
+            losses = {kind: language_loss(found[kind], of_rest) for kind in call.outputs}
         else:
             found, losses = self._run_with_losses(call, self._labels(labels, batch))
         out = SimulatorOutput(
@@ -151,19 +172,29 @@ class Simulator(Compiled):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         return_initial: bool = False,
+        predict: Predict = "all",
     ) -> SimulatorLosses:
         """The losses of every token under the updated weights; under torch.inference_mode() without
         ever holding all logits.
 
         Arguments as in `forward`; labels as there. A memory of (B, T, V) numbers, which is often
-        the largest, is never needed.
+        the largest, is never needed. With predict `rest` other labels count as -100. In front of
+        the first label that counts, nothing is computed that no later position reads.
         """
         batch = Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        call = _call(self._train(batch), Output.LOSSES, return_initial)
+        inputs = self._train(batch)
+        asked = predicted_positions(predict, 0, inputs, self.device)
         labels = self._labels(labels, batch)
-        found = self.run(_labelled(call, labels))
-        losses, before = found[Output.LOSSES], found.get(Output.INITIAL_LOSSES)
-        out = SimulatorLosses(losses, mean_loss(losses, labels), before)
+        if asked is not None:
+            labels = labels_of_rest(labels, inputs.shape[1] - len(asked))
+        kept = labelled_positions(labels)
+        call = _call(inputs, Output.LOSSES, return_initial)
+        found = self.run(_labelled(replace(call, kept=kept, some_losses=True), labels))
+        if kept is not None:  # the last positions of all
+            before = inputs.shape[1] - len(kept)
+            found = {kind: F.pad(value, (before, 0)) for kind, value in found.items()}
+        losses, initial = found[Output.LOSSES], found.get(Output.INITIAL_LOSSES)
+        out = SimulatorLosses(losses, mean_loss(losses, labels), initial)
         return out.of(Asked(batch, labels))
 
     def updated_state_dict(

@@ -13,14 +13,19 @@ from tintc.compiler.cost import estimate, weights_without_numbers
 from tintc.compiler.driver import lower
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.frontend.sources import load_without_weights
+from tintc.compiler.reports.breakdown import breakdown
 from tintc.compiler.reports.direct import direct_flops
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
+from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 
 STAGES = 5  # calls of `progress`
+# oneDNN's products cost what they stand for, and hide whether they go forward or back
+COUNTED = tuple(name for name in OPTIMIZATION_NAMES if name != onednn_products.name)
 
 
 def cost_report(
@@ -32,6 +37,7 @@ def cost_report(
     batch: int = 1,
     tokens: int | None = None,
     train_fraction: float = 0.5,
+    by_phase: bool = False,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[str], None] = lambda stage: None,
     **options: Any,
@@ -48,7 +54,8 @@ def cost_report(
 
     Keys: source, config, dtype, blocks, trained_blocks, layout (K, D_sim, H_sim, pages,
     memory_width: coordinates of an input token), batch, tokens, trained_tokens, parameters, flops,
-    direct_flops, weight_bytes, peak_bytes.
+    direct_flops, weight_bytes, peak_bytes. by_phase: also breakdown, FLOPs by phase and operator
+    beside a lower bound (`reports/breakdown.py`).
 
     Raises SourceError, UnsupportedModelError and UsageError.
     """
@@ -74,6 +81,7 @@ def cost_report(
     weight_bytes = (
         parameters["total"] - 1
     ) * dtype.itemsize + torch.float64.itemsize  # the learning rate is float64
+    by = {"breakdown": breakdown(simulator, sizes, optimize=COUNTED)} if by_phase else {}
     return {
         "source": loaded.description.name,
         "config": program.config.to_dict(),
@@ -92,4 +100,5 @@ def cost_report(
         "direct_flops": direct_flops(program, sizes),
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
+        **by,
     }

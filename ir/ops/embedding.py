@@ -145,10 +145,29 @@ def kept_tokens(x: Tensor, kept_K: Tensor) -> Tensor:
     return x.index_select(1, kept_K)
 
 
+def _kept_queries_shape(mask: Shape, kept: Shape) -> Shape:
+    demand(len(mask) == 4, f"a mask has shape {said(mask)}; expected (B, 1, T, C)")
+    return (*mask[:2], kept[0], mask[3])
+
+
+@operator(
+    "(Tensor mask, Tensor kept) -> Tensor",
+    shape=_kept_queries_shape,
+    meaning="what the kept tokens may look at",
+    kind="optimization",
+    dtype="bool",
+    takes={"mask": "bool", "kept": "int"},
+)
+def kept_queries(mask_BxTC: Tensor, kept_K: Tensor) -> Tensor:
+    """Rows of an attention mask, (B or 1, 1, K, C): those of the queries at these positions."""
+    return mask_BxTC.index_select(2, kept_K)
+
+
 def _spread_shape(dy: Shape, kept: Shape, like: Shape) -> Shape:
-    demand(dy[1] == kept[0] and (dy[0], *dy[2:]) == (like[0], *like[2:]),
+    demand_activation(like)
+    demand(dy[1] == kept[0] and dy[0] == like[0] and len(dy) == 3,
            f"{said(dy)} at {said(kept)} positions does not spread over {said(like)}")  # fmt: skip
-    return like
+    return (*like[:2], dy[2])
 
 
 @operator(
@@ -158,9 +177,12 @@ def _spread_shape(dy: Shape, kept: Shape, like: Shape) -> Shape:
     kind="optimization",
     takes={"kept": "int"},
 )
-def spread_tokens(dy_BKD: Tensor, kept_K: Tensor, like_BTD: Tensor) -> Tensor:
-    """The gradient of `kept_tokens`: (B, T, D), dy at these positions and 0 elsewhere."""
-    return torch.zeros_like(like_BTD).index_copy(1, kept_K, dy_BKD)
+def spread_tokens(dy_BKD: Tensor, kept_K: Tensor, like_BTE: Tensor) -> Tensor:
+    """The gradient of `kept_tokens`: (B, T, D), dy at these positions and 0 elsewhere. like: any
+    value of all tokens.
+    """
+    zero_BTD = torch.zeros_like(like_BTE[..., :1]).expand(-1, -1, dy_BKD.shape[-1])
+    return zero_BTD.index_copy(1, kept_K, dy_BKD)
 
 
 def _segment_mask_shape(mask: Shape, length: object) -> Shape:

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import Builder, further_input, reinfer
+from tintc.ir.builder import further_input, reinfer
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_forward
 from tintc.ir.ops.elementwise import scale
-from tintc.ir.ops.embedding import kept_tokens, spread_tokens
+from tintc.ir.ops.embedding import spread_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.loss import loss_gradient
 from tintc.ir.pass_manager import graph_pass
+from tintc.passes.analysis.kept import Kept
 
 _TOKENS = ("B", "T")
 
@@ -32,7 +33,7 @@ _TOKENS = ("B", "T")
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
 def loss_at_kept(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    kept = _Kept(graph)
+    kept = _Narrowed(graph)
     of_logits = [n for n in graph.nodes if is_tint(n, loss_gradient, token_losses)]
     for node in of_logits:
         head = _head(argument(node, "logits"))
@@ -52,25 +53,12 @@ def _head(logits: fx.Node) -> fx.Node | None:
     return node if is_tint(node, linear_forward) else None
 
 
-class _Kept:
-    """Values at the kept tokens, each made once."""
+class _Narrowed(Kept):
+    """Also what stands at the kept tokens alone."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.build, self.positions = Builder(graph), further_input(graph, "kept")
-        self.made: dict[fx.Node, fx.Node] = {}
+        super().__init__(graph, further_input(graph, "kept"))
         self.narrowed: set[fx.Node] = set()
-
-    def of(self, node: fx.Node) -> fx.Node:
-        if node not in self.made:
-            behind = node
-            if node.op == "placeholder":
-                behind = [n for n in self.build.graph.nodes if n.op == "placeholder"][-1]
-            with self.build.graph.inserting_after(behind):
-                place = {"phase": info(node).phase or "forward", "step": info(node).step or 0}
-                self.made[node] = self.build.call(
-                    kept_tokens, node, self.positions, like=node, label=f"{node.name}_kept", **place
-                )
-        return self.made[node]
 
     def narrow(self, head: fx.Node) -> None:
         """The head, and all behind it that has a value for every token, up to the way back."""

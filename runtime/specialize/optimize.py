@@ -121,6 +121,9 @@ def _wanted(
     logits: fx.Node = returned[kind.logits]
     if kind.of_losses:
         labels = further_input(graph, "labels")
+        if choices.some_losses:
+            logits = _some_tokens(graph, logits)
+            labels = _kept(graph, labels, logits)[labels]
         place: dict[str, Any] = {"phase": "forward", "step": info(logits).step}
         return Builder(graph).call(
             token_losses, logits, labels, like=logits, label=kind.value, **place

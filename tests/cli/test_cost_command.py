@@ -125,6 +125,24 @@ class TestCommand:
         assert facts["weight_bytes"] == 2 * (facts["parameters"]["total"] - 1) + 8
         assert facts["parameters"]["share"] == "all"
 
+    def test_breakdown(self) -> None:
+        """By phase and operator, each beside the lower bound; the sums are those of the call."""
+        asked = ("cost", source_directory(), "--breakdown")
+        done = tintc(*asked, columns=100)
+        assert (done.code, done.err) == (0, "")
+        lines = done.out.splitlines()
+        phases = ("step 0 forward ", "step 0 backward ", "last forward ")
+        operators = ("  head_gradient ", "  attention_backward_value ")
+        for start in (*phases, *operators, "all ", "fine-tuning the model directly: "):
+            assert any(line.startswith(start) for line in lines), start
+        assert "lower bound: Matrix products" in done.out
+        facts = tintc(*asked, "--json").document
+        found = facts["breakdown"]
+        assert found["flops"] == facts["flops"] == sum(p["flops"] for p in found["phases"])
+        assert found["direct_flops"] == facts["direct_flops"]
+        assert found["lower_bound"] < found["flops"]
+        assert "breakdown" not in tintc("cost", source_directory(), "--json").document
+
     @pytest.mark.slow
     def test_several_models_give_a_table(self) -> None:
         models = ("tiny-opt", source_directory())

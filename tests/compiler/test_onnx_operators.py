@@ -58,6 +58,7 @@ SPECIAL = (
     head.token_losses,
     embedding.kept_tokens,
     embedding.spread_tokens,
+    embedding.kept_queries,
     attention.with_past,
     attention.own_tokens,
     attention.last_keys,

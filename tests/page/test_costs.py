@@ -14,10 +14,10 @@ from tests.support.artifacts import artifact
 from tests.support.nano import nano
 from tests.support.pages import column, content
 from tintc.compiler.cost import estimate
+from tintc.compiler.lower_bound import lower_bound
 from tintc.compiler.node_costs import graph_costs
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
-from tintc.page.lower_bound import lower_bound
 from tintc.page.site import write_site
 from tintc.page.stage_costs import stage_costs
 from tintc.runtime.simulator import Simulator

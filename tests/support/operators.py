@@ -125,6 +125,10 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "token_losses": (dy, ids),
         "kept_tokens": (x, torch.arange(cut)),
         "spread_tokens": (x, torch.arange(t), dx),
+        "kept_queries": (
+            torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool).tril(2),
+            torch.arange(cut),
+        ),
         "with_past": (draw(b, 2, d), x),
         "own_tokens": (draw(b, t + 2, o), x),
         "last_keys": (

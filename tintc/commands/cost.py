@@ -34,10 +34,47 @@ def run(asked: list[Asked], *, as_json: bool, options: dict[str, Any]) -> None:
             "of direct: over the FLOPs of fine-tuning the model directly by exact gradients; "
             "seconds: what counting took"
         )
+        for facts in found:
+            _print_breakdown(facts, facts["source"])
     else:
         console.print_table(_summary(found[0]))
         console.out.print()
         print_parameters(found[0]["parameters"])
+        _print_breakdown(found[0])
+
+
+def _print_breakdown(facts: dict[str, Any], title: str = "") -> None:
+    """FLOPs by phase and operator, if they were asked for."""
+    if "breakdown" not in facts:
+        return
+    found = facts["breakdown"]
+    table = Sheet(
+        "phase and operator", "calls", "FLOPs", "of all", "lower bound", "over", numeric=1
+    )
+    for phase in found["phases"]:
+        table.add_row(phase["phase"], "", *_beside(phase, found))
+        for row in phase["operators"]:
+            name = row["operator"].removeprefix("tint.")
+            table.add_row(f"  {name}", str(row["calls"] or ""), *_beside(row, found))
+    table.add_row("all", "", *_beside(found, found))
+    console.out.print()
+    if title:
+        console.print_text(title)
+    console.print_table(table)
+    direct, bound = found["direct_flops"], found["lower_bound"]
+    console.print_text(
+        f"fine-tuning the model directly: {console.number(direct)}FLOP; this call has "
+        f"{found['flops'] / direct:.3f} of them, the lower bound {bound / direct:.3f}"
+    )
+    console.print_text(f"lower bound: {found['lower_bound_is']}")
+
+
+def _beside(counted: dict[str, Any], found: dict[str, Any]) -> tuple[str, ...]:
+    """FLOPs, their part of all, the lower bound and how far above it they are."""
+    flops, bound = counted["flops"], counted["lower_bound"]
+    over = f"{flops / bound:.2f}" if bound else ""
+    least = f"{console.number(bound)}FLOP" if bound else ""
+    return f"{console.number(flops)}FLOP", f"{flops / found['flops']:.1%}", least, over
 
 
 def _comparison(found: list[dict[str, Any]]) -> Sheet:

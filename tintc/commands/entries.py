@@ -287,12 +287,20 @@ def cost_command(
         ),
     ],
     call: Annotated[CallFlags, flat(OPTIONS)] = CallFlags(),
+    breakdown: Annotated[
+        bool,
+        Parameter(
+            group=OPTIONS,
+            help="Also FLOPs by phase and operator, beside the lower bound that the mathematics "
+            "asks for.",
+        ),
+    ] = False,
     config: Annotated[ConfigFlags, flat(SIMULATOR)] = ConfigFlags(),
     construction: Annotated[Construction, flat(SIMULATOR)] = Construction(),
     model: Annotated[Loading, flat(MODEL)] = Loading(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    options: dict[str, Any] = {**call.given(), **model.hub()}
+    options: dict[str, Any] = {**call.given(), **model.hub(), "by_phase": breakdown}
     asked = []
     for source in sources:
         start = compiled(source)

@@ -22,6 +22,7 @@ from tintc.commands.text import Reading, check_loss, check_rest, mean_of_rest, o
 from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
+from tintc.runtime.labels import Predict
 from tintc.runtime.showing.of_outputs import decoding, losses_of
 from tintc.runtime.simulator import Simulator
 
@@ -52,7 +53,9 @@ def run(
         if asked.generate:
             adapted, before, after, seconds = learn(simulator, ids, trained)
         else:
-            before, after = _losses(simulator, ids, trained)
+            # where nothing is left to predict, all tokens tell whether training diverged
+            whole = bool(showing.names()) or trained == ids.shape[1]
+            before, after = _losses(simulator, ids, trained, "all" if whole else "rest")
         rate = float(simulator.inner_lr.detach())
         mean_after = mean_of_rest(after, trained)
         check_loss(mean_after, rate)
@@ -123,9 +126,11 @@ def go_on(
     return {"prompt_tokens": len(prompt), "generated": found.text, **speed}
 
 
-def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[list[float], list[float]]:
-    """Before and after, of tokens 1, 2, ..."""
-    out = simulator.losses(ids, _mask(ids, trained), ids, return_initial=True)
+def _losses(
+    simulator: Simulator, ids: Tensor, trained: int, predict: Predict
+) -> tuple[list[float], list[float]]:
+    """Before and after, of tokens 1, 2, ...; with predict `rest` 0 for those that are trained on."""
+    out = simulator.losses(ids, _mask(ids, trained), ids, return_initial=True, predict=predict)
     assert out.initial_losses is not None
     before, after = (each[0, :-1].tolist() for each in (out.initial_losses, out.losses))
     return before, after

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import fx
 
 from tintc.compiler.node_costs import NodeCosts
 from tintc.ir.builder import ancestors, outputs
-from tintc.ir.call_sizes import CallSizes
+from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import (
@@ -30,22 +33,37 @@ TEXT = (
 _ATTENTION = (attention_forward, attention_backward_value, attention_backward_full)
 
 
+@dataclass(frozen=True)
+class Needed:
+    """FLOPs that no program does without, for one node of the lowered graph; those of a slot's
+    update for the last of its descents.
+    """
+
+    node: fx.Node
+    flops: float
+
+
 def lower_bound(program: Program, costs: NodeCosts, sizes: CallSizes) -> int:
     """costs: of the lowered graph at these sizes."""
-    graph, segment = program.graph, sizes["segment"]
+    return round(sum(each.flops for each in needed(program, costs, sizes)))
+
+
+def needed(program: Program, costs: NodeCosts, sizes: CallSizes) -> Iterator[Needed]:
+    """The same, node by node."""
+    graph = program.graph
     uses = slot_uses(graph)
-    found = sum(
-        sizes["batch"] * use.least_products(sizes["tokens"], segment) for use in uses.values()
-    )
-    rounds: list[float] = [found * (program.config.steps if program.config.looped else 1)]
+    for slot, use in uses.items():
+        least = sizes["batch"] * use.least_products(sizes["tokens"], sizes["segment"])
+        rounds = program.config.steps if program.config.looped else 1
+        yield Needed(_descent(graph, slot), least * rounds)
     for node in ancestors([outputs(graph)["logits"]]):
         if node.name not in costs or _is_counted(node, set(uses)):
             continue
         record = info(node)
         # what sees all tokens before the last pass depends on nothing that learns
         times = 1 if "T" in record.shape else repeats(program, record.phase, record.step)
-        rounds.append(_products(node, costs[node.name].flops, sizes) * times)
-    return round(sum(rounds))
+        flops = _products(node, costs[node.name].flops, sizes) * times
+        yield Needed(node, flops)
 
 
 def repeats(program: Program, phase: str | None, step: int | None) -> int:
@@ -53,6 +71,12 @@ def repeats(program: Program, phase: str | None, step: int | None) -> int:
     config = program.config
     once = phase is None or not config.looped or step == config.unrolled_steps
     return 1 if once else config.steps
+
+
+def _descent(graph: fx.Graph, slot: str) -> fx.Node:
+    """The last of a slot."""
+    found: list[fx.Node] = [node for node in graph.nodes if _is_counted(node, {slot})]
+    return found[-1]
 
 
 def _is_counted(node: fx.Node, slots: set[str]) -> bool:
@@ -67,9 +91,10 @@ def _products(node: fx.Node, flops: int, sizes: CallSizes) -> float:
     """
     if not is_tint(node, *_ATTENTION):
         return flops
-    shape = info(argument(node, "q")).shape
-    tokens = sizes["segment"] if "S" in shape else sizes["tokens"]
-    width = shape[-1]
+    queries, keys = (info(argument(node, name)).shape for name in ("q", "k"))
+    tokens, seen = length(sizes, queries[1]), length(sizes, keys[1])
+    width = queries[-1]
     assert isinstance(width, int)
-    known = 0 if is_tint(node, attention_forward) else 2 * sizes["batch"] * tokens**2 * width
-    return (flops - known) * (tokens + 1) / (2 * tokens)
+    known = 0 if is_tint(node, attention_forward) else 2 * sizes["batch"] * tokens * seen * width
+    # the queries are the last of the tokens: the first of them sees seen - tokens + 1 keys
+    return (flops - known) * (seen - (tokens - 1) / 2) / seen
