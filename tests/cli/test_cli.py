@@ -578,6 +578,7 @@ class TestEnv:
             "test",
             "check",
             "docs",
+            "web",
         }
         text = tintc("env").out
         assert all(re.search(rf"^{name}  ", text, re.M) for name in found)

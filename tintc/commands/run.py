@@ -129,7 +129,7 @@ def go_on(
 def _losses(
     simulator: Simulator, ids: Tensor, trained: int, predict: Predict
 ) -> tuple[list[float], list[float]]:
-    """Before and after, of tokens 1, 2, ...; with predict `rest` 0 for those that are trained on."""
+    """Before and after, of tokens 1, 2, ...; with predict `rest` 0 for the trained ones."""
     out = simulator.losses(ids, _mask(ids, trained), ids, return_initial=True, predict=predict)
     assert out.initial_losses is not None
     before, after = (each[0, :-1].tolist() for each in (out.initial_losses, out.losses))
