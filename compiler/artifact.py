@@ -5,7 +5,7 @@
     graph.json           the stages of the graph; `lowered` is what runs, its operators are all of
                          the tint dialect
     weights.safetensors  the auxiliary weights by their own names, the inner learning rate, and what
-                         the optimizer `rms` divides by
+                         the optimizer `rms` divides by; mapped (`artifact_weights.py`)
     report.json          what `tintc compile` prints
     tokenizer files      as transformers saves them, where the source had any that needs no code
 
@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tintc.compiler.artifact_files import (
     FORMAT_VERSION,
@@ -41,12 +39,11 @@ from tintc.compiler.artifact_problems import graph_problems, weight_problems
 from tintc.compiler.artifact_reader import manifest_digest, read_graph, read_manifest, seal_of
 from tintc.compiler.artifact_schema import GRAPH, REPORT, TOKENIZER, WEIGHTS, Manifest
 from tintc.compiler.artifact_tokenizer import load_tokenizer
+from tintc.compiler.artifact_weights import read_weights, write_weights
 from tintc.compiler.reports.summary import report
 from tintc.compiler.tokenizer_files import write_tokenizer
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError
-from tintc.ir.inputs import is_wide_table
-from tintc.ir.precision import HALF
 from tintc.ir.program import Program
 from tintc.ir.records import from_records
 from tintc.runtime.backends.transformer.structure import check_backend
@@ -116,12 +113,16 @@ def load(
 ) -> Simulator:
     """Reads an artifact back. device, dtype: of the weights; default cpu and as stored.
 
+    As stored on the cpu, weights are the file's own pages, mapped privately: they take no memory
+    beside it, and what is written to them stays in this process. Leave the file alone meanwhile;
+    that it is replaced, renamed or removed does no harm.
+
     Raises ArtifactError if the directory is no artifact, of another format version, truncated or
     altered.
     """
     root = Path(path).expanduser()
     manifest = read_manifest(root)
-    tensors = _read_weights(root / WEIGHTS, device or "cpu", dtype)
+    tensors = read_weights(root / WEIGHTS, device or "cpu", dtype)
     inner_lr = tensors.pop(INNER_LR)
     with malformed(root):
         program = _program(root, manifest)
@@ -155,10 +156,9 @@ def _write(simulator: Simulator, root: Path) -> None:
         {name: [r.to_dict() for r in records] for name, records in program.stages.items()},
         indent=None,
     )
-    tensors = {
-        name: tensor.detach().contiguous() for name, tensor in simulator.prefix.tensors().items()
-    }
-    save_file({**tensors, INNER_LR: simulator.inner_lr.detach().clone()}, root / WEIGHTS)
+    write_weights(
+        {**simulator.prefix.tensors(), INNER_LR: simulator.inner_lr.detach()}, root / WEIGHTS
+    )
     write_json(root / REPORT, report(simulator))
     write_tokenizer(simulator.tokenizer, root / TOKENIZER)
     manifest: dict[str, Any] = {
@@ -184,24 +184,3 @@ def _write(simulator: Simulator, root: Path) -> None:
     }
     manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})
-
-
-def _read_weights(
-    file: Path, device: str | torch.device, dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as handle:
-            # Copied out of the file: what is mapped there is not aligned, and other kernels round
-            # differently.
-            tensors = {name: _cast(name, handle.get_tensor(name), dtype) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}") from error
-    if INNER_LR not in tensors:
-        raise ArtifactError(f"{file} holds no {INNER_LR}; compile the model again")
-    return tensors
-
-
-def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    changes = dtype is not None and tensor.is_floating_point() and name != INNER_LR
-    wanted = torch.float32 if is_wide_table(name) and dtype in HALF else dtype
-    return tensor.to(wanted if changes else tensor.dtype, copy=True)

@@ -308,7 +308,7 @@ def full_disk(*_: Any, **__: Any) -> None:
 
 
 def _full_for_weights(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module, "save_file", full_disk)
+    patch.setattr(module, "write_weights", full_disk)
 
 
 def _full_for_json(patch: pytest.MonkeyPatch) -> None:
