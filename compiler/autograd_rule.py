@@ -74,6 +74,10 @@ class InnerRule:
         """For a new sequence. weights: W_0, which is kept, not copied."""
         return State(weights)
 
+    def scale(self, name: str) -> float:
+        """The factor of a weight's learning rate."""
+        return self._selection.factor(name)
+
     def begin_chunk(self, state: State) -> None:
         """The schedule starts anew; all else goes on."""
         state.chunk = state.steps
@@ -100,7 +104,7 @@ class InnerRule:
         its user is done with it.
         """
         config = self.config
-        scales = {name: self._selection.factor(name) for name in weights}
+        scales = {name: self.scale(name) for name in weights}
         names = [name for name in weights if scales[name] != 0]
         found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
         gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}

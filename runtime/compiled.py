@@ -199,7 +199,7 @@ class Compiled(nn.Module):
     ) -> tuple[Run, tuple[Argument, ...], dict[Source, Mapping[str, Value]]]:
         """(a call's program as it runs, its arguments, the weights among them), for many calls."""
         emitted = self.program_of(call)
-        run = self._programs.runnable(emitted.module, self._differentiable)
+        run = self._programs.runnable(emitted.module, self._differentiable, self.device.type)
         return run, emitted.arguments, self._weights_of(emitted)
 
     def _weights_of(self, emitted: Emitted) -> dict[Source, Mapping[str, Value]]:
@@ -283,7 +283,8 @@ class Compiled(nn.Module):
         """Of one program."""
         with without_autocast(self.device.type):
             module, arguments = self.bound(call)
-            return self._programs.runnable(module, self._differentiable)(*arguments)
+            run = self._programs.runnable(module, self._differentiable, self.device.type)
+            return run(*arguments)
 
     def _run_whole(self, call: Call) -> dict[Output, Tensor]:
         found = self._results(call)

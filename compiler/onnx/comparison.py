@@ -107,8 +107,10 @@ def compare(
     return result
 
 
-def opened(path: Path) -> InferenceSession:
-    """The model in onnxruntime. Raises NumericalError if onnx's checker refuses it."""
+def opened(path: Path, threads: int = 0) -> InferenceSession:
+    """The model in onnxruntime. threads: 0 for as many as it takes by itself. Raises NumericalError
+    if onnx's checker refuses it.
+    """
     import onnxruntime
 
     try:
@@ -116,6 +118,7 @@ def opened(path: Path) -> InferenceSession:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise NumericalError(f"onnx's checker refuses the exported model: {error}") from error
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # it warns of every constant that it does not fold
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -23,7 +23,7 @@ import torch
 
 from tintc import version
 from tintc.compiler.autograd_rule import InnerRule
-from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, simulate
+from tintc.evaluate.speed.benchmark import Workload, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError
 
@@ -103,33 +103,49 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
     """The call of one side. Settings: side, artifact (the simulator's, which also has what `rms`
     divides by), source and options of `load_source` (the loop's), dtype, config, matrices and
     aliases (of its `InnerRule`); optimize and torch_compile of `compile`; names of the loop's
-    parameters; vocab_size, batch, tokens, trained and seed of the workload; device; threads. Each
-    side imports what it needs alone.
+    parameters, against and kernels, onnx (the exported simulator's file, if it is run); vocab_size,
+    batch, tokens, trained and seed of the workload; device; threads. Each side imports what it
+    needs alone.
     """
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
     work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
     if settings["side"] == "loop":
-        from tintc.compiler.frontend.sources import load_source
-        from tintc.compiler.gradient_statistics import chosen_statistics
-
-        options: dict[str, Any] = {
-            **settings["options"],
-            "dtype": getattr(torch, settings["dtype"]),
-        }
-        model = load_source(settings["source"], **options).model.to(device)
-        config = SimulatorConfig.from_dict(settings["config"])
-        gathered = chosen_statistics(settings["artifact"], None, config)
-        tensors = {} if gathered is None else gathered.tensors
-        rms = {name: value.to(device) for name, value in tensors.items()}
-        rule = InnerRule(config, settings["matrices"], settings["aliases"], rms)
-        loop = HandWrittenLoop(model, settings["names"], rule)
-        return lambda: loop(work)
+        rival = _rival(settings)
+        return lambda: rival(work)
     from tintc.compiler.artifact import load
 
     simulator = load(settings["artifact"], device=device)
     simulator.optimize(settings["optimize"], settings["torch_compile"])
     return lambda: simulate(simulator, work)
+
+
+def _rival(settings: dict[str, Any]) -> Callable[[Workload], object]:
+    """What the simulator is timed against."""
+    if settings["against"] == "onnxruntime":
+        from tintc.evaluate.speed.exported import OnnxRuntime
+
+        return OnnxRuntime(Path(settings["onnx"]), settings["config"]["inner_lr"])
+    from tintc.compiler.frontend.sources import load_source
+    from tintc.compiler.gradient_statistics import chosen_statistics
+    from tintc.evaluate.speed.kernels import use_kernels
+    from tintc.evaluate.speed.rivals import loop_against
+
+    options: dict[str, Any] = {
+        **settings["options"],
+        "dtype": getattr(torch, settings["dtype"]),
+    }
+    device = settings["device"]
+    model = load_source(settings["source"], **options).model.to(device)
+    config = SimulatorConfig.from_dict(settings["config"])
+    gathered = chosen_statistics(settings["artifact"], None, config)
+    tensors = {} if gathered is None else gathered.tensors
+    rms = {name: value.to(device) for name, value in tensors.items()}
+    rule = InnerRule(config, settings["matrices"], settings["aliases"], rms)
+    loop = loop_against(settings["against"], model, settings["names"], rule)
+    if settings["kernels"] == "same":
+        use_kernels(model, lambda rows, inner, columns: True)
+    return loop
 
 
 def _held(device: str) -> int:

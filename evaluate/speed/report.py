@@ -4,27 +4,28 @@ loop, and whether both agree.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from tintc.compiler.artifact import save
 from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
-from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
-from tintc.evaluate.speed import benchmark
+from tintc.evaluate.speed import benchmark, exported
 from tintc.evaluate.speed import memory as bench_memory
-from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload, in_turn, simulate, variant
+from tintc.evaluate.speed.agreement import check, check_kernels, name_of
+from tintc.evaluate.speed.benchmark import Workload, in_turn, simulate, timed, variant
+from tintc.evaluate.speed.kernels import counted_products, simulator_kernels, use_kernels
 from tintc.evaluate.speed.placed import Placed, Progress
-from tintc.evaluate.speed.settings import Against, Options
+from tintc.evaluate.speed.rivals import KINDS, Rival, check_rival, loop_against
+from tintc.evaluate.speed.settings import Against, Kernels, Options
 from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
@@ -34,6 +35,7 @@ from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 
 AGAINST: tuple[str, ...] = get_args(Against)
+KERNELS: tuple[str, ...] = get_args(Kernels)
 NOTHING = "none"  # the row of --each in which every optimization is off
 _CHECKED = 2  # sequences of the check
 
@@ -52,6 +54,14 @@ class Settings(Options, Placed):
         check_backend(self.backend, self.share)
         if self.against not in AGAINST:
             raise UsageError(f"against is {self.against!r}; expected {', '.join(AGAINST)}")
+        if self.kernels not in KERNELS:
+            raise UsageError(f"kernels is {self.kernels!r}; expected {', '.join(KERNELS)}")
+        if self.kernels == "same" and not KINDS[self.against].kernels:
+            takes = ", ".join(name for name, kind in KINDS.items() if kind.kernels)
+            raise UsageError(
+                f"kernels=same is for a loop that multiplies by torch.matmul; got against "
+                f"{self.against}: expected {takes}"
+            )
         self.check_counts("pairs")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to 2^63 - 1")
@@ -100,18 +110,20 @@ def bench_report(
     *,
     progress: Progress = lambda stage: None,
 ) -> dict[str, Any]:
-    """Seconds, bytes and differences of one simulator and of the loop that
-    `runtime.benchmark.HandWrittenLoop` describes, as JSON values.
+    """Seconds, bytes and differences of one simulator and of what it is timed against
+    (`rivals.py`; the loop that `benchmark.HandWrittenLoop` describes), as JSON values.
 
     Both run on the same random tokens, in turn, the simulator under torch.inference_mode; `ratio`
     is the median of simulator / loop, pair by pair. flops: of one call of the simulator, as
     `tintc cost` counts them with all optimizations, or with none if all are off.
+    first_call_seconds: of a call before all others, in which programs are made and compiled.
 
     Raises SourceError, UnsupportedModelError, UsageError, MemoryLimitError; and NumericalError
     where optimizations change the result, or where a simulator without approximation does not agree
     with the loop.
     """
     settings.check()
+    check_rival(settings.against, config, settings.device)
     statistics = chosen_statistics(source, settings.statistics, config)
     model = settings.load(source, config, settings.seed, progress)
     progress("compile")
@@ -127,17 +139,21 @@ def bench_report(
         _memory(source, simulator, settings, sizes, names, progress) if settings.memory else None
     )
     simulator, model = simulator.to(settings.device), model.to(settings.device)
-    loop = HandWrittenLoop(model, names, rule_of(simulator))
     enough = {**sizes, "batch": max(sizes["batch"], _CHECKED)}
     work = benchmark.random_workload(
         simulator.program.facts.vocab_size, **enough, seed=settings.seed
     ).to(settings.device)
+    checked, work = work.first(_CHECKED), work.first(sizes["batch"])
     progress("check")
-    checks = check(simulator, loop, work.first(_CHECKED))
-    work = work.first(sizes["batch"])
+    rival, products = _rival(simulator, model, names, settings, checked)
+    first = {
+        "loop": timed(lambda: rival(work), settings.device),
+        "simulator": timed(lambda: simulate(simulator, work), settings.device),
+    }
+    checks = check(simulator, rival, checked, KINDS[settings.against])
     progress("warm up")
     turns = in_turn(
-        lambda: loop(work),
+        lambda: rival(work),
         lambda: simulate(simulator, work),
         pairs=settings.pairs,
         device=settings.device,
@@ -149,11 +165,53 @@ def bench_report(
         "source": source,
         **_facts(simulator, settings, sizes, names),
         **timings,
+        "first_call_seconds": first,
         "throughput": _throughput(simulator, settings, sizes, timings["simulator_seconds"]),
         "memory": memory,
-        "checks": checks,
+        "loop_products": products.facts if products else None,
+        "checks": [*checks, *([products.check] if products else [])],
         "each": _each(simulator, work, settings, progress) if settings.each else None,
     }
+
+
+class _Products(NamedTuple):
+    """Of a loop on the simulator's kernels. facts: FLOPs of one sequence, and the share of them in
+    linear layers that run on these kernels. check: it beside itself on its own kernels.
+    """
+
+    facts: dict[str, float]
+    check: dict[str, Any]
+
+
+def _rival(
+    simulator: Simulator,
+    model: nn.Module,
+    names: Sequence[str],
+    settings: Settings,
+    checked: Workload,
+) -> tuple[Rival, _Products | None]:
+    """What the simulator is timed against. Raises NumericalError where other kernels change what
+    a loop computes.
+    """
+    if settings.against == "onnxruntime":
+        return exported.OnnxRuntime.of(simulator), None
+    loop = loop_against(settings.against, model, names, rule_of(simulator))
+    chosen = simulator_kernels(simulator) if settings.kernels == "same" else None
+    if chosen is None:
+        return loop, None
+    one = checked.first(1)
+    own, before = loop(checked), counted_products(lambda: loop(one))
+    use_kernels(model, chosen)
+    found, after = loop(checked), counted_products(lambda: loop(one))
+    if after["all"] != before["all"]:
+        raise NumericalError(
+            f"the loop has {after['all']:,} FLOPs on the simulator's kernels and "
+            f"{before['all']:,} on its own; expected as many"
+        )
+    taken, left = after["replaced"], after["linear"]
+    share = taken / (taken + left) if taken + left else 0.0
+    facts = {"flops": after["all"], "same_kernels": share}
+    return loop, _Products(facts, check_kernels(found, own))
 
 
 def _facts(
@@ -162,6 +220,7 @@ def _facts(
     """Every setting, and where it ran."""
     return {
         "against": settings.against,
+        "kernels": settings.kernels,
         "config": simulator.config.to_dict(),
         "rule": simulator.config.rule,
         "exact": simulator.config.is_exact,
@@ -179,80 +238,6 @@ def _facts(
         **settings.where(),
         "simulator_parameters": sum(parameter.numel() for parameter in simulator.parameters()),
         "trained_parameters": list(names),
-    }
-
-
-def check(simulator: Simulator, loop: HandWrittenLoop, work: Workload) -> list[dict[str, Any]]:
-    """Differences of logits, relative to the largest: the simulator to itself without
-    optimizations, and to the loop.
-
-    tolerance: None for an approximating config, whose difference to the loop is the approximation's
-    and no error. Raises NumericalError if another exceeds its tolerance:
-    `_limit`, but in float64 that of `tintc verify` where the model's own code rounds to float32.
-    """
-    found, plain_logits = simulate(simulator, work), simulate(variant(simulator, ()), work)
-    limit = _limit(simulator, work, plain_logits)
-    plain = _compared(
-        "optimizations",
-        "the simulator without optimizations",
-        found,
-        plain_logits,
-        limit,
-    )
-    with Rounding() as rounding:
-        expected = loop(work)
-    if not simulator.config.is_exact:
-        return [plain, _compared("approximation", "the loop", found, expected, None)]
-    return [
-        plain,
-        _compared(
-            "loop",
-            "the loop",
-            found,
-            expected,
-            max(limit, ROUNDED_TOLERANCE) if rounding.found else limit,
-        ),
-    ]
-
-
-@torch.inference_mode()
-def _limit(simulator: Simulator, work: Workload, logits: Tensor) -> float:
-    """Largest difference that counts as none: `benchmark.TOLERANCE` of the largest logit, and in
-    float32 a part of what training changes, which grows with the learning rate as rounding does.
-    """
-    limit = benchmark.TOLERANCE[simulator.dtype]
-    if simulator.dtype is not torch.float32:
-        return limit
-    changed = benchmark.relative_difference(simulator.predict_initial(work.ids_BT), logits)
-    return limit + benchmark.ROUNDED_UPDATE * changed if math.isfinite(changed) else limit
-
-
-def _compared(
-    name: str,
-    reference: str,
-    found: Tensor,
-    expected: Sequence[Tensor] | Tensor,
-    tolerance: float | None,
-) -> dict[str, Any]:
-    difference = benchmark.relative_difference(found, expected)
-    if tolerance is not None and not difference <= tolerance:
-        hint = (
-            ""
-            if found.dtype == torch.float64
-            else "; dtype=float64 tells an error from rounding, which grows with inner_lr"
-        )
-        hint = "; pass a smaller inner_lr" if math.isnan(difference) else hint
-        raise NumericalError(
-            f"the simulator differs from {reference} by {difference:.1e} of the largest logit "
-            f"(limit {tolerance:.0e}, "
-            f"{_name(found.dtype)}){hint}"
-        )
-    return {
-        "name": name,
-        "reference": reference,
-        "sequences": len(found),
-        "difference": difference,
-        "tolerance": tolerance,
     }
 
 
@@ -275,17 +260,21 @@ def _memory(
         "aliases": dict(simulator.program.aliases),
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
-        "dtype": _name(settings.dtype),
+        "dtype": name_of(settings.dtype),
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "vocab_size": simulator.program.facts.vocab_size,
         "seed": settings.seed,
         "names": list(names),
+        "against": settings.against,
+        "kernels": settings.kernels,
         **sizes,
     }
     found: dict[str, Any] = {"how": bench_memory.how_measured(settings.device)}
     with tempfile.TemporaryDirectory(prefix="tintc-bench-") as folder:
         artifact = save(simulator, Path(folder) / "simulator")
+        if settings.against == "onnxruntime":
+            asked["onnx"] = str(exported.write(simulator, Path(folder)))
         for side in bench_memory.SIDES:
             progress(f"memory of the {side}")
             found[side] = bench_memory.measure(side, {**asked, "artifact": str(artifact)})
@@ -347,7 +336,3 @@ def _each(
         )
         rows.append({"name": name, **turns.to_dict("full", "without")})
     return rows
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

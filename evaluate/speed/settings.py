@@ -10,7 +10,8 @@ from tintc.ir.described import about
 from tintc.ir.named import Backend, Share
 from tintc.runtime.stream_settings import StreamSettings
 
-Against = Literal["autograd"]
+Against = Literal["autograd", "compile", "vmap", "lora", "onnxruntime"]
+Kernels = Literal["default", "same"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,18 @@ class Options(CallShape):
         metadata=about("Who shares structural constants: all blocks, or all equal modules."),
     )
     against: Against = field(
-        default="autograd", metadata=about("A loop over the sequences, written by hand.")
+        default="autograd",
+        metadata=about(
+            "A loop over the sequences, written by hand (autograd); the same under torch.compile; "
+            "torch.func over the batch (vmap); a loop over adapters of rank 8 (lora); the exported "
+            "simulator (onnxruntime)."
+        ),
+    )
+    kernels: Kernels = field(
+        default="default",
+        metadata=about(
+            "Whose matrix products the loop has: torch's own, or the same as the simulator."
+        ),
     )
     pairs: int = field(default=11, metadata=about("How often both run, in turn."))
     without: tuple[str, ...] = field(

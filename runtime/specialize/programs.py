@@ -24,6 +24,7 @@ from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.structure import Structure
+from tintc.runtime.compilers import check_compiler
 from tintc.runtime.specialize.cached_layers import Layer, cached_layers
 from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
@@ -180,12 +181,15 @@ class Programs:
                 )
             return self._emitted[choices]
 
-    def runnable(self, module: fx.GraphModule, differentiable: bool) -> Run:
-        """The program as it runs: itself, or compiled by torch."""
+    def runnable(self, module: fx.GraphModule, differentiable: bool, device: str) -> Run:
+        """The program as it runs: itself, or compiled by torch. Raises UsageError where torch
+        cannot compile.
+        """
         if self.torch_compile is None or differentiable:
             return module
         with self._lock:
             if module not in self._compiled:
+                check_compiler(device)
                 self._compiled[module] = torch.compile(module, mode=self.torch_compile)
             return self._compiled[module]
 

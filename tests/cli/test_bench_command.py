@@ -14,11 +14,12 @@ from torch import Tensor
 
 from tests.support.artifacts import POSITIONS, source_directory
 from tests.support.command import Finished, tintc
-from tintc.evaluate.speed import benchmark
+from tintc.evaluate.speed import agreement, benchmark
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed import report as bench_report
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, SourceError, TintcError, UsageError
+from tintc.ir.ops.onednn import available
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.simulator import Simulator
 
@@ -79,6 +80,8 @@ class TestDocument:
         expected = {
             "source": str(source_directory()),
             "against": "autograd",
+            "kernels": "default",
+            "loop_products": None,
             "exact": True,
             "backend": "fused",
             "share": "none",
@@ -177,6 +180,49 @@ class TestDocument:
         assert speed["matmul_size"] == 64
 
 
+class TestAgainst:
+    """Another loop, or the simulator elsewhere, beside it."""
+
+    @pytest.mark.skipif(not available(), reason="this torch has no oneDNN")
+    def test_same_kernels(self) -> None:
+        facts = bench("--json", "--kernels", "same").document
+        *_, kernels = facts["checks"]
+        assert (facts["kernels"], kernels["name"]) == ("same", "kernels")
+        assert kernels["difference"] <= kernels["tolerance"] == 1e-4
+        assert facts["loop_products"]["same_kernels"] == 1.0
+        assert facts["loop_products"]["flops"] > 0
+        shown = " ".join(bench("--kernels", "same").out.split())
+        assert "same: 100.0% of the loop's linear layers run on the simulator's kernels" in shown
+
+    def test_same_kernels_of_a_simulator_on_torch_s_own(self) -> None:
+        facts = bench("--json", "--kernels", "same", "--without", "onednn_products").document
+        assert facts["loop_products"] is None
+        assert "kernels" not in [found["name"] for found in facts["checks"]]
+
+    @pytest.mark.parametrize(
+        ("against", "title", "check"),
+        [
+            ("vmap", "vmap", "loop"),
+            ("lora", "lora loop", "adapters"),
+            ("onnxruntime", "onnxruntime", "onnxruntime"),
+        ],
+    )
+    def test_another(self, against: str, title: str, check: str) -> None:
+        facts = bench("--json", "--preset", "exact", "--against", against).document
+        assert facts["against"] == against
+        assert facts["checks"][-1]["name"] == check
+        assert set(facts["first_call_seconds"]) == {"simulator", "loop"}
+        if check != "adapters":
+            assert facts["checks"][-1]["difference"] <= facts["checks"][-1]["tolerance"] < 1e-2
+        assert title in bench("--preset", "exact", "--against", against).out
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("against", ["lora", "onnxruntime"])
+    def test_memory_of_another(self, against: str) -> None:
+        facts = bench("--json", "--against", against, memory=True).document
+        assert facts["memory"]["loop"]["peak_bytes"] > 5e7
+
+
 class TestTables:
     def test_rows(self) -> None:
         done = bench("--each", "--dtype", "bfloat16")
@@ -234,14 +280,14 @@ class TestChecks:
         monkeypatch.setattr(bench_report, "in_turn", lambda *_, **__: pytest.fail("timed"))
 
     def test_the_loop_has_other_results(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        simulate = bench_report.simulate
+        simulate = agreement.simulate
 
         def wrong(simulator: Simulator, work: Any) -> Tensor:
             logits = simulate(simulator, work).clone()
             logits[1, -1, 0] += 1e-2 * logits.abs().max()
             return logits
 
-        monkeypatch.setattr(bench_report, "simulate", wrong)
+        monkeypatch.setattr(agreement, "simulate", wrong)
         message = bench("--preset", "exact", "--json").refused(5)
         assert re.search(
             r"differs from the loop by 1\.0e-02 of the largest logit \(limit \de-0[34], float32\)",
@@ -249,7 +295,7 @@ class TestChecks:
         )
 
     def test_optimizations_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        variant = bench_report.variant
+        variant = agreement.variant
 
         def other_rate(simulator: Simulator, names: Any) -> Simulator:
             other = variant(simulator, names)
@@ -259,7 +305,7 @@ class TestChecks:
             }
             return other
 
-        monkeypatch.setattr(bench_report, "variant", other_rate)
+        monkeypatch.setattr(agreement, "variant", other_rate)
         message = bench().refused(5)
         assert "the simulator differs from the simulator without optimizations by" in message
         assert "--dtype float64 tells an error from rounding" in message
@@ -287,7 +333,7 @@ class TestChecks:
         """A model whose own code casts to float32 is compared as `tintc verify` does."""
         monkeypatch.setattr(bench_report, "in_turn", benchmark.in_turn)
         monkeypatch.setattr(
-            bench_report.Rounding,
+            agreement.Rounding,
             "found",
             property(lambda self: True, lambda self, value: None),
             raising=False,
@@ -300,6 +346,8 @@ class TestChecks:
 SETTINGS = {
     "seed": 0,
     "names": (),
+    "against": "autograd",
+    "kernels": "default",
     "optimize": (),
     "source": "absent-model",
     "options": {"offline": True},
@@ -386,7 +434,28 @@ class TestMemory:
         (["tiny-opt", "--device", "cuda:99"], 2, "device is cuda:99; this machine has"),
         (["tiny-opt", "--device", "tpu"], 2, "device is 'tpu'"),
         (["tiny-opt", "--dtype", "int8"], 2, "dtype is 'int8'"),
-        (["tiny-opt", "--against", "jax"], 2, "against is 'jax'; expected autograd"),
+        (
+            ["tiny-opt", "--against", "jax"],
+            2,
+            "against is 'jax'; expected one of autograd, compile, vmap",
+        ),
+        (["tiny-opt", "--kernels", "mine"], 2, "kernels is 'mine'; expected one of default, same"),
+        (
+            ["tiny-opt", "--kernels", "same", "--against", "vmap"],
+            2,
+            "kernels=same is for a loop that multiplies by torch.matmul; got against vmap: "
+            "expected autograd, lora",
+        ),
+        (
+            ["tiny-opt", "--against", "vmap", "--momentum", "0.9"],
+            2,
+            "against vmap takes plain sgd; got momentum",
+        ),
+        (
+            ["tiny-opt", "--against", "lora", "--optimizer", "muon"],
+            2,
+            "against lora has no optimizer muon",
+        ),
         (["tiny-opt", "--backend", "loop"], 2, "backend is 'loop'"),
         (["tiny-opt", "--preset", "fast"], 2, "preset is 'fast'"),
         (

@@ -81,6 +81,11 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         f"({max(speed['matmul_rates'], key=speed['matmul_rates'].get)})",
         **{f"check: {found['name']}": _check(found) for found in facts["checks"]},
     }
+    if (products := facts["loop_products"]) is not None:
+        rows["kernels"] = (
+            f"same: {products['same_kernels']:.1%} of the loop's linear layers run on the "
+            f"simulator's kernels, {console.number(products['flops'])}FLOP a sequence as before"
+        )
     if facts["memory"] is not None:
         rows["memory"] = facts["memory"]["how"]
     return console.named(rows)
@@ -92,15 +97,18 @@ def _check(found: dict[str, Any]) -> str:
         f"largest ({found['sequences']} sequences)"
     )
     if found["tolerance"] is None:
-        return f"{text}: what the configured approximations change, no error"
+        learns = "adapters learn" if found["name"] == "adapters" else "approximations change"
+        return f"{text}: what the configured {learns}, no error"
     return f"{text}, limit {found['tolerance']:.0e}"
 
 
 def _sides(facts: dict[str, Any]) -> Sheet:
-    """One row a figure: the simulator's, the loop's, and how many times the loop's the simulator's
-    is.
+    """One row a figure: the simulator's, that of what it is timed against, and how many times the
+    latter the former is.
     """
-    table = Sheet("", "simulator", "loop", "ratio", "from", "to")
+    from tintc.evaluate.speed.rivals import KINDS
+
+    table = Sheet("", "simulator", KINDS[facts["against"]].title, "ratio", "from", "to")
     low, high = facts["ratio_range"]
     times = (f"{facts[f'{side}_seconds']:.4g}" for side in ("simulator", "loop"))
     table.add_row(
@@ -108,6 +116,8 @@ def _sides(facts: dict[str, Any]) -> Sheet:
         *times,
         *(f"{value:.3f}" for value in (facts["ratio"], low, high)),
     )
+    first = (f"{facts['first_call_seconds'][side]:.4g}" for side in ("simulator", "loop"))
+    table.add_row("seconds of the first call", *first, "", "", "")
     memory = facts["memory"]
     if memory is not None:
         for label, name, ratio in (
