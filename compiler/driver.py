@@ -20,7 +20,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.context import Context
 from tintc.ir.errors import TintcError
 from tintc.ir.facts import ModelFacts
-from tintc.ir.named import LOAD, Check
+from tintc.ir.named import LOAD, Check, Islands
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import to_records
@@ -47,6 +47,7 @@ def compile(
     trust_remote_code: bool = False,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    islands: Islands = "allow",
     check: Check | None = None,
     statistics: str | Path | Statistics | None = None,
     progress: Progress | None = None,
@@ -67,6 +68,8 @@ def compile(
     torch_compile: a mode of torch.compile for calls that nobody differentiates, `reduce-overhead`
     for CUDA graphs; by default plain torch runs, since compiling takes longer than most uses and
     costs the oneDNN products of a CPU.
+    islands: `allow` differentiates by torch what no pass recognises (docs/concepts/islands.md),
+    `refuse` refuses it, `report` also says on the log what it is.
     check: `forward` compares initial logits with the model's, `step` also the updates of one exact
     step with those of torch.autograd, `none` nothing; by default a step for models of up to 40 M
     parameters, which takes less than 2 s.
@@ -92,12 +95,12 @@ def compile(
         seed=seed,
         dtype=dtype,
         progress=say,
-        examine=examiner(config),
+        examine=examiner(config, islands),
     )
     say("capture")
     captured = capture(loaded.model)
     say("lower")
-    program = lower(captured, config)
+    program = lower(captured, config, islands)
     if backend == "transformer":
         check_prefix_memory(
             program.layout.prefix_numbers,
@@ -129,14 +132,14 @@ def compile(
     return simulator
 
 
-def examiner(config: SimulatorConfig) -> Callable[[nn.Module], None]:
+def examiner(config: SimulatorConfig, islands: Islands = "allow") -> Callable[[nn.Module], None]:
     """Captures and lowers a model whose weights are on the meta device, for what that raises: their
     numbers decide nothing of it.
     """
 
     def examine(model: nn.Module) -> None:
         try:
-            lower(capture(model), config)
+            lower(capture(model), config, islands)
         except TintcError:
             raise
         except Exception as error:  # is raised again, with weights, if it is no matter of these
@@ -145,7 +148,7 @@ def examiner(config: SimulatorConfig) -> Callable[[nn.Module], None]:
     return examine
 
 
-def lower(captured: Captured, config: SimulatorConfig) -> Program:
+def lower(captured: Captured, config: SimulatorConfig, islands: Islands = "allow") -> Program:
     """Runs the passes over a captured graph and keeps printable records of the stages."""
     stages = {"captured": to_records(captured.graph)}
 
@@ -154,7 +157,14 @@ def lower(captured: Captured, config: SimulatorConfig) -> Program:
             stages["canonical"] = to_records(graph)
 
     facts = ModelFacts(max_tokens=captured.max_tokens)
-    context = Context(config, captured.tensors, captured.constants, facts, aliases=captured.aliases)
+    context = Context(
+        config,
+        captured.tensors,
+        captured.constants,
+        facts,
+        islands=islands,
+        aliases=captured.aliases,
+    )
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)
     assert context.layout is not None

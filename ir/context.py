@@ -19,6 +19,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import CompilerBug
 from tintc.ir.facts import ModelFacts, least
 from tintc.ir.layout import Layout
+from tintc.ir.named import Islands
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(ModelFacts))
 FACTS = _FIELDS | {"tables", "layout"}  # what a pass may declare
@@ -52,6 +53,7 @@ class Context:
     layout: Layout | None = None  # set by the slot passes
     # What one emitted program may count on; of optimizations only.
     choices: Choices = field(default_factory=Choices)
+    islands: Islands = "refuse"  # whether what no pass recognises may become islands
     # Further state-dict names of tied parameters -> the name that holds the value.
     aliases: dict[str, str] = field(default_factory=dict)
     _access: Access | None = field(default=None, repr=False)

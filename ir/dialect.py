@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import getitem
 from types import MappingProxyType
 from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
@@ -50,7 +51,8 @@ class Operator(Generic[P, R]):
     meaning: str  # in one line
     kind: Kind
     dtype: DType | None  # of the result; None: that of the first argument
-    takes: Mapping[str, DType]  # the arguments that are tensors of another kind than float
+    # The arguments that are tensors of another kind than float; "any": of several kinds.
+    takes: Mapping[str, DType | Literal["any"]]
     weights: tuple[str, ...]  # arguments that descents update
     whole: bool  # its implementation loops: emitted code calls it instead of tracing it
 
@@ -89,7 +91,7 @@ def operator(
     meaning: str,
     kind: Kind = "forward",
     dtype: DType | None = "float",
-    takes: Mapping[str, DType] = MappingProxyType({}),
+    takes: Mapping[str, DType | Literal["any"]] = MappingProxyType({}),
     weights: tuple[str, ...] = (),
     whole: bool = False,
 ) -> Callable[[Callable[P, R]], Operator[P, R]]:
@@ -126,10 +128,23 @@ def operator_of(node: fx.Node) -> AnyOperator | None:
     return _BY_TARGET.get(node.target) if node.op == "call_function" else None
 
 
+def has_several(called: AnyOperator) -> bool:
+    """Whether it gives several results, of which a graph picks items."""
+    returned = called.target._schema.returns
+    return len(returned) > 1 or str(returned[0].type) == "List[Tensor]"
+
+
 def tint_name(node: fx.Node) -> str | None:
     """`linear_forward` for a call of `tint::linear_forward`; None for any other node."""
     found = operator_of(node)
     return found.name if found is not None else None
+
+
+def is_recognized(node: fx.Node) -> bool:
+    """Whether the node calls a `tint` operator, or picks a result of one."""
+    if node.op == "call_function" and node.target is getitem:
+        node = node.all_input_nodes[0]
+    return operator_of(node) is not None
 
 
 def is_tint(node: fx.Node, *operators: AnyOperator) -> bool:

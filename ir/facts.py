@@ -17,6 +17,8 @@ class ModelFacts:
     blocks: int = 0  # residual blocks
     trained_blocks: int = 0
     block_path: str = ""  # where the numbered blocks are, as in `model.layers`
+    # Module of an island whose results depend on where a token stands, or on other tokens.
+    ordered: str = ""
 
     @property
     def longest(self) -> int | None:

@@ -10,6 +10,7 @@ Backend = Literal["fused", "transformer"]
 Share = Literal["none", "layers", "all"]
 Number = Literal["float32", "float64", "bfloat16", "float16"]
 
+Islands = Literal["allow", "refuse", "report"]  # of what no pass recognises
 Check = Literal["forward", "step", "none"]  # what `compile` compares with the model itself
 
 # of a graph, as `tintc inspect` and the page show it

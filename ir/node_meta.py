@@ -17,6 +17,7 @@ phase: forward, backward or descent (lower_forward, build_backward, build_descen
 step: inner step that the node belongs to; the last forward pass has step = config.steps (the same,
     and unroll_steps)
 refused: of an operator left alone: why its pattern was not accepted (canonicalize, recognize_*)
+barred: of an operator left alone: why it can be part of no island (form_islands)
 gradient: node that holds dL/d(this node); build_descent reads and clears it (build_backward)
 """
 
@@ -52,6 +53,7 @@ class NodeInfo:
     phase: Phase | None = None
     step: int | None = None
     refused: str = ""
+    barred: str = ""
     gradient: fx.Node | None = None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from tintc.ir.context import Context
-from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
+from tintc.ir.dialect import AnyOperator, argument, has_several, is_tint, operator_of
 from tintc.ir.inputs import INPUTS
 from tintc.ir.layout import PrefixSlot, Rows, beside
 from tintc.ir.node_meta import info
@@ -80,8 +80,9 @@ def _of_placeholder(node: fx.Node) -> Problems:
 def _of_item(node: fx.Node) -> Problems:
     source, index = node.args if len(node.args) == 2 else (None, None)
     called = operator_of(source) if isinstance(source, fx.Node) else None
-    results = len(called.target._schema.returns) if called is not None else 1
-    fits = results > 1 and type(index) is int and 0 <= index < results
+    several = isinstance(source, fx.Node) and called is not None and has_several(called)
+    results = len(info(source).shape) if several else 0  # type: ignore[arg-type]
+    fits = type(index) is int and 0 <= index < results
     return [] if fits else [f"{node.name} picks no result of several"]
 
 
@@ -103,8 +104,9 @@ def _fits(value: Any, kind: str, dtype: str | None) -> bool:
     """Whether a value is of a schema's type, in torch's spelling."""
     if kind.startswith("Optional["):
         return value is None or _fits(value, kind[len("Optional[") : -1], dtype)
-    if kind == "List[Tensor]":
-        return isinstance(value, list) and all(_fits(each, "Tensor", dtype) for each in value)
+    if kind.startswith("List["):
+        each_kind = kind[len("List[") : -1]
+        return isinstance(value, list) and all(_fits(each, each_kind, dtype) for each in value)
     if kind == "Tensor" or isinstance(value, fx.Node):
         return _is_tensor(value, kind, dtype)
     if kind == "float":
@@ -119,9 +121,9 @@ def _is_tensor(value: Any, kind: str, dtype: str | None) -> bool:
     if not isinstance(value, fx.Node) or kind not in ("Tensor", "int"):
         return False
     called = operator_of(value)
-    several = called is not None and len(called.target._schema.returns) > 1
+    several = called is not None and has_several(called)
     single = kind == "Tensor" or info(value).shape == ()
-    return not several and single and dtype in (None, info(value).dtype)
+    return not several and single and dtype in (None, "any", info(value).dtype)
 
 
 def slots_fit(graph: fx.Graph, context: Context) -> Problems:

@@ -24,6 +24,7 @@ from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 from tintc.passes.place.verify import verify
 from tintc.passes.recognize.canonicalize import canonicalize
+from tintc.passes.recognize.form_islands import form_islands
 from tintc.passes.recognize.lower_forward import lower_forward
 from tintc.passes.recognize.recognize_activation import recognize_activation
 from tintc.passes.recognize.recognize_arithmetic import recognize_arithmetic
@@ -50,6 +51,7 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     recognize_norm,
     recognize_attention,
     recognize_arithmetic,
+    form_islands,
     refuse_unsupported,  # here the graph is canonical: the auxiliary model in tint operators
     select_trainable,
     lower_forward,

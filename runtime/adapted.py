@@ -134,7 +134,7 @@ class Adapted:
         Raises InputError for inputs that do not fit.
         """
         check_tensor("input_ids", input_ids)
-        if self.simulator.structure is not None:
+        if self.simulator.uncached:
             logits = self._uncached(
                 input_ids,
                 attention_mask,
@@ -205,8 +205,8 @@ class Adapted:
 
     def check_cached(self) -> None:
         """Raises UsageError where nothing can be cached."""
-        if self.simulator.structure is not None:
-            raise UsageError("the transformer back end has no cache; compile with backend='fused'")
+        if self.simulator.uncached:
+            raise UsageError(self.simulator.uncached)
 
     def decoder(self, rows: int) -> Decoder:
         """The program for R rows, with its weights bound: for many steps."""
@@ -275,7 +275,7 @@ class Adapted:
         logits_to_keep: int | Tensor,
         cached: bool,
     ) -> Tensor:
-        """By the whole sequence anew: the transformer back end keeps no keys."""
+        """By the whole sequence anew, where nothing can be cached."""
         if cached:
             self.check_cached()
         self._check_weights()
@@ -283,7 +283,8 @@ class Adapted:
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
         of_row = contexts_of_rows(self.index, len(batch))
-        given = {name: value[of_row] for name, value in self.updates.values.items()}
+        own = as_weights(sim, self.updates).values
+        given = {name: value[of_row] for name, value in own.items()}
         kept = kept_positions(logits_to_keep, inputs.shape[1], sim.device)
         call = Call((Output.LOGITS,), inputs.tensors, 1, inputs.causal, kept, given=given)
         return sim.run(call)[Output.LOGITS]

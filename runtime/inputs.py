@@ -5,7 +5,7 @@ Legend: B sequences, T tokens. All checks that look at values share one transfer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -49,6 +49,8 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
         _check_length(tokens, facts)
     columns_T = torch.arange(tokens, device=device)
     completed = complete(plain, columns_T, dtype)
+    if facts.ordered:
+        _check_order(facts.ordered, plain, columns_T, dtype)
     causal = plain.attention_mask is None
     if not has_values(completed.carries_BT):
         return Inputs(completed.tensors, tokens, 0, causal=causal)
@@ -56,6 +58,26 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
     rest = rest_begins(plain.train_mask != 0, completed.valid_BT, columns_T)
     counts = _check_values(facts, batch, completed, columns_T, rest)
     return Inputs(completed.tensors, *counts, causal=causal)
+
+
+def _check_order(island: str, batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> None:
+    """An island that looks at other tokens, or at positions, has masks and positions of its own."""
+    given = batch.attention_mask
+    if given is not None and given.ndim == 3:
+        raise InputError(
+            f"attention_mask is (batch, tokens, tokens); the island in {island} decides by itself "
+            "who looks at whom: expected a mask of padding, (batch, tokens)"
+        )
+    if batch.position_ids is not None:
+        counted = complete(replace(batch, position_ids=None), columns_T, dtype)
+        own = counted.tensors["position_ids"]
+        if has_values(own) and not torch.equal(
+            own.expand_as(batch.position_ids), batch.position_ids
+        ):
+            raise InputError(
+                f"position_ids restart or skip; the island in {island} counts positions by itself, "
+                "over tokens that are no padding: leave them out"
+            )
 
 
 def _plain(batch: Batch, device: torch.device) -> Batch:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from tintc.ir.inputs import is_models_own
 from tintc.ir.layout import PrefixSlot
+from tintc.ir.ops.linear import as_matrix
 
 
 def put_rows(parameter: Tensor, slot: PrefixSlot, value: Tensor) -> None:
     """Writes a slot's value into the rows of the auxiliary parameter that it stands for, in place;
     the inverse of `linear.prefix`.
     """
-    parameter = parameter.squeeze(0) if parameter.ndim == 3 else parameter
+    parameter = as_matrix(parameter)
     rows = parameter.t() if slot.transpose else parameter
     own = torch.unflatten(rows, 0, (-1, slot.rows.period))[:, slot.rows.start : slot.rows.stop]
     own.copy_(torch.unflatten(value, 0, own.shape[:2]))

@@ -74,6 +74,8 @@ class Stream:
             raise UsageError(
                 "keys=cache needs the fused back end; expected keys=recompute, or backend=fused"
             )
+        if settings.keys == "cache" and simulator.uncached:
+            raise UsageError(f"keys=cache: {simulator.uncached}; expected keys=recompute")
         simulator.check_has_numbers()
         self.simulator, self.batch, self.settings, self.learns = simulator, batch, settings, learns
         self._chunks = 0

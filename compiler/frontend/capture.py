@@ -70,6 +70,15 @@ class LogitsOnly(nn.Module):
         takes_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
 
+    def kept_from_calls(self) -> bool:
+        """Whether a module has tensors among its plain attributes, or in containers there."""
+        kept = (v for m in self.auxiliary.modules() for n, v in vars(m).items() if n[:1] != "_")
+        return any(
+            isinstance(each, Tensor)
+            for value in kept
+            for each in (value if isinstance(value, (tuple, list)) else (value,))
+        )
+
     def forward(self, input_ids: Tensor) -> Tensor:
         logits = _logits(self.auxiliary(input_ids, **self.options))
         if not isinstance(logits, Tensor) or logits.ndim != 3:
@@ -101,7 +110,7 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T,
     V).
     """
-    with evaluating(model), _weights_without_numbers(model):
+    with evaluating(model), _untouched(model), _weights_without_numbers(model):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
@@ -149,6 +158,21 @@ def _weights_without_numbers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Puts every attribute of the modules back: a model that keeps tables from call to call would
+    else keep those of the tracer, which have no numbers.
+    """
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for now, then in (*before, *held):
+            now.clear()
+            now.update(then)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode and every part of it back into the mode it was in."""
     modes = {module: module.training for module in model.modules()}
@@ -161,7 +185,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedProgram:
-    ids = torch.zeros(2, 8, dtype=torch.int64, device=device)
+    try:
+        return _exported(wrapper, torch.zeros(2, 8, dtype=torch.int64, device=device))
+    except UnsupportedModelError as error:
+        if not wrapper.kept_from_calls():
+            raise
+        try:  # what it kept of an earlier call may be of this very length
+            return _exported(wrapper, torch.zeros(2, 11, dtype=torch.int64, device=device))
+        except UnsupportedModelError:
+            raise error from None
+
+
+def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
     dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     try:
         # With gradients on, as a user would train it, so that a model's own no_grad regions show in
@@ -195,14 +230,17 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
         if guards
         else []
     )
-    broken = next(
-        (
-            n
-            for n in lengths
-            if not all(_holds(guard, batch, n) for guard in compiled for batch in (1, 2, 3, 5))
-        ),
-        None,
-    )
+    outside = [
+        n
+        for n in lengths
+        if not all(_holds(guard, batch, n) for guard in compiled for batch in (1, 2, 3, 5))
+    ]
+    # A length by itself, such as one that a cache was made for, may be computed alike.
+    while outside and (alone := _alone(outside, lengths)) is not None:
+        if not _stands_at(alone, program, wrapper):
+            break
+        outside.remove(alone)
+    broken = next(iter(outside), None)
     if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
         found = [
             *guards,
@@ -223,6 +261,12 @@ def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int 
             else broken - 1
         )
     return longest
+
+
+def _alone(outside: list[int], lengths: list[int]) -> int | None:
+    """The first length that leaves the branch, if the next one does not."""
+    behind = [n for n in lengths if n > outside[0]]
+    return outside[0] if behind and behind[0] not in outside else None
 
 
 class _Sized(tuple[int, ...]):

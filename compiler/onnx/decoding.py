@@ -53,6 +53,8 @@ def check_pair(simulator: Simulator) -> None:
             "a pair needs the fused back end, which caches keys; this simulator's is transformer: "
             "compile it with backend=fused"
         )
+    if simulator.uncached:
+        raise UsageError(f"a pair caches keys: {simulator.uncached}; export the simulator instead")
 
 
 def cached(simulator: Simulator) -> dict[str, Cached]:

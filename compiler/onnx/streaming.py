@@ -45,6 +45,8 @@ def check_stream(simulator: Simulator, settings: StreamSettings) -> None:
             "the program of a stream's window needs the fused back end; this simulator's is "
             "transformer: compile it with backend=fused"
         )
+    if settings.keys == "cache" and simulator.uncached:
+        raise UsageError(f"keys=cache: {simulator.uncached}; expected keys=recompute")
     settings.check(simulator.program.facts.longest)
 
 

@@ -5,6 +5,8 @@ descent and belongs to each sequence, (B, O, I), after it; likewise a bias, (O,)
 Source: TINT.md section 2, "Linear"; paper section 2.3.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +26,24 @@ from tintc.ir.ops.shapes import (
 )
 
 
+def slot_shape(parameter: Shape) -> tuple[int, ...]:
+    """A parameter as slots have it, a vector or a matrix: of further axes all but the last are one,
+    and a single number is a vector.
+    """
+    sizes = tuple(int(size) for size in parameter)
+    return (math.prod(sizes[:-1]), sizes[-1]) if len(sizes) > 2 else sizes or (1,)
+
+
+def as_matrix(parameter: Tensor) -> Tensor:
+    """The parameter in that shape, a view of it."""
+    if parameter.ndim > 2:
+        return parameter.flatten(0, -2)
+    return parameter if parameter.ndim else parameter.unsqueeze(0)
+
+
 def _prefix_shape(parameter: Shape, start: int, stop: int, period: int, transpose: bool) -> Shape:
-    parameter = parameter[1:] if len(parameter) == 3 and parameter[0] == 1 else parameter
-    demand(len(parameter) in (1, 2), f"a parameter has shape {said(parameter)}; expected 1 or 2")
+    demand("B" not in parameter, f"a parameter has shape {said(parameter)}")
+    parameter = slot_shape(parameter)
     rows, rest = (parameter[-1], parameter[:-1]) if transpose else (parameter[0], parameter[1:])
     demand(
         0 <= start < stop <= period and not (transpose and not rest),
@@ -48,9 +65,10 @@ def prefix(parameter: Tensor, start: int, stop: int, period: int, transpose: boo
     transposing it if it is stored as (I, O).
 
     Consecutive rows have the whole parameter as their period; q, k and v that alternate head by
-    head have that of a head. A table of (1, V, D), as some models hold positions, is (V, D).
+    head have that of a head. A table of (1, V, D), as some models hold positions, is (V, D); one
+    of (H, D, E) is (H D, E).
     """
-    parameter = parameter.squeeze(0) if parameter.ndim == 3 else parameter
+    parameter = as_matrix(parameter)
     rows = parameter.t() if transpose else parameter
     if (start, stop) == (0, period):
         return rows

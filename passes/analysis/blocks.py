@@ -12,6 +12,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix
 
 
@@ -28,7 +29,7 @@ def find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
         for n in graph.nodes
         if is_tint(n, linear_forward) and is_tint(argument(n, "weight"), prefix)
     ]
-    anchors = anchors or layers
+    anchors = anchors or layers or _read_by_islands(graph)
     paths = [info(node).module.split(".") for node in anchors]
     found = [
         (".".join(containers.pop()), list(dict.fromkeys(indices)))
@@ -49,6 +50,15 @@ def find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
     _refuse_flat(container, blocks, layers)
     _refuse_nested(container, anchors)
     return container, blocks
+
+
+def _read_by_islands(graph: fx.Graph) -> list[fx.Node]:
+    """The weights of a model that has no recognised layer."""
+    return [
+        n
+        for n in graph.nodes
+        if is_tint(n, prefix) and any(is_tint(u, island_forward) for u in n.users)
+    ]
 
 
 def _refuse_flat(container: str, blocks: list[str], layers: list[fx.Node]) -> None:

@@ -27,7 +27,7 @@ _LIKE = (
     aten.new_full,
     aten.new_empty,
 )
-_SIZE_ONLY = (aten.sym_size, *_LIKE)  # these read the sizes of a value alone
+SIZE_ONLY = (aten.sym_size, *_LIKE)  # these read the sizes of a value alone
 
 
 # what depends on positions is evaluated up to this length; nothing is claimed of longer sequences
@@ -71,7 +71,7 @@ def is_positional(node: fx.Node, *, weights: bool = False) -> bool:
             or (info(current).role == "input" and current.name == "input_ids")
         ):
             return False
-        if not calls(current, *_SIZE_ONLY):
+        if not calls(current, *SIZE_ONLY):
             stack += current.all_input_nodes
     return True
 
@@ -115,7 +115,7 @@ class Evaluation:
         """The nodes whose values are needed for the node's own."""
         if node in self._values or node.op == "placeholder":
             return []
-        return node.all_input_nodes[1:] if calls(node, *_SIZE_ONLY) else node.all_input_nodes
+        return node.all_input_nodes[1:] if calls(node, *SIZE_ONLY) else node.all_input_nodes
 
     def _compute(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

@@ -10,7 +10,7 @@ from tintc.ir.builder import Builder, short_label
 from tintc.ir.dialect import argument, is_tint, tint_name
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.ops.linear import linear_forward, prefix
+from tintc.ir.ops.linear import linear_forward, prefix, slot_shape
 from tintc.passes.analysis.coordinates import Untraceable
 
 
@@ -76,10 +76,8 @@ def read_slot(
     needs it.
     """
     name = info(parameter).parameter or ""
-    shape = info(parameter).shape
-    shape = shape[1:] if len(shape) == 3 else shape  # a table of (1, V, D)
+    shape = slot_shape(info(parameter).shape)  # of a table (1, V, D), (V, D)
     total = shape[1 if transpose else 0]
-    assert isinstance(total, int)
     slot = rows.label(name, total)
     shared = [
         n for n in parameter.users if info(n).slot == slot and argument(n, "transpose") is transpose

@@ -4,7 +4,7 @@
       ->  x
     to(x, another float type) of an activation or weight
       ->  x: precision is the operators' business
-    wrap_with_set_grad_enabled(False, body, *args)
+    wrap_with_set_grad_enabled(False, body, *args); the same with autocast off
       ->  body(*args), inlined
     view(linear(view(x, [B*T, I]), W, b), [B, T, O])
       ->  linear(x, W, b)
@@ -12,6 +12,8 @@
       ->  linear(x, t(W), b)
     matmul(x, t(W)); add(linear(x, W), b)
       ->  linear(x, W); linear(x, W, b)
+    W[ids], and other reads of a table by token ids
+      ->  embedding(W, ids)
     y = f(x); z = f(x)
       ->  y, twice
 
@@ -43,6 +45,7 @@ from tintc.passes.analysis.patterns import (
     sizes,
     with_defaults,
 )
+from tintc.passes.recognize.spell_embeddings import spell_embeddings
 
 _DETACH = (aten.detach, aten.detach_)
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
@@ -79,7 +82,7 @@ _TOKENWISE = (
 )
 def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Nothing that it does not recognise is touched."""
-    _inline_grad_modes(graph)
+    _inline_regions(graph)
     for node in graph.nodes:
         if writes_in_place(node):  # `frontend/functional.py` left it
             info(node).refused = "it writes in place in a model that also stops gradients"
@@ -94,6 +97,7 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
         elif _is_no_op(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    spell_embeddings(graph)
     _merge_repeated(graph)
     for node in list(graph.nodes):
         if _merges_tokens(node):
@@ -106,23 +110,36 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
-def _inline_grad_modes(graph: fx.Graph) -> None:
+def _inline_regions(graph: fx.Graph) -> None:
     owner = graph.owning_module
     for node in list(graph.nodes):
-        if "wrap_with_set_grad_enabled" not in str(node.target) or owner is None:
+        first = _body_argument(node)
+        if first is None or owner is None:
             continue
-        if node.args[0] is False and reads_weights(node):
-            info(node).refused = "it stops the gradient of a value that depends on weights"
-            continue
-        body: Any = getattr(owner, node.args[1].target)
+        body: Any = getattr(owner, node.args[first].target)
         inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
-        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[2:], strict=True))
+        mapping: dict[fx.Node, Any] = dict(zip(inputs, node.args[first + 1 :], strict=True))
         with graph.inserting_before(node):
             results = graph.graph_copy(body.graph, mapping)
         for user in list(node.users):  # the body returns a tuple; its users pick items
             user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _body_argument(node: fx.Node) -> int | None:
+    """Which argument of a region holds its body; None for what is no region to inline."""
+    if "wrap_with_set_grad_enabled" in str(node.target):
+        if node.args[0] is False and reads_weights(node):
+            info(node).refused = "it stops the gradient of a value that depends on weights"
+            return None
+        return 1
+    if "wrap_with_autocast" in str(node.target):
+        if node.args[2] is not False:
+            info(node).refused = "it switches autocast on: precision is the simulator's business"
+            return None
+        return 4
+    return None
 
 
 def _is_no_op(node: fx.Node) -> bool:

@@ -5,7 +5,8 @@
           follow, and outputs {"logits", "initial_logits", "updates"}; every operator belongs to
           phase forward, step 0
 
-`segment` is the number of leading tokens that a training pass needs.
+A head that is cut to the vocabulary, which pads its table, leaves that many tokens. `segment` is
+the number of leading tokens that a training pass needs.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from torch import fx
 
 from tintc.ir.builder import Builder, logits_node
 from tintc.ir.context import Context
-from tintc.ir.dialect import is_tint
+from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
-from tintc.ir.ops.linear import prefix
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.elementwise import scale
+from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.pass_manager import graph_pass
 
 
 @graph_pass(
     requires=("tint_only", "one_logits_output", "some_trainable"),
     ensures=("named_outputs", "phases_in_order"),
-    reads=("vocab_size",),
+    writes=("vocab_size",),
 )
 def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UnsupportedModelError if the output has fewer columns
@@ -33,10 +36,29 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     """
     width, vocabulary = info(logits_node(graph)).shape[-1], context.facts.vocab_size
     if isinstance(width, int) and width < vocabulary:
+        if _is_cut(logits_node(graph), vocabulary):
+            context.learn(vocab_size=width)
+            return _lowered(graph)
         raise UnsupportedModelError(
             f"the model returns {width} numbers a position; expected logits over its {vocabulary} "
             "tokens"
         )
+    return _lowered(graph)
+
+
+def _is_cut(logits: fx.Node, vocabulary: int) -> bool:
+    """Whether these are the first columns of a head that has one for every row of the embedding:
+    the rest pads the vocabulary.
+    """
+    while is_tint(logits, scale, activation_forward):
+        logits = argument(logits, "x")
+    weight = argument(logits, "weight") if is_tint(logits, linear_forward) else None
+    if weight is None or not is_tint(weight, prefix):
+        return False
+    return bool(argument(weight, "start") == 0 and argument(weight, "period") >= vocabulary)
+
+
+def _lowered(graph: fx.Graph) -> fx.Graph:
     build = Builder(graph)
     for name in INPUTS:
         build.input(name)

@@ -32,6 +32,7 @@ from tintc.passes.analysis.evaluation import (
     lengths_below,
 )
 from tintc.passes.analysis.patterns import (
+    VIEWS,
     aten,
     binary,
     calls,
@@ -41,6 +42,7 @@ from tintc.passes.analysis.patterns import (
 )
 from tintc.passes.analysis.tables import read_table
 
+_WIDENING = (*VIEWS, aten.unsqueeze, aten.expand, aten.repeat, aten.broadcast_to, aten.expand_as)
 _UNEVALUABLE = (RuntimeError, TypeError, KeyError, IndexError)
 
 
@@ -88,11 +90,24 @@ def recognize_embedding(graph: fx.Graph, context: Context) -> fx.Graph:
                 like=node,
                 label=short_label(info(node).module),
             )
+        _absorb(node, new)
         node.replace_all_uses_with(new)
     for node in [n for n in graph.nodes if calls(n, aten.add)]:
         _added_positions(build, node, context)
     graph.eliminate_dead_code()
     return graph
+
+
+def _absorb(rows: fx.Node, new: fx.Node) -> None:
+    """Rows (T, D) or (1, T, D) are (B, T, D) now: what only gave them these axes goes."""
+    shape = [str(size) for size in sizes(rows)]
+    if len(shape) == 3 and shape[0] != "1":
+        return
+    for user in list(rows.users):
+        wide = [str(size) for size in sizes(user)]
+        if calls(user, *_WIDENING) and len(wide) == 3 and wide[1:] == shape[-2:]:
+            _absorb(user, new)
+            user.replace_all_uses_with(new)
 
 
 def _padding(node: fx.Node) -> list[int]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from torch import fx
 
 from tintc.ir.context import Context
-from tintc.ir.dialect import tint_name
+from tintc.ir.dialect import is_recognized, tint_name
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
 from tintc.ir.pass_manager import graph_pass
@@ -30,13 +30,14 @@ def refuse_unsupported(graph: fx.Graph, context: Context) -> fx.Graph:
     """Raises UnsupportedModelError listing operator, count, module path, source line and reason of
     all that was not recognised.
     """
-    left = [n for n in graph.nodes if n.op == "call_function" and tint_name(n) is None]
+    left = [n for n in graph.nodes if n.op == "call_function" and not is_recognized(n)]
     if not left:
         return graph
     groups: dict[tuple[str, str, str], list[fx.Node]] = defaultdict(list)
     for node in _findings(left):
         name = "getitem" if node.target is operator.getitem else str(node.target)
-        groups[name, info(node).source, info(node).refused].append(node)
+        reason = info(node).barred or info(node).refused
+        groups[name, info(node).source, reason].append(node)
     lines = [
         f"{name} x{len(nodes)} in {info(nodes[0]).module or 'the model'} "
         f"({source or 'no source line'})" + (f": {reason}" if reason else "")
@@ -51,6 +52,9 @@ def _findings(left: list[fx.Node]) -> list[fx.Node]:
     """The operators to name: those that compute with activations or weights. Masks and positions
     that an unrecognised attention still reads, views around it, and sums with something
     unrecognised are consequences."""
+    barred = [node for node in left if info(node).barred]
+    if barred:
+        return barred
     computing: set[fx.Node] = set()
     for node in left:  # in topological order
         inputs = node.all_input_nodes

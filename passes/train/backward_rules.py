@@ -5,14 +5,16 @@ Formulas and approximations: TINT.md section 2.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, outputs
+from tintc.ir.builder import Builder, operands, outputs
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import AnyOperator, argument, is_tint
+from tintc.ir.island import read
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.attention import (
@@ -22,7 +24,8 @@ from tintc.ir.ops.attention import (
 )
 from tintc.ir.ops.elementwise import multiply, residual, scale
 from tintc.ir.ops.embedding import embedding, without_padding
-from tintc.ir.ops.linear import linear_backward, linear_forward
+from tintc.ir.ops.island import island_backward, island_forward
+from tintc.ir.ops.linear import linear_backward, linear_forward, prefix
 from tintc.ir.ops.norm import norm_backward, norm_forward
 from tintc.ir.ops.position import rotary
 from tintc.ir.rules import RuleTable
@@ -67,7 +70,7 @@ def _behind_head(logits: fx.Node) -> set[fx.Node]:
     return found if is_tint(logits, linear_forward) else set()
 
 
-BackwardRule = Callable[[Backward, fx.Node, fx.Node], Gradients]
+BackwardRule = Callable[[Backward, fx.Node, Any], Gradients]
 backward_rule = RuleTable[BackwardRule]("backward", needed_by=lambda o: o.kind == "forward")
 
 
@@ -153,3 +156,24 @@ def _attention(backward: Backward, node: fx.Node, dy: fx.Node) -> Gradients:
         for i, x in enumerate((q, k, v))
         if x in backward.needed
     ]
+
+
+@backward_rule(island_forward)
+def _island(backward: Backward, node: fx.Node, dy: None) -> Gradients:
+    """Exact whatever the config says: torch's own. Its results' gradients are on their items."""
+    inputs, mask, program = (argument(node, name) for name in ("inputs", "mask", "program"))
+    island = read(program)
+    items: dict[Any, fx.Node] = {
+        operands(user)[1]: user for user in node.users if user.target is operator.getitem
+    }
+    gradients = [info(items[i]).gradient if i in items else None for i in range(len(island.widths))]
+    wanted = [i for i in island.learning if inputs[i] in backward.needed]
+    if not wanted:
+        return []
+    every = backward.call(island_backward, node, gradients, inputs, mask, program, wanted)
+    info(node).gradient = every
+    found = [
+        (inputs[i], backward.build.item(every, at, f"{node.name}_gradient_{i}"))
+        for at, i in enumerate(wanted)
+    ]
+    return [(x, dx) for x, dx in found if not is_tint(x, prefix)]

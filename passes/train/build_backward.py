@@ -8,6 +8,8 @@ The gradient of each forward node is recorded on it for `build_descent`.
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from tintc.ir.builder import Builder, descendants, input_node, outputs
@@ -15,6 +17,7 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import CompilerBug, UnsupportedModelError
 from tintc.ir.node_meta import info
+from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.ops.loss import loss_gradient, mean_embedding_gradient
 from tintc.ir.pass_manager import graph_pass
@@ -39,8 +42,14 @@ def build_backward(graph: fx.Graph, context: Context) -> fx.Graph:
         for node in reversed(forward):
             if node not in pending or node not in needed:
                 continue
-            dy = backward.sum(node, pending.pop(node))
-            info(node).gradient = dy
+            if is_tint(node, island_forward):  # its results are items, which have gradients
+                dy = pending.pop(node)[0]
+            else:
+                dy = backward.sum(node, pending.pop(node))
+                info(node).gradient = dy
+            if node.target is operator.getitem:
+                pending.setdefault(node.all_input_nodes[0], []).append(dy)
+                continue
             rule = RULES.of(node)
             if rule is None:
                 raise CompilerBug(f"{node.name} calls {node.target}, which has no backward rule")

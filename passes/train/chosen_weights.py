@@ -44,12 +44,12 @@ def mark_chosen(graph: fx.Graph, selection: Selection) -> None:
             continue
         for user in list(parameter.users):
             if not is_tint(user, prefix):
-                _through_slots(graph, user, parameter)
+                read_through_slots(graph, user, parameter)
         for user in parameter.users:
             info(user).trainable = True
 
 
-def _through_slots(graph: fx.Graph, reader: fx.Node, parameter: fx.Node) -> None:
+def read_through_slots(graph: fx.Graph, reader: fx.Node, parameter: fx.Node) -> None:
     """Lets an operator read its weights, all of them, through slots: a bias lies where its matrix
     does.
     """

@@ -3,10 +3,10 @@
     tint.prefix(W of a top-n block)   ->  the same node, trainable
 
 Trained are, without `train`, all linear weights and biases in the top `config.layers` blocks
-(`passes/analysis/blocks.py`), the shifts of norms there and of the norm that reads the last block's
-output, and gains of norms when `norm_update` is `all` (TINT.md section 2, "Which layers learn");
-with `train`, what its patterns match, and nothing else. What `lr_scale` gives factor 0 is not
-trained (section 7).
+(`passes/analysis/blocks.py`), tables of tokens there and all weights there that an island reads,
+the shifts of norms there and of the norm that reads the last block's output, and gains of norms
+when `norm_update` is `all` (TINT.md section 2, "Which layers learn"); with `train`, what its
+patterns match, and nothing else. What `lr_scale` gives factor 0 is not trained (section 7).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
 from tintc.ir.ops.activation import activation_forward
 from tintc.ir.ops.elementwise import multiply, residual, scale
+from tintc.ir.ops.embedding import embedding
+from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.selection import Selection, shortened
 from tintc.passes.analysis.blocks import find_blocks, inside
-from tintc.passes.train.chosen_weights import mark_chosen, parameters
+from tintc.passes.train.chosen_weights import mark_chosen, parameters, read_through_slots
 
 
 @graph_pass(
@@ -81,6 +83,12 @@ def _select_blocks(graph: fx.Graph, context: Context, selection: Selection) -> N
         elif is_tint(node, norm_forward) and (_belongs(node, trained) or _reads_block(node, last)):
             gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
             _mark(gamma, argument(node, "beta"))
+        elif is_tint(node, island_forward):
+            weights = [n for n in argument(node, "inputs") if is_tint(n, prefix)]
+            _mark(*(weight for weight in weights if inside(info(weight).module, trained)))
+        elif is_tint(node, embedding) and _is_of(argument(node, "table"), trained):
+            read_through_slots(graph, node, argument(node, "table"))
+            _mark(argument(node, "table"))
     _refuse_between(graph, {f"{container}.{index}" for index in blocks})
     if not _trainable(graph):
         raise UnsupportedModelError(
@@ -94,6 +102,13 @@ def _select_blocks(graph: fx.Graph, context: Context, selection: Selection) -> N
         raise UsageError(
             "lr_scale gives every weight that would be trained factor 0; expected one that learns"
         )
+
+
+def _is_of(table: fx.Node, blocks: set[str]) -> bool:
+    """Whether a table of tokens is a block's own weight."""
+    record = info(table)
+    own = table.op == "placeholder" and not record.buffer and len(table.users) == 1
+    return own and inside((record.parameter or "").rpartition(".")[0], blocks)
 
 
 def _trainable(graph: fx.Graph) -> list[fx.Node]:

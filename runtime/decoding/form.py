@@ -45,6 +45,8 @@ def factored_slots(simulator: Compiled, form: Form, contexts: int, segment: int)
         if form == "auto":
             return frozenset()
         raise UsageError(f"form is 'factors', but {reason}; expected auto or weights")
+    if form == "auto" and simulator.uncached:  # every token reads the whole text anew
+        return frozenset()
     slots = factorable(simulator.program.graph)
     if form == "factors":
         if not slots:

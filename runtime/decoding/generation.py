@@ -7,6 +7,7 @@ before that. Legend: R rows, T tokens of them, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from inspect import signature
 from typing import Any, Protocol
@@ -169,7 +170,7 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def _caches(self) -> bool:
-        return self.adapted.simulator.structure is None
+        return not self.adapted.simulator.uncached
 
     def _bound(self, rows: int) -> Decoder:
         if self._decoder is None or self._decoder[0] != rows:
@@ -179,6 +180,9 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 def generator(adapted: Adapted) -> _Generator:
     """A model as `generate` asks for, with the auxiliary model's own config."""
+    uncached = adapted.simulator.uncached
+    if uncached:
+        warnings.warn(f"every new token reads the whole text anew: {uncached}", stacklevel=3)
     return _Generator(adapted, model_config(adapted))
 
 

@@ -22,6 +22,8 @@ from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, operator_of
 from tintc.ir.errors import UsageError
 from tintc.ir.node_meta import KEY, copy_info, info
+from tintc.ir.ops.activation import activation_forward
+from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_forward
@@ -140,9 +142,11 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     elif is_tint(logits, low_rank_of_scores):  # a head whose update is held as factors
         y = argument(logits, "y")
         kept = {y: _some_tokens(graph, y)} | _kept(graph, argument(logits, "scores"), logits)
-    else:
+    elif is_tint(logits, scale, activation_forward):
         x = argument(logits, "x")
         kept = {x: _some_tokens(graph, x)}
+    else:  # an island's, of all tokens
+        return _kept(graph, logits, logits)[logits]
     copied = graph.node_copy(logits, lambda n: kept.get(n, n))
     copy_info(logits, copied)
     info(copied).shape = infer_shape(copied)

@@ -51,7 +51,7 @@ def test_operators_are_named(name: str, capfd: pytest.CaptureFixture[str]) -> No
     model = build()
     capfd.readouterr()
     with pytest.raises(UnsupportedModelError) as refusal:
-        lower(capture(model), SimulatorConfig.paper())
+        lower(capture(model), SimulatorConfig.paper(), islands="refuse")
     assert all(part in str(refusal.value) for part in expected), str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert capfd.readouterr().out == ""

@@ -19,6 +19,8 @@ from tests.support.optimized import pruned
 from tests.support.shapes import Draw
 from tests.support.spelled import angles, causal, heads, merged, rotated
 from tests.support.stages import stage
+from tintc.compiler.driver import lower
+from tintc.compiler.frontend.capture import capture
 from tintc.ir.builder import infer_shape
 from tintc.ir.choices import Contexts
 from tintc.ir.config import SimulatorConfig
@@ -161,6 +163,25 @@ def turning() -> nn.Module:
     ).double()
 
 
+class Strange(nn.Module):
+    """A block with an activation that no pass knows, scaled by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.gain = (
+            nn.Linear(8, 12),
+            nn.Linear(12, 8),
+            nn.Parameter(torch.ones(12)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.mish(self.up(x) * self.gain.exp()))
+
+
+def strange() -> nn.Module:
+    return nn.Sequential(nn.Embedding(19, 8), nn.Sequential(Strange()), nn.Linear(8, 19)).double()
+
+
 # Kinds of calls that bring out every optimization.
 CALLS: tuple[dict[str, Any], ...] = (
     {"outputs": ("losses",), "dtype": torch.float32},  # oneDNN, the head in chunks
@@ -226,5 +247,7 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         ]
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
+    program = lower(capture(strange()), SimulatorConfig.exact())
+    seen |= {name for node in program.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

@@ -30,6 +30,7 @@ from tintc.compiler.frontend.state import state_of
 from tintc.compiler.reports import cost
 from tintc.evaluate import auxiliary
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.named import Islands
 from tintc.ir.program import Program
 from tintc.runtime.specialize.optimize import copy_graph
 
@@ -67,13 +68,13 @@ def capture_once(model: nn.Module) -> Captured:
     return Known(kept.graph, *state_of(model), dict(kept.constants), kept.max_tokens, kind)
 
 
-def lower_once(captured: Captured, config: SimulatorConfig) -> Program:
+def lower_once(captured: Captured, config: SimulatorConfig, islands: Islands = "allow") -> Program:
     """`lower`; the program's graph is the caller's."""
     if not isinstance(captured, Known) or _LOG.isEnabledFor(logging.INFO):  # passes are logged
-        return lower(captured, config)
-    key = (captured.kind, config, os.environ.get("TINTC_VERIFY"))
+        return lower(captured, config, islands)
+    key = (captured.kind, config, islands, os.environ.get("TINTC_VERIFY"))
     if key not in _LOWERED:
-        _put(_LOWERED, key, lower(captured, config))
+        _put(_LOWERED, key, lower(captured, config, islands))
     kept = _LOWERED[key]
     return dataclasses.replace(kept, graph=copy_graph(kept.graph))
 

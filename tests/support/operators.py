@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from tests.support.islands import scaled
 from tests.support.shapes import Draw
 from tintc.ir.ops import OPERATORS
 
@@ -52,6 +53,9 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "window_mask": (mask, 1 + o % 3),
         "segment": (x, cut),
         "segment_mask": (mask, cut),
+        "island_forward": ([x, gamma], mask if own else None, scaled(d)),
+        "island_backward": ([dx], [x, gamma], mask if own else None, scaled(d), [0, 1]),
+        "island_descent": (gamma, draw(b, d), lr),
         "linear_forward": (x, weight, bias if d % 2 else None),
         "linear_backward": (dy, weight),
         "linear_descent": (weight, dy, x, lr),

@@ -111,7 +111,7 @@ class Continuing:
         options = {
             "do_sample": asked.temperature is not None,
             "pad_token_id": pad if pad is not None else min(self.ends, default=0),
-            "use_cache": self.simulator.structure is None,
+            "use_cache": not self.simulator.uncached,
             "logits_processor": LogitsProcessorList([_Finite(self.simulator)]),
         }
         if self.ends:

@@ -1,0 +1,95 @@
+"""A region of captured operators as a function of its inputs, for one sequence or a batch.
+
+Types: the region runs in a float type of our choice. Wherever the model names its own type, or a
+half-precision one, that is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tintc.ir.builder import input_node
+from tintc.ir.node_meta import info
+from tintc.ir.precision import HALF
+from tintc.passes.analysis.evaluation import SIZE_ONLY
+from tintc.passes.analysis.patterns import aten, calls, function_of, sizes
+from tintc.passes.analysis.regions import Region
+
+TRACED = torch.float64  # the type that regions are traced and checked in
+
+
+class Body:
+    """Calls a region. model: the float type of the model's weights."""
+
+    def __init__(self, region: Region, model: torch.dtype) -> None:
+        self.region, self.model = region, model
+
+    def batch(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Results (B, T, W) of inputs as the captured graph has them; weights are shared."""
+        first = next(
+            x for x, n in zip(given, self.region.inputs, strict=True) if not _is_parameter(n)
+        )
+        values: dict[fx.Node, Any] = dict(zip(self.region.inputs, given, strict=True))
+        batch, tokens = first.shape[:2]
+        for node in self.region.nodes:
+            values[node] = self._call(node, values, batch, tokens)
+        return [values[n].expand(batch, tokens, values[n].shape[-1]) for n in self.region.outputs]
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any], batch: Any, tokens: Any) -> Any:
+        args: Any = list(node.args)
+        kwargs: Any = dict(node.kwargs)
+        if calls(node, *SIZE_ONLY) and args[0] not in values:
+            source: Any = args[0]
+            shape = _shape(source, batch, tokens)
+            if calls(node, aten.sym_size):
+                return shape[args[1]]
+            args[0] = torch.empty(shape, dtype=self._type(source.meta["val"].dtype))
+        args, kwargs = fx.node.map_arg((args, kwargs), values.__getitem__)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), self._leaf)
+        if calls(node, aten.copy):  # what a write in place is; torch does not differentiate it
+            return torch.broadcast_to(args[1].to(args[0].dtype), args[0].shape)
+        return function_of(node)(*args, **kwargs)
+
+    def _leaf(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")
+        return self._type(leaf) if isinstance(leaf, torch.dtype) else leaf
+
+    def _type(self, dtype: torch.dtype) -> torch.dtype:
+        return TRACED if dtype == self.model or dtype in HALF else dtype
+
+    @contextmanager
+    def types(self) -> Iterator[None]:
+        """While it runs: what has torch's default type has ours, if the model's is the default;
+        attention is computed by plain products.
+        """
+        before = torch.get_default_dtype()
+        if self.model == before or self.model in HALF:
+            torch.set_default_dtype(TRACED)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    return node.op == "placeholder" and info(node).role != "input"
+
+
+def _shape(source: fx.Node, batch: Any, tokens: Any) -> list[Any]:
+    """Sizes of a value that is not computed, as torch.export or the passes left them."""
+    ids = input_node(source.graph, "input_ids").meta["val"]
+    known = {str(ids.shape[0]): batch, str(ids.shape[1]): tokens, "B": batch, "T": tokens}
+    names = {"__builtins__": {}, "Max": max, "Min": min}
+    names |= {name: size for name, size in known.items() if name.isidentifier()}
+    return [
+        known[str(s)] if str(s) in known else s if isinstance(s, int) else eval(str(s), names)
+        for s in sizes(source)
+    ]
