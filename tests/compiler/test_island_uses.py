@@ -202,3 +202,23 @@ def test_what_is_no_island_is_refused_with_the_reason(name: str) -> None:
 def test_refused_on_demand() -> None:
     with pytest.raises(UnsupportedModelError, match=r"aten\.mish\.default x2"):
         tintc.compile(decoder("feed", "mish"), CONFIG, islands="refuse")
+
+
+@pytest.mark.parametrize("name", ["mish", pytest.param("by token", marks=pytest.mark.slow)])
+def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
+    """Their nodes are torch.onnx's own; onnxruntime gives the simulator's numbers."""
+    config = tintc.SimulatorConfig.exact(inner_lr=0.05)
+    exported = tintc.export_onnx(
+        tintc.compile(decoder("feed", name), config), tmp_path / "sim.onnx", check=True
+    )
+    assert exported.check is not None
+
+
+def test_what_has_no_form_in_onnx_is_refused_before_anything_is_written(
+    ordered: tintc.Simulator, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"an island has no form in ONNX.*nothing was"):
+        tintc.export_onnx(ordered, tmp_path / "sim.onnx")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="a pair caches keys: the island in"):
+        tintc.export_onnx_pair(ordered, tmp_path / "pair")
