@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
+from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.program import Program
 from tintc.passes.optimize.onednn_products import onednn_products
@@ -37,11 +38,12 @@ from tintc.runtime.specialize.optimize import check_names
 @dataclass(frozen=True)
 class Cost:
     """flops: of one call. peak_bytes: the most that the call's own tensors hold at once; weights
-    come on top.
+    come on top. island_flops: those of the FLOPs that islands take.
     """
 
     flops: int
     peak_bytes: int
+    island_flops: int = 0
 
 
 def estimate(
@@ -86,11 +88,13 @@ def estimate(
         )
     one = calls[size]
     flops = full * one.flops + (calls[rest].flops if rest else 0)
+    of_islands = full * one.island_flops + (calls[rest].island_flops if rest else 0)
     if size == batch:
-        return Cost(flops, inputs + one.peak_bytes)
+        return Cost(flops, inputs + one.peak_bytes, of_islands)
     whole = one.result_bytes // size * batch  # made when the first slice has its logits
     later = one.peak_bytes if full > 1 else calls[rest].peak_bytes
-    return Cost(flops, inputs + max(one.peak_bytes, whole + max(one.result_bytes, later)))
+    peak = inputs + max(one.peak_bytes, whole + max(one.result_bytes, later))
+    return Cost(flops, peak, of_islands)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class _Call:
     flops: int
     peak_bytes: int
     result_bytes: int
+    island_flops: int
 
 
 def weights_without_numbers(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -142,7 +147,7 @@ def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Cal
     if simulator.config.looped:
         call = replace(call, given=_looped(simulator, call, meter))
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
-    return _Call(meter.flops, meter.peak, logits)
+    return _Call(meter.flops, meter.peak, logits, meter.island_flops)
 
 
 def _looped(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Tensor]:
@@ -152,9 +157,10 @@ def _looped(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Tensor]
     step = replace(call, outputs=SLOTS)
     found = _run(simulator, step, meter)
     step = replace(step, given=found[Output.UPDATES], states=found[Output.STATES])
-    before = meter.flops
+    before, of_islands = meter.flops, meter.island_flops
     found = _run(simulator, step, meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
+    meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
     given: dict[str, Tensor] = found[Output.UPDATES]
     return given
 
@@ -186,7 +192,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = self.moved = self.live = self.peak = 0
+        self.flops = self.island_flops = self.moved = self.live = self.peak = 0
         self._known: set[int] = set()
 
     def leave_out(self, values: Any) -> None:
@@ -272,6 +278,9 @@ def _held(value: object) -> int:
     return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
 
 
+_OF_ISLANDS = (island_forward.implementation, island_backward.implementation)
+
+
 class Walk(fx.Interpreter):
     """Runs an emitted module node by node, and each of its layers once for each shape: layers alike
     cost alike.
@@ -283,6 +292,13 @@ class Walk(fx.Interpreter):
         # layer and shapes -> FLOPs, bytes moved, bytes above those that lived before, shape of the
         # result unless it is the first argument
         self._costs: dict[Any, tuple[int, int, int, torch.Size | None]] = {}
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        before = self.meter.flops
+        found = super().call_function(target, args, kwargs)
+        if target in _OF_ISLANDS:
+            self.meter.island_flops += self.meter.flops - before
+        return found
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         meter, key = self.meter, (target, _kind(args))

@@ -90,6 +90,28 @@ class State(TypedDict):
 
 
 @_exactly
+class IslandKind(TypedDict):
+    """Islands of one program. count: in one forward pass. module, source: of the first. operators:
+    of ATen, most frequent first. ordered: it looks at other tokens or at positions.
+    """
+
+    count: int
+    module: str
+    source: str
+    operators: list[str]
+    weights: int
+    ordered: bool
+
+
+@_exactly
+class Islands(TypedDict):
+    """What no pass recognised. recognized: share of a call's FLOPs outside of islands."""
+
+    recognized: float
+    kinds: list[IslandKind]
+
+
+@_exactly
 class CallEstimate(TypedDict):
     """One call of `batch` sequences."""
 
@@ -116,6 +138,7 @@ class Report(TypedDict):
     trained_blocks: int
     trained: TrainedWeights
     states: NotRequired[dict[str, State]]  # missing from artifacts that are older
+    islands: NotRequired[Islands]
     unlimited: NotRequired[list[str]]  # weights that are 0, which max_drift does not limit
     max_positions: int | None
     max_tokens: int | None

@@ -22,8 +22,11 @@ from tintc.compiler.autograd_rule import rule_of, summed_loss
 from tintc.compiler.frontend.compiled import architecture
 from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
+from tintc.ir.dialect import is_tint
 from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.inputs import is_models_own
+from tintc.ir.node_meta import info
+from tintc.ir.ops.island import island_forward
 from tintc.runtime.simulator import Simulator
 
 TOLERANCE = 1e-9  # relative to the largest logit, and to the largest weight of a parameter
@@ -68,7 +71,8 @@ class Verification:
     """agrees: to `tolerance`, initial logits are the model's, and final logits are the model's
     under the weights that the simulator found (updated_logits_error); and the updates together
     point where the exact ones do (a positive cosine; not asked of the other loss gradients); with
-    an exact config, final logits and all updates are autograd's too."""
+    an exact config, final logits and all updates are autograd's too. islands: modules whose
+    gradient is torch's own, whatever the config approximates."""
 
     reference: str
     exact: bool
@@ -78,6 +82,7 @@ class Verification:
     logits_error: float
     updated_logits_error: float
     updates: list[UpdateError]
+    islands: tuple[str, ...] = ()
 
     def layers(self) -> list[UpdateError]:
         """The same figures for each block as a whole, and for what stands outside of blocks."""
@@ -102,6 +107,7 @@ class Verification:
         fields = {name: getattr(self, name) for name in names}
         return {
             **fields,
+            **({"islands": list(self.islands)} if self.islands else {}),
             "layers": [u.to_dict() for u in self.layers()],
             "updates": [u.to_dict() for u in self.updates],
         }
@@ -172,7 +178,14 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
             and errors[1] <= tolerance
             and all(update.worst <= tolerance for update in updates)
         )
-    return Verification(reference, exact, agrees, tolerance, *errors, updates)
+    islands = tuple(
+        dict.fromkeys(
+            info(node).module or "the model"
+            for node in simulator.program.graph.nodes
+            if is_tint(node, island_forward)
+        )
+    )
+    return Verification(reference, exact, agrees, tolerance, *errors, updates, islands)
 
 
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -70,6 +70,9 @@ def shape_text(shape: list[Any]) -> str:
     return "(" + ", ".join(str(size) for size in shape) + ")"
 
 
+_LONGEST_TEXT = 100
+
+
 def argument_text(value: Any) -> str:
     """An argument of a record as Python would have it, nodes by their names."""
     if isinstance(value, dict):
@@ -81,6 +84,8 @@ def argument_text(value: Any) -> str:
         return "{" + ", ".join(items) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(argument_text, value)) + "]"
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"<{len(value)} characters>"  # the program of an island
     return repr(value)
 
 

@@ -9,6 +9,7 @@ import sys
 import torch
 from torch import fx
 
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch's word for none
 ATTRIBUTE = (
     "auxiliary"  # where the wrapper that is exported holds the model; stripped from every name
 )
@@ -18,6 +19,8 @@ def module_path(node: fx.Node) -> str:
     """Path of the auxiliary module that a node of torch.export stands in."""
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
+    if path == _NO_MODULE:
+        return ""
     return str(path).removeprefix(ATTRIBUTE).removeprefix(".")
 
 

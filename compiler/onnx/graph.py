@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,7 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.weights: dict[str, Tensor] = {}
         self.sizes: dict[str, Value] = {}  # of each named dimension, as a vector of one number
+        self.islands: dict[Any, onnx.ModelProto] = {}  # exported by themselves
         self._scope = _NAMELESS
         self._body: list[onnx.NodeProto] = []  # of the loop that is being written
         self._inside: set[str] = set()  # what depends on the values that it carries
@@ -106,7 +107,7 @@ class Graph:
         **attributes: Any,
     ) -> Value:
         """One node with one output."""
-        names = [self._name_of(value) for value in inputs]
+        names = [self.name_of(value) for value in inputs]
         key = (kind, tuple(names), dtype, repr(sorted(attributes.items())))
         if key not in self._same:
             name = self._unused(f"{self._scope}/{kind}")
@@ -119,6 +120,22 @@ class Graph:
         """The first input of the node that gave x, if it is one of this kind."""
         made, first, having = self._made.get(x.name, ("", None, {}))
         return first if (made, having) == (kind, attributes) else None
+
+    def join(self, nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
+        """Adds nodes of another graph. names: of its values in this one; those of the nodes'
+        results are added.
+        """
+        for node in nodes:
+            copied = onnx.NodeProto()
+            copied.CopyFrom(node)
+            read = [names[name] if name else "" for name in node.input]
+            made = [self._unused(f"{self._scope}/{node.op_type}") for _ in node.output]
+            names.update(zip(node.output, made, strict=True))
+            copied.name = made[0]
+            del copied.input[:], copied.output[:], copied.metadata_props[:]
+            copied.input.extend(read)
+            copied.output.extend(made)
+            self._append(copied)
 
     def _append(self, node: onnx.NodeProto) -> None:
         """Into the body of a loop if it depends on what the loop carries: all else runs once."""
@@ -143,7 +160,7 @@ class Graph:
         taken, returned = [number, goes_on, *before.values()], []
         for old, new in zip(taken[1:], after, strict=True):
             name = self._unused(f"{old.name}_after")
-            self._body.append(helper.make_node("Identity", [self._name_of(new)], [name], name=name))
+            self._body.append(helper.make_node("Identity", [self.name_of(new)], [name], name=name))
             returned.append(Value(self, name, old.dims, old.dtype))
         names = [value.name for value in returned]
         body = helper.make_graph(
@@ -157,7 +174,7 @@ class Graph:
             for old in before.values()
         ]
         node = helper.make_node(
-            "Loop", [self._name_of(x) for x in inputs], [x.name for x in results],
+            "Loop", [self.name_of(x) for x in inputs], [x.name for x in results],
             name="steps/Loop", body=body,
         )  # fmt: skip
         self._append(node)
@@ -171,7 +188,7 @@ class Graph:
     def rename(self, value: Value, name: str) -> Value:
         """An output of the model by its own name."""
         self.nodes.append(
-            helper.make_node("Identity", [self._name_of(value)], [name], name=f"{_NAMELESS}/{name}")
+            helper.make_node("Identity", [self.name_of(value)], [name], name=f"{_NAMELESS}/{name}")
         )
         return Value(self, name, value.dims, value.dtype)
 
@@ -206,7 +223,7 @@ class Graph:
             "tintc writes; nothing was exported"
         )
 
-    def _name_of(self, value: Value | None) -> str:
+    def name_of(self, value: Value | None) -> str:
         if value is None:
             return ""
         if value.known is None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from tintc.compiler.onnx.elementwise import add
 from tintc.compiler.onnx.graph import Dim, Graph, Value, Values
+from tintc.compiler.onnx.islands import write_backward, write_forward
 from tintc.compiler.onnx.shapes import cat, full_like, reshape
 from tintc.compiler.onnx.steps import Inputs, after, looped, scheduled, steps_from
 from tintc.compiler.onnx.stream import Page, Stream
@@ -30,6 +31,7 @@ from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import last_keys, own_tokens, with_past
 from tintc.ir.ops.head import token_losses
+from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.ops.linear import prefix
 from tintc.ir.ops.position import past_window_mask
 from tintc.ir.ops.rates import gradient_products, token_products
@@ -119,6 +121,8 @@ WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
     own_tokens: _own_tokens,
     past_window_mask: _past_window_mask,
     with_past: _with_past,
+    island_forward: write_forward,
+    island_backward: write_backward,
 }
 
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from tintc.compiler.cost import estimate
 from tintc.compiler.report_types import Report
+from tintc.compiler.reports.islands import islands
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.compiler.reports.states import states, unlimited
 from tintc.compiler.reports.trained import trained_weights
@@ -48,6 +49,7 @@ def report(simulator: Simulator) -> Report:
         "trained_blocks": program.facts.trained_blocks,
         "trained": trained_weights(program, parameters["auxiliary"]),
         "states": states(program),
+        "islands": islands(simulator),
         "unlimited": unlimited(simulator),
         "max_positions": program.facts.max_positions,
         "max_tokens": program.facts.max_tokens,

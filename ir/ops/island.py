@@ -149,27 +149,33 @@ def _like(inputs: list[Tensor], island: Island) -> Tensor:
 
 
 class _Order:
-    """The tokens that are no padding first, and back. None: as they stand."""
+    """The tokens that are no padding first, and back. place: where a token goes; None: as they
+    stand.
+    """
 
-    def __init__(self, index_BT: Tensor | None) -> None:
-        self.index_BT = index_BT
+    def __init__(self, place_BT: Tensor | None) -> None:
+        self.place_BT = place_BT
+        self.from_BT: Tensor | None = None  # which token stands there
+        if place_BT is not None:
+            columns_BT = torch.ones_like(place_BT).cumsum(-1) - 1
+            self.from_BT = torch.zeros_like(place_BT).scatter(1, place_BT, columns_BT)
 
     @classmethod
     def of(cls, mask_BxTT: Tensor | None) -> _Order:
         if mask_BxTT is None:
             return cls(None)
-        seen_BT = mask_BxTT[:, 0, -1]  # by the last token: all that are no padding
-        return cls(torch.argsort((~seen_BT).to(torch.int64), dim=-1, stable=True))
+        seen_BT = mask_BxTT[:, 0, -1].to(torch.int64)  # by the last token: all but padding
+        behind_BT = seen_BT.sum(-1, keepdim=True) + (1 - seen_BT).cumsum(-1)
+        return cls(torch.where(seen_BT == 1, seen_BT.cumsum(-1), behind_BT) - 1)
 
     def put(self, values: list[Tensor], ports: tuple[Port, ...] | list[Port]) -> list[Tensor]:
         return [
-            self._taken(value, self.index_BT) if port.kind in ("tokens", "ids") else value
+            self._taken(value, self.from_BT) if port.kind in ("tokens", "ids") else value
             for value, port in zip(values, ports, strict=True)
         ]
 
     def back(self, value_BTW: Tensor) -> Tensor:
-        index_BT = self.index_BT
-        return self._taken(value_BTW, None if index_BT is None else torch.argsort(index_BT, -1))
+        return self._taken(value_BTW, self.place_BT)
 
     @staticmethod
     def _taken(value: Tensor, index_BT: Tensor | None) -> Tensor:

@@ -32,14 +32,23 @@ class Body:
 
     def batch(self, given: Sequence[Tensor]) -> list[Tensor]:
         """Results (B, T, W) of inputs as the captured graph has them; weights are shared."""
+        values = self.values(given)
+        batch, tokens = self._sizes(given)
+        return [values[n].expand(batch, tokens, values[n].shape[-1]) for n in self.region.outputs]
+
+    def values(self, given: Sequence[Tensor]) -> dict[fx.Node, Any]:
+        """The value of every node."""
+        values: dict[fx.Node, Any] = dict(zip(self.region.inputs, given, strict=True))
+        batch, tokens = self._sizes(given)
+        for node in self.region.nodes:
+            values[node] = self._call(node, values, batch, tokens)
+        return values
+
+    def _sizes(self, given: Sequence[Tensor]) -> Any:
         first = next(
             x for x, n in zip(given, self.region.inputs, strict=True) if not _is_parameter(n)
         )
-        values: dict[fx.Node, Any] = dict(zip(self.region.inputs, given, strict=True))
-        batch, tokens = first.shape[:2]
-        for node in self.region.nodes:
-            values[node] = self._call(node, values, batch, tokens)
-        return [values[n].expand(batch, tokens, values[n].shape[-1]) for n in self.region.outputs]
+        return first.shape[:2]
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any], batch: Any, tokens: Any) -> Any:
         args: Any = list(node.args)

@@ -30,11 +30,20 @@ from tintc.passes.analysis.island_body import TRACED, Body
 
 R = TypeVar("R")
 
+_OF_TOKENS = ("tokens", "ids")
 _HINT = 19  # tokens of the sequence that is traced
 _LONG = 640  # how far it is looked at whether the length matters
 _SIZES = ((2, 7), (3, 19), (1, 2))  # sequences and tokens at which it is compared
 _LIMIT = 1e-6  # of differences, relative to the largest number: the region may round to float32
 _SAME = 1e-9  # of what has to be the same computation
+
+
+class Barred(Untraceable):
+    """Why a region is no island. node: the number of the operator that is to blame, if known."""
+
+    def __init__(self, reason: str, node: int | None = None) -> None:
+        super().__init__(reason)
+        self.node = node
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Source:
     def sequence(self, *given: Tensor) -> tuple[Tensor, ...]:
         """(T, W) of one sequence's inputs, weights as their slots have them."""
         whole = [
-            x[None] if port.kind in ("tokens", "ids") else x.reshape(shape)
+            x[None] if port.kind in _OF_TOKENS else x.reshape(shape)
             for x, port, shape in zip(given, self.ports, self.shapes, strict=True)
         ]
         return tuple(y[0] for y in self.body.batch(whole))
@@ -118,7 +127,7 @@ def traced(source: Source, names: Sequence[str]) -> Traced:
     """
     with source.body.types(), torch.inference_mode(False), torch.no_grad():
         example = source.sample(1, _HINT, 0, own=False)
-        values = [x[0] if p.kind in ("tokens", "ids") else x
+        values = [x[0] if p.kind in _OF_TOKENS else x
                   for x, p in zip(example, source.ports, strict=True)]  # fmt: skip
         results = _ran(lambda: source.sequence(*values))
         if any(y.ndim != 2 or not y.is_floating_point() for y in results):
@@ -168,7 +177,7 @@ def _graph(
     fake = []
     for number, (value, port) in enumerate(zip(values, ports, strict=True)):
         sizes = [DimDynamic.STATIC] * value.ndim
-        if port.kind in ("tokens", "ids"):
+        if port.kind in _OF_TOKENS:
             sizes[0] = DimDynamic.DUCK
         context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
         name = ConstantSource(f"input_{number}")
@@ -207,9 +216,38 @@ def _check_causal(source: Source, names: Sequence[str]) -> None:
             for name, old, new in zip(names, before, after, strict=True):
                 early = [i for i in range(t) if _differ(old[i], new[i], _SAME)]
                 if early:
-                    raise Untraceable(
+                    _blame(source, given, t)
+                    raise Barred(
                         f"changing token {t} changed output {early[0]} of {name}: it is not causal"
                     )
+
+
+def _blame(source: Source, given: Sequence[Tensor], t: int) -> None:
+    """Raises Barred for the first operator whose value changes before token t, where its tokens
+    are one axis.
+    """
+    tokens = next(len(x) for x, p in zip(given, source.ports, strict=True) if p.kind in _OF_TOKENS)
+    runs = [
+        source.body.values(_shaped(source, _alone(source, values)))
+        for values in (given, _changed(source, given, t))
+    ]
+    for number, node in enumerate(source.body.region.nodes):
+        before, after = (values[node] for values in runs)
+        axes = [i for i, n in enumerate(getattr(before, "shape", ())) if n == tokens]
+        if len(axes) != 1 or before.shape != after.shape:
+            continue
+        pairs = (x.movedim(axes[0], 0)[:t] for x in (before, after))
+        early = [i for i, (x, y) in enumerate(zip(*pairs, strict=True)) if not torch.equal(x, y)]
+        if early:
+            reason = f"changing token {t} changed output {early[0]}: it is not causal"
+            raise Barred(reason, number)
+
+
+def _alone(source: Source, given: Sequence[Tensor]) -> list[Tensor]:
+    """One sequence as a batch."""
+    return [
+        x[None] if p.kind in _OF_TOKENS else x for x, p in zip(given, source.ports, strict=True)
+    ]
 
 
 def _check_numbers(source: Source, text: str) -> None:
@@ -236,7 +274,7 @@ def _is_ordered(source: Source, text: str) -> bool:
     island = read(text)
     whole = batched(island.forward, given, source.ports)
     for t in (0, 3, 6):
-        alone = [x[:, t : t + 1] if p.kind in ("tokens", "ids") else x
+        alone = [x[:, t : t + 1] if p.kind in _OF_TOKENS else x
                  for x, p in zip(given, source.ports, strict=True)]  # fmt: skip
         try:
             found = batched(island.forward, alone, source.ports)
@@ -283,14 +321,14 @@ def _runs(source: Source, given: Sequence[Tensor], length: int) -> bool:
 
 def _first(source: Source, given: Sequence[Tensor], length: int) -> list[Tensor]:
     return [
-        x[:length] if port.kind in ("tokens", "ids") else x
+        x[:length] if port.kind in _OF_TOKENS else x
         for x, port in zip(given, source.ports, strict=True)
     ]
 
 
 def _shaped(source: Source, given: Sequence[Tensor]) -> list[Tensor]:
     return [
-        x if port.kind in ("tokens", "ids") else x.reshape(shape)
+        x if port.kind in _OF_TOKENS else x.reshape(shape)
         for x, port, shape in zip(given, source.ports, source.shapes, strict=True)
     ]
 
@@ -298,7 +336,7 @@ def _shaped(source: Source, given: Sequence[Tensor]) -> list[Tensor]:
 def _one(source: Source, given: Sequence[Tensor], b: int) -> list[Tensor]:
     """The inputs of one sequence."""
     return [
-        x[b] if p.kind in ("tokens", "ids") or (p.kind == "weight" and x.ndim > len(p.shape)) else x
+        x[b] if p.kind in _OF_TOKENS or (p.kind == "weight" and x.ndim > len(p.shape)) else x
         for x, p in zip(given, source.ports, strict=True)
     ]
 

@@ -35,7 +35,7 @@ from tintc.ir.writes import writes_in_place
 from tintc.passes.analysis.coordinates import Untraceable
 from tintc.passes.analysis.evaluation import is_weight
 from tintc.passes.analysis.island_body import Body
-from tintc.passes.analysis.island_trace import Source, Traced, traced
+from tintc.passes.analysis.island_trace import Barred, Source, Traced, traced
 from tintc.passes.analysis.ordering import in_order
 from tintc.passes.analysis.patterns import aten, binary, calls, is_of_tokens, sizes
 from tintc.passes.analysis.regions import Region, carried, left, regions
@@ -152,11 +152,15 @@ class _Islands:
             source = self._source(region)
             found = self._program(region, source)
         except Untraceable as reason:
-            self._bar(region, str(reason))
+            self._bar(region, reason)
             return
         self._replace(region, source, found)
 
-    def _bar(self, region: Region, reason: str) -> None:
+    def _bar(self, region: Region, why: Untraceable) -> None:
+        reason = str(why)
+        if isinstance(why, Barred) and why.node is not None:
+            info(region.nodes[why.node]).barred = reason
+            return
         said = [n for n in region.nodes if info(n).barred or f"{_packet(n)}." in reason]
         named = next(iter(said), region.outputs[0])
         info(named).barred = info(named).barred or reason

@@ -14,6 +14,7 @@ from tintc.compiler.artifact import save
 from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.report_types import Report
+from tintc.compiler.reports.islands import said
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.rule_values import rule_text
 from tintc.ir.selection import shortened
@@ -51,6 +52,9 @@ def run(
         )
         return
     console.print_table(summary(facts))
+    if options.get("islands") == "report":
+        for line in island_lines(facts):
+            console.err.print(line, markup=False)
     if not console.Verbosity.quiet:
         console.err.print(
             f"wrote {output} in {seconds:.1f} s, peak memory {peak / 1e9:.1f} GB; {_next(output)}",
@@ -95,10 +99,29 @@ def _computed(facts: Report) -> dict[str, str]:
         **_trained(facts),
         **states(facts),
         **_unlimited(facts),
+        **_islands(facts),
         "gradients": approximations
         if config["train"]
         else f"{approximations}, norm update {config['norm_update']}",
     }
+
+
+def _islands(facts: Report) -> dict[str, str]:
+    """What no pass recognised, where there is any."""
+    text = said(facts["islands"]) if "islands" in facts else ""
+    return {"islands": text} if text else {}
+
+
+def island_lines(facts: Report) -> list[str]:
+    """Each kind of island in one line."""
+    found = facts["islands"]["kinds"] if "islands" in facts else []
+    return [
+        f"island x{kind['count']} in {kind['module'] or 'the model'} "
+        f"({kind['source'] or 'no source line'}): {', '.join(kind['operators'])}; "
+        f"{kind['weights']} weights"
+        + (", looks at other tokens or positions" if kind["ordered"] else ", token by token")
+        for kind in found
+    ]
 
 
 def inner_rule(config: dict[str, Any]) -> dict[str, str]:

@@ -75,6 +75,7 @@ def compile_command(
     options = {
         **construction.chosen(start),
         "check": construction.check,
+        "islands": construction.islands,
         "statistics": construction.statistics,
         "seed": seed,
         "dtype": model.torch_dtype(),

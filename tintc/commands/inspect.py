@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tintc.commands import console
-from tintc.commands.compile import states, summary
+from tintc.commands.compile import island_lines, states, summary
 from tintc.commands.parameters import answers, flops_text, print_parameters
 from tintc.commands.sheet import Sheet
 from tintc.commands.view import View
@@ -45,6 +45,9 @@ def run(path: Path, asked: View, *, as_json: bool) -> None:
             _print_summary(facts, view.form)
 
 
+_LONGEST_TEXT = 100
+
+
 def _print_summary(facts: Report, form: str) -> None:
     if form == "json":
         console.print_json(facts)
@@ -52,6 +55,8 @@ def _print_summary(facts: Report, form: str) -> None:
     console.print_table(summary(facts))
     console.out.print()
     console.print_table(_operators(facts["operators"]))
+    for line in island_lines(facts):
+        console.print_text(line)
 
 
 def _print_parameters(path: Path, facts: Report, form: str) -> None:
@@ -98,8 +103,13 @@ def _one_argument_a_line(code: str) -> str:
     code = re.sub(
         r"\btintc_runtime_backends_transformer_modules_parts_", "", code
     )  # fx spells classes out
+    code = re.sub(r"'(\{\"inputs\"[^']*)'", _shortened, code)
     signature, body = code.split("):\n", 1)
     return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ") + ",\n):\n" + body
+
+
+def _shortened(program: re.Match[str]) -> str:
+    return f"<{len(program.group(1))} characters>"
 
 
 def _operators(counts: dict[str, int]) -> Sheet:

@@ -18,7 +18,7 @@ from tintc.commands.flags import ONCE, Flags, at_least, flags_of, shown_default
 from tintc.ir.call_sizes import CallShape
 from tintc.ir.config import PRESETS, Preset, SimulatorConfig
 from tintc.ir.errors import UsageError
-from tintc.ir.named import Backend, Check, Number, Share
+from tintc.ir.named import Backend, Check, Islands, Number, Share
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +187,15 @@ class Divided(Construction):
 
 @dataclass(frozen=True, kw_only=True)
 class Checked(Divided):
-    """The same, and what is checked of it."""
+    """The same, what is checked of it, and what may be left to torch."""
+
+    islands: Annotated[
+        Islands,
+        Parameter(
+            help="Operators that no pass recognises: differentiated by torch (allow), the same "
+            "with a list of them (report), or refused."
+        ),
+    ] = "allow"
 
     check: Annotated[
         Check | None,

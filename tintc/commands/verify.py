@@ -75,3 +75,8 @@ def _print(result: Verification) -> None:
             f"{result.updated_logits_error:.1e}; the updates are approximate by configuration "
             f"(table above): {errors}"
         )
+    if result.islands and not result.exact:
+        console.print_text(
+            f"the gradients of islands are exact: {', '.join(result.islands)}; approximations are "
+            "of the operators that passes recognise"
+        )
