@@ -19,9 +19,10 @@ from tintc.commands.generating import Generating
 from tintc.commands.loaded import load_at_rate, tokenizing
 from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
+from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import Predict, language_loss
+from tintc.runtime.labels import language_loss
 from tintc.runtime.simulator import Simulator
 
 
