@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from tintc.ir.call_sizes import Predict
 from tintc.ir.inputs import INPUTS
 from tintc.ir.node_meta import info
 from tintc.ir.ops.island import island_backward, island_forward
@@ -55,12 +56,16 @@ def estimate(
     batch: int,
     tokens: int,
     segment: int,
+    predict: Predict = "all",
 ) -> Cost:
     """Cost of one call on a CPU without padding that returns the logits (not the initial ones),
-    under torch.no_grad. segment: tokens that training passes see. optimize: with the optimizations
-    of the fused back end, all or those named, but for the choice of kernels: oneDNN's cost the
-    same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them and the
-    memory of one, beside the whole inputs and logits. Raises UsageError for an unknown name."""
+    under torch.no_grad. segment: tokens that training passes see. predict: positions whose logits
+    are wanted, those of the rest or all; the transformer has a head for all. optimize: with the
+    optimizations of the fused back end, all or those named, but for the choice of kernels: oneDNN's
+    cost the same. A batch that runs in slices (`runtime/slices.py`) costs the FLOPs of all of them
+    and the memory of one, beside the whole inputs and logits. Raises UsageError for an unknown
+    name.
+    """
     names = [name for name in check_names(optimize) if name != onednn_products.name]
     with without_numbers(backend) as device, torch.no_grad():
         weights = weights_without_numbers(program, dtype)
@@ -79,7 +84,7 @@ def estimate(
         )
         full, rest = divmod(batch, size)
         calls = {
-            n: _call(simulator, inputs_without_numbers(n, tokens, dtype, device), segment)
+            n: _call(simulator, inputs_without_numbers(n, tokens, dtype, device), segment, predict)
             for n in {size, rest} - {0}
         }
         inputs = sum(
@@ -141,8 +146,15 @@ def inputs_without_numbers(
     return inputs
 
 
-def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int) -> _Call:
-    call = Call((Output.LOGITS,), inputs, segment, causal=True)
+def plain_call(inputs: dict[str, Tensor], segment: int, predict: Predict) -> Call:
+    """A call for logits of sequences without padding, all trained alike."""
+    ids = inputs["input_ids"]
+    kept = torch.arange(segment, ids.shape[1], device=ids.device) if predict == "rest" else None
+    return Call((Output.LOGITS,), inputs, segment, causal=True, kept=kept)
+
+
+def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int, predict: Predict) -> _Call:
+    call = plain_call(inputs, segment, predict)
     meter = Meter()
     if simulator.config.looped:
         call = replace(call, given=_looped(simulator, call, meter))
@@ -154,7 +166,7 @@ def _looped(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Tensor]
     """The slots after all steps, as `Compiled` loops over them. All but the first cost alike: one
     of them runs, and counts as many times.
     """
-    step = replace(call, outputs=SLOTS)
+    step = replace(call, outputs=SLOTS, kept=None)
     found = _run(simulator, step, meter)
     step = replace(step, given=found[Output.UPDATES], states=found[Output.STATES])
     before, of_islands = meter.flops, meter.island_flops

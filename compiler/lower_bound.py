@@ -9,7 +9,8 @@ from torch import fx
 
 from tintc.compiler.node_costs import NodeCosts
 from tintc.ir.builder import ancestors, outputs
-from tintc.ir.call_sizes import CallSizes, length
+from tintc.ir.call_sizes import CallSizes, Predict, length
+from tintc.ir.choices import Choices
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import (
@@ -17,9 +18,12 @@ from tintc.ir.ops.attention import (
     attention_backward_value,
     attention_forward,
 )
-from tintc.ir.ops.linear import linear_descent
+from tintc.ir.ops.linear import linear_descent, linear_forward
+from tintc.ir.outputs import Output
 from tintc.ir.program import Program
+from tintc.passes.optimize.kept_first import kept_first
 from tintc.runtime.specialize.cost_model import slot_uses
+from tintc.runtime.specialize.optimize import optimize
 
 TEXT = (
     "Matrix products that the logits depend on, each once: the forward pass over the training "
@@ -43,25 +47,45 @@ class Needed:
     flops: float
 
 
-def lower_bound(program: Program, costs: NodeCosts, sizes: CallSizes) -> int:
-    """costs: of the lowered graph at these sizes."""
-    return round(sum(each.flops for each in needed(program, costs, sizes)))
+def lower_bound(
+    program: Program, costs: NodeCosts, sizes: CallSizes, graph: fx.Graph | None = None
+) -> int:
+    """graph: the lowered one, or what `wanted_graph` left of it. costs: of its nodes."""
+    return round(sum(each.flops for each in needed(program, costs, sizes, graph)))
 
 
-def needed(program: Program, costs: NodeCosts, sizes: CallSizes) -> Iterator[Needed]:
+def wanted_graph(program: Program, predict: Predict) -> fx.Graph:
+    """The lowered graph; for the logits of some positions, what these depend on."""
+    if predict == "all":
+        return program.graph
+    enabled = frozenset([kept_first.name])
+    return optimize(program, Choices((Output.LOGITS,), some_tokens=True, enabled=enabled))
+
+
+def needed(
+    program: Program, costs: NodeCosts, sizes: CallSizes, graph: fx.Graph | None = None
+) -> Iterator[Needed]:
     """The same, node by node."""
-    graph = program.graph
-    uses = slot_uses(graph)
+    graph = program.graph if graph is None else graph
+    # what an island reads as well has a gradient of the island's: counted where it is computed
+    uses = {s: use for s, use in slot_uses(program.graph).items() if _descents(graph, s)}
+    narrow = {
+        (info(argument(node, "weight")).slot or "").partition("/")[0]
+        for node in graph.nodes
+        if is_tint(node, linear_forward) and info(node).shape[1] == "K"
+    }
     for slot, use in uses.items():
-        least = sizes["batch"] * use.least_products(sizes["tokens"], sizes["segment"])
+        tokens = length(sizes, "K" if slot in narrow else "T")
+        least = sizes["batch"] * use.least_products(tokens, sizes["segment"])
         rounds = program.config.steps if program.config.looped else 1
-        yield Needed(_descent(graph, slot), least * rounds)
+        yield Needed(_descents(graph, slot)[-1], least * rounds)
     for node in ancestors([outputs(graph)["logits"]]):
         if node.name not in costs or _is_counted(node, set(uses)):
             continue
         record = info(node)
         # what sees all tokens before the last pass depends on nothing that learns
-        times = 1 if "T" in record.shape else repeats(program, record.phase, record.step)
+        whole = "T" in record.shape or "K" in record.shape
+        times = 1 if whole else repeats(program, record.phase, record.step)
         flops = _products(node, costs[node.name].flops, sizes) * times
         yield Needed(node, flops)
 
@@ -73,10 +97,8 @@ def repeats(program: Program, phase: str | None, step: int | None) -> int:
     return 1 if once else config.steps
 
 
-def _descent(graph: fx.Graph, slot: str) -> fx.Node:
-    """The last of a slot."""
-    found: list[fx.Node] = [node for node in graph.nodes if _is_counted(node, {slot})]
-    return found[-1]
+def _descents(graph: fx.Graph, slot: str) -> list[fx.Node]:
+    return [node for node in graph.nodes if _is_counted(node, {slot})]
 
 
 def _is_counted(node: fx.Node, slots: set[str]) -> bool:

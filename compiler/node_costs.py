@@ -17,13 +17,12 @@ from tintc.compiler.cost import (
     Meter,
     Walk,
     inputs_without_numbers,
+    plain_call,
     weights_without_numbers,
     without_numbers,
 )
 from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.node_meta import NodeInfo, info
-from tintc.ir.outputs import Output
-from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 
 
@@ -59,8 +58,7 @@ def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
             optimize=simulator.optimizations if simulator.structure is None else True,
         )
         inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
-        call = Call((Output.LOGITS,), inputs, sizes["segment"], causal=True)
-        module, arguments = plain.bound(call)
+        module, arguments = plain.bound(plain_call(inputs, sizes["segment"], "all"))
         return _run(module, arguments)
 
 

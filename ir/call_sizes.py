@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from tintc.ir.described import about
 from tintc.ir.errors import UsageError
@@ -25,6 +25,10 @@ class CallShape:
     train_fraction: float = field(default=0.5, metadata=about("Part of the tokens to train on."))
 
 
+# Which positions' logits or losses are wanted: all, or those that predict what is not trained on
+Predict = Literal["all", "rest"]
+
+
 class CallSizes(TypedDict):
     """batch sequences of `tokens`, of which training passes see the first `segment`."""
 
@@ -34,8 +38,11 @@ class CallSizes(TypedDict):
 
 
 def length(sizes: CallSizes, symbol: object) -> int:
-    """What a size of a recorded shape is in such a call: a number, or a name."""
-    named = {"B": sizes["batch"], "T": sizes["tokens"], "S": sizes["segment"]}
+    """What a size of a recorded shape is in such a call: a number, or a name. K: positions that
+    predict what is not trained on.
+    """
+    tokens, segment = sizes["tokens"], sizes["segment"]
+    named = {"B": sizes["batch"], "T": tokens, "S": segment, "K": tokens - segment}
     return symbol if isinstance(symbol, int) else named[str(symbol)]
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import InputError
 from tintc.ir.precision import wide
 from tintc.runtime.inputs import Inputs, check_tensor, has_values, placed
-
-# Which positions' logits or losses are wanted: all, or those that predict what is not trained on
-Predict = Literal["all", "rest"]
 
 
 def language_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

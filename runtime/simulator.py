@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.builder import outputs
+from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
@@ -28,7 +29,6 @@ from tintc.runtime.decoding.program import Updates
 from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
 from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import (
-    Predict,
     check_labels,
     kept_positions,
     labelled_positions,

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from tintc.compiler.lanes import lane
-from tintc.compiler.lower_bound import TEXT, Needed, needed, repeats
+from tintc.compiler.lower_bound import TEXT, Needed, needed, repeats, wanted_graph
 from tintc.compiler.node_costs import NodeCosts, emitted_costs, graph_costs
 from tintc.compiler.reports.direct import direct_flops
-from tintc.ir.call_sizes import CallSizes
+from tintc.ir.call_sizes import CallSizes, Predict
 from tintc.ir.choices import Choices
 from tintc.ir.dialect import AnyOperator, operator_of
 from tintc.ir.node_meta import info
@@ -58,32 +58,39 @@ def rows(
     sizes: CallSizes,
     *,
     optimize: bool | Collection[str] = True,
+    predict: Predict = "all",
     lowered: NodeCosts | None = None,
 ) -> list[Row]:
     """In the order of the program, without what costs nothing. optimize: names of optimizations of
-    the fused back end. lowered: costs of the lowered graph, where they are known.
+    the fused back end. predict: positions whose logits are wanted. lowered: costs of the lowered
+    graph, where they are known.
     """
     program = simulator.program
     ran = (
-        list(_fused(program, simulator.dtype, optimize, sizes))
+        list(_fused(program, simulator.dtype, optimize, sizes, predict))
         if simulator.structure is None
         else [_transformer(simulator, sizes)]
     )
     found = _Rows(program, loops=simulator.structure is not None)
     for part in ran:
         found.add(part)
+    graph = wanted_graph(program, predict)
     if lowered is None:
-        lowered = graph_costs(program.graph, simulator.dtype, sizes)
-    for each in needed(program, lowered, sizes):
+        lowered = graph_costs(graph, simulator.dtype, sizes)
+    for each in needed(program, lowered, sizes, graph):
         found.give(each)
     return found.in_order()
 
 
 def breakdown(
-    simulator: Simulator, sizes: CallSizes, *, optimize: bool | Collection[str] = True
+    simulator: Simulator,
+    sizes: CallSizes,
+    *,
+    optimize: bool | Collection[str] = True,
+    predict: Predict = "all",
 ) -> dict[str, Any]:
     """What `tintc cost --breakdown` tells, for JSON. Sums are those of all phases."""
-    found = rows(simulator, sizes, optimize=optimize)
+    found = rows(simulator, sizes, optimize=optimize, predict=predict)
     counted = [row for row in found if row.flops or row.needed]
     phases = list(dict.fromkeys(row.phase for row in counted))
     return {
@@ -114,17 +121,22 @@ def _phase(name: str, found: Sequence[Row]) -> dict[str, Any]:
 
 
 def _fused(
-    program: Program, dtype: torch.dtype, names: bool | Collection[str], sizes: CallSizes
+    program: Program,
+    dtype: torch.dtype,
+    names: bool | Collection[str],
+    sizes: CallSizes,
+    predict: Predict,
 ) -> Iterator[Ran]:
     """The graph of `tint` operators; of a loop over steps those of the first, of one of the others
     and of the prediction.
     """
-    plain = Choices((Output.LOGITS,), differentiable=False, causal=True)
+    some = predict == "rest"
+    plain = Choices((Output.LOGITS,), differentiable=False, causal=True, some_tokens=some)
     kinds = [(plain, 1)]
     if program.config.looped:
         first = Choices(SLOTS, differentiable=False, causal=True)
         later = Choices(SLOTS, differentiable=False, causal=True, from_states=True)
-        last = Choices((Output.LOGITS,), differentiable=False, causal=True, from_updates=True)
+        last = replace(plain, from_updates=True)
         kinds = [(first, 1), (later, program.config.steps - 1), (last, 1)]
     programs, weight = Programs(program, None, names), torch.empty(1, dtype=dtype)
     for kind, times in kinds:

@@ -7,11 +7,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
 from tintc.compiler.cost import estimate
 from tintc.compiler.reports.breakdown import breakdown
 from tintc.compiler.reports.cost import COUNTED
-from tintc.ir.call_sizes import CallSizes
+from tintc.ir.call_sizes import CallSizes, Predict
 from tintc.ir.config import SimulatorConfig
 from tintc.runtime.simulator import Simulator
 
@@ -47,13 +48,13 @@ def sizes() -> CallSizes:
     return {"batch": BATCH, "tokens": TOKENS, "segment": SEGMENT}
 
 
-def counted(compiled: Simulator) -> int:
+def counted(compiled: Simulator, predict: Predict = "all") -> int:
     """What torch counts of a real call."""
     ids = tokens(BATCH, TOKENS, VOCAB)
     mask = (torch.arange(TOKENS) <= SEGMENT).long().expand(BATCH, TOKENS)
     # torch counts no fused attention of a CPU, which is written out instead
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        compiled(ids, mask)
+        compiled(ids, mask, predict=predict)
     return int(counter.get_total_flops())
 
 
@@ -61,16 +62,18 @@ def phases(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {phase["phase"]: phase for phase in found["phases"]}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_sum_is_what_torch_counts(name: str) -> None:
+@grid(together=1, name=CONFIGS, predict=["all", "rest"])
+def test_the_sum_is_what_torch_counts(name: str, predict: Predict) -> None:
     # torch knows nothing of its fused way back on a CPU
     names = [n for n in COUNTED if n != "flash_attention"]
     compiled = simulator(CONFIGS[name], optimize=names)
-    found = breakdown(compiled, sizes(), optimize=names)
-    assert found["flops"] == counted(compiled)
+    found = breakdown(compiled, sizes(), optimize=names, predict=predict)
+    assert found["flops"] == counted(compiled, predict)
     assert (
         found["flops"]
-        == estimate(compiled.program, "fused", torch.float32, optimize=names, **sizes()).flops
+        == estimate(
+            compiled.program, "fused", torch.float32, optimize=names, predict=predict, **sizes()
+        ).flops
     )
     for phase in found["phases"]:
         assert phase["flops"] == sum(row["flops"] for row in phase["operators"])
@@ -116,6 +119,28 @@ class TestRows:
         assert "tint.low_rank" in names
         assert phases(own)["step 0 descent"]["lower_bound"] > 0
         assert own["lower_bound"] == low_rank["lower_bound"]
+
+    def test_of_the_rest_by_hand(self) -> None:
+        """K = T - S positions of the top block; keys and values, and blocks below, of all T."""
+        config = EXACT()
+        kept = TOKENS - SEGMENT
+        found = [
+            phases(breakdown(simulator(config), sizes(), optimize=COUNTED, predict=predict))
+            for predict in ("all", "rest")
+        ]
+        every, rest = ({r["operator"]: r for r in p["last forward"]["operators"]} for p in found)
+        top = 2 * (2 * HIDDEN**2 + 2 * HIDDEN * FFN) + 2 * HIDDEN * VOCAB
+        own = [
+            sum(of.get(name, {"lower_bound": 0})["lower_bound"] for name in PRODUCTS)
+            for of in (every, rest)
+        ]
+        assert own[0] - own[1] == BATCH * SEGMENT * top
+        attention = [of["tint.attention_forward"]["lower_bound"] for of in (every, rest)]
+        pairs = SEGMENT * (SEGMENT + 1) // 2  # of tokens that predict nothing
+        assert attention[0] - attention[1] == BATCH * 2 * 2 * pairs * HIDDEN
+        assert rest["tint.attention_forward"]["flops"] == BATCH * 4 * HIDDEN * TOKENS * (
+            (LAYERS - 1) * TOKENS + kept
+        )
 
     def test_direct(self) -> None:
         found = breakdown(simulator(CONFIGS["exact"]), sizes())

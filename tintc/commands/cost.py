@@ -150,4 +150,5 @@ def _steps(facts: dict[str, Any]) -> str:
 
 
 def _call(facts: dict[str, Any]) -> str:
-    return f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained"
+    text = f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained"
+    return f"{text}, the rest predicted" if facts["predict"] == "rest" else text

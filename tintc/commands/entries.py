@@ -49,6 +49,7 @@ from tintc.commands.showing import Showing
 from tintc.commands.stream_flags import StreamFlags
 from tintc.commands.text import Reading
 from tintc.commands.view import View
+from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.ir.named import Number
 
@@ -288,6 +289,14 @@ def cost_command(
         ),
     ],
     call: Annotated[CallFlags, flat(OPTIONS)] = CallFlags(),
+    predict: Annotated[
+        Predict,
+        Parameter(
+            group=OPTIONS,
+            help="Logits of all tokens, or of those alone that are not trained on: what `run` and "
+            "`eval` ask for.",
+        ),
+    ] = "all",
     breakdown: Annotated[
         bool,
         Parameter(
@@ -301,7 +310,8 @@ def cost_command(
     model: Annotated[Loading, flat(MODEL)] = Loading(),
     common: Annotated[Common, flat(OUTPUT)] = Common(),
 ) -> None:
-    options: dict[str, Any] = {**call.given(), **model.hub(), "by_phase": breakdown}
+    options: dict[str, Any] = {**call.given(), **model.hub(), "predict": predict}
+    options["by_phase"] = breakdown
     asked = []
     for source in sources:
         start = compiled(source)

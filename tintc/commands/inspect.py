@@ -45,9 +45,6 @@ def run(path: Path, asked: View, *, as_json: bool) -> None:
             _print_summary(facts, view.form)
 
 
-_LONGEST_TEXT = 100
-
-
 def _print_summary(facts: Report, form: str) -> None:
     if form == "json":
         console.print_json(facts)

@@ -20,9 +20,9 @@ from tintc.commands.loaded import load_at_rate, tokenizing
 from tintc.commands.showing import Showing
 from tintc.commands.text import Reading, check_loss, check_rest, mean_of_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
+from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import Predict
 from tintc.runtime.showing.of_outputs import decoding, losses_of
 from tintc.runtime.simulator import Simulator
 
