@@ -1,0 +1,258 @@
+"""`python -m tests.coverage_table [TYPE ...]`: every causal type of the installed transformers as a
+small random model, one line each: what became of its exact and paper simulators against autograd,
+or why there is none.
+
+A worker process builds, compiles and compares one type after another; one that takes too long is
+ended, and the next type begins in a new one. `--markdown FILE` also writes the page of the docs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+SECONDS = 240  # for one type
+LENGTH, TRAINED, RATE = 13, 8, 1e-2
+
+# Whatever a config calls its sizes; only names that it has are set.
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 29),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "model_dim", "emb_dim"), 16),
+    **dict.fromkeys(("embedding_size", "word_embed_proj_dim", "input_size"), 16),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 2),
+    **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), 20),
+    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim", "d_ff", "dff"), 20),
+    **dict.fromkeys(("head_dim", "d_kv", "attention_head_dim"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"), 64),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size"), 4),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 8),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 8),
+    **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank"), 4),
+    "is_decoder": True,
+}
+
+
+def small(kind: str) -> Any:
+    """A random model of a type, in float64 and eval mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from tests.support.models import randomized
+
+    made = CONFIG_MAPPING[kind]
+    config = made(**_sizes(made()))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=_attention(kind))
+    return randomized(model).double().eval()
+
+
+def _attention(kind: str) -> str | None:
+    return None
+
+
+def _sizes(default: Any) -> dict[str, Any]:
+    given = {name: value for name, value in SMALL.items() if hasattr(default, name)}
+    for name in getattr(default, "sub_configs", {}):
+        if name in ("text_config", "decoder"):
+            given[name] = _sizes(getattr(default, name))
+    return given
+
+
+def compared(kind: str) -> dict[str, Any]:
+    """The line of a type, as JSON values."""
+    try:
+        model = small(kind)
+    except Exception as error:  # of transformers
+        return {"type": kind, "became": "not built", "reason": _short(error)}
+    found: dict[str, Any] = {"type": kind, "became": "equal"}
+    for preset in ("exact", "paper"):
+        try:
+            found[preset] = _against_autograd(model, preset)
+        except Exception as error:
+            refused = type(error).__name__ == "UnsupportedModelError"
+            became = "refused" if refused else "failed"
+            return {**found, "became": became, "reason": f"{type(error).__name__}: {_short(error)}"}
+    if found["exact"]["cast_free"] > 1e-9 or found["exact"]["as_is"] > 1e-6:
+        found["became"] = "wrong"
+    return found
+
+
+def _against_autograd(model: Any, preset: str) -> dict[str, Any]:
+    """Largest relative differences of initial logits and, of exact, of one step."""
+    import torch
+
+    import tintc
+    from tintc.compiler.casts import no_casts
+    from tintc.compiler.reports.islands import island_kinds
+
+    errors = {}
+    for name, removed in (("as_is", False), ("cast_free", True)):
+        with no_casts(removed):
+            config = tintc.SimulatorConfig.preset(preset, inner_lr=RATE)
+            simulator = tintc.compile(model, config, check="none")
+            generator = torch.Generator().manual_seed(1)
+            ids = torch.randint(1, 29, (2, LENGTH), generator=generator)
+            errors[name] = _difference(model, simulator, ids, step=preset == "exact")
+    islands = sum(kind["count"] for kind in island_kinds(simulator.program))
+    return {**errors, "islands": islands}
+
+
+def _difference(model: Any, simulator: Any, ids: Any, *, step: bool) -> float:
+    import torch
+
+    train = (torch.arange(LENGTH) < TRAINED).long().expand(2, -1)
+    with torch.inference_mode():
+        found = simulator(ids, train, return_initial=True)
+    trained = {s.parameter for s in simulator.program.layout.prefix.values() if s.trainable}
+    worst = 0.0
+    for b in range(2):
+        weights = dict(model.named_parameters())
+        initial = _logits(model, weights, ids[b : b + 1])
+        worst = max(worst, _relative(found.initial_logits[b], initial))
+        if step:
+            after = _stepped(model, weights, trained, ids[b : b + 1])
+            worst = max(worst, _relative(found.logits[b], _logits(model, after, ids[b : b + 1])))
+    return worst
+
+
+def _logits(model: Any, weights: Any, ids: Any) -> Any:
+    import inspect
+
+    import torch
+
+    takes = "use_cache" in inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if takes else {}
+    with torch.set_grad_enabled(any(w.requires_grad and w.grad_fn is None for w in weights.values())):
+        found = torch.func.functional_call(model, weights, (ids,), options)
+    return found.logits[0]
+
+
+def _stepped(model: Any, weights: Any, trained: set[str], ids: Any) -> dict[str, Any]:
+    import torch
+    import torch.nn.functional as F
+
+    given = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
+    logits = _logits(model, given, ids[:, :TRAINED])
+    loss = F.cross_entropy(logits[:-1], ids[0, 1:TRAINED], reduction="sum")
+    grads = torch.autograd.grad(loss, list(given.values()), allow_unused=True)
+    return {
+        n: (w - RATE * g if n in trained and g is not None else w).detach()
+        for (n, w), g in zip(given.items(), grads, strict=True)
+    }
+
+
+def _relative(found: Any, expected: Any) -> float:
+    return float((found - expected).abs().max() / max(1.0, float(expected.detach().abs().max())))
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+# The parent
+
+
+class Worker:
+    """A process that answers types with lines; a new one after one that was ended."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, kind: str) -> dict[str, Any]:
+        if self.process is None:
+            command = [sys.executable, "-m", "tests.coverage_table", "--worker"]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            self.answers: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{kind}\n")
+        self.process.stdin.flush()
+        try:
+            answer = self.answers.get(timeout=SECONDS)
+        except queue.Empty:
+            answer = ""
+        if not answer:
+            self.end()
+            reason = f"it took more than {SECONDS} s, or ended the process"
+            return {"type": kind, "became": "too slow", "reason": reason}
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                self.answers.put(line)
+        self.answers.put("")
+
+
+def work() -> None:
+    warnings.filterwarnings("ignore")
+    for line in sys.stdin:
+        print(json.dumps(compared(line.strip())), flush=True)
+
+
+def types() -> list[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def line(found: dict[str, Any]) -> str:
+    """One type's line."""
+    if found["became"] not in ("equal", "wrong"):
+        return f"{found['type']:28} {found['became']:10} {found['reason']}"
+    exact, paper = found["exact"], found["paper"]
+    return (
+        f"{found['type']:28} {found['became']:10} exact {exact['as_is']:.0e}, without casts "
+        f"{exact['cast_free']:.0e}; paper's first logits {paper['cast_free']:.0e}; "
+        f"{exact['islands']} islands"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write every line as JSON")
+    asked = parser.parse_args()
+    if asked.worker:
+        work()
+        return
+    worker, lines = Worker(), []
+    for kind in asked.types or types():
+        lines.append(worker.ask(kind))
+        print(line(lines[-1]), flush=True)
+    worker.end()
+    equal = sum(found["became"] == "equal" for found in lines)
+    print(f"{equal} of {len(lines)} equal autograd")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
