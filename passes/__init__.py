@@ -19,6 +19,7 @@ from tintc.passes.optimize.kept_first import kept_first
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.optimize.shared_products import shared_products
 from tintc.passes.optimize.sparse_tables import sparse_tables
 from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
@@ -79,6 +80,7 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     flash_attention,
     low_rank_updates,
     sparse_tables,
+    shared_products,
     merge_products,
     fuse_residuals,
     chunk_head,
