@@ -37,6 +37,7 @@ class Choices:
     from_states: bool = False
     some_tokens: bool = False  # logits at some positions only
     some_losses: bool = False  # and losses
+    scored: bool = False  # the positions that carry loss are given: few of those trained on
     # A window of a stream: loss stands at the kept positions alone, and training sees all tokens.
     window: bool = False
     cached: bool = False  # keys and values of earlier tokens are given

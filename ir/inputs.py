@@ -20,10 +20,11 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
 }
 
 # Of optimized graphs only: labels are those of the next token, kept are positions whose logits are
-# wanted, the others take logits in.
+# wanted, scored those that carry loss in any sequence, the others take logits in.
 FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
     "labels": (("B", "T"), "int"),
     "kept": (("K",), "int"),
+    "scored": (("L",), "int"),
     Output.LOGITS.into: (("B", "T", "V"), "float"),
     Output.INITIAL_LOGITS.into: (("B", "T", "V"), "float"),
 }

@@ -19,6 +19,8 @@ from tintc.passes.optimize.kept_first import kept_first
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.optimize.scored_loss import scored_loss
+from tintc.passes.optimize.shared_products import shared_products
 from tintc.passes.optimize.sparse_tables import sparse_tables
 from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
@@ -76,11 +78,13 @@ DECODE: tuple[Pass, ...] = (factored_updates, given_updates, grouped_rows)
 # What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
 # change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
-    kept_first,  # first: it knows the operators of lowered graphs
+    scored_loss,  # this and the next know the operators of lowered graphs
+    kept_first,
     causal_attention,
     flash_attention,
     low_rank_updates,
     sparse_tables,
+    shared_products,
     merge_products,
     fuse_residuals,
     chunk_head,

@@ -21,10 +21,11 @@ class Call:
     """What one call asks a program for."""
 
     outputs: tuple[Output, ...]
-    tensors: dict[str, Tensor]  # by the names of INPUTS and FURTHER_INPUTS, all but `kept`
+    tensors: dict[str, Tensor]  # by the names of INPUTS and FURTHER_INPUTS, all but positions
     segment: int  # tokens that training passes see
     causal: bool = False  # the attention mask among the tensors is the causal one
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
+    scored: Tensor | None = None  # (L,) positions that carry loss in any sequence, if they are few
     some_losses: bool = False  # losses too are wanted at these positions alone
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
@@ -43,6 +44,12 @@ class Call:
         return batch, tokens
 
     @property
+    def positions(self) -> dict[str, Tensor]:
+        """By the names of FURTHER_INPUTS."""
+        known = {"kept": self.kept, "scored": self.scored}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
     def trains(self) -> bool:
         """Whether it needs steps."""
         return self.given is None and any(not kind.is_before for kind in self.outputs)
@@ -57,6 +64,9 @@ class Call:
             from_states=self.states is not None,
             some_tokens=self.kept is not None and not self.window,
             some_losses=self.kept is not None and self.some_losses,
+            scored=self.scored is not None
+            and (self.trains or self.states is not None)
+            and not self.factored,
             window=self.window,
             cached=self.cache is not None,
             into=any(kind.into in self.tensors for kind in self.outputs),

@@ -193,13 +193,12 @@ class Compiled(nn.Module):
         losses and no kept positions.
         """
         emitted = self.program_of(call)
-        kept = {} if call.kept is None else {"kept": call.kept}
         values: dict[Source, Mapping[str, Value]] = {
             **self._weights_of(emitted),
             Source.PREFIX: self._pages(),
             Source.INPUT: {
                 **call.tensors,
-                **kept,
+                **call.positions,
                 "inner_lr": self._rate(call),
                 "segment": call.segment,
             },

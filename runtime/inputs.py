@@ -6,6 +6,7 @@ Legend: B sequences, T tokens. All checks that look at values share one transfer
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,9 @@ from tintc.ir.node_meta import info
 from tintc.runtime.batch import Batch
 from tintc.runtime.masks import Completed, complete, rest_begins, segment_length
 
+# Part of the segment below which training passes take the loss at the positions that carry it alone
+SCORED = 0.75
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -24,6 +28,8 @@ class Inputs:
     tensors: dict[str, Tensor]  # by name, as `ir/inputs.py` lists them
     segment: int  # tokens that training passes need
     untrained: int  # sequences in which no position carries loss
+    # (L,) positions that carry loss in any sequence, if they are few of the segment
+    scored: Tensor | None = None
     rest: int | None = None  # where what is not trained on is predicted from; None if unknown
     causal: bool = False  # there is no attention mask but the causal one
 
@@ -32,6 +38,17 @@ class Inputs:
         """(B, T)."""
         batch, tokens = self.tensors["input_ids"].shape
         return batch, tokens
+
+
+class _Counts(NamedTuple):
+    """segment: the training segment's length. untrained: sequences without a target. rest: where
+    what is not trained on is predicted from. scored: how many positions carry loss in any sequence.
+    """
+
+    segment: int
+    untrained: int
+    rest: int
+    scored: int
 
 
 def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: Batch) -> Inputs:
@@ -57,7 +74,12 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
     assert plain.train_mask is not None
     rest = rest_begins(plain.train_mask != 0, completed.valid_BT, columns_T)
     counts = _check_values(facts, batch, completed, columns_T, rest)
-    return Inputs(completed.tensors, *counts, causal=causal)
+    any_T = completed.carries_BT.any(0)
+    few = 0 < counts.scored <= SCORED * counts.segment
+    scored = any_T.nonzero()[:, 0] if few else None
+    return Inputs(
+        completed.tensors, counts.segment, counts.untrained, scored, counts.rest, causal=causal
+    )
 
 
 def _check_order(island: str, batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> None:
@@ -187,10 +209,8 @@ def _check_length(tokens: int, facts: ModelFacts) -> None:
 
 def _check_values(
     facts: ModelFacts, batch: Batch, completed: Completed, columns_T: Tensor, rest: Tensor
-) -> tuple[int, int, int]:
-    """(training segment's length, sequences without a target, rest), after checking what only
-    values show.
-    """
+) -> _Counts:
+    """After checking what only values show."""
     ids, positions = (completed.tensors[name] for name in ("input_ids", "position_ids"))
     binary = {
         name: ((mask != 0) & (mask != 1)).any().to(ids.device)
@@ -201,9 +221,10 @@ def _check_values(
     facts_read = [
         *(ids.min(), ids.max(), positions.min(), positions.max()),
         *(segment_length(carries_BT, columns_T), (~carries_BT.any(-1)).sum(), rest),
+        carries_BT.any(0).sum(),
         *binary.values(),
     ]
-    low, high, first, last, segment, untrained, begins, *wrong = torch.stack(
+    low, high, first, last, segment, untrained, begins, scored, *wrong = torch.stack(
         [value.long() for value in facts_read]
     ).tolist()
     _check_range("input_ids", "tokens", low, high, facts.vocab_size)
@@ -211,7 +232,7 @@ def _check_values(
     for name, bad in zip(binary, wrong, strict=True):
         if bad:
             raise InputError(f"{name} holds values other than 0 and 1")
-    return segment, untrained, begins
+    return _Counts(segment, untrained, begins, scored)
 
 
 def _check_range(name: str, kind: str, low: int, high: int, size: int | None) -> None:

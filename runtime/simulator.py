@@ -385,7 +385,7 @@ def _call(inputs: Inputs, kind: Output, whole: bool) -> Call:
     """A call for one kind of output. whole: also for the same before any update, of all tokens."""
     kinds = (kind, kind.before) if whole else (kind,)
     segment = inputs.shape[1] if whole else inputs.segment
-    return Call(kinds, inputs.tensors, segment, inputs.causal)
+    return Call(kinds, inputs.tensors, segment, inputs.causal, scored=inputs.scored)
 
 
 def _labelled(call: Call, labels: Tensor) -> Call:

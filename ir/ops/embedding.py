@@ -164,10 +164,9 @@ def kept_queries(mask_BxTC: Tensor, kept_K: Tensor) -> Tensor:
 
 
 def _spread_shape(dy: Shape, kept: Shape, like: Shape) -> Shape:
-    demand_activation(like)
-    demand(dy[1] == kept[0] and dy[0] == like[0] and len(dy) == 3,
+    demand(len(dy) == 3 and len(like) == 2 and dy[1] == kept[0] and dy[0] == like[0],
            f"{said(dy)} at {said(kept)} positions does not spread over {said(like)}")  # fmt: skip
-    return (*like[:2], dy[2])
+    return (dy[0], like[1], dy[2])
 
 
 @operator(
@@ -177,11 +176,11 @@ def _spread_shape(dy: Shape, kept: Shape, like: Shape) -> Shape:
     kind="optimization",
     takes={"kept": "int"},
 )
-def spread_tokens(dy_BKD: Tensor, kept_K: Tensor, like_BTE: Tensor) -> Tensor:
+def spread_tokens(dy_BKD: Tensor, kept_K: Tensor, like_BT: Tensor) -> Tensor:
     """The gradient of `kept_tokens`: (B, T, D), dy at these positions and 0 elsewhere. like: any
-    value of all tokens.
+    number of every token.
     """
-    zero_BTD = torch.zeros_like(like_BTE[..., :1]).expand(-1, -1, dy_BKD.shape[-1])
+    zero_BTD = torch.zeros_like(like_BT).unsqueeze(-1).expand(-1, -1, dy_BKD.shape[-1])
     return zero_BTD.index_copy(1, kept_K, dy_BKD)
 
 

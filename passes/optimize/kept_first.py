@@ -182,7 +182,7 @@ def _copy(kept: Kept, node: fx.Node, changed: dict[str, fx.Node]) -> fx.Node:
 
 
 def _spread(kept: Kept, narrow: fx.Node, node: fx.Node, like: fx.Node) -> fx.Node:
-    """like: any value of all tokens."""
+    """like: a number of every token."""
     record = info(node)
     with kept.build.graph.inserting_before(node):
         return kept.build.call(

@@ -6,8 +6,9 @@
       ->  low_rank(linear_backward(dy, W), dy, dy_s, x_s, rate)
     gradient_square, change_square of such values
       ->  sum_square(rates, [gradient_products(dy_s . dy_r, x_s . x_r), ...])
-    and low_rank of a training step, where there is a change_square
-      ->  low_rank_of_scores(y, x . x_s, dy_s, rate), whose scores that reads too
+    and low_rank of a training step, where there is a change_square, or of several layers that read
+    one activation (queries, keys and values; gate and up)
+      ->  low_rank_of_scores(y, x . x_s, dy_s, rate), whose scores that or these read too
 
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
 (`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated, each
@@ -19,6 +20,7 @@ the same sum in another order. Only slots in `choices.low_rank`, which
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,22 +34,45 @@ from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import gradient_products, sum_square, token_products
 from tintc.ir.ops.states import change_square, gradient_square
 from tintc.ir.pass_manager import graph_pass
-from tintc.passes.analysis.update_forms import Form, Pairs, Term, same_rows
+from tintc.ir.precision import HALF
+from tintc.passes.analysis.update_forms import Form, Forms, Pairs, Term, same_rows
 
 
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
 def low_rank_updates(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    factors = _Factors(graph)
+    factors, slots = _Factors(graph), context.choices.low_rank
+    if context.choices.dtype not in HALF:  # where scores for several are made in float32
+        factors.shared = _shared(graph, slots)
     for node in list(graph.nodes):
         if is_tint(node, linear_forward, linear_backward):
             form = factors.forms.of(argument(node, "weight"))
-            if form.terms and form.base and info(form.base).slot in context.choices.low_rank:
+            if _stays(form, slots):
                 _rewrite(node, form, factors)
         elif is_tint(node, change_square, gradient_square):
-            _rewrite_square(node, factors, context.choices.low_rank)
+            _rewrite_square(node, factors, slots)
     graph.eliminate_dead_code()
     return graph
+
+
+def _stays(form: Form, slots: frozenset[str]) -> bool:
+    """Whether a weight of this form stays factors."""
+    return bool(form.terms) and form.base is not None and info(form.base).slot in slots
+
+
+def _shared(graph: fx.Graph, slots: frozenset[str]) -> set[fx.Node]:
+    """Products of one value with weights that descended on one value: one set of scores."""
+    forms = Forms(graph, with_rates=False)
+    alike: dict[tuple[fx.Node | None, ...], list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if not is_tint(node, linear_forward, linear_backward):
+            continue
+        form = forms.of(argument(node, "weight"))
+        if _stays(form, slots):
+            forward = is_tint(node, linear_forward)
+            keys = [term.x if forward else term.dy for term in form.terms]
+            alike[argument(node, "x" if forward else "dy"), *keys].append(node)
+    return {node for found in alike.values() if len(found) > 1 for node in found}
 
 
 class _Factors(Pairs):
@@ -58,6 +83,7 @@ class _Factors(Pairs):
         self.once: dict[tuple[AnyOperator | fx.Node | int | None, ...], fx.Node] = {}
         # Products with factors in training passes give scores that sums of squares read again.
         self.share_scores = any(is_tint(node, change_square) for node in graph.nodes)
+        self.shared: set[fx.Node] = set()  # products whose scores are those of others
 
     def squares(self, terms: Sequence[Term], at: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """<g_k, g_k> of each term, and of all but the first its products with those before it.
@@ -110,7 +136,8 @@ def _rewrite(node: fx.Node, form: Form, factors: _Factors) -> None:
             keys, values, with_bias = values, keys, False
         operator: AnyOperator = low_rank
         of: tuple[fx.Node, ...] = (x, keys)
-        if factors.share_scores and info(x).shape[1] == info(form.terms[0].dy).shape[1]:
+        of_squares = info(x).shape[1] == info(form.terms[0].dy).shape[1]
+        if node in factors.shared or (factors.share_scores and of_squares):
             operator, of = low_rank_of_scores, (factors.scores(x, keys, node),)
         new = factors.build.call(
             operator, y, *of, values, rate, with_bias, like=node,

@@ -108,6 +108,9 @@ def test_a_window_goes_back_from_its_targets(config: Any, model: Any) -> None:
         if info(node).module.startswith(block) and info(node).step == 0
     ]
     tokens = sorted(str(info(argument(node, "dy")).shape[1]) for node in of_top)
+    whole = [n for n in calls(after, "linear_forward") if info(n).module.startswith(block)]
+    assert {info(n).shape[1] for n in whole if info(n).step == 0} == {"K", "T"}
+    assert len([n for n in whole if info(n).step == 0 and info(n).shape[1] == "T"]) == 2
     # keys and values learn from all tokens, all else from those that have a target
     assert tokens == (["K"] * 4 + ["T"] * 2 if full else ["K"] * 3 + ["T"])
 

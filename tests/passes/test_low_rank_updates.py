@@ -1,6 +1,7 @@
 """Updates stay factors for the slots that were chosen."""
 
 import pytest
+import torch
 from torch import fx
 
 from tests.support.families import FAMILIES
@@ -20,6 +21,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import sum_square
 from tintc.passes import low_rank_updates
 from tintc.passes.analysis.update_forms import Forms
@@ -36,6 +38,11 @@ def products_of_updates(at: Stage) -> list[fx.Node]:
     return [node for node in products if is_tint(argument(node, "weight"), linear_descent)]
 
 
+def of_factors(at: Stage) -> list[fx.Node]:
+    """Products with factors, by scores of their own or shared ones."""
+    return [*calls(at, "low_rank"), *calls(at, "low_rank_of_scores")]
+
+
 def learns_its_bias(product: fx.Node) -> bool:
     bias = argument(product, "bias") if is_tint(product, linear_forward) else None
     return bias is not None and is_tint(bias, bias_descent)
@@ -48,11 +55,38 @@ def test_no_weight_descends(config: SimulatorConfig) -> None:
     """
     at = pruned(config)
     found = optimized(low_rank_updates, at)
-    assert len(calls(found, "low_rank")) == len(products_of_updates(at)) > 0
+    assert len(of_factors(found)) == len(products_of_updates(at)) > 0
     assert not calls(found, "linear_descent")
-    for node in calls(found, "low_rank"):
+    for node in of_factors(found):
         assert is_tint(argument(argument(node, "y"), "weight"), prefix)
-        assert argument(node, "x") is argument(node, "y").args[0]
+        own = is_tint(node, low_rank)
+        x = argument(node if own else argument(node, "scores"), "x")
+        assert x is argument(node, "y").args[0]
+
+
+def readers(at: Stage) -> list[int]:
+    """Of each set of scores, how many products read it."""
+    found = calls(at, "token_products")
+    return sorted(len([n for n in node.users if is_tint(n, low_rank_of_scores)]) for node in found)
+
+
+def test_layers_that_read_one_activation_share_scores() -> None:
+    """Queries, keys and values, forward; gate and up of gated units; nothing else."""
+    steps = 2
+    config = exact(steps=steps)
+    assert readers(optimized(low_rank_updates, pruned(config))) == [3] * 2 * steps
+    gated = FAMILIES["llama"].build
+    both = optimized(low_rank_updates, pruned(config, model=gated()))
+    assert set(readers(both)) == {2, 3}
+    values = optimized(low_rank_updates, pruned(paper(), model=gated()))
+    assert set(readers(values)) == {2}
+    assert not readers(optimized(low_rank_updates, pruned(paper())))
+
+
+def test_half_precision_shares_none() -> None:
+    """Scores for several readers are made in float32, which costs more than making them twice."""
+    found = optimized(low_rank_updates, pruned(exact(steps=2), dtype=torch.bfloat16))
+    assert calls(found, "low_rank") and not calls(found, "token_products")
 
 
 def test_factors_of_all_steps_so_far() -> None:
@@ -91,7 +125,7 @@ def test_biases_are_a_coordinate_of_the_scores() -> None:
     at = pruned(exact())
     found = optimized(low_rank_updates, at)
     learned = [node for node in products_of_updates(at) if learns_its_bias(node)]
-    assert sum(argument(node, "with_bias") for node in calls(found, "low_rank")) == len(learned) > 0
+    assert sum(argument(node, "with_bias") for node in of_factors(found)) == len(learned) > 0
     assert all(
         info(node).slot.endswith(("norm_1.bias", "ln_f.bias"))
         for node in calls(found, "bias_descent")
@@ -188,4 +222,4 @@ def test_products_of_gradients_are_made_once() -> None:
 def test_scores_are_made_for_products_alone_without_a_limit() -> None:
     found = optimized(low_rank_updates, pruned(exact(steps=3, decay=0.1)))
     assert calls(found, "low_rank")
-    assert not calls(found, "token_products")
+    assert not calls(found, "gradient_products")

@@ -128,7 +128,7 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "head_losses": (x, draw(o, d), draw(o) if own else None, ids, ["scale"], [0.3], False),
         "token_losses": (dy, ids),
         "kept_tokens": (x, torch.arange(cut)),
-        "spread_tokens": (x, torch.arange(t), dx),
+        "spread_tokens": (x, torch.arange(t), loss_mask),
         "kept_queries": (
             torch.ones(b if own else 1, 1, t, t + 2, dtype=torch.bool).tril(2),
             torch.arange(cut),
