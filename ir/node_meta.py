@@ -23,6 +23,8 @@ gradient: node that holds dL/d(this node); build_descent reads and clears it (bu
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +36,7 @@ DType = Literal["float", "int", "bool"]
 Phase = Literal["forward", "backward", "descent"]
 
 KEY = "tint"
+_SIZE = re.compile(r"(\d*)([BTS])")
 
 
 @dataclass
@@ -65,3 +68,11 @@ def info(node: fx.Node) -> NodeInfo:
 def copy_info(source: fx.Node, target: fx.Node, **changes: object) -> None:
     """Gives `target` its own copy of the record of `source`, with changes."""
     target.meta[KEY] = dataclasses.replace(info(source), **changes)  # type: ignore[arg-type]
+
+
+def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
+    """Of a shape's dimension: a number, B, T, S or several S; anything else counts as T."""
+    if isinstance(dimension, int):
+        return dimension
+    found = _SIZE.fullmatch(dimension)
+    return int(found[1] or 1) * sizes[found[2]] if found else sizes["T"]

@@ -21,6 +21,7 @@ from tintc.ir.errors import UsageError
 from tintc.ir.layout import Layout
 from tintc.ir.records import NodeRecord, to_records
 from tintc.ir.selection import Selection
+from tintc.runtime.specialize.chosen import chosen_text
 
 
 def run(path: Path, asked: View, *, as_json: bool) -> None:
@@ -85,14 +86,20 @@ def _print_graph(path: Path, stage: str, form: str) -> None:
             highlight=False,
         )
         return
+    choices = load(path).chosen() if stage == "optimized" else None
     records = _records(path, stage)
     if form == "json":
-        console.print_json({"stage": stage, "nodes": [record.to_dict() for record in records]})
+        nodes = [record.to_dict() for record in records]
+        told = {} if choices is None else {"choices": choices}
+        console.print_json({"stage": stage, **told, "nodes": nodes})
     elif form == "dot":
         console.out.out(as_dot(records), highlight=False)
     elif form == "code":
         console.out.out(as_code(records), highlight=False)
     else:
+        if choices is not None:
+            console.print_text(chosen_text(choices))
+            console.out.print()
         console.print_table(_table(records, stage))
 
 
