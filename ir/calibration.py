@@ -125,6 +125,7 @@ def fixed(device: str) -> Calibration:
 
 
 _FIXED: dict[str, Calibration] = {}
+FIXED = fixed("cpu")
 
 
 def _distance(a: tuple[int, int], b: tuple[int, int]) -> float:

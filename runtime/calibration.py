@@ -93,7 +93,7 @@ def wanted_calibration(value: Wanted) -> Calibration | None:
     if found is None:
         raise UsageError(
             f"calibration is {str(path)!r}, which is no calibration; expected auto, off, or a file "
-            "that tintc env --calibrate wrote"
+            "that tintc env wrote"
         )
     return found
 
@@ -185,7 +185,7 @@ def read(path: Path, device: str) -> Calibration:
             if found is None:
                 raise UsageError(
                     f"{VARIABLE} is {str(path)!r}, which is no calibration; expected off, or a "
-                    "file that tintc env --calibrate wrote"
+                    "file that tintc env wrote"
                 )
             _KNOWN[path] = found
         found = _KNOWN[path]

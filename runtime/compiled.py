@@ -126,28 +126,28 @@ class Compiled(Switched):
         """The graph of `tint` operators that such a program is emitted from. Raises UsageError for
         the transformer back end.
         """
+        self._refuse_transformer()
+        return optimized_graph(self.program, self._usual(outputs, differentiable=differentiable))
+
+    def _refuse_transformer(self) -> None:
         if self.structure is not None:
             raise UsageError(
                 "the transformer back end runs the lowered graph as it is; expected the fused back "
                 "end"
             )
-        return optimized_graph(self.program, self._usual(outputs, differentiable=differentiable))
 
     def chosen(self, sizes: CallSizes | None = None) -> dict[str, Any]:
         """What was chosen for a call for logits of these sizes, or of those that costs are told
         for, without masks and under torch.inference_mode(): see `specialize/chosen.py`. Raises as
         `optimized`.
         """
-        sizes = sizes or call_sizes(self.program.facts)
-        speed, programs = self.calibration, self._programs
-        batch, tokens = sizes["batch"], sizes["tokens"]
-        together = batch
-        if slices.NAME in self.optimizations:
-            together = slice_size(batch, tokens, speed, programs.widths, self._memory)
+        self._refuse_transformer()
+        sizes, programs = sizes or call_sizes(self.program.facts), self._programs
         kind = Choices((Output.LOGITS,), differentiable=False, causal=True)
+        together = self._together(kind, sizes)
         kind = programs.usual(kind, self._weight, {**sizes, "batch": together})
         graph = optimized_graph(self.program, kind)
-        return chosen(graph, speed, len(programs.uses), len(kind.low_rank), together)
+        return chosen(graph, self.calibration, len(programs.uses), len(kind.low_rank), together)
 
     def program_of(self, call: Call) -> Emitted:
         """The emitted program of a call."""
@@ -275,18 +275,26 @@ class Compiled(Switched):
         """Sequences of a call that run together. Raises MemoryLimitError where one holds more than
         the memory that was set.
         """
-        (batch, tokens), programs = call.shape, self._programs
-        if self._differentiable or slices.NAME not in self.optimizations or call.given:
+        batch, tokens = call.shape
+        if self._differentiable or call.given:
             return batch
-        speed = programs.speed(self._weight)
         kind = replace(call.kind(differentiable=False), into=bool(self._written(call)))
+        return self._together(kind, {"batch": batch, "tokens": tokens, "segment": call.segment})
+
+    def _together(self, kind: Choices, sizes: CallSizes) -> int:
+        """Sequences of a slice of such a call."""
+        if slices.NAME not in self.optimizations:
+            return sizes["batch"]
+        tokens, segment, programs = sizes["tokens"], sizes["segment"], self._programs
 
         def held(sequences: int) -> int:
-            chosen = programs.choose(kind, self._weight, tokens, call.segment, sequences)
-            sizes = {"B": sequences, "T": tokens, "S": call.segment}
-            return bytes_held(programs.get(chosen).values, sizes, self.dtype.itemsize)
+            known = programs.usual(kind, self._weight, {**sizes, "batch": sequences})
+            counts = {"B": sequences, "T": tokens, "S": segment}
+            return bytes_held(programs.get(known).values, counts, self.dtype.itemsize)
 
-        return slice_size(batch, tokens, speed, programs.widths, self._memory, held)
+        return slice_size(
+            sizes["batch"], tokens, self.calibration, programs.widths, self._memory, held
+        )
 
     def _run_slices(self, call: Call, size: int) -> dict[Output, Tensor]:
         returned = lowered_outputs(self.program.graph)

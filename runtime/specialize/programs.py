@@ -118,12 +118,11 @@ class Programs:
         self.enabled = check_names(optimize)
         self.torch_compile = torch_compile
         self.calibration = calibration
-        if torch_compile is not None:
-            if torch_compile not in MODES or structure is not None:
-                raise UsageError(
-                    f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the "
-                    "fused back end"
-                )
+        if torch_compile is not None and (torch_compile not in MODES or structure is not None):
+            raise UsageError(
+                f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the "
+                "fused back end"
+            )
         self._lock = threading.RLock()
         self._compiled: dict[fx.GraphModule, Run] = {}
         self._emitted: dict[Choices, Emitted] = {}

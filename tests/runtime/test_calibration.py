@@ -179,7 +179,7 @@ class TestForced:
         assert simulator.calibration.about["from"] == str(cache_file(CPU, torch.float32))
         simulator.calibration = cache_file(CPU, torch.float32)  # type: ignore[assignment]
         assert simulator.calibration.measured
-        with pytest.raises(UsageError, match="calibration is '.*mine', which is no calibration"):
+        with pytest.raises(UsageError, match=r"calibration is '.*mine', which is no"):
             simulator.calibration = tmp_path / "mine"  # type: ignore[assignment]
         simulator.optimizations = ()
         assert simulator.calibration is fixed("cpu")  # nobody asks
