@@ -76,9 +76,10 @@ def estimate(
             backend=backend,
             share="none" if backend == "fused" else "all",
             optimize=names,
+            calibration="off",
         )
         size = (
-            slices.slice_size(batch, tokens, device)
+            slices.slice_size(batch, tokens, simulator.calibration)
             if slices.NAME in simulator.optimizations
             else batch
         )

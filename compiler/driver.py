@@ -26,6 +26,7 @@ from tintc.ir.program import Program
 from tintc.ir.records import to_records
 from tintc.passes import DEFAULT_PIPELINE
 from tintc.runtime.backends.transformer.structure import check_backend
+from tintc.runtime.calibration import Wanted
 from tintc.runtime.simulator import Simulator
 
 Progress = Callable[[str], None]
@@ -41,6 +42,8 @@ def compile(
     share: str = "none",
     optimize: bool | Collection[str] = True,
     torch_compile: str | None = None,
+    memory: str | int = "auto",
+    calibration: Wanted = "auto",
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
@@ -66,8 +69,10 @@ def compile(
     optimize: False, or names out of `tintc.OPTIMIZATION_NAMES`: which optimizations of the fused
     back end are on (default all).
     torch_compile: a mode of torch.compile for calls that nobody differentiates, `reduce-overhead`
-    for CUDA graphs; by default plain torch runs, since compiling takes longer than most uses and
-    costs the oneDNN products of a CPU.
+    for CUDA graphs; by default plain torch runs, since compiling takes longer than most uses.
+    memory: how many sequences run together, `auto`, `lowest`, or so many bytes of activations.
+    calibration: what optimizations choose by, `auto`, `off`, or a file of `tintc env --calibrate`;
+    see `Simulator`.
     islands: `allow` differentiates by torch what no pass recognises (docs/concepts/islands.md),
     `refuse` refuses it, `report` also says on the log what it is.
     check: `forward` compares initial logits with the model's, `step` also the updates of one exact
@@ -123,6 +128,8 @@ def compile(
         share=share,
         optimize=optimize,
         torch_compile=torch_compile,
+        memory=memory,
+        calibration=calibration,
         source=description,
         tokenizer=loaded.tokenizer,
         statistics=None if gathered is None else gathered.about.model_dump(),

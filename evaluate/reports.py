@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from tintc.evaluate.speed.benchmark import device_name
 from tintc.evaluate.tables import TABLES
 from tintc.ir.errors import UsageError
 from tintc.ir.json_values import finite
+from tintc.runtime.machine import device_name
 from tintc.version import __version__
 
 UNITS = "units.jsonl"

@@ -9,6 +9,7 @@ from enum import Enum
 
 import torch
 
+from tintc.ir.calibration import FIXED, Calibration
 from tintc.ir.outputs import Output
 
 
@@ -50,5 +51,9 @@ class Choices:
     dtype: torch.dtype = torch.float32  # of the weights
     device: str = "cpu"  # of the weights
     enabled: frozenset[str] = frozenset()  # names of the optimizations that are on
+    # How fast the machine is, by which products choose their kernels and the head its chunks.
+    calibration: Calibration = FIXED
+    # B, T and S, rounded to powers of two; none where the calibration asks for no sizes.
+    sizes: tuple[tuple[str, int], ...] = ()
     # Slots whose updates stay factors (see `passes/optimize/low_rank_updates.py`).
     low_rank: frozenset[str] = frozenset()

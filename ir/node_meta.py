@@ -24,6 +24,8 @@ gradient: node that holds dL/d(this node); build_descent reads and clears it (bu
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +37,7 @@ DType = Literal["float", "int", "bool"]
 Phase = Literal["forward", "backward", "descent"]
 
 KEY = "tint"
+_SIZE = re.compile(r"(\d*)([BTS])")
 
 
 @dataclass
@@ -78,3 +81,11 @@ def note_origin(graph: fx.Graph, behind: fx.Node, origin: fx.Node) -> None:
             return
         shape = info(origin).shape if node.name == origin.name else ()
         copy_info(origin, node, shape=shape, gradient=None)
+
+
+def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
+    """Of a shape's dimension: a number, B, T, S or several S; anything else counts as T."""
+    if isinstance(dimension, int):
+        return dimension
+    found = _SIZE.fullmatch(dimension)
+    return int(found[1] or 1) * sizes[found[2]] if found else sizes["T"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from tintc.ir.builder import outputs as lowered_outputs
+from tintc.ir.call_sizes import CallSizes, call_sizes
 from tintc.ir.choices import Choices
-from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
@@ -27,10 +27,13 @@ from tintc.runtime import slices
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import Structure, check_backend
+from tintc.runtime.calibration import Wanted, wanted_calibration
 from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
-from tintc.runtime.slices import run_in_slices, slice_size
+from tintc.runtime.slices import read_memory, run_in_slices, slice_size
 from tintc.runtime.specialize.cached_layers import Layer
+from tintc.runtime.specialize.chosen import chosen
+from tintc.runtime.specialize.lifetimes import bytes_held
 from tintc.runtime.specialize.optimize import optimize as optimized_graph
 from tintc.runtime.specialize.programs import (
     Argument,
@@ -42,14 +45,11 @@ from tintc.runtime.specialize.programs import (
     Value,
     WeightState,
 )
+from tintc.runtime.switched import Switched
 
 
-class Compiled(nn.Module):
+class Compiled(Switched):
     """A program, its weights and what was emitted for them."""
-
-    prefix: PrefixEmbeddings | PrefixPages  # the auxiliary weights, as they are or in pages
-    structure: Structure | None  # the transformer's constants; they need no gradient
-    inner_lr: nn.Parameter
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Compiled(nn.Module):
         share: str = "none",
         optimize: bool | Collection[str] = True,
         torch_compile: str | None = None,
+        memory: str | int = "auto",
+        calibration: Wanted = "auto",
     ) -> None:
         super().__init__()
         check_backend(backend, share)
@@ -76,7 +78,9 @@ class Compiled(nn.Module):
         self.inner_lr = nn.Parameter(
             torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device)
         )
-        self._programs = Programs(program, self.structure, optimize, torch_compile)
+        self._memory = read_memory(memory)
+        wanted = wanted_calibration(calibration)
+        self._programs = Programs(program, self.structure, optimize, torch_compile, wanted)
 
     def _made_structure(self) -> Structure:
         """All structural constants, for the prefix as it is."""
@@ -90,35 +94,14 @@ class Compiled(nn.Module):
         made again.
         """
         modules = {name: m for name, m in self._modules.items() if name != "structure"}
-        settings = self._programs.enabled, self._programs.torch_compile
+        programs = self._programs
+        settings = programs.enabled, programs.torch_compile, programs.calibration
         return {**self.__dict__, "_modules": modules, "_programs": settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.structure = None if self.backend == "fused" else self._made_structure()
         self._programs = Programs(self.program, self.structure, *state["_programs"])
-
-    @property
-    def config(self) -> SimulatorConfig:
-        return self.program.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self._weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self._weight.device
-
-    def check_has_numbers(self) -> None:
-        """Raises UsageError on the meta device, where weights have shapes alone."""
-        if self.device.type == "meta":
-            raise UsageError(
-                "the simulator is on the meta device, where weights have no numbers; expected one "
-                "with numbers: move it with to_empty(device=...) and load its state dict"
-            )
 
     @property
     def uncached(self) -> str:
@@ -132,25 +115,6 @@ class Compiled(nn.Module):
                 "cache keeps"
             )
         return ""
-
-    @property
-    def optimizations(self) -> tuple[str, ...]:
-        """Names of the optimizations of the fused back end that are on; set it to switch them. They
-        change results by rounding only.
-        """
-        return self._programs.enabled if self.structure is None else ()
-
-    @optimizations.setter
-    def optimizations(self, names: bool | Collection[str]) -> None:
-        self.optimize(names, self._programs.torch_compile)
-
-    def optimize(
-        self, names: bool | Collection[str] = True, torch_compile: str | None = None
-    ) -> None:
-        """Switches optimizations and torch.compile, as `tintc.compile` does. Raises UsageError for
-        an unknown name or mode.
-        """
-        self._programs = Programs(self.program, self.structure, names, torch_compile)
 
     def emitted(
         self,
@@ -175,17 +139,34 @@ class Compiled(nn.Module):
         """The graph of `tint` operators that such a program is emitted from. Raises UsageError for
         the transformer back end.
         """
+        self._refuse_transformer()
+        return optimized_graph(self.program, self._usual(outputs, differentiable=differentiable))
+
+    def _refuse_transformer(self) -> None:
         if self.structure is not None:
             raise UsageError(
                 "the transformer back end runs the lowered graph as it is; expected the fused back "
                 "end"
             )
-        return optimized_graph(self.program, self._usual(outputs, differentiable=differentiable))
+
+    def chosen(self, sizes: CallSizes | None = None) -> dict[str, Any]:
+        """What was chosen for a call for logits of these sizes, or of those that costs are told
+        for, without masks and under torch.inference_mode(): see `specialize/chosen.py`. Raises as
+        `optimized`.
+        """
+        self._refuse_transformer()
+        sizes, programs = sizes or call_sizes(self.program.facts), self._programs
+        kind = Choices((Output.LOGITS,), differentiable=False, causal=True)
+        together = self._together(kind, sizes)
+        kind = programs.usual(kind, self._weight, {**sizes, "batch": together})
+        graph = optimized_graph(self.program, kind)
+        return chosen(graph, self.calibration, len(programs.uses), len(kind.low_rank), together)
 
     def program_of(self, call: Call) -> Emitted:
         """The emitted program of a call."""
         kind = call.kind(differentiable=self._differentiable)
-        chosen = self._programs.choose(kind, self._weight, call.shape[1], call.segment)
+        batch, tokens = call.shape
+        chosen = self._programs.choose(kind, self._weight, tokens, call.segment, batch)
         return self._programs.get(chosen)
 
     def bound(self, call: Call) -> tuple[fx.GraphModule, list[Value]]:
@@ -223,8 +204,8 @@ class Compiled(nn.Module):
         """The outputs of a call that are tensors: all but updates."""
         if self.structure is not None:
             return self._run_transformer(call)
-        size = self._slice_size(call)
-        return self._run_whole(call) if size is None else self._run_slices(call, size)
+        batch, size = call.shape[0], self.slice_size(call)
+        return self._run_whole(call) if size == batch else self._run_slices(call, size)
 
     def run_updates(self, call: Call) -> dict[str, Tensor]:
         """The updates of a call that asks for nothing else: slot -> value."""
@@ -302,25 +283,32 @@ class Compiled(nn.Module):
         found = self._results(call)
         return {Output(k): value for k, value in found.items() if isinstance(value, Tensor)}
 
-    def _slice_size(self, call: Call) -> int | None:
-        """Sequences that run together; None for all."""
-        if self._differentiable or slices.NAME not in self.optimizations or call.given:
-            return None
+    def slice_size(self, call: Call) -> int:
+        """Sequences of a call that run together. Raises MemoryLimitError where one holds more than
+        the memory that was set.
+        """
         batch, tokens = call.shape
-        size = slice_size(batch, tokens, self.device.type)
-        return None if size >= batch else size
+        if self._differentiable or call.given:
+            return batch
+        kind = replace(call.kind(differentiable=False), into=bool(self._written(call)))
+        return self._together(kind, {"batch": batch, "tokens": tokens, "segment": call.segment})
+
+    def _together(self, kind: Choices, sizes: CallSizes) -> int:
+        """Sequences of a slice of such a call."""
+        if slices.NAME not in self.optimizations:
+            return sizes["batch"]
+        tokens, segment, programs = sizes["tokens"], sizes["segment"], self._programs
+
+        def held(sequences: int) -> int:
+            known = programs.usual(kind, self._weight, {**sizes, "batch": sequences})
+            counts = {"B": sequences, "T": tokens, "S": segment}
+            return bytes_held(programs.get(known).values, counts, self.dtype.itemsize)
+
+        return slice_size(
+            sizes["batch"], tokens, self.calibration, programs.widths, self._memory, held
+        )
 
     def _run_slices(self, call: Call, size: int) -> dict[Output, Tensor]:
-        room = self._room(call) if chunk_head.name in self.optimizations else {}
-        tensors = {**call.tensors, **{kind.into: tensor for kind, tensor in room.items()}}
-
-        def run(part: dict[str, Tensor]) -> dict[Output, Tensor]:
-            return self._run_whole(replace(call, tensors=part))
-
-        return run_in_slices(run, tensors, call.shape[0], size, room)
-
-    def _room(self, call: Call) -> dict[Output, Tensor]:
-        """For logits that are written slice by slice."""
         returned = lowered_outputs(self.program.graph)
         nodes = {
             Output.LOGITS: returned["logits"],
@@ -328,11 +316,23 @@ class Compiled(nn.Module):
         }
         batch, tokens = call.shape
         tokens = tokens if call.kept is None else len(call.kept)
-        widths = {kind: int(info(nodes[kind]).shape[-1]) for kind in call.outputs if kind in nodes}
-        return {
+        widths = {kind: int(info(nodes[kind]).shape[-1]) for kind in self._written(call)}
+        room = {
             kind: torch.empty(batch, tokens, width, dtype=self.dtype, device=self.device)
             for kind, width in widths.items()
         }
+        tensors = {**call.tensors, **{kind.into: tensor for kind, tensor in room.items()}}
+
+        def run(part: dict[str, Tensor]) -> dict[Output, Tensor]:
+            return self._run_whole(replace(call, tensors=part))
+
+        return run_in_slices(run, tensors, batch, size, room)
+
+    def _written(self, call: Call) -> list[Output]:
+        """Logits that are written slice by slice."""
+        whole = (Output.LOGITS, Output.INITIAL_LOGITS)
+        on = chunk_head.name in self.optimizations
+        return [kind for kind in call.outputs if on and kind in whole]
 
     def _run_transformer(self, call: Call) -> dict[Output, Tensor]:
         """The paper's construction has a head for all tokens; what was asked for is taken from its
@@ -369,15 +369,6 @@ class Compiled(nn.Module):
         return {**self.prefix.by_name(), CODE: self.structure.code}
 
     @property
-    def _differentiable(self) -> bool:
-        """Whether someone may ask for gradients through a call now: grad mode is on and a parameter
-        asks for it, or torch exports.
-        """
-        return torch.compiler.is_compiling() or (
-            torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        )
-
-    @property
     def layers(self) -> tuple[Layer, ...]:
         """What decoding keeps of earlier tokens, attention layer by layer."""
         return self._programs.layers
@@ -386,11 +377,6 @@ class Compiled(nn.Module):
         """What changes when somebody writes to a weight, or moves or replaces it."""
         own = (*self.prefix.parameters(), *self.prefix.buffers())
         return [WeightState.of(weight) for weight in own]
-
-    @property
-    def _weight(self) -> nn.Parameter:
-        """Any one of the weights."""
-        return next(self.prefix.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # The rate stays in float64, whatever the weights are: 1e-4 has seven digits in float32 and

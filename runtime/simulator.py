@@ -22,6 +22,7 @@ from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.batch import Batch
+from tintc.runtime.calibration import Wanted
 from tintc.runtime.call import Call
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import Form, factored_slots
@@ -62,6 +63,10 @@ class Simulator(Compiled):
     optimize: whether the fused back end optimizes, or names of the optimizations that are on.
     torch_compile: mode of torch.compile, or None for plain torch. inner_lr: the inner learning
     rate.
+    memory: how many sequences run together: `auto` as many as the products need for their speed and
+    as fit into what is free, `lowest` one at a time, bytes (or text as 2GB) at most what holds so
+    many in activations, by an estimate. calibration: what optimizations choose by: `auto` what this
+    machine was measured to do, `off` fixed choices, or a file of `tintc env --calibrate`.
     Weights and rate are parameters: an outer loss on the logits reaches them. Wrap calls in
     torch.inference_mode() when nothing is trained from outside: without it torch records the call
     for a backward pass through all steps, which costs memory.
@@ -84,6 +89,8 @@ class Simulator(Compiled):
         share: str = "none",
         optimize: bool | Collection[str] = True,
         torch_compile: str | None = None,
+        memory: str | int = "auto",
+        calibration: Wanted = "auto",
         source: dict[str, Any] | None = None,
         tokenizer: Any = None,
         statistics: dict[str, Any] | None = None,
@@ -95,6 +102,8 @@ class Simulator(Compiled):
             share=share,
             optimize=optimize,
             torch_compile=torch_compile,
+            memory=memory,
+            calibration=calibration,
         )
         self.source = source or {}
         self.tokenizer = tokenizer

@@ -7,18 +7,24 @@ then grows with the batch by what is returned alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import math
+from collections.abc import Callable, Collection
+from typing import Literal, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
+from tintc.ir.calibration import NEARLY, Calibration
+from tintc.ir.errors import MemoryLimitError, UsageError
+
 NAME = "batch_slices"
-# Tokens that a product needs to run at full speed: measured on two cores, where 256 rows are nearly
-# as fast as 2048.
-TOKENS = {"cpu": 256, "cuda": 32768}
+Memory = Literal["auto", "lowest"] | int
+_FREE = 0.8  # of the free memory may be taken
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 Key = TypeVar("Key", bound=str)
+Widths = Collection[tuple[int, int]]  # inner size and columns of products
 
 
 # Tokens of sequences with weights of their own, which share no product.
@@ -32,10 +38,78 @@ def group_size(batch: int, tokens: int, device: str) -> int:
     return min(batch, max(1, OWN_TOKENS.get(device, OWN_TOKENS["cuda"]) // tokens))
 
 
-def slice_size(batch: int, tokens: int, device: str) -> int:
-    """Sequences in a slice; slices are of about the same size."""
-    most = max(1, TOKENS.get(device, TOKENS["cuda"]) // tokens)
+def read_memory(given: str | int) -> Memory:
+    """`auto`, `lowest`, or bytes: a whole number, or text such as 2GB or 512MiB. Raises
+    UsageError.
+    """
+    text = str(given).strip().lower()
+    if text in ("auto", "lowest") and isinstance(given, str):
+        return "auto" if text == "auto" else "lowest"
+    number = text.rstrip("kmgib")
+    unit = text[len(number) :]
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1 or isinstance(given, bool):
+        raise UsageError(
+            f"memory is {given!r}; expected auto, lowest, or bytes above 0, as 2000000000 or 2GB"
+        )
+    return size
+
+
+def slice_size(
+    batch: int,
+    tokens: int,
+    speed: Calibration,
+    widths: Widths = (),
+    memory: Memory = "auto",
+    held: Callable[[int], int] | None = None,
+) -> int:
+    """Sequences in a slice; slices are of about the same size.
+
+    widths: of the shared products, which have a row for each token. held: the bytes that a call of
+    so many sequences holds at its worst. memory: `auto` is as many sequences as the products need
+    to lose at most 3 %, and as fit into most of what is free; `lowest` one at a time; bytes at
+    most so many. Raises MemoryLimitError where one sequence holds more than these.
+    """
+    if memory == "lowest":
+        return 1
+    most = min(batch, _fast_enough(batch, tokens, speed, widths))
+    if held is not None:
+        room = memory if isinstance(memory, int) else int(_FREE * _free(speed.device))
+        while most > 1 and held(most) > room:
+            most -= 1
+        if isinstance(memory, int) and held(most) > room:
+            raise MemoryLimitError(
+                f"one sequence of {tokens} tokens needs about {held(1):,} bytes for activations; "
+                f"memory is {memory:,}: expected at least that, shorter sequences, or "
+                "memory='lowest', which tries"
+            )
     return -(-batch // -(-batch // most))
+
+
+def _fast_enough(batch: int, tokens: int, speed: Calibration, widths: Widths) -> int:
+    """The fewest sequences whose products are nearly as fast as those of the whole batch."""
+    if not speed.measured or not widths:
+        return max(1, speed.full_rows(1, 1) // tokens)
+
+    def slowness(sequences: int) -> float:
+        """Of a token."""
+        costs = (i * o * speed.slowness(sequences * tokens, i, o) for i, o in widths)
+        return math.fsum(costs)
+
+    tried = sorted({min(batch, 1 << k) for k in range(batch.bit_length() + 1)})
+    costs = {sequences: slowness(sequences) for sequences in tried}
+    best = min(costs.values())
+    return next(sequences for sequences in tried if costs[sequences] * NEARLY <= best)
+
+
+def _free(device: str) -> int:
+    if device == "cuda":
+        free: int = torch.cuda.mem_get_info()[0]
+        return free
+    return int(psutil.virtual_memory().available)
 
 
 def run_in_slices(

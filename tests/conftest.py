@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.pop("COLUMNS", None)  # xdist sets it; consoles would keep it, whatever a test sets
 
+os.environ["TINTC_CALIBRATION"] = "off"  # nothing depends on the machine that runs the tests
+
 import pytest
 import torch
 import transformers

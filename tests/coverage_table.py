@@ -137,7 +137,9 @@ def _logits(model: Any, weights: Any, ids: Any) -> Any:
 
     takes = "use_cache" in inspect.signature(model.forward).parameters
     options = {"use_cache": False} if takes else {}
-    with torch.set_grad_enabled(any(w.requires_grad and w.grad_fn is None for w in weights.values())):
+    with torch.set_grad_enabled(
+        any(w.requires_grad and w.grad_fn is None for w in weights.values())
+    ):
         found = torch.func.functional_call(model, weights, (ids,), options)
     return found.logits[0]
 

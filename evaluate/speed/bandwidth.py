@@ -1,11 +1,9 @@
-"""How much memory a decoded token reads, and how fast this machine's memory is."""
+"""How much memory a decoded token reads."""
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
-from tintc.evaluate.speed.benchmark import timed
 from tintc.ir.builder import descendants
 from tintc.ir.dialect import is_tint
 from tintc.ir.node_meta import info
@@ -13,9 +11,6 @@ from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.linear import prefix
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.specialize.cached_layers import decode_graph
-
-_BYTES = 1 << 28  # of the tensor that is copied: far more than a cache holds
-_COPIES = 5
 
 
 def bytes_read(adapted: Adapted) -> int:
@@ -43,11 +38,3 @@ def _is_read_whole(placeholder: fx.Node) -> bool:
         if not is_tint(user, prefix)
     ]
     return any(not is_tint(user, embedding) for user in readers)
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a copy of a large tensor moves, read and written, at its best."""
-    source = torch.ones(_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = min(timed(lambda: target.copy_(source), device) for _ in range(_COPIES))
-    return 2 * source.nbytes / seconds

@@ -7,9 +7,7 @@ Legend: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
-import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,7 @@ from torch.func import functional_call
 from tintc.compiler.autograd_rule import InnerRule, summed_loss
 from tintc.compiler.frontend.capture import LogitsOnly
 from tintc.ir.builder import outputs
+from tintc.runtime.machine import timed
 from tintc.runtime.simulator import Simulator
 
 # Largest difference of logits, relative to the largest logit, at which two ways to compute the same
@@ -206,17 +205,6 @@ def in_turn(
     return turns
 
 
-def timed(function: Function, device: str) -> float:
-    """Seconds that a call takes, the work that it leaves to the device included."""
-    _synchronize(device)
-    start = time.perf_counter()
-    result = function()
-    _synchronize(device)
-    seconds = time.perf_counter() - start
-    del result  # what it takes to let go of the results is no part of the call
-    return seconds
-
-
 def matmul_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
     """FLOP a second of the fastest of some large square products, by what computes them: what this
     device reaches in this process at most.
@@ -244,31 +232,6 @@ def matmul_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
 def matmul_size(device: str) -> int:
     """Rows of those matrices."""
     return MATMUL_SIZE[torch.device(device).type]
-
-
-def device_name(device: str) -> str:
-    """What the machine calls its processor or accelerator; of a processor also the vector
-    instructions that torch uses, on which speed depends as much.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            named = [
-                line.partition(":")[2].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        named = []
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def _synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def variant(simulator: Simulator, optimizations: Sequence[str]) -> Simulator:

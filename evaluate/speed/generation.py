@@ -22,13 +22,12 @@ from torch import Tensor
 
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
-from tintc.evaluate.speed.bandwidth import bytes_read, copy_bandwidth
+from tintc.evaluate.speed.bandwidth import bytes_read
 from tintc.evaluate.speed.benchmark import (
     TOLERANCE,
     Workload,
     random_workload,
     relative_difference,
-    timed,
 )
 from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.settings import GenerateOptions
@@ -36,6 +35,7 @@ from tintc.ir.call_sizes import trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.runtime.adapted import Adapted
+from tintc.runtime.machine import copy_bandwidth, timed
 from tintc.runtime.simulator import Simulator
 
 Seconds = dict[str, list[float]]  # side -> of each round

@@ -102,10 +102,10 @@ def run(settings: dict[str, Any]) -> dict[str, int | None]:
 def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
     """The call of one side. Settings: side, artifact (the simulator's, which also has what `rms`
     divides by), source and options of `load_source` (the loop's), dtype, config, matrices and
-    aliases (of its `InnerRule`); optimize and torch_compile of `compile`; names of the loop's
-    parameters, against and kernels, onnx (the exported simulator's file, if it is run); vocab_size,
-    batch, tokens, trained and seed of the workload; device; threads. Each side imports what it
-    needs alone.
+    aliases (of its `InnerRule`); optimize, torch_compile and slice_memory of the simulator; names
+    of the loop's parameters, against and kernels, onnx (the exported simulator's file, if it is
+    run); vocab_size, batch, tokens, trained and seed of the workload; device; threads. Each side
+    imports what it needs alone.
     """
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
@@ -117,6 +117,7 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
 
     simulator = load(settings["artifact"], device=device)
     simulator.optimize(settings["optimize"], settings["torch_compile"])
+    simulator.memory = settings["slice_memory"]
     return lambda: simulate(simulator, work)
 
 
@@ -130,6 +131,7 @@ def _rival(settings: dict[str, Any]) -> Callable[[Workload], object]:
     from tintc.compiler.gradient_statistics import chosen_statistics
     from tintc.evaluate.speed.kernels import use_kernels
     from tintc.evaluate.speed.rivals import loop_against
+    from tintc.runtime.calibration import speed_of
 
     options: dict[str, Any] = {
         **settings["options"],
@@ -144,7 +146,8 @@ def _rival(settings: dict[str, Any]) -> Callable[[Workload], object]:
     rule = InnerRule(config, settings["matrices"], settings["aliases"], rms)
     loop = loop_against(settings["against"], model, settings["names"], rule)
     if settings["kernels"] == "same":
-        use_kernels(model, lambda rows, inner, columns: True)
+        speed = speed_of(next(model.parameters()))
+        use_kernels(model, lambda *shape: speed.kernel(*shape) == "onednn")
     return loop
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from tintc.compiler.driver import examiner
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.gradient_statistics import Statistics
-from tintc.evaluate.speed.benchmark import device_name
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import LOAD
+from tintc.runtime.machine import device_name
 
 Progress = Callable[[str], None]
 

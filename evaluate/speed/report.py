@@ -21,9 +21,10 @@ from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed import benchmark, exported
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.agreement import check, check_kernels, name_of
-from tintc.evaluate.speed.benchmark import Workload, in_turn, simulate, timed, variant
+from tintc.evaluate.speed.benchmark import Workload, in_turn, simulate, variant
 from tintc.evaluate.speed.kernels import counted_products, simulator_kernels, use_kernels
 from tintc.evaluate.speed.placed import Placed, Progress
+from tintc.evaluate.speed.products import product_facts
 from tintc.evaluate.speed.rivals import KINDS, Rival, check_rival, loop_against
 from tintc.evaluate.speed.settings import Against, Kernels, Options
 from tintc.ir.call_sizes import call_sizes, trained_tokens
@@ -32,7 +33,9 @@ from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
+from tintc.runtime.machine import timed
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.slices import read_memory
 
 AGAINST: tuple[str, ...] = get_args(Against)
 KERNELS: tuple[str, ...] = get_args(Kernels)
@@ -63,6 +66,7 @@ class Settings(Options, Placed):
                 f"{self.against}: expected {takes}"
             )
         self.check_counts("pairs")
+        read_memory(self.slice_memory)
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to 2^63 - 1")
         unknown = [name for name in self.without if name not in OPTIMIZATION_NAMES]
@@ -130,6 +134,7 @@ def bench_report(
     how: dict[str, Any] = {
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
+        "memory": settings.slice_memory,
         "statistics": statistics,
     }
     simulator = compile_model(model, config, backend=settings.backend, share=settings.share, **how)
@@ -161,12 +166,25 @@ def bench_report(
     )
     timings = turns.to_dict("loop", "simulator")
     progress("matrix products")
+    segment = call_sizes(
+        simulator.program.facts,
+        batch=sizes["batch"],
+        tokens=sizes["tokens"],
+        train_fraction=settings.train_fraction,
+    )
     return {
         "source": source,
         **_facts(simulator, settings, sizes, names),
         **timings,
         "first_call_seconds": first,
         "throughput": _throughput(simulator, settings, sizes, timings["simulator_seconds"]),
+        "choices": simulator.chosen(segment) if settings.backend == "fused" else None,
+        "products": product_facts(
+            lambda: simulate(simulator, work),
+            timings["simulator_seconds"],
+            settings.device,
+            settings.dtype,
+        ),
         "memory": memory,
         "loop_products": products.facts if products else None,
         "checks": [*checks, *([products.check] if products else [])],
@@ -229,6 +247,7 @@ def _facts(
         "optimizations": list(simulator.optimizations),
         "without": list(settings.without),
         "torch_compile": settings.torch_compile,
+        "slice_memory": settings.slice_memory,
         "batch": sizes["batch"],
         "tokens": sizes["tokens"],
         "trained_tokens": sizes["trained"],
@@ -260,6 +279,7 @@ def _memory(
         "aliases": dict(simulator.program.aliases),
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
+        "slice_memory": settings.slice_memory,
         "dtype": name_of(settings.dtype),
         "device": settings.device,
         "threads": torch.get_num_threads(),

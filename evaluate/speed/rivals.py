@@ -90,8 +90,9 @@ def loop_against(
     """A loop over the model, which it changes as it needs. names: parameters that it trains."""
     if against == "lora":
         names, rule = _adapters(model, names), InnerRule(rule.config)
-    kinds = {"compile": CompiledLoop, "vmap": VmapLoop}
-    return kinds.get(against, HandWrittenLoop)(model, names, rule)
+    if against == "vmap":
+        return VmapLoop(model, names, rule)
+    return (CompiledLoop if against == "compile" else HandWrittenLoop)(model, names, rule)
 
 
 class CompiledLoop(HandWrittenLoop):
@@ -114,7 +115,9 @@ class VmapLoop:
 
     def __init__(self, model: nn.Module, names: Iterable[str], rule: InnerRule) -> None:
         self._model = LogitsOnly(model.requires_grad_(False))
-        self._weights = {f"auxiliary.{name}": model.get_parameter(name) for name in names}
+        self._weights: dict[str, Tensor] = {
+            f"auxiliary.{name}": model.get_parameter(name) for name in names
+        }
         self._config = rule.config
         self._scales = {f"auxiliary.{name}": rule.scale(name) for name in names}
 

@@ -44,6 +44,14 @@ class Options(CallShape):
         default=(),
         metadata=about("Optimizations to switch off.", metavar="NAME,..."),
     )
+    slice_memory: str = field(
+        default="auto",
+        metadata=about(
+            "How many sequences run together: as many as time needs and memory allows (auto), one "
+            "(lowest), or what fits into so much, as 2GB.",
+            metavar="auto|lowest|BYTES",
+        ),
+    )
     torch_compile: str | None = field(
         default=None,
         metadata=about("torch.compile: default or reduce-overhead.", metavar="MODE"),

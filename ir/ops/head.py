@@ -2,7 +2,8 @@
 
 Shapes: h (B, T, D) hidden states, E (V, D) the head's weight, b (V,) its bias or None, targets and
 mask (B, T). `behind` names what stands between the head and the loss, in order: `scale` or a kind
-of activation (a soft-cap of the logits), with its factor.
+of activation (a soft-cap of the logits), with its factor. rows: tokens in a chunk; 0 for as many as
+have CHUNK_NUMBERS logits.
 Source: TINT.md section 2, "Loss".
 """
 
@@ -27,7 +28,7 @@ CHUNK_NUMBERS = {
 
 @operator(
     "(Tensor h, Tensor weight, Tensor? bias, Tensor targets, Tensor mask, str kind, str[] "
-    "behind, float[] factors, bool onednn) -> Tensor",
+    "behind, float[] factors, int rows, bool onednn) -> Tensor",
     shape=same_shape,
     meaning="gradient of the summed loss at the head's input, in chunks",
     kind="optimization",
@@ -35,14 +36,14 @@ CHUNK_NUMBERS = {
 )
 def head_gradient(
     h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_BT: Tensor, mask_BT: Tensor,
-    kind: str, behind: list[str], factors: list[float], onednn: bool,
+    kind: str, behind: list[str], factors: list[float], rows: int, onednn: bool,
 ) -> Tensor:  # fmt: skip
     """The loss's gradient at h, (B, T, D), summed over positions: m_t E^T (p_t - 1_y), with p_t the
     softmax of the logits or, for `quadratic`, the logits; what stands behind the head follows the
     chain rule."""
     h, targets = h_BTD.flatten(0, 1), targets_BT.flatten()
     dh = torch.empty_like(h)
-    for part in _chunks(h, weight_VD):
+    for part in _chunks(h, weight_VD, rows):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
         dz = _way_back(values, targets[part], kind, behind, factors)
         dh[part] = _product(dz, weight_VD, None, True, onednn)
@@ -75,7 +76,7 @@ def _both_shape(h: Shape, *_: object) -> tuple[Shape, Shape]:
 
 @operator(
     "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, Tensor targets, Tensor mask, str kind, "
-    "str[] behind, float[] factors, bool onednn) -> (Tensor, Tensor)",
+    "str[] behind, float[] factors, int rows, bool onednn) -> (Tensor, Tensor)",
     shape=_both_shape,
     meaning="head_losses and head_gradient, from the same logits",
     kind="optimization",
@@ -84,12 +85,12 @@ def _both_shape(h: Shape, *_: object) -> tuple[Shape, Shape]:
 def head_losses_and_gradient(
     h_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_BT: Tensor,
     targets_BT: Tensor, mask_BT: Tensor, kind: str, behind: list[str], factors: list[float],
-    onednn: bool,
+    rows: int, onednn: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(losses (B, T), gradient at h (B, T, D)): what both are of h, whose logits exist once."""
     h, targets, labels = h_BTD.flatten(0, 1), targets_BT.flatten(), labels_BT.flatten()
     losses, dh = [], torch.empty_like(h)
-    for part in _chunks(h, weight_VD):
+    for part in _chunks(h, weight_VD, rows):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
         losses.append(token_losses(values[-1], labels[part]))
         dz = _way_back(values, targets[part], kind, behind, factors)
@@ -104,14 +105,15 @@ def _head_logits_shape(
     behind: list[str],
     factors: list[float],
     into: Shape,
+    rows: int,
     onednn: bool,
 ) -> Shape:
     return into
 
 
 @operator(
-    "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, bool"
-    " onednn) -> Tensor",
+    "(Tensor h, Tensor weight, Tensor? bias, str[] behind, float[] factors, Tensor into, int "
+    "rows, bool onednn) -> Tensor",
     shape=_head_logits_shape,
     meaning="logits from the head's input, in chunks, into a given tensor",
     kind="optimization",
@@ -124,11 +126,12 @@ def head_logits(
     behind: list[str],
     factors: list[float],
     into_BTV: Tensor,
+    rows: int,
     onednn: bool,
 ) -> Tensor:
     """The logits of h, written into a tensor of the caller, which is returned."""
     h, into = h_BTD.flatten(0, 1), into_BTV.view(-1, into_BTV.shape[-1])
-    for part in _chunks(h, weight_VD):
+    for part in _chunks(h, weight_VD, rows):
         into[part] = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
     return into_BTV
 
@@ -139,7 +142,7 @@ def _head_losses_shape(h: Shape, *_: object) -> Shape:
 
 @operator(
     "(Tensor h, Tensor weight, Tensor? bias, Tensor labels, str[] behind, float[] factors, "
-    "bool onednn) -> Tensor",
+    "int rows, bool onednn) -> Tensor",
     shape=_head_losses_shape,
     meaning="token_losses from the head's input, in chunks",
     kind="optimization",
@@ -152,16 +155,18 @@ def head_losses(
     labels_BT: Tensor,
     behind: list[str],
     factors: list[float],
+    rows: int,
     onednn: bool,
 ) -> Tensor:
     """As `token_losses`, of the logits that belong to h: (B, T)."""
     h, labels = h_BTD.flatten(0, 1), labels_BT.flatten()
     parts = (
         _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
-        for part in _chunks(h, weight_VD)
+        for part in _chunks(h, weight_VD, rows)
     )
     losses = [
-        token_losses(z, labels[part]) for z, part in zip(parts, _chunks(h, weight_VD), strict=True)
+        token_losses(z, labels[part])
+        for z, part in zip(parts, _chunks(h, weight_VD, rows), strict=True)
     ]
     return torch.cat(losses).view_as(labels_BT)
 
@@ -186,9 +191,11 @@ def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
     return losses.view_as(labels)
 
 
-def _chunks(h: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+def _chunks(h: Tensor, weight_VD: Tensor, rows: int) -> Iterator[slice]:
     most = CHUNK_NUMBERS.get(h.device.type, CHUNK_NUMBERS["cuda"])
-    count = -(-len(h) * len(weight_VD) // most)  # as few as fit, all of the same size
+    numbers = len(h) * len(weight_VD)
+    # as few as fit, all of the same size
+    count = -(-len(h) // rows) if rows else -(-numbers // most)
     size = -(-len(h) // max(count, 1))
     return (slice(start, start + size) for start in range(0, len(h), size))
 

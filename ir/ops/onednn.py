@@ -7,6 +7,7 @@ derivative: for calls that nobody differentiates. Shapes as in `linear` and `low
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,8 +153,29 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        y: Tensor = torch.ops.tint_kernels.product(x, matrix, bias, addend)
+        return y
+    return _kernel(x, matrix, bias, addend)
+
+
+def _kernel(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
     if addend is None:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(x, addend, matrix, bias, "add")
     return y
+
+
+# torch.compile has lowerings of oneDNN's operators for constant weights alone; what it cannot look
+# into it calls as it is. Without it, a call through the dispatcher would cost each product more.
+_KERNELS: Any = torch.library.Library("tint_kernels", "DEF")  # type: ignore[no-untyped-call]
+_KERNELS.define("product(Tensor x, Tensor matrix, Tensor? bias, Tensor? addend) -> Tensor")
+_KERNELS.impl("product", _kernel, "CPU")
+
+
+def _fake_product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], matrix.shape[0]))
+
+
+torch.library.register_fake("tint_kernels::product", _fake_product, lib=_KERNELS)

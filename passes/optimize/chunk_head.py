@@ -23,6 +23,7 @@ from typing import Any
 from torch import fx
 
 from tintc.ir.builder import Builder, further_input
+from tintc.ir.calibration import Calibration
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
@@ -47,29 +48,29 @@ def chunk_head(graph: fx.Graph, context: Context) -> fx.Graph:
     if context.choices.differentiable:
         return graph
     for node in [n for n in graph.nodes if is_tint(n, loss_gradient, token_losses)]:
-        head = _head(node.args[0])
+        head = _head(node.args[0], context.choices.calibration)
         if head is not None:
             (_fuse_gradient if is_tint(node, loss_gradient) else _fuse_losses)(
                 Builder(graph), node, head
             )
     if context.choices.into:
-        _write_outputs(graph)
+        _write_outputs(graph, context.choices.calibration)
     graph.eliminate_dead_code()
     return graph
 
 
-def _write_outputs(graph: fx.Graph) -> None:
+def _write_outputs(graph: fx.Graph, speed: Calibration) -> None:
     output = graph.output_node()
     returned: dict[str, Any] = dict(output.args[0])  # type: ignore[arg-type]
     for kind in (Output.LOGITS, Output.INITIAL_LOGITS):
         name = kind.value
-        head = _head(returned[name]) if name in returned else None
+        head = _head(returned[name], speed) if name in returned else None
         if head is None or len(returned[name].users) != 1:  # the gradient of the loss needs them
             continue
         into = further_input(graph, kind.into)
         with graph.inserting_before(output):
             fields = {"phase": info(head.linear).phase, "step": info(head.linear).step}
-            args = (*head.arguments(), *head.kinds(), into, False)
+            args = (*head.arguments(), *head.kinds(), into, head.rows, False)
             returned[name] = Builder(graph).call(
                 head_logits, *args, like=head.linear, label=f"{name}_written", **fields
             )
@@ -79,11 +80,12 @@ def _write_outputs(graph: fx.Graph) -> None:
 @dataclass(frozen=True)
 class _Head:
     """linear: the head's product; behind: scales and activations between it and the loss, in
-    order.
+    order; rows: tokens of a chunk.
     """
 
     linear: fx.Node
     behind: list[fx.Node]
+    rows: int
 
     def arguments(self) -> tuple[fx.Node, fx.Node, fx.Node | None]:
         x, weight, bias = (argument(self.linear, name) for name in ("x", "weight", "bias"))
@@ -96,7 +98,7 @@ class _Head:
         ]
 
 
-def _head(logits: fx.Node) -> _Head | None:
+def _head(logits: fx.Node, speed: Calibration) -> _Head | None:
     """The head that these logits come from; None for anything else, and for a head whose weight
     learns.
     """
@@ -108,7 +110,16 @@ def _head(logits: fx.Node) -> _Head | None:
     if not is_tint(node, linear_forward) or len(info(argument(node, "weight")).shape) != 2:
         return None
     bias = argument(node, "bias")
-    return _Head(node, behind) if bias is None or len(info(bias).shape) == 1 else None
+    own = bias is not None and len(info(bias).shape) > 1
+    return None if own else _Head(node, behind, _rows(argument(node, "weight"), speed))
+
+
+def _rows(weight: fx.Node, speed: Calibration) -> int:
+    """Tokens of a chunk: as few as keep a measured product busy; 0 for the operators' own."""
+    if not speed.measured:
+        return 0
+    columns, inner = map(int, info(weight).shape)
+    return speed.full_rows(inner, columns)
 
 
 def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
@@ -144,7 +155,10 @@ def _fuse_gradient(build: Builder, loss: fx.Node, head: _Head) -> None:
         _fuse_both(build, scored[0], last, (targets, mask, kind), head)
         return
     _replace(
-        build, last, head_gradient, (*head.arguments(), targets, mask, kind, *head.kinds(), False)
+        build,
+        last,
+        head_gradient,
+        (*head.arguments(), targets, mask, kind, *head.kinds(), head.rows, False),
     )
 
 
@@ -156,8 +170,8 @@ def _fuse_both(
     place: dict[str, Any] = {"phase": info(last).phase, "step": info(last).step}
     with build.graph.inserting_before(last):
         both = build.call(
-            head_losses_and_gradient, *head.arguments(), labels, *of_loss, *head.kinds(), False,
-            like=last, label=f"{last.name}_and_losses", **place,
+            head_losses_and_gradient, *head.arguments(), labels, *of_loss, *head.kinds(),
+            head.rows, False, like=last, label=f"{last.name}_and_losses", **place,
         )  # fmt: skip
         losses.replace_all_uses_with(build.item(both, 0, label=losses.name))
         last.replace_all_uses_with(build.item(both, 1, label=last.name))
@@ -175,7 +189,7 @@ def _fuse_losses(build: Builder, losses: fx.Node, head: _Head) -> None:
             build,
             losses,
             head_losses,
-            (*head.arguments(), argument(losses, "labels"), *head.kinds(), False),
+            (*head.arguments(), argument(losses, "labels"), *head.kinds(), head.rows, False),
         )
 
 

@@ -13,16 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from tintc.ir.calibration import Calibration
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
 from tintc.ir.ops.states import change_square, descend, fade, toward
 from tintc.passes.analysis.update_forms import Forms
-
-# Operations that take as long as moving one byte to or from memory; about 400 GFLOP/s by 15 GB/s on
-# two CPU cores, 400 TFLOP/s by 3 TB/s on an H100. A slot's choice is only sensitive to it where
-# both forms cost about the same.
-OPERATIONS_PER_BYTE = {"cpu": 27, "cuda": 130}
 
 
 @dataclass(frozen=True)
@@ -49,21 +45,28 @@ class SlotUse:
         read = sum((tokens if whole else segment) * k for whole, k in self.reads)
         return min(own, 2 * read * segment * side)
 
-    def factors_win(self, tokens: int, segment: int, element_bytes: int, device: str) -> bool:
+    def factors_win(
+        self, tokens: int, segment: int, element_bytes: int, speed: Calibration
+    ) -> bool:
         """Whether factors are cheaper than own weights, for one sequence of `tokens`, of which
-        training passes see `segment`.
+        training passes see `segment`. What is compared are operations of the fastest product that
+        take as long.
         """
+
+        def cost(rows: int, inner: int, columns: int) -> float:
+            return 2 * rows * inner * columns * speed.slowness(rows, inner, columns)
+
         low_rank = sum(
-            2 * (tokens if whole else segment) * segment * k * (self.rows + self.columns)
+            cost(tokens if whole else segment, self.columns, segment * k)
+            + cost(tokens if whole else segment, segment * k, self.rows)
             for whole, k in self.reads
         )
-        low_rank += 2 * self.squares * segment * segment * (self.rows + self.columns)
-        numbers = self.rows * self.columns
-        moved = (
-            numbers * element_bytes * OPERATIONS_PER_BYTE.get(device, OPERATIONS_PER_BYTE["cuda"])
+        low_rank += self.squares * (
+            cost(segment, self.columns, segment) + cost(segment, self.rows, segment)
         )
-        own = self.descents * (2 * segment * numbers + 2 * moved) + 3 * self.passes * moved
-        return low_rank < own
+        moved = self.rows * self.columns * element_bytes * speed.operations_per_byte
+        descent = cost(self.rows, segment, self.columns) + 2 * moved
+        return low_rank < self.descents * descent + 3 * self.passes * moved
 
 
 def slot_uses(graph: fx.Graph) -> dict[str, SlotUse]:

@@ -4,6 +4,7 @@ chosen.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -14,20 +15,25 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import before_step, outputs
-from tintc.ir.call_sizes import call_sizes
+from tintc.ir.calibration import Calibration, fixed
+from tintc.ir.call_sizes import CallSizes, call_sizes
 from tintc.ir.choices import Choices
+from tintc.ir.dialect import argument, is_tint
 from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
+from tintc.ir.ops.linear import linear_forward
 from tintc.ir.outputs import SLOTS
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.structure import Structure
+from tintc.runtime.calibration import OFF, speed_of
 from tintc.runtime.compilers import check_compiler
 from tintc.runtime.specialize.cached_layers import Layer, cached_layers
 from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
+from tintc.runtime.specialize.lifetimes import Lifetime, lifetimes
 from tintc.runtime.specialize.optimize import check_names, optimize
 
 # of torch.compile; the second replays CUDA graphs
@@ -58,12 +64,13 @@ class Argument(NamedTuple):
 @dataclass(frozen=True)
 class Emitted:
     """A program and its arguments, in order. folded: makes what its weights have to be turned into,
-    once.
+    once. values: what it holds, and how long.
     """
 
     module: fx.GraphModule
     arguments: tuple[Argument, ...]
     folded: Emitted | None = None
+    values: tuple[Lifetime, ...] = ()
 
     def bound(self, values: Mapping[Source, Mapping[str, Value]]) -> list[Value]:
         """The value of each argument."""
@@ -96,8 +103,8 @@ class _Folded:
 class Programs:
     """Emits a program at the first call of its kind and keeps it. enabled: names of the
     optimizations that are on. torch_compile: mode of torch.compile for programs that nobody
-    differentiates; its compiler takes no oneDNN products, so they are off with it. Threads may
-    share it: what is made once is made under a lock."""
+    differentiates. calibration: what optimizations choose by, None for the machine's own. Threads
+    may share it: what is made once is made under a lock."""
 
     def __init__(
         self,
@@ -105,21 +112,22 @@ class Programs:
         structure: Structure | None,
         optimize: bool | Collection[str],
         torch_compile: str | None = None,
+        calibration: Calibration | None = OFF,
     ) -> None:
         self.program, self.structure = program, structure
         self.enabled = check_names(optimize)
         self.torch_compile = torch_compile
-        if torch_compile is not None:
-            if torch_compile not in MODES or structure is not None:
-                raise UsageError(
-                    f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the "
-                    "fused back end"
-                )
-            self.enabled = tuple(name for name in self.enabled if name != "onednn_products")
+        self.calibration = calibration
+        if torch_compile is not None and (torch_compile not in MODES or structure is not None):
+            raise UsageError(
+                f"torch_compile is {torch_compile!r}; expected {', '.join(MODES)}, and the "
+                "fused back end"
+            )
         self._lock = threading.RLock()
         self._compiled: dict[fx.GraphModule, Run] = {}
         self._emitted: dict[Choices, Emitted] = {}
         self._uses: dict[str, SlotUse] | None = None
+        self._widths: tuple[tuple[int, int], ...] | None = None
         self._folded: dict[str, _Folded] = {}  # by the folded node's name
         self._layers: tuple[Layer, ...] | None = None
 
@@ -131,9 +139,11 @@ class Programs:
                 self._layers = cached_layers(self.program)
             return self._layers
 
-    def choose(self, kind: Choices, weight: Tensor, tokens: int, segment: int) -> Choices:
+    def choose(
+        self, kind: Choices, weight: Tensor, tokens: int, segment: int, batch: int = 1
+    ) -> Choices:
         """The kind of a call, completed. weight: any one of them. tokens, segment: of a sequence,
-        and those of them that training passes see.
+        and those of them that training passes see. batch: sequences that run together.
         """
         if self.structure is not None:
             return replace(
@@ -141,15 +151,44 @@ class Programs:
                 from_updates=kind.from_updates,
                 from_states=kind.from_states,
             )
+        speed = self.speed(weight)
+        # Sizes are symbols while torch traces, and most machines have one kernel for all of them.
+        asks = speed.one_kernel is None and not torch.compiler.is_compiling()
+        sizes = {"B": batch, "T": tokens, "S": max(segment, 1)} if asks else {}
         return replace(
             kind,
             dtype=weight.dtype,
             device=weight.device.type,
             enabled=frozenset(self.enabled),
-            low_rank=self._low_rank(kind, weight, tokens, segment),
+            calibration=speed,
+            sizes=tuple((name, 2 ** round(math.log2(size))) for name, size in sizes.items()),
+            low_rank=self._low_rank(kind, weight, tokens, segment, speed),
         )
 
-    def _low_rank(self, kind: Choices, weight: Tensor, tokens: int, segment: int) -> frozenset[str]:
+    def speed(self, weight: Tensor) -> Calibration:
+        """How fast the machine is, as far as anybody asks."""
+        if not self.enabled:
+            return fixed(weight.device.type)
+        return speed_of(weight, self.calibration)
+
+    @property
+    def widths(self) -> tuple[tuple[int, int], ...]:
+        """Inner size and columns of the products that all sequences share."""
+        with self._lock:
+            if self._widths is None:
+                found = (
+                    info(argument(node, "weight")).shape
+                    for node in self.program.graph.nodes
+                    if is_tint(node, linear_forward)
+                )
+                self._widths = tuple(
+                    (int(shape[1]), int(shape[0])) for shape in found if len(shape) == 2
+                )
+            return self._widths
+
+    def _low_rank(
+        self, kind: Choices, weight: Tensor, tokens: int, segment: int, speed: Calibration
+    ) -> frozenset[str]:
         """Slots whose updates stay factors. While torch traces, sizes are symbols, and nothing may
         depend on them.
         """
@@ -159,16 +198,21 @@ class Programs:
         wanted = "low_rank_updates" in self.enabled and trains
         if not wanted or torch.compiler.is_compiling():
             return frozenset()
+        shape = (tokens, segment, weight.element_size(), speed)
+        return frozenset(slot for slot, use in self.uses.items() if use.factors_win(*shape))
+
+    def usual(self, kind: Choices, weight: Tensor, sizes: CallSizes | None = None) -> Choices:
+        """The kind of a call of these sizes, or of those that costs are told for."""
+        sizes = sizes or call_sizes(self.program.facts)
+        return self.choose(kind, weight, sizes["tokens"], sizes["segment"], sizes["batch"])
+
+    @property
+    def uses(self) -> dict[str, SlotUse]:
+        """Of the weights whose updates can stay factors."""
         with self._lock:
             if self._uses is None:
                 self._uses = slot_uses(self.program.graph)
-        shape = (tokens, segment, weight.element_size(), weight.device.type)
-        return frozenset(slot for slot, use in self._uses.items() if use.factors_win(*shape))
-
-    def usual(self, kind: Choices, weight: Tensor) -> Choices:
-        """The kind of a call of the shapes that costs are told for."""
-        sizes = call_sizes(self.program.facts)
-        return self.choose(kind, weight, sizes["tokens"], sizes["segment"])
+            return self._uses
 
     def get(self, choices: Choices) -> Emitted:
         """The program of a kind of call."""
@@ -205,7 +249,8 @@ class Programs:
         if weights is not None:
             folded = _emitted(fused.emit(weights, choices.dtype), self._weights())
             sources |= {name: Argument(Source.FOLDED, name) for name in _returned(folded)}
-        return _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
+        made = _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
+        return replace(made, values=lifetimes(graph))
 
     def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
         given = _given(self.program.graph, choices)

@@ -169,6 +169,13 @@ class TestDocument:
             "--json", "--dtype", "float64", "--train-fraction", 0.3, "--seed", 5, "--pairs", 1
         ).document
         assert again["checks"][1] == approximation
+        spent = facts["products"]
+        assert spent["share"] == pytest.approx(
+            spent["product_seconds"] / facts["simulator_seconds"]
+        )
+        assert spent["flops"] == sum(spent["kernels"].values())
+        assert spent["flops"] > 0 and 0 <= spent["copies"] < 1
+        assert facts["choices"]["calibration"] == {"from": "fixed"}
         speed = facts["throughput"]
         assert speed["flops_per_second"] == pytest.approx(
             speed["flops"] / facts["simulator_seconds"]
@@ -231,6 +238,10 @@ class TestTables:
             "fused back end, approximate gradients",
             "1 step at learning rate 0.01 on all blocks",
             "1 x 15 tokens, 8 trained",
+            "choices calibration fixed; products: ",
+            "is what the products take alone",
+            "of the operators' time",
+            "seconds of the first call",
             "check: optimizations",
             "check: approximation",
             "what the configured approximations change, no error",
@@ -348,6 +359,7 @@ SETTINGS = {
     "names": (),
     "against": "autograd",
     "kernels": "default",
+    "slice_memory": "auto",
     "optimize": (),
     "source": "absent-model",
     "options": {"offline": True},
@@ -439,11 +451,16 @@ class TestMemory:
             2,
             "against is 'jax'; expected one of autograd, compile, vmap",
         ),
+        (
+            ["tiny-opt", "--slice-memory", "2TB"],
+            2,
+            "memory is '2TB'; expected auto, lowest, or bytes above 0",
+        ),
         (["tiny-opt", "--kernels", "mine"], 2, "kernels is 'mine'; expected one of default, same"),
         (
             ["tiny-opt", "--kernels", "same", "--against", "vmap"],
             2,
-            "kernels=same is for a loop that multiplies by torch.matmul; got against vmap: "
+            "same is for a loop that multiplies by torch.matmul; got against vmap: "
             "expected autograd, lora",
         ),
         (

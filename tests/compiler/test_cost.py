@@ -18,6 +18,7 @@ from tests.support.grid import grid
 from tests.support.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler import cost
 from tintc.compiler.cost import Cost, estimate
+from tintc.ir.calibration import fixed
 from tintc.ir.config import SimulatorConfig
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime import slices
@@ -214,7 +215,7 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
         (torch.arange(length) < 64).long().expand(batch, length),
     )
     sizes = {"batch": batch, "tokens": length, "segment": 63}
-    assert slices.slice_size(batch, length, "cpu") < batch
+    assert slices.slice_size(batch, length, fixed("cpu")) < batch
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:

@@ -20,6 +20,7 @@ from tests.support.models import simulate, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import OPTIMIZED, error, measured
 from tests.support.variants import VARIANTS
+from tintc.ir import calibration
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops import head
 from tintc.ir.outputs import Output
@@ -49,7 +50,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of two or three short sequences and chunks of a few tokens' logits, so that toys have
     several of both.
     """
-    monkeypatch.setitem(slices.TOKENS, "cpu", 3 * LENGTH)
+    monkeypatch.setitem(calibration.FULL_ROWS, "cpu", 3 * LENGTH)
     monkeypatch.setitem(head.CHUNK_NUMBERS, "cpu", 3 * VOCAB)
 
 

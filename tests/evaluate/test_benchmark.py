@@ -29,6 +29,7 @@ from tintc.evaluate.speed.benchmark import (
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.passes import OPTIMIZATION_NAMES
+from tintc.runtime.machine import device_name
 from tintc.runtime.simulator import Simulator
 
 MODELS: dict[str, Any] = {"opt": opt, "gpt2": gpt2, "nano": nano}
@@ -247,7 +248,7 @@ class TestClock:
             rates = benchmark.matmul_rates(dtype, "cpu")
             assert rates.keys() - {"oneDNN"} == {"torch.mm"}
             assert all(rate > 0 for rate in rates.values())
-        name = benchmark.device_name("cpu")
+        name = device_name("cpu")
         assert name.endswith(f", {torch.backends.cpu.get_cpu_capability()}")
 
 
@@ -267,4 +268,4 @@ def test_on_cuda() -> None:
     )
     assert min(turns.base + turns.other) > 0
     assert benchmark.matmul_rates(torch.bfloat16, "cuda")["torch.mm"] > 0
-    assert benchmark.device_name("cuda")
+    assert device_name("cuda")

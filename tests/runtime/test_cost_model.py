@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.stages import stage
+from tintc.ir.calibration import OPERATIONS_PER_BYTE, fixed
 from tintc.ir.config import SimulatorConfig
-from tintc.runtime.specialize.cost_model import OPERATIONS_PER_BYTE, SlotUse, slot_uses
+from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 
 UP, DOWN = "blocks.1.up.weight", "blocks.1.down.weight"
 
@@ -42,10 +43,12 @@ def test_sums_of_squares() -> None:
     assert use.passes == 2 * 3  # the square, and the way back
     for segment in (1, 5, 50):
         low_rank, own = (replace(use, **{field: 0}) for field in ("passes", "squares"))
-        assert low_rank.factors_win(64, segment, 4, "cpu") <= plain.factors_win(
-            64, segment, 4, "cpu"
+        assert low_rank.factors_win(64, segment, 4, fixed("cpu")) <= plain.factors_win(
+            64, segment, 4, fixed("cpu")
         )
-        assert plain.factors_win(64, segment, 4, "cpu") <= own.factors_win(64, segment, 4, "cpu")
+        assert plain.factors_win(64, segment, 4, fixed("cpu")) <= own.factors_win(
+            64, segment, 4, fixed("cpu")
+        )
 
 
 def test_only_weights_that_learn() -> None:
@@ -92,7 +95,7 @@ def test_costs(
     device: str,
 ) -> None:
     use = SlotUse(rows, columns, max([1, *(k for _, k in reads)]), tuple(reads))
-    assert use.factors_win(tokens, segment, size, device) is by_hand(
+    assert use.factors_win(tokens, segment, size, fixed(device)) is by_hand(
         use, tokens, segment, size, device
     )
 
@@ -111,12 +114,15 @@ def test_few_training_tokens_and_large_weights(
     side: int, tokens: int, segment: int, expected: bool
 ) -> None:
     """One step of a square weight in float32 on a CPU."""
-    assert SlotUse(side, side, 1, ((True, 1),)).factors_win(tokens, segment, 4, "cpu") is expected
+    assert (
+        SlotUse(side, side, 1, ((True, 1),)).factors_win(tokens, segment, 4, fixed("cpu"))
+        is expected
+    )
 
 
 def test_a_device_without_figures_counts_as_an_accelerator() -> None:
     use = SlotUse(64, 64, 1, ((True, 1),))
     for tokens in (16, 64, 256, 1024):
-        assert use.factors_win(tokens, tokens // 2, 2, "xpu") is use.factors_win(
-            tokens, tokens // 2, 2, "cuda"
+        assert use.factors_win(tokens, tokens // 2, 2, fixed("xpu")) is use.factors_win(
+            tokens, tokens // 2, 2, fixed("cuda")
         )

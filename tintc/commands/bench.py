@@ -79,6 +79,7 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         f"{console.number(speed['peak_flops_per_second'])}FLOP/s of a product of "
         f"{speed['matmul_size']} x {speed['matmul_size']} matrices "
         f"({max(speed['matmul_rates'], key=speed['matmul_rates'].get)})",
+        **_time_spent(facts),
         **{f"check: {found['name']}": _check(found) for found in facts["checks"]},
     }
     if (products := facts["loop_products"]) is not None:
@@ -89,6 +90,19 @@ def _summary(facts: dict[str, Any]) -> Sheet:
     if facts["memory"] is not None:
         rows["memory"] = facts["memory"]["how"]
     return console.named(rows)
+
+
+def _time_spent(facts: dict[str, Any]) -> dict[str, str]:
+    """What was chosen, and where the simulator's time goes."""
+    from tintc.runtime.specialize.chosen import chosen_text
+
+    spent = facts["products"]
+    return {
+        **({} if facts["choices"] is None else {"choices": chosen_text(facts["choices"])}),
+        "time": f"{spent['share']:.1%} is what the products take alone, at "
+        f"{console.number(spent['flops'])}FLOP in {spent['product_seconds']:.4g} s; copies "
+        f"{spent['copies']:.1%} of the operators' time",
+    }
 
 
 def _check(found: dict[str, Any]) -> str:

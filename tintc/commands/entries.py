@@ -359,7 +359,18 @@ def bench_command(
 
 
 @says("Show versions and hardware.")
-def env_command(*, common: Annotated[Common, flat(OUTPUT)] = Common()) -> None:
+def env_command(
+    *,
+    calibrate: Annotated[
+        bool,
+        Parameter(
+            group=OPTIONS,
+            help="Measure, in up to 3 s, how fast this machine multiplies and copies, and keep it: "
+            "optimizations choose by it.",
+        ),
+    ] = False,
+    common: Annotated[Common, flat(OUTPUT)] = Common(),
+) -> None:
     from tintc.commands import env as command
 
-    command.run(as_json=common.as_json)
+    command.run(calibrate=calibrate, as_json=common.as_json)

@@ -23,6 +23,7 @@ from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, argument_text, arguments_text, shape_text
 from tintc.ir.selection import Selection
 from tintc.page.model_explorer import model_explorer_file
+from tintc.runtime.specialize.chosen import chosen_text
 
 
 def run(path: Path, asked: View, *, as_json: bool) -> None:
@@ -85,14 +86,20 @@ def _print_graph(path: Path, stage: Stage, form: str) -> None:
         # as its readers take it: without the version of tintc's own documents
         console.print_line(model_explorer_file(load(path), stage))
         return
+    choices = load(path).chosen() if stage == "optimized" else None
     records = records_of(path, stage)
     if form == "json":
-        console.print_json({"stage": stage, "nodes": [record.to_dict() for record in records]})
+        nodes = [record.to_dict() for record in records]
+        told = {} if choices is None else {"choices": choices}
+        console.print_json({"stage": stage, **told, "nodes": nodes})
     elif form == "dot":
         console.out.out(as_dot(records), highlight=False)
     elif form == "code":
         console.out.out(as_code(records), highlight=False)
     else:
+        if choices is not None:
+            console.print_text(chosen_text(choices))
+            console.out.print()
         console.print_table(_table(records, stage))
 
 

@@ -59,6 +59,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
         "mask": (torch.rand(b, t, generator=random.generator) < 0.6).double(),
         "behind": behind,
         "factors": factors,
+        "rows": draw(st.sampled_from([0, 1, 4])),  # 0: by the number of logits
     }
 
 
@@ -71,9 +72,13 @@ def logits(p: dict[str, Any]) -> Tensor:
     return z
 
 
+def behind(p: dict[str, Any]) -> tuple[Any, ...]:
+    return p["behind"], p["factors"], p.get("rows", 0)
+
+
 def found_gradient(p: dict[str, Any], kind: str) -> Tensor:
     names = ("h", "weight", "bias", "targets", "mask")
-    return head_gradient(*(p[name] for name in names), kind, p["behind"], p["factors"], False)
+    return head_gradient(*(p[name] for name in names), kind, *behind(p), False)
 
 
 @given(problems(), st.sampled_from(["softmax", "quadratic"]))
@@ -98,7 +103,16 @@ def test_losses(p: dict[str, Any], some_ignored: bool) -> None:
     ).view_as(labels)
     assert (
         error(
-            head_losses(p["h"], p["weight"], p["bias"], labels, p["behind"], p["factors"], False),
+            head_losses(
+                p["h"],
+                p["weight"],
+                p["bias"],
+                labels,
+                p["behind"],
+                p["factors"],
+                p.get("rows", 0),
+                False,
+            ),
             expected,
         )
         < LIMIT
@@ -115,8 +129,7 @@ def test_both_are_the_two(p: dict[str, Any], kind: str) -> None:
         z.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
     ).view_as(labels)
     losses, gradient = head_losses_and_gradient(
-        p["h"], p["weight"], p["bias"], labels, p["targets"], p["mask"], kind, p["behind"],
-        p["factors"], False,
+        p["h"], p["weight"], p["bias"], labels, p["targets"], p["mask"], kind, *behind(p), False,
     )  # fmt: skip
     assert error(losses, per_token) < LIMIT
     if kind == "softmax":
@@ -158,7 +171,14 @@ def test_half_precision_stays(dtype: torch.dtype, kind: str) -> None:
     assert found.dtype == dtype
     assert error(found, found_gradient(in_double(p), kind)) < HALF[dtype]
     losses = head_losses(
-        p["h"], p["weight"], p["bias"], p["targets"], p["behind"], p["factors"], False
+        p["h"],
+        p["weight"],
+        p["bias"],
+        p["targets"],
+        p["behind"],
+        p["factors"],
+        p.get("rows", 0),
+        False,
     )
     assert losses.dtype == token_losses(logits(p), p["targets"]).dtype == torch.float32
     assert error(losses, token_losses(logits(in_double(p)), p["targets"])) < HALF[dtype]
@@ -173,11 +193,9 @@ def test_onednn_inside(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, x in example(torch.float32).items()
     }
     names, limit = ("h", "weight", "bias", "targets", "mask"), PRIMITIVE[torch.float32]
-    found = head_gradient(*(p[name] for name in names), "softmax", p["behind"], p["factors"], True)
+    found = head_gradient(*(p[name] for name in names), "softmax", *behind(p), True)
     assert error(found, found_gradient(in_double(p), "softmax")) < limit
-    losses = head_losses(
-        p["h"], p["weight"], p["bias"], p["targets"], p["behind"], p["factors"], True
-    )
+    losses = head_losses(p["h"], p["weight"], p["bias"], p["targets"], *behind(p), True)
     assert error(losses, token_losses(logits(in_double(p)), p["targets"])) < limit
 
 
@@ -194,3 +212,6 @@ def test_chunks_bound_what_exists_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     p = example(torch.float64)
     found_gradient(p, "softmax")
     assert sizes == [5, 5, 5, 5, 5, 5, 3, 3]  # forward and back, 18 tokens in 4 chunks
+    sizes.clear()
+    found_gradient({**p, "rows": 9}, "softmax")
+    assert sizes == [9, 9, 9, 9]

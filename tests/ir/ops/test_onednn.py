@@ -78,6 +78,23 @@ def test_product_with_the_transposed_weight(
     assert error(found, expected if addend_ is None else expected + addend_) < LIMIT
 
 
+def test_shapes_without_numbers() -> None:
+    """What torch.compile asks: the kernel's shape and strides, of every kind of argument."""
+    x, weight, bias, addend = (
+        torch.ones(2, 5, 3),
+        torch.ones(4, 3),
+        torch.ones(4),
+        torch.ones(2, 5, 4),
+    )
+    product = torch.ops.tint_kernels.product
+    for args in (
+        *((x, weight, None, None), (x, weight, bias, None), (x, weight, bias, addend)),
+        *((x[0], weight, None, addend[0]), (x.mT.contiguous().mT, weight, None, None)),
+        (x, torch.ones(3, 4).mT, None, None),
+    ):
+        torch.library.opcheck(product, args, test_utils=("test_schema", "test_faketensor"))
+
+
 @given(batches, lengths, lengths, widths, widths, st.booleans(), seeds)
 def test_low_rank(b: int, t: int, s: int, i: int, o: int, with_bias: bool, seed: int) -> None:
     draw = Draw(seed)
