@@ -227,7 +227,9 @@ class TestInspect:
             "nodes"
         ]
         assert lines[0].split() == ["node", "operator", "shape", "phase", "step", "module", "reads"]
-        assert [line.split()[0] for line in lines[1:]] == [record["name"] for record in records]
+        rows, rest = lines[1 : len(records) + 1], lines[len(records) + 1 :]
+        assert [line.split()[0] for line in rows] == [record["name"] for record in records]
+        assert [line[:11] for line in rest] == (["", "calibration"] if stage == "optimized" else [])
         assert all(line == line.rstrip() for line in lines)
         assert not any("…" in line for line in lines)
 

@@ -97,10 +97,10 @@ def _print_graph(path: Path, stage: Stage, form: str) -> None:
     elif form == "code":
         console.out.out(as_code(records), highlight=False)
     else:
-        if choices is not None:
-            console.print_text(chosen_text(choices))
-            console.out.print()
         console.print_table(_table(records, stage))
+        if choices is not None:
+            console.out.print()
+            console.print_text(chosen_text(choices))
 
 
 def _one_argument_a_line(code: str) -> str:
