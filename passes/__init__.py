@@ -22,6 +22,7 @@ from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.passes.optimize.scored_loss import scored_loss
 from tintc.passes.optimize.shared_products import shared_products
 from tintc.passes.optimize.sparse_tables import sparse_tables
+from tintc.passes.optimize.whole_initial import whole_initial
 from tintc.passes.place.assign_memory_slots import assign_memory_slots
 from tintc.passes.place.assign_prefix_slots import assign_prefix_slots
 from tintc.passes.place.verify import verify
@@ -78,7 +79,8 @@ DECODE: tuple[Pass, ...] = (factored_updates, given_updates, grouped_rows)
 # What the fused back end does to a lowered graph before it emits it. Each can be switched off: they
 # change numbers by rounding only.
 OPTIMIZATIONS: tuple[Pass, ...] = (
-    scored_loss,  # this and the next know the operators of lowered graphs
+    whole_initial,  # these three know the operators of lowered graphs
+    scored_loss,
     kept_first,
     causal_attention,
     flash_attention,

@@ -20,6 +20,7 @@ from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
+from tintc.passes.optimize.whole_initial import whole_initial
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.batch import Batch
 from tintc.runtime.calibration import Wanted
@@ -129,8 +130,7 @@ class Simulator(Compiled):
         (B, T) with 0 on padding, or (B, T, T); always combined with the causal mask. position_ids:
         (B, T); by default counted over tokens that are no padding.
         labels: (B, T) for the reported losses (mean, shifted by one, -100 ignored). return_initial:
-        also compute logits before any update on all tokens; the training pass then runs on all
-        tokens instead of the segment.
+        also compute logits before any update, on all tokens.
 
         logits_to_keep: logits of the last so many positions only, or of the positions in a tensor
         (K,); 0 for all. The others are then not computed; losses stay those of all labels. Who
@@ -148,7 +148,7 @@ class Simulator(Compiled):
         batch = Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         inputs = self._train(batch, stacklevel=5)  # torch calls forward
         call = replace(
-            _call(inputs, Output.LOGITS, return_initial),
+            self._call(inputs, Output.LOGITS, return_initial),
             kept=predicted_positions(predict, logits_to_keep, inputs, self.device),
         )
         losses: dict[Output, Tensor] = {}
@@ -197,7 +197,7 @@ class Simulator(Compiled):
         if asked is not None:
             labels = labels_of_rest(labels, inputs.shape[1] - len(asked))
         kept = labelled_positions(labels)
-        call = _call(inputs, Output.LOSSES, return_initial)
+        call = self._call(inputs, Output.LOSSES, return_initial)
         found = self.run(_labelled(replace(call, kept=kept, some_losses=True), labels))
         if kept is not None:  # the last positions of all
             before = inputs.shape[1] - len(kept)
@@ -254,7 +254,7 @@ class Simulator(Compiled):
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = self._prepare(batch)
         check_updates(updates, outputs(self.program.graph)["updates"], len(batch), self.dtype)
-        call = _call(inputs, Output.LOGITS, whole=False)
+        call = self._call(inputs, Output.LOGITS)
         kept = kept_positions(logits_to_keep, inputs.shape[1], self.device)
         return self.run(replace(call, kept=kept, given=updates))[Output.LOGITS]
 
@@ -295,7 +295,7 @@ class Simulator(Compiled):
         with torch.no_grad():
             inputs = self._train(batch)
             factored = factored_slots(self, form, len(batch), inputs.segment)
-            call = replace(_call(inputs, Output.UPDATES, whole=False), factored=factored)
+            call = replace(self._call(inputs, Output.UPDATES), factored=factored)
             return Adapted(self, Updates(self.run_updates(call), factored, inputs.segment))
 
     def stream(
@@ -349,7 +349,7 @@ class Simulator(Compiled):
         return as_html(describe(self, self.source)) + graph_of_phases(self)
 
     def _updates(self, batch: Batch) -> dict[str, Tensor]:
-        call = _call(self._train(batch, stacklevel=4), Output.UPDATES, whole=False)
+        call = self._call(self._train(batch, stacklevel=4), Output.UPDATES)
         return self.run_updates(call)
 
     def _run_with_losses(
@@ -364,6 +364,15 @@ class Simulator(Compiled):
         both = (*call.outputs, *(kind.losses for kind in call.outputs))
         found = self.run(_labelled(replace(call, outputs=both), labels))
         return found, {kind: mean_loss(found[kind.losses], labels) for kind in call.outputs}
+
+    def _call(self, inputs: Inputs, kind: Output, initial: bool = False) -> Call:
+        """A call for one kind of output. initial: also for the same before any update, of all
+        tokens, over which the training pass then runs where nothing keeps it from that.
+        """
+        kinds = (kind, kind.before) if initial else (kind,)
+        whole = initial and whole_initial.name not in self.optimizations
+        segment = inputs.shape[1] if whole else inputs.segment
+        return Call(kinds, inputs.tensors, segment, inputs.causal, scored=inputs.scored)
 
     def _labels(self, labels: Tensor, batch: Batch) -> Tensor:
         vocabulary = self.program.facts.vocab_size
@@ -388,13 +397,6 @@ class Simulator(Compiled):
                 stacklevel=stacklevel,
             )
         return inputs
-
-
-def _call(inputs: Inputs, kind: Output, whole: bool) -> Call:
-    """A call for one kind of output. whole: also for the same before any update, of all tokens."""
-    kinds = (kind, kind.before) if whole else (kind,)
-    segment = inputs.shape[1] if whole else inputs.segment
-    return Call(kinds, inputs.tensors, segment, inputs.causal, scored=inputs.scored)
 
 
 def _labelled(call: Call, labels: Tensor) -> Call:

@@ -30,6 +30,15 @@ def head_of(logits: fx.Node) -> fx.Node | None:
     return node if is_tint(node, linear_forward) else None
 
 
+def behind_head(logits: fx.Node) -> list[fx.Node]:
+    """What scales and caps that product on its way to the logits, in order."""
+    found: list[fx.Node] = []
+    while is_tint(logits, scale, activation_forward):
+        found.insert(0, logits)
+        logits = argument(logits, "x")
+    return found
+
+
 class NarrowedHead(Kept):
     """Also what stands at the kept tokens alone. tokens: what a shape calls all of them."""
 
