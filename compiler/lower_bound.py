@@ -87,7 +87,19 @@ def needed(
         whole = "T" in record.shape or "K" in record.shape
         times = 1 if whole else repeats(program, record.phase, record.step)
         flops = _products(node, costs[node.name].flops, sizes) * times
-        yield Needed(node, flops)
+        yield Needed(node, flops * _anew(node, sizes))
+
+
+def _anew(node: fx.Node, sizes: CallSizes) -> float:
+    """The part of a product that no earlier pass has: where its input is the same in every pass,
+    the weights as they were are multiplied with the training tokens once.
+    """
+    if not is_tint(node, linear_forward) or not info(node).step:
+        return 1
+    if any(info(each).phase == "descent" for each in ancestors([argument(node, "x")])):
+        return 1
+    tokens = length(sizes, info(node).shape[1])
+    return max(0, tokens - sizes["segment"]) / tokens if info(node).shape[1] != "K" else 1
 
 
 def repeats(program: Program, phase: str | None, step: int | None) -> int:

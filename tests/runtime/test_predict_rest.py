@@ -140,9 +140,9 @@ def test_the_transformer_back_end() -> None:
     assert not losses.losses[:, :first].any()
 
 
-def test_a_batch_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tintc.runtime.slices.TOKENS, "cpu", 2 * LENGTH)
+def test_a_batch_in_slices() -> None:
     simulator = simulator_of("opt", "paper")
+    simulator.memory = "lowest"
     inputs = SCENARIOS["ragged"](5, LENGTH, VOCAB)
     every, rest = both(simulator, inputs)
     assert error(rest.logits, every.logits[:, -rest.logits.shape[1] :]) < LIMIT

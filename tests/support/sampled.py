@@ -46,7 +46,7 @@ EVERY = {
     "compiler/test_checks.py::test_writes_through_views_of_layers_that_start_at_zero": 3,
     "compiler/test_containers.py::test_a_step_is_that_of_autograd": 3,
     "compiler/test_containers.py::test_refused": 2,
-    "compiler/test_containers.py::test_token_types_are_refused_with_their_place": 17,
+    "compiler/test_containers.py::test_token_types_are_islands_or_refused_with_their_place": 17,
     "compiler/test_cost.py::test_a_batch_in_slices": 5,
     "compiler/test_cost.py::test_cost_grows_as_it_should": 2,
     "compiler/test_cost.py::test_estimates": 15,
