@@ -205,7 +205,7 @@ class TestModels:
     def test_the_first_operator_that_nothing_takes_is_named(
         self, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """OPT with activations that not even islands take, where the model itself lies is a detail of
+        """OPT with activations that not even islands take; where the model lies is a detail of
         transformers.
         """
         from tintc.compiler import driver
