@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 KERNELS = ("blas", "onednn")  # of torch.matmul; of ir/ops/onednn.py
 # A kernel that is less than so much faster than oneDNN is not worth a program of its own: two
@@ -53,6 +53,7 @@ class Calibration:
     def measured(self) -> bool:
         return bool(self.points)
 
+    @lru_cache(maxsize=1 << 16)  # noqa: B019 (every call asks, and calibrations are few and stay)
     def rate(self, rows: int, inner: int, columns: int, kernel: str | None = None) -> float:
         """FLOP a second of a product, by the kernel or by the one that is chosen; 0 where nothing
         was measured.

@@ -74,9 +74,8 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
     assert plain.train_mask is not None
     rest = rest_begins(plain.train_mask != 0, completed.valid_BT, columns_T)
     counts = _check_values(facts, batch, completed, columns_T, rest)
-    any_T = completed.carries_BT.any(0)
     few = 0 < counts.scored <= SCORED * counts.segment
-    scored = any_T.nonzero()[:, 0] if few else None
+    scored = completed.carries_BT.any(0).nonzero()[:, 0] if few else None
     return Inputs(
         completed.tensors, counts.segment, counts.untrained, scored, counts.rest, causal=causal
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -39,6 +40,7 @@ def device_name(device: str) -> str:
     return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+@cache
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
