@@ -22,7 +22,7 @@ from tintc.compiler.cost import (
     without_numbers,
 )
 from tintc.ir.call_sizes import CallSizes, length
-from tintc.ir.node_meta import NodeInfo, info
+from tintc.ir.node_meta import info
 from tintc.runtime.simulator import Simulator
 
 
@@ -93,11 +93,7 @@ def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str) -> 
     if node.name == "segment":
         return sizes["segment"]
     record = info(node)
-    kinds = {"int": torch.int64, "bool": torch.bool, "float": _float(node, record, dtype)}
+    number = torch.float64 if node.name == "inner_lr" else dtype  # the rate has a type of its own
+    kinds = {"int": torch.int64, "bool": torch.bool, "float": number}
     shape = [length(sizes, size) for size in record.shape]
     return torch.empty(shape, dtype=kinds[record.dtype], device=device)
-
-
-def _float(node: fx.Node, record: NodeInfo, dtype: torch.dtype) -> torch.dtype:
-    """The inner learning rate has a type of its own."""
-    return torch.float64 if node.name == "inner_lr" else dtype

@@ -88,14 +88,7 @@ def wanted_calibration(value: Wanted) -> Calibration | None:
         return None
     if value == "off":
         return OFF
-    path = Path(value).expanduser()
-    found = kept_in(path)
-    if found is None:
-        raise UsageError(
-            f"calibration is {str(path)!r}, which is no calibration; expected auto, off, or a file "
-            "that tintc env wrote"
-        )
-    return found
+    return _asked(Path(value).expanduser(), "calibration", "auto, off,")
 
 
 def speed_of(weight: Tensor, wanted: Calibration | None = None) -> Calibration:
@@ -181,15 +174,20 @@ def read(path: Path, device: str) -> Calibration:
     """A file that was asked for. Raises UsageError if it is no calibration of such a device."""
     with _LOCK:
         if path not in _KNOWN:
-            found = kept_in(path)
-            if found is None:
-                raise UsageError(
-                    f"{VARIABLE} is {str(path)!r}, which is no calibration; expected off, or a "
-                    "file that tintc env wrote"
-                )
-            _KNOWN[path] = found
+            _KNOWN[path] = _asked(path, VARIABLE, "off,")
         found = _KNOWN[path]
     return found if found.device == device else fixed(device)
+
+
+def _asked(path: Path, name: str, others: str) -> Calibration:
+    """What a file holds that `name` names. others: what else it may be."""
+    found = kept_in(path)
+    if found is None:
+        raise UsageError(
+            f"{name} is {str(path)!r}, which is no calibration; expected {others} or a file that "
+            "tintc env wrote"
+        )
+    return found
 
 
 def write(found: Calibration, key: dict[str, str], path: Path) -> None:

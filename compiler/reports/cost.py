@@ -81,6 +81,7 @@ def cost_report(
     by = {}
     if by_phase:
         by["breakdown"] = breakdown(simulator, sizes, optimize=COUNTED, predict=predict)
+    direct = by["breakdown"]["direct_flops"] if by else direct_flops(program, sizes)
     return {
         "source": loaded.description.name,
         "config": program.config.to_dict(),
@@ -97,7 +98,7 @@ def cost_report(
         "predict": predict,
         "parameters": parameters,
         "flops": cost.flops,
-        "direct_flops": direct_flops(program, sizes),
+        "direct_flops": direct,
         "weight_bytes": weight_bytes,
         "peak_bytes": weight_bytes + cost.peak_bytes,
         **by,

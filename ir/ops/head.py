@@ -226,3 +226,7 @@ def _product(
         return onednn_product(x, weight_VD, bias_V, None, transpose)
     product: Callable[..., Tensor] = torch.matmul if transpose else F.linear
     return product(x, weight_VD) if bias_V is None else product(x, weight_VD, bias_V)
+
+
+# All that compute a head; `onednn` is the last argument of each.
+HEADS = (head_gradient, head_losses, head_losses_and_gradient, head_logits)

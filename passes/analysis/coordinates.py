@@ -14,7 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -41,10 +41,27 @@ BATCH, LENGTH = (
     5,
 )  # at which coordinates are followed; every element is checked to stay in its sequence and token
 _JOINS = (aten.cat, aten.stack)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Untraceable(Exception):
     """Why a value is no rearrangement of one activation."""
+
+
+def remembered(known: dict[K, V | Untraceable], key: K, make: Callable[[], V]) -> V:
+    """What `make` gave the first time that this key was asked for. Raises the Untraceable that it
+    raised then.
+    """
+    if key not in known:
+        try:
+            known[key] = make()
+        except Untraceable as reason:
+            known[key] = reason
+    found = known[key]
+    if isinstance(found, Untraceable):
+        raise found
+    return found
 
 
 @dataclass(frozen=True)

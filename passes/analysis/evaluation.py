@@ -49,6 +49,20 @@ def lengths_below(longest: int) -> list[int]:
     return [length for length in (*range(2, 64), *ladder) if length < min(longest, 1025)]
 
 
+def sizes_at(source: fx.Node, batch: Any, tokens: Any) -> list[Any]:
+    """The sizes of a value for so many sequences and tokens, which may be symbols: numbers, or
+    expressions in both, as torch.export or the passes left them.
+    """
+    ids = input_node(source.graph, "input_ids").meta["val"]
+    known = {str(ids.shape[0]): batch, str(ids.shape[1]): tokens, "B": batch, "T": tokens}
+    names: dict[str, Any] = {"__builtins__": {}, "Max": max, "Min": min}
+    names |= {name: size for name, size in known.items() if name.isidentifier()}
+    return [
+        known[str(s)] if str(s) in known else s if isinstance(s, int) else eval(str(s), names)
+        for s in sizes(source)
+    ]
+
+
 def is_weight(node: Any) -> bool:
     """Whether `node` is the placeholder of an auxiliary parameter; buffers are constants."""
     return isinstance(node, fx.Node) and info(node).role == "parameter" and not info(node).buffer
@@ -132,23 +146,7 @@ class Evaluation:
         return function_of(node)(*args, **kwargs)
 
     def _shape(self, source: Any) -> list[int]:
-        """The sizes of a value: numbers, or expressions in the batch and the length, as
-        torch.export or the passes left them.
-        """
-        tokens = input_node(source.graph, "input_ids").meta["val"]
-        known = {
-            str(tokens.shape[0]): self.batch,
-            str(tokens.shape[1]): self.length,
-            "B": self.batch,
-            "T": self.length,
-        }
-        names = {
-            "__builtins__": {},
-            "Max": max,
-            "Min": min,
-            **{name: size for name, size in known.items() if name.isidentifier()},
-        }
-        return [int(eval(str(size), names)) for size in sizes(source)]
+        return [int(size) for size in sizes_at(source, self.batch, self.length)]
 
     def _placeholder(self, node: fx.Node) -> Tensor:
         record = info(node)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tintc.ir.builder import input_node
 from tintc.ir.node_meta import info
 from tintc.ir.precision import HALF
-from tintc.passes.analysis.evaluation import SIZE_ONLY
-from tintc.passes.analysis.patterns import aten, calls, function_of, sizes
+from tintc.passes.analysis.evaluation import SIZE_ONLY, sizes_at
+from tintc.passes.analysis.patterns import aten, calls, function_of
 from tintc.passes.analysis.regions import Region
 
 TRACED = torch.float64  # the type that regions are traced and checked in
@@ -55,7 +54,7 @@ class Body:
         kwargs: Any = dict(node.kwargs)
         if calls(node, *SIZE_ONLY) and args[0] not in values:
             source: Any = args[0]
-            shape = _shape(source, batch, tokens)
+            shape = sizes_at(source, batch, tokens)
             if calls(node, aten.sym_size):
                 return shape[args[1]]
             args[0] = torch.empty(shape, dtype=self._type(source.meta["val"].dtype))
@@ -90,15 +89,3 @@ class Body:
 
 def _is_parameter(node: fx.Node) -> bool:
     return node.op == "placeholder" and info(node).role != "input"
-
-
-def _shape(source: fx.Node, batch: Any, tokens: Any) -> list[Any]:
-    """Sizes of a value that is not computed, as torch.export or the passes left them."""
-    ids = input_node(source.graph, "input_ids").meta["val"]
-    known = {str(ids.shape[0]): batch, str(ids.shape[1]): tokens, "B": batch, "T": tokens}
-    names = {"__builtins__": {}, "Max": max, "Min": min}
-    names |= {name: size for name, size in known.items() if name.isidentifier()}
-    return [
-        known[str(s)] if str(s) in known else s if isinstance(s, int) else eval(str(s), names)
-        for s in sizes(source)
-    ]

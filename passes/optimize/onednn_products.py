@@ -22,12 +22,7 @@ from tintc.ir.choices import Choices
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.node_meta import Shape, info, size_of
-from tintc.ir.ops.head import (
-    head_gradient,
-    head_logits,
-    head_losses,
-    head_losses_and_gradient,
-)
+from tintc.ir.ops.head import HEADS
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, linear_residual
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.onednn import (
@@ -41,7 +36,6 @@ from tintc.ir.ops.onednn import (
 from tintc.ir.ops.rates import token_products
 from tintc.ir.pass_manager import graph_pass
 
-_HEADS = (head_gradient, head_losses, head_losses_and_gradient, head_logits)
 _SAME_ARGUMENTS: dict[AnyOperator | None, AnyOperator] = {
     linear_residual: onednn_product,
     low_rank: onednn_low_rank,
@@ -123,6 +117,6 @@ def _replacement(node: fx.Node) -> tuple[AnyOperator, tuple[Any, ...]] | None:
         return onednn_product, (x, weight, None, None, True)
     if operator in _SAME_ARGUMENTS:
         return _SAME_ARGUMENTS[operator], tuple(node.args)
-    if operator is not None and is_tint(node, *_HEADS):
+    if operator is not None and is_tint(node, *HEADS):
         return operator, (*node.args[:-1], True)
     return None

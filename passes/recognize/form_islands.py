@@ -32,7 +32,7 @@ from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix, slot_shape
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.writes import writes_in_place
-from tintc.passes.analysis.coordinates import Untraceable
+from tintc.passes.analysis.coordinates import Untraceable, remembered
 from tintc.passes.analysis.evaluation import is_weight
 from tintc.passes.analysis.island_body import Body
 from tintc.passes.analysis.island_trace import Barred, Source, Traced, traced
@@ -203,17 +203,8 @@ class _Islands:
         return found.cpu()
 
     def _program(self, region: Region, source: Source) -> Traced:
-        key = _key(region, source)
-        if key not in self._traced:
-            names = [_named(node) for node in region.outputs]
-            try:
-                self._traced[key] = traced(source, names)
-            except Untraceable as reason:
-                self._traced[key] = reason
-        found = self._traced[key]
-        if isinstance(found, Untraceable):
-            raise found
-        return found
+        names = [_named(node) for node in region.outputs]
+        return remembered(self._traced, _key(region, source), lambda: traced(source, names))
 
     def _replace(self, region: Region, source: Source, found: Traced) -> None:
         first = region.outputs[0]

@@ -27,7 +27,14 @@ from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import attention_forward
 from tintc.ir.ops.position import rotary, window_mask
 from tintc.ir.pass_manager import graph_pass
-from tintc.passes.analysis.coordinates import BATCH, LENGTH, Untraceable, is_fixed, is_rearrangement
+from tintc.passes.analysis.coordinates import (
+    BATCH,
+    LENGTH,
+    Untraceable,
+    is_fixed,
+    is_rearrangement,
+    remembered,
+)
 from tintc.passes.analysis.evaluation import Evaluation, evaluated_length
 from tintc.passes.analysis.heads import Heads, read_heads
 from tintc.passes.analysis.patterns import (
@@ -192,15 +199,7 @@ def _merged(product: fx.Node, width: int, context: Context) -> fx.Node:
 
 def _looks(scores: Scores, heads: int, context: Context, known: _Known) -> Looks:
     key = (tuple(scores.offsets), tuple(scores.hidden), scores.is_causal, heads)
-    if key not in known.looks:
-        try:
-            known.looks[key] = read_looks(scores, heads, context)
-        except Untraceable as reason:
-            known.looks[key] = reason
-    found = known.looks[key]
-    if isinstance(found, Untraceable):
-        raise found
-    return found
+    return remembered(known.looks, key, lambda: read_looks(scores, heads, context))
 
 
 def _turned(

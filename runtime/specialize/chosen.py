@@ -10,18 +10,11 @@ from torch import fx
 
 from tintc.ir.calibration import Calibration
 from tintc.ir.dialect import argument, is_tint, operator_of
-from tintc.ir.ops import onednn
-from tintc.ir.ops.head import (
-    head_gradient,
-    head_logits,
-    head_losses,
-    head_losses_and_gradient,
-)
+from tintc.ir.ops.head import HEADS
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward, linear_residual
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import token_products
 
-HEADS = (head_gradient, head_losses, head_losses_and_gradient, head_logits)
 _BLAS = (
     *(linear_forward, linear_backward, linear_residual, linear_descent),
     *(low_rank, low_rank_of_scores, token_products),
@@ -35,22 +28,16 @@ def chosen(
     together: sequences of a slice. JSON values; chunk_tokens: 0 for as many as have a fixed number
     of logits.
     """
-    calls = [node for node in graph.nodes if operator_of(node) is not None]
-    heads = [node for node in calls if is_tint(node, *HEADS)]
+    called = [found for node in graph.nodes if (found := operator_of(node)) is not None]
+    heads = [node for node in graph.nodes if is_tint(node, *HEADS)]
     own = [node for node in heads if argument(node, "onednn")]
-    by_onednn = [
-        node
-        for node in calls
-        if (called := operator_of(node)) is not None
-        and called.name in vars(onednn)
-        and called.name.startswith("onednn_")
-    ]
+    by_onednn = [each for each in called if each.family == "onednn"]
     return {
         "calibration": dict(speed.about),
         "measured": speed.measured,
         "products": {
             "onednn": len(by_onednn) + len(own),
-            "blas": sum(is_tint(node, *_BLAS) for node in calls) + len(heads) - len(own),
+            "blas": sum(each in _BLAS for each in called) + len(heads) - len(own),
         },
         "updates": {"factors": factors, "own_weights": slots - factors},
         "sequences_together": together,

@@ -14,7 +14,7 @@ from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_reader import read_manifest, read_report
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.direct import direct_flops
-from tintc.compiler.stages import records_of
+from tintc.compiler.stages import records_of, stage_records
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
@@ -86,8 +86,9 @@ def _print_graph(path: Path, stage: Stage, form: str) -> None:
         # as its readers take it: without the version of tintc's own documents
         console.print_line(model_explorer_file(load(path), stage))
         return
-    choices = load(path).chosen() if stage == "optimized" else None
-    records = records_of(path, stage)
+    simulator = load(path) if stage == "optimized" else None
+    records = records_of(path, stage) if simulator is None else stage_records(simulator, stage)
+    choices = simulator.chosen() if simulator and form in ("json", "table") else None
     if form == "json":
         nodes = [record.to_dict() for record in records]
         told = {} if choices is None else {"choices": choices}

@@ -59,9 +59,10 @@ def run(
         if not documents:
             fail_for(refused, len(found))
         batch = min(flags.side_by_side, len(documents))
-        job = Job(simulator, documents, settings, batch, flags.scores, flags.state)
+        keep = bool(showing.names())
+        job = Job(simulator, documents, settings, batch, flags.scores, flags.state, keep=keep)
         failure = job.run(show)
-    told = _told(showing, job, simulator) if showing.names() else Told()
+    told = _told(showing, job, simulator) if keep else Told()
     report = stream_report.report(simulator, settings, batch, job.totals, refused)
     if failure is not None:
         report["stopped"] = {"chunk": job.steps, "reason": str(failure)}
@@ -87,8 +88,8 @@ def _told(showing: Showing, job: Job, simulator: Simulator) -> Told:
 
 class Job:
     """Documents on their way through a stream and, beside it, through the unmodified model in the
-    same windows. steps: so many are behind it. pieces: what this run scored. scores, state: files,
-    or None.
+    same windows. steps: so many are behind it. pieces: what this run scored, if it is to `keep`
+    them: memory grows with the text then. scores, state: files, or None.
 
     A state that exists is gone on from. Raises UsageError for the state of something else,
     ArtifactError for a file that is damaged.
@@ -102,8 +103,10 @@ class Job:
         batch: int,
         scores: Path | None,
         state: Path | None,
+        *,
+        keep: bool = False,
     ) -> None:
-        self.documents = documents
+        self.documents, self.keep = documents, keep
         self.streams = {
             "stream": simulator.stream(batch, **asdict(settings)),
             "unmodified": Stream(simulator, batch, settings, learns=False),
@@ -158,7 +161,8 @@ class Job:
     def _step(self) -> None:
         for piece in self.rows.step():
             self.totals.add(piece)
-            self.pieces.append(piece)
+            if self.keep:
+                self.pieces.append(piece)
             if self._scores is not None:
                 self._scores.add(lines_of(self.documents[piece.document], piece))
                 self._written = self._scores.written
