@@ -27,7 +27,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, NumericalError, UsageError
 from tintc.ir.inputs import is_models_own, is_table
 from tintc.ir.outputs import Output
-from tintc.ir.precision import wide
+from tintc.ir.precision import dtype_name, wide
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.digest import digest_of
@@ -90,7 +90,7 @@ def gather_statistics(
         gradients=gradients_of(simulator.config),
         weights=digest_of_weights(weights),
         source=simulator.source.get("sha256"),
-        dtype=str(simulator.dtype).removeprefix("torch."),
+        dtype=dtype_name(simulator.dtype),
         sha256=digest_of(tensors),
     )
     return Statistics(tensors, about)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from tintc.evaluate import choice, losses
-from tintc.evaluate.ablation_grid import EXACT, Variant, grid, select, type_name
+from tintc.evaluate.ablation_grid import EXACT, Variant, grid, select
 from tintc.evaluate.ablation_rows import Measured, fields_of, row, same_step
 from tintc.evaluate.ablation_settings import Options
 from tintc.evaluate.auxiliary import Auxiliary
@@ -43,6 +43,7 @@ from tintc.evaluate.update_errors import (
 )
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
+from tintc.ir.precision import dtype_name
 from tintc.runtime.batch import Batch
 
 Factory = Callable[[torch.dtype], Auxiliary]
@@ -302,7 +303,7 @@ class _Ablation:
             "experiment": "ablate",
             "what": "loss",
             "config": config and fields_of(config),
-            "dtype": type_name(dtype),
+            "dtype": dtype_name(dtype),
         }
         units = [{**shared, **_sequence(ids_1T)} for ids_1T in ids_BT.unsqueeze(1)]
 

@@ -13,6 +13,7 @@ import torch
 from tintc.evaluate.ablation_settings import VARIED
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
+from tintc.ir.precision import dtype_name
 
 SCALES = (10, 100, 1000, 10_000, 100_000)  # N of finite differences; the paper's is 1000
 EXACT = "exact"
@@ -37,7 +38,7 @@ class Variant:
 
     @property
     def type_name(self) -> str:
-        return type_name(self.dtype)
+        return dtype_name(self.dtype)
 
 
 def grid(base: SimulatorConfig, dtype: torch.dtype = torch.float32) -> list[Variant]:
@@ -75,7 +76,7 @@ def grid(base: SimulatorConfig, dtype: torch.dtype = torch.float32) -> list[Vari
     ]
     formats = [other for other in _FORMATS if other != dtype]
     rounded = [
-        variant(f"{name}-{type_name(to)}", to, **changes)
+        variant(f"{name}-{dtype_name(to)}", to, **changes)
         for name, changes in ((EXACT, {}), ("paper", _PAPER))
         for to in formats
     ]
@@ -96,8 +97,3 @@ def select(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
             )
     wanted = {EXACT, *(name for pattern in only for name in fnmatch.filter(names, pattern))}
     return [variant for variant in variants if not only or variant.name in wanted]
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
-    return str(dtype).removeprefix("torch.")

@@ -27,6 +27,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import SourceError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.named import LOAD
+from tintc.ir.precision import dtype_name
 from tintc.runtime.simulator import Simulator
 
 
@@ -95,7 +96,7 @@ class Auxiliary:
             **named,
             **({} if given is None else {"statistics": given.about.sha256}),
             "digest": digest,
-            "dtype": str(kind.dtype).removeprefix("torch."),
+            "dtype": dtype_name(kind.dtype),
             "device": kind.device.type,
         }
 

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.island_operators import function_of_name, name_of
-from tintc.ir.precision import wide_dtype
+from tintc.ir.precision import dtype_name, wide_dtype
 
 Kind = Literal["tokens", "ids", "weight", "constant"]
 _aten = torch.ops.aten
 
 OWN = "own"  # the float type that the island computes in, wherever a type is named
 _DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
+    dtype_name(dtype): dtype
     for dtype in (
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.complex64, torch.complex128),
@@ -216,7 +216,7 @@ def _encoded(leaf: Any, index: dict[fx.Node, int], own: torch.dtype) -> Any:
     if isinstance(leaf, fx.Node):
         return {"v": index[leaf]}
     if isinstance(leaf, torch.dtype):
-        return {"dtype": OWN if leaf == own else str(leaf).removeprefix("torch.")}
+        return {"dtype": OWN if leaf == own else dtype_name(leaf)}
     if isinstance(leaf, torch.device):
         return {"device": OWN}
     if isinstance(leaf, torch.memory_format):

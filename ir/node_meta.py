@@ -83,6 +83,14 @@ def note_origin(graph: fx.Graph, behind: fx.Node, origin: fx.Node) -> None:
         copy_info(origin, node, shape=shape, gradient=None)
 
 
+def shapes_of(node: fx.Node) -> list[Shape]:
+    """Of its value, or of each of its values."""
+    shape = info(node).shape
+    if shape and isinstance(shape[0], (tuple, list)):
+        return [tuple(each) for each in shape]
+    return [shape]
+
+
 def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
     """Of a shape's dimension: a number, B, T, S or several S; anything else counts as T."""
     if isinstance(dimension, int):

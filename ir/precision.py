@@ -8,6 +8,11 @@ from torch import Tensor
 HALF = (torch.float16, torch.bfloat16)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def wide(x: Tensor) -> Tensor:
     """x in float32 if it is float16 or bfloat16, else x itself."""
     return x.float() if x.dtype in HALF else x

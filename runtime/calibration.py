@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tintc.ir.calibration import KERNELS, Calibration, Point, fixed
 from tintc.ir.errors import UsageError
+from tintc.ir.precision import dtype_name
 from tintc.runtime import calibrating
 from tintc.runtime.machine import device_name
 
@@ -136,7 +137,7 @@ def key_of(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     return {
         "device": device.type,
         "processor": device_name(str(device)),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }

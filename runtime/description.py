@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tintc.ir.builder import outputs
 from tintc.ir.config import PRESETS, SimulatorConfig
+from tintc.ir.precision import dtype_name
 from tintc.ir.rule_values import rule_text
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.showing.phases import as_svg, count_phases
@@ -35,7 +36,7 @@ def describe(compiled: Compiled, source: Mapping[str, object]) -> Description:
     """source: where the auxiliary model came from: `name` and `kind`, and `revision` if it has
     one.
     """
-    dtype = str(compiled.dtype).removeprefix("torch.")
+    dtype = dtype_name(compiled.dtype)
     rows = {
         "back end": f"{compiled.backend}, {dtype} on {compiled.device}",
         "trains": _trained(compiled),

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from tintc.ir.errors import InputError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.node_meta import info
+from tintc.ir.precision import dtype_name
 from tintc.runtime.batch import Batch
 from tintc.runtime.masks import Completed, complete, rest_begins, segment_length
 
@@ -130,7 +131,9 @@ def _is_all_true(mask: Tensor) -> bool:
 def _integers(name: str, value: Tensor, shape: tuple[int, int] | None) -> Tensor:
     check_tensor(name, value)
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
-        raise InputError(f"{name} has dtype {_short(value.dtype)}; expected whole numbers (int64)")
+        raise InputError(
+            f"{name} has dtype {dtype_name(value.dtype)}; expected whole numbers (int64)"
+        )
     if value.ndim != 2 or value.numel() == 0 or (shape is not None and tuple(value.shape) != shape):
         expected = "(batch, tokens), neither 0" if shape is None else f"{shape}, that of input_ids"
         raise InputError(f"{name} has shape {tuple(value.shape)}; expected {expected}")
@@ -141,7 +144,7 @@ def _mask(name: str, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tens
     check_tensor(name, value)
     if value.dtype.is_complex:
         raise InputError(
-            f"{name} has dtype {_short(value.dtype)}; expected 0 and 1 (bool, integer or float)"
+            f"{name} has dtype {dtype_name(value.dtype)}; expected 0 and 1 (bool, integer or float)"
         )
     if tuple(value.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
@@ -241,7 +244,3 @@ def _check_range(name: str, kind: str, low: int, high: int, size: int | None) ->
             f"{name} hold {low if low < 0 else high}; this model's {kind} are 0 to "
             f"{(size or 0) - 1}"
         )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

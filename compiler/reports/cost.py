@@ -18,6 +18,7 @@ from tintc.compiler.reports.direct import direct_flops
 from tintc.compiler.reports.parameters import parameter_report
 from tintc.ir.call_sizes import Predict, call_sizes
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.precision import dtype_name
 from tintc.ir.program import Program
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.passes.optimize.onednn_products import onednn_products
@@ -85,7 +86,7 @@ def cost_report(
     return {
         "source": loaded.description.name,
         "config": program.config.to_dict(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "blocks": program.facts.blocks,
         "trained_blocks": program.facts.trained_blocks,
         "layout": {

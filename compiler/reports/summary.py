@@ -17,6 +17,7 @@ from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.dialect import is_tint, tint_name
 from tintc.ir.ops.embedding import segment, segment_mask
 from tintc.ir.ops.linear import prefix
+from tintc.ir.precision import dtype_name
 from tintc.runtime.simulator import Simulator
 
 
@@ -70,7 +71,7 @@ def report(simulator: Simulator) -> Report:
         "depth": depth(program.graph)
         if simulator.structure is None
         else len(simulator.structure.uses),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "estimate": {
             "batch": 1,
             "tokens": sizes["tokens"],

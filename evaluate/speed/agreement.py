@@ -17,6 +17,7 @@ from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed.benchmark import Workload, simulate, variant
 from tintc.evaluate.speed.rivals import Kind, Rival
 from tintc.ir.errors import NumericalError
+from tintc.ir.precision import dtype_name
 from tintc.runtime.simulator import Simulator
 
 
@@ -92,7 +93,7 @@ def _compared(
         raise NumericalError(
             f"{who} differs from {reference} by {difference:.1e} of the largest logit "
             f"(limit {tolerance:.0e}, "
-            f"{name_of(dtype)}){hint}"
+            f"{dtype_name(dtype)}){hint}"
         )
     return {
         "name": name,
@@ -101,8 +102,3 @@ def _compared(
         "difference": difference,
         "tolerance": tolerance,
     }
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """`float32`."""
-    return str(dtype).removeprefix("torch.")

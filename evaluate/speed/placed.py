@@ -16,6 +16,7 @@ from tintc.compiler.gradient_statistics import Statistics
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.named import LOAD
+from tintc.ir.precision import dtype_name
 from tintc.runtime.machine import device_name
 
 Progress = Callable[[str], None]
@@ -36,7 +37,7 @@ class Placed:
         """What it runs on, as JSON values."""
         return {
             "device": self.device,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "device_name": device_name(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

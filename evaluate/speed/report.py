@@ -20,7 +20,7 @@ from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed import benchmark, exported
 from tintc.evaluate.speed import memory as bench_memory
-from tintc.evaluate.speed.agreement import check, check_kernels, name_of
+from tintc.evaluate.speed.agreement import check, check_kernels
 from tintc.evaluate.speed.benchmark import Workload, in_turn, simulate, variant
 from tintc.evaluate.speed.kernels import counted_products, simulator_kernels, use_kernels
 from tintc.evaluate.speed.placed import Placed, Progress
@@ -31,6 +31,7 @@ from tintc.ir.call_sizes import call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
+from tintc.ir.precision import dtype_name
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.machine import timed
@@ -280,7 +281,7 @@ def _memory(
         "optimize": settings.optimizations,
         "torch_compile": settings.torch_compile,
         "slice_memory": settings.slice_memory,
-        "dtype": name_of(settings.dtype),
+        "dtype": dtype_name(settings.dtype),
         "device": settings.device,
         "threads": torch.get_num_threads(),
         "vocab_size": simulator.program.facts.vocab_size,

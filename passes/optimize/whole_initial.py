@@ -12,12 +12,14 @@ positions.
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from tintc.ir.builder import Builder, ancestors, input_node, reinfer
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
-from tintc.ir.node_meta import copy_info, info
+from tintc.ir.node_meta import copy_info, info, shapes_of
 from tintc.ir.ops.embedding import segment, segment_mask
 from tintc.ir.ops.loss import loss_gradient
 from tintc.ir.pass_manager import graph_pass
@@ -33,14 +35,20 @@ def whole_initial(graph: fx.Graph, context: Context) -> fx.Graph:
     if choices.window or not before:
         return graph
     wanted = ancestors(before)
+    # each of several values is taken from what all of them are computed by
+    wanted |= {user for node in wanted for user in node.users if user.target is operator.getitem}
     for loss in [n for n in graph.nodes if is_tint(n, loss_gradient)]:
         _own_head(graph, loss, wanted)
-    for node in [n for n in graph.nodes if n in wanted and "S" in info(n).shape]:
+    for node in [n for n in graph.nodes if n in wanted and _is_of_segment(n)]:
         if not is_tint(node, segment, segment_mask):
             node.args = fx.node.map_arg(node.args, _uncut)
             _cut_for_others(graph, node, wanted)
     graph.eliminate_dead_code()
     return reinfer(graph)
+
+
+def _is_of_segment(node: fx.Node) -> bool:
+    return any("S" in shape for shape in shapes_of(node))
 
 
 def _uncut(value: fx.Node) -> fx.Node:
@@ -74,11 +82,11 @@ def _cut_for_others(graph: fx.Graph, node: fx.Node, wanted: set[fx.Node]) -> Non
     others = _others(node, wanted)
     if not others:
         return
-    operator = segment_mask if info(node).dtype == "bool" else segment
+    cut = segment_mask if info(node).dtype == "bool" else segment
     fields = {"phase": info(node).phase, "step": info(node).step}
     with graph.inserting_after(node):
         part = Builder(graph).call(
-            operator, node, input_node(graph, "segment"), like=node, label=f"{node.name}_segment",
+            cut, node, input_node(graph, "segment"), like=node, label=f"{node.name}_segment",
             shape=info(node).shape, **fields,
         )  # fmt: skip
     node.replace_all_uses_with(part, delete_user_cb=lambda user: user in others)

@@ -31,6 +31,7 @@ from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix, slot_shape
 from tintc.ir.pass_manager import graph_pass
+from tintc.ir.precision import dtype_name
 from tintc.ir.writes import writes_in_place
 from tintc.passes.analysis.coordinates import Untraceable, remembered
 from tintc.passes.analysis.evaluation import is_weight
@@ -173,7 +174,7 @@ class _Islands:
             kind, shape = _kind(node), tuple(sizes(node))
             value = self._constant(node) if kind == "constant" else None
             own = value is None or value.dtype == self.model
-            name = OWN if own or value is None else str(value.dtype).removeprefix("torch.")
+            name = OWN if own or value is None else dtype_name(value.dtype)
             port = {
                 "tokens": shape[-1:],
                 "ids": (),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from tintc.ir.dialect import argument, is_tint, operator_of
-from tintc.ir.node_meta import Shape, info, size_of
+from tintc.ir.node_meta import Shape, info, shapes_of, size_of
 from tintc.ir.ops.head import head_logits
 
 
@@ -42,7 +42,7 @@ def lifetimes(graph: fx.Graph) -> tuple[Lifetime, ...]:
     return tuple(
         Lifetime(shape, places[node], last.get(node, places[node]), _WIDTH.get(info(node).dtype, 0))
         for node in made
-        for shape in _shapes(node)
+        for shape in shapes_of(node)
     )
 
 
@@ -75,11 +75,3 @@ def _owner(node: fx.Node, own: Mapping[fx.Node, fx.Node]) -> fx.Node:
     elif is_tint(node, head_logits):
         source = argument(node, "into")
     return own[source] if isinstance(source, fx.Node) else node
-
-
-def _shapes(node: fx.Node) -> list[Shape]:
-    """Of its value, or of each of its values."""
-    shape = info(node).shape
-    if shape and isinstance(shape[0], (tuple, list)):
-        return [tuple(each) for each in shape]
-    return [shape]
