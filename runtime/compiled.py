@@ -121,19 +121,6 @@ class Compiled(nn.Module):
             )
 
     @property
-    def uncached(self) -> str:
-        """Why no keys of earlier tokens can be kept; nothing where they can."""
-        if self.structure is not None:
-            return "the transformer back end has no cache; compile with backend='fused'"
-        island = self.program.facts.ordered
-        if island:
-            return (
-                f"the island in {island} looks at other tokens or at positions, whose values no "
-                "cache keeps"
-            )
-        return ""
-
-    @property
     def optimizations(self) -> tuple[str, ...]:
         """Names of the optimizations of the fused back end that are on; set it to switch them. They
         change results by rounding only.
