@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from tintc.compiler.checks import check as check_program
-from tintc.compiler.frontend.capture import Captured, capture
+from tintc.compiler.frontend.capture import Captured, capture, untouched
 from tintc.compiler.frontend.model_checks import check_prefix_memory
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
@@ -135,7 +135,8 @@ def compile(
         statistics=None if gathered is None else gathered.about.model_dump(),
     )
     say("check")
-    check_program(simulator, loaded.model, check)
+    with untouched(loaded.model):
+        check_program(simulator, loaded.model, check)
     return simulator
 
 

@@ -31,6 +31,7 @@ from tintc.runtime.inputs import check_tensor, prepare
 from tintc.runtime.labels import check_labels, kept_positions, language_loss
 from tintc.runtime.prefix import put_rows
 from tintc.runtime.specialize.cached_layers import nothing_cached
+from tintc.runtime.uncached import uncached
 
 if TYPE_CHECKING:
     from tintc.runtime.decoding.cache import AdaptedCache
@@ -134,7 +135,7 @@ class Adapted:
         Raises InputError for inputs that do not fit.
         """
         check_tensor("input_ids", input_ids)
-        if self.simulator.uncached:
+        if uncached(self.simulator):
             logits = self._uncached(
                 input_ids,
                 attention_mask,
@@ -205,8 +206,8 @@ class Adapted:
 
     def check_cached(self) -> None:
         """Raises UsageError where nothing can be cached."""
-        if self.simulator.uncached:
-            raise UsageError(self.simulator.uncached)
+        if uncached(self.simulator):
+            raise UsageError(uncached(self.simulator))
 
     def decoder(self, rows: int) -> Decoder:
         """The program for R rows, with its weights bound: for many steps."""

@@ -103,19 +103,6 @@ class Compiled(Switched):
         self.structure = None if self.backend == "fused" else self._made_structure()
         self._programs = Programs(self.program, self.structure, *state["_programs"])
 
-    @property
-    def uncached(self) -> str:
-        """Why no keys of earlier tokens can be kept; nothing where they can."""
-        if self.structure is not None:
-            return "the transformer back end has no cache; compile with backend='fused'"
-        island = self.program.facts.ordered
-        if island:
-            return (
-                f"the island in {island} looks at other tokens or at positions, whose values no "
-                "cache keeps"
-            )
-        return ""
-
     def emitted(
         self,
         outputs: Collection[str] = (Output.LOGITS,),

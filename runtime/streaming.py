@@ -28,6 +28,7 @@ from tintc.runtime.digest import digest_of
 from tintc.runtime.slices import group_size
 from tintc.runtime.stream_rows import StreamRows
 from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.uncached import uncached
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Stream:
             raise UsageError(
                 "keys=cache needs the fused back end; expected keys=recompute, or backend=fused"
             )
-        if settings.keys == "cache" and simulator.uncached:
-            raise UsageError(f"keys=cache: {simulator.uncached}; expected keys=recompute")
+        if settings.keys == "cache" and uncached(simulator):
+            raise UsageError(f"keys=cache: {uncached(simulator)}; expected keys=recompute")
         simulator.check_has_numbers()
         self.simulator, self.batch, self.settings, self.learns = simulator, batch, settings, learns
         self._chunks = 0

@@ -110,7 +110,7 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T,
     V).
     """
-    with evaluating(model), _untouched(model), _weights_without_numbers(model):
+    with evaluating(model), untouched(model), _weights_without_numbers(model):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         longest = _longest(program, wrapper)
@@ -158,7 +158,7 @@ def _weights_without_numbers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Puts every attribute of the modules back: a model that keeps tables from call to call would
     else keep those of the tracer, which have no numbers.
     """

@@ -32,6 +32,7 @@ from tintc.runtime.digest import digest_of
 from tintc.runtime.onnx_pair import ABOUT, PAST_VALUE, PRESENT, UPDATE
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cached_layers import Entry
+from tintc.runtime.uncached import uncached
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def check_pair(simulator: Simulator) -> None:
             "a pair needs the fused back end, which caches keys; this simulator's is transformer: "
             "compile it with backend=fused"
         )
-    if simulator.uncached:
-        raise UsageError(f"a pair caches keys: {simulator.uncached}; export the simulator instead")
+    if uncached(simulator):
+        raise UsageError(f"a pair caches keys: {uncached(simulator)}; export the simulator instead")
 
 
 def cached(simulator: Simulator) -> dict[str, Cached]:

@@ -30,6 +30,7 @@ from tintc.runtime.digest import digest_of
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.stream_rows import no_keys
 from tintc.runtime.stream_settings import StreamSettings
+from tintc.runtime.uncached import uncached
 
 SLOT, PAST_VALUE = "slots.", "past."  # names of inputs begin so
 NEXT, PRESENT = "next.", "present."  # and of outputs: next.slots.NAME, present.NAME
@@ -45,8 +46,8 @@ def check_stream(simulator: Simulator, settings: StreamSettings) -> None:
             "the program of a stream's window needs the fused back end; this simulator's is "
             "transformer: compile it with backend=fused"
         )
-    if settings.keys == "cache" and simulator.uncached:
-        raise UsageError(f"keys=cache: {simulator.uncached}; expected keys=recompute")
+    if settings.keys == "cache" and uncached(simulator):
+        raise UsageError(f"keys=cache: {uncached(simulator)}; expected keys=recompute")
     settings.check(simulator.program.facts.longest)
 
 

@@ -24,6 +24,7 @@ from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.program import Updates
 from tintc.runtime.first_values import original
 from tintc.runtime.specialize.optimize import copy_graph
+from tintc.runtime.uncached import uncached
 
 Form = Literal["auto", "factors", "weights"]
 FORMS = ("auto", "factors", "weights")
@@ -45,7 +46,7 @@ def factored_slots(simulator: Compiled, form: Form, contexts: int, segment: int)
         if form == "auto":
             return frozenset()
         raise UsageError(f"form is 'factors', but {reason}; expected auto or weights")
-    if form == "auto" and simulator.uncached:  # every token reads the whole text anew
+    if form == "auto" and uncached(simulator):  # every token reads the whole text anew
         return frozenset()
     slots = factorable(simulator.program.graph)
     if form == "factors":

@@ -22,6 +22,7 @@ from tintc.ir.errors import InputError
 from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.cache import AdaptedCache
 from tintc.runtime.decoding.program import Decoder
+from tintc.runtime.uncached import uncached
 
 
 class Adapted(Protocol):
@@ -170,7 +171,7 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def _caches(self) -> bool:
-        return not self.adapted.simulator.uncached
+        return not uncached(self.adapted.simulator)
 
     def _bound(self, rows: int) -> Decoder:
         if self._decoder is None or self._decoder[0] != rows:
@@ -180,9 +181,9 @@ class _Generator(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 def generator(adapted: Adapted) -> _Generator:
     """A model as `generate` asks for, with the auxiliary model's own config."""
-    uncached = adapted.simulator.uncached
-    if uncached:
-        warnings.warn(f"every new token reads the whole text anew: {uncached}", stacklevel=3)
+    reason = uncached(adapted.simulator)
+    if reason:
+        warnings.warn(f"every new token reads the whole text anew: {reason}", stacklevel=3)
     return _Generator(adapted, model_config(adapted))
 
 

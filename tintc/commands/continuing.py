@@ -29,6 +29,7 @@ from tintc.ir.builder import outputs
 from tintc.ir.errors import NumericalError
 from tintc.runtime.adapted import Adapted
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.uncached import uncached
 
 # Bytes of own weights that contexts which run together may take. More of them share little: each
 # token reads the weights of its own context.
@@ -111,7 +112,7 @@ class Continuing:
         options = {
             "do_sample": asked.temperature is not None,
             "pad_token_id": pad if pad is not None else min(self.ends, default=0),
-            "use_cache": not self.simulator.uncached,
+            "use_cache": not uncached(self.simulator),
             "logits_processor": LogitsProcessorList([_Finite(self.simulator)]),
         }
         if self.ends:
