@@ -73,7 +73,7 @@ def needed(
     graph = program.graph if graph is None else graph
     uses = slot_uses(program.graph)
     narrow = {
-        (info(argument(node, "weight")).slot or "").partition("/")[0]
+        info(argument(node, "weight")).slot
         for node in graph.nodes
         if is_tint(node, linear_forward) and info(node).shape[1] == "K"
     }
@@ -125,9 +125,9 @@ def _descent(graph: fx.Graph, slot: str) -> fx.Node:
 
 
 def _is_counted(node: fx.Node, slots: set[str]) -> bool:
-    """Whether it is the descent of a slot whose update has been counted."""
-    slot = (info(node).slot or "").partition("/")[0]
-    return is_tint(node, linear_descent) and slot in slots
+    """Whether it is the descent of a slot whose update has been counted, or of its state."""
+    slot = info(node).slot or ""  # of a state: behind the last slash, which names may have too
+    return is_tint(node, linear_descent) and (slot in slots or slot.rpartition("/")[0] in slots)
 
 
 def _products(node: fx.Node, flops: int, sizes: CallSizes) -> float:
