@@ -98,10 +98,7 @@ def _arguments(obj: Any) -> set[str]:
 def _write_demo(app: Sphinx, error: Exception | None) -> None:
     """The page of the bundled model, beside the site's own pages."""
     if error is None and app.builder.format == "html":
-        import tintc
-        from tintc.page.site import write_site
-
-        write_site(tintc.compile("tiny-opt"), Path(app.outdir) / "demo", force=True)
+        generated.write_demo(Path(app.outdir) / "demo")
 
 
 def setup(app: Sphinx) -> None:

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -199,6 +200,13 @@ def json_outputs() -> str:
         command = " ".join([*words[:3], *words[at : at + 2]])
         parts.append(f"## `{command} ... --json`\n\n{_keys(report)}")
     return "\n\n".join(parts)
+
+
+def write_demo(target: Path) -> None:
+    """The page of `tiny-opt`, in place of one that an earlier build left."""
+    with tempfile.TemporaryDirectory() as folder:
+        _tintc("compile tiny-opt -o sim", Path(folder))
+        _tintc(f"page sim -o {shlex.quote(str(target.resolve()))} --force", Path(folder))
 
 
 def result(name: str) -> str:

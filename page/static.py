@@ -14,8 +14,6 @@ _PACKED = ".gz"
 def copy_static(root: Path, *, runtime: bool) -> None:
     """Writes it to `root`. runtime: also what runs a model, which lies packed in the package."""
     with resources.as_file(resources.files("tintc.page") / "static") as static:
-        if not static.is_dir():
-            return
         leave = () if runtime else (RUNTIME,)
         shutil.copytree(
             static, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*leave, ".*")

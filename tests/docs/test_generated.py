@@ -46,6 +46,17 @@ def test_dialect() -> None:
         assert " ".join(operator.meaning.split()) in text
 
 
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    """The site carries a page that runs; building it again replaces it."""
+    generated.write_demo(tmp_path / "demo")
+    site = json.loads((tmp_path / "demo" / "data" / "site.json").read_text(encoding="utf-8"))
+    assert site["title"] == "tiny-opt" and site["views"]["run"]["available"]
+    assert (tmp_path / "demo" / "index.html").is_file()
+    link = (ROOT / "docs" / "guides" / "page.md").read_text(encoding="utf-8")
+    assert 'href="../demo/index.html"' in link
+
+
 def test_passes() -> None:
     text = page("passes")
     for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS):

@@ -179,6 +179,7 @@ def test_site_says_what_there_is() -> None:
         "run": {"available": True, "reason": None},
     }
     assert found["steps"] == 1 and found["format"] == 1
+    assert (site().path / "index.html").is_file()
     assert site().files == sum(file.is_file() for file in site().path.rglob("*"))
     assert site().bytes <= sum(f.stat().st_size for f in site().path.rglob("*") if f.is_file())
 
