@@ -34,6 +34,7 @@ from tintc.runtime.backends.transformer.modules.parts import Place, Range
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import check_names
+from tintc.runtime.steps import frozen_of
 
 
 @dataclass(frozen=True)
@@ -158,24 +159,25 @@ def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int, predict
     call = plain_call(inputs, segment, predict)
     meter = Meter()
     if simulator.config.looped:
-        call = replace(call, given=_looped(simulator, call, meter))
+        call = _looped(simulator, call, meter)
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits, meter.island_flops)
 
 
-def _looped(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Tensor]:
-    """The slots after all steps, as `Compiled` loops over them. All but the first cost alike: one
-    of them runs, and counts as many times.
+def _looped(simulator: Simulator, call: Call, meter: Meter) -> Call:
+    """The call after all steps, as `runtime/steps.py` loops over them. All but the first cost
+    alike: one of them runs, and counts as many times.
     """
-    step = replace(call, outputs=SLOTS, kept=None)
-    found = _run(simulator, step, meter)
-    step = replace(step, given=found[Output.UPDATES], states=found[Output.STATES])
+    shared = (Output.FROZEN,) if simulator.shares_frozen else ()
+    found = _run(simulator, replace(call, outputs=(*SLOTS, *shared), kept=None), meter)
+    frozen = frozen_of(found)
+    given, states = found[Output.UPDATES], found[Output.STATES]
     before, of_islands = meter.flops, meter.island_flops
+    step = replace(call, outputs=SLOTS, kept=None, given=given, states=states, frozen=frozen)
     found = _run(simulator, step, meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
     meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
-    given: dict[str, Tensor] = found[Output.UPDATES]
-    return given
+    return replace(call, given=found[Output.UPDATES], frozen=frozen)
 
 
 def _run(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Any]:

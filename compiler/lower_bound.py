@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from tintc.compiler.node_costs import NodeCosts
-from tintc.ir.builder import ancestors, outputs
+from tintc.ir.builder import ancestors, before_step, descendants, outputs
 from tintc.ir.call_sizes import CallSizes, Predict, length
 from tintc.ir.choices import Choices
 from tintc.ir.dialect import argument, is_tint
@@ -18,9 +19,11 @@ from tintc.ir.ops.attention import (
     attention_backward_value,
     attention_forward,
 )
+from tintc.ir.ops.embedding import kept_tokens, segment
 from tintc.ir.ops.linear import linear_descent, linear_forward
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
+from tintc.passes.analysis.update_forms import Forms
 from tintc.passes.optimize.kept_first import kept_first
 from tintc.runtime.specialize.cost_model import slot_uses
 from tintc.runtime.specialize.optimize import optimize
@@ -28,7 +31,8 @@ from tintc.runtime.specialize.optimize import optimize
 TEXT = (
     "Matrix products that the logits depend on, each once: the forward pass over the training "
     "tokens, the gradients as this configuration takes them, the forward pass under the updated "
-    "weights, with what does not learn shared by both. Attention counts the pairs of tokens that "
+    "weights, with what does not learn shared by both, and products of inputs that no update "
+    "reaches. Attention counts the pairs of tokens that "
     "the causal mask leaves, its scores not again in the backward pass. Of each trained matrix the "
     "cheaper of its gradient and of one product with the gradient's factors. A multiplication and "
     "an addition are two; norms, activations and softmax are not counted."
@@ -70,7 +74,7 @@ def needed(
     # what an island reads as well has a gradient of the island's: counted where it is computed
     uses = {s: use for s, use in slot_uses(program.graph).items() if _descents(graph, s)}
     narrow = {
-        (info(argument(node, "weight")).slot or "").partition("/")[0]
+        info(argument(node, "weight")).slot
         for node in graph.nodes
         if is_tint(node, linear_forward) and info(node).shape[1] == "K"
     }
@@ -79,27 +83,33 @@ def needed(
         least = sizes["batch"] * use.least_products(tokens, sizes["segment"])
         rounds = program.config.steps if program.config.looped else 1
         yield Needed(_descents(graph, slot)[-1], least * rounds)
+    again = _again(program, graph, costs)
     for node in ancestors([outputs(graph)["logits"]]):
-        if node.name not in costs or _is_counted(node, set(uses)):
+        if node.name not in costs or node in again or _is_counted(node, set(uses)):
             continue
         record = info(node)
         # what sees all tokens before the last pass depends on nothing that learns
         whole = "T" in record.shape or "K" in record.shape
         times = 1 if whole else repeats(program, record.phase, record.step)
         flops = _products(node, costs[node.name].flops, sizes) * times
-        yield Needed(node, flops * _anew(node, sizes))
+        yield Needed(node, flops)
 
 
-def _anew(node: fx.Node, sizes: CallSizes) -> float:
-    """The part of a product that no earlier pass has: where its input is the same in every pass,
-    the weights as they were are multiplied with the training tokens once.
+def _again(program: Program, graph: fx.Graph, costs: NodeCosts) -> set[fx.Node]:
+    """Products of what no update reaches with a weight that another product has, of as many tokens
+    or more, but for its updates: these may be factors, and the product the same.
     """
-    if not is_tint(node, linear_forward) or not info(node).step:
-        return 1
-    if any(info(each).phase == "descent" for each in ancestors([argument(node, "x")])):
-        return 1
-    tokens = length(sizes, info(node).shape[1])
-    return max(0, tokens - sizes["segment"]) / tokens if info(node).shape[1] != "K" else 1
+    changed = descendants(before_step(program.graph).values())
+    names, forms = {node.name for node in changed}, Forms(graph, with_rates=False)
+    most: dict[tuple[fx.Node, fx.Node], list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if is_tint(node, linear_forward) and node.name in costs:
+            x, base = argument(node, "x"), forms.of(argument(node, "weight")).base
+            x = argument(x, "x") if is_tint(x, segment, kept_tokens) else x
+            if x.name not in names and base is not None:
+                most[x, base].append(node)
+    found = {node for nodes in most.values() for node in nodes}
+    return found - {max(nodes, key=lambda n: costs[n.name].flops) for nodes in most.values()}
 
 
 def repeats(program: Program, phase: str | None, step: int | None) -> int:
@@ -114,9 +124,9 @@ def _descents(graph: fx.Graph, slot: str) -> list[fx.Node]:
 
 
 def _is_counted(node: fx.Node, slots: set[str]) -> bool:
-    """Whether it is the descent of a slot whose update has been counted."""
-    slot = (info(node).slot or "").partition("/")[0]
-    return is_tint(node, linear_descent) and slot in slots
+    """Whether it is the descent of a slot whose update has been counted, or of its state."""
+    slot = info(node).slot or ""  # of a state: behind the last slash, which names may have too
+    return is_tint(node, linear_descent) and (slot in slots or slot.rpartition("/")[0] in slots)
 
 
 def _products(node: fx.Node, flops: int, sizes: CallSizes) -> float:

@@ -36,6 +36,7 @@ class Choices:
     factored: frozenset[str] = frozenset()
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
+    frozen: bool = False  # what no step changes is given
     some_tokens: bool = False  # logits at some positions only
     some_losses: bool = False  # and losses
     scored: bool = False  # the positions that carry loss are given: few of those trained on

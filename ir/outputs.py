@@ -18,6 +18,7 @@ class Output(StrEnum):
     UPDATES = "updates"  # slot -> its value after the last step, one a sequence
     STATES = "states"  # the same of the inner rule's own slots: momentum, moments
     CACHE = "cache"  # keys and values of the first forward pass, by name, for later windows
+    FROZEN = "frozen"  # what no step changes, by name, for the programs of later steps
 
     @property
     def before(self) -> Output:

@@ -95,7 +95,8 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
 OPTIMIZATION_NAMES = (
     *(step.name for step in OPTIMIZATIONS),
     "batch_slices",
-)  # the last: `runtime/slices.py`
+    "frozen_once",
+)  # the last two: `runtime/slices.py`, `runtime/specialize/frozen.py`
 
 __all__ = [
     "DECODE",

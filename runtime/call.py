@@ -29,6 +29,7 @@ class Call:
     some_losses: bool = False  # losses too are wanted at these positions alone
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
+    frozen: dict[str, Tensor] | None = None  # what no step changes, by name
     window: bool = (
         False  # of a stream: loss stands at the kept positions, all tokens are trained on
     )
@@ -50,6 +51,12 @@ class Call:
         return {name: value for name, value in known.items() if value is not None}
 
     @property
+    def known(self) -> dict[str, Tensor]:
+        """All that was computed before, by the names that programs have for it."""
+        parts = (self.given, self.states, self.cache, self.frozen)
+        return {name: value for part in parts for name, value in (part or {}).items()}
+
+    @property
     def trains(self) -> bool:
         """Whether it needs steps."""
         return self.given is None and any(not kind.is_before for kind in self.outputs)
@@ -67,6 +74,7 @@ class Call:
             scored=self.scored is not None
             and (self.trains or self.states is not None)
             and not self.factored,
+            frozen=self.frozen is not None,
             window=self.window,
             cached=self.cache is not None,
             into=any(kind.into in self.tensors for kind in self.outputs),

@@ -45,6 +45,7 @@ from tintc.runtime.specialize.programs import (
     Value,
     WeightState,
 )
+from tintc.runtime.steps import Results, all_steps, frozen_of
 from tintc.runtime.switched import Switched
 
 
@@ -170,7 +171,12 @@ class Compiled(Switched):
                 "inner_lr": self._rate(call),
                 "segment": call.segment,
             },
-            Source.GIVEN: {**(call.given or {}), **(call.states or {}), **(call.cache or {})},
+            Source.GIVEN: {
+                **(call.given or {}),
+                **(call.states or {}),
+                **(call.cache or {}),
+                **(call.frozen or {}),
+            },
         }
         return emitted.module, emitted.bound(values)
 
@@ -218,21 +224,13 @@ class Compiled(Switched):
         losses = token_losses(logits, call.tensors["labels"])
         return found | {Output.INITIAL_LOSSES: losses.index_select(1, call.kept)}
 
-    def _all_steps(self, call: Call) -> dict[str, Result]:
-        """Of the first step what the call asks for, and slot values and states after the last. More
-        steps than a graph holds are a loop over the program of one.
-        """
-        looped = self.config.looped
-        factor = self.config.schedule_factor(0) if looped else call.lr_factor
-        found = self._result(replace(call, lr_factor=factor))
-        again = tuple(kind for kind in call.outputs if kind in SLOTS)
-        for number in range(1, self.config.steps if looped and again else 1):
-            given, states = found[Output.UPDATES], found[Output.STATES]
-            assert isinstance(given, dict) and isinstance(states, dict)
-            factor = self.config.schedule_factor(number)
-            step = replace(call, outputs=again, given=given, states=states, lr_factor=factor)
-            found |= self._result(step)
-        return found
+    def _all_steps(self, call: Call) -> Results:
+        return all_steps(self._result, self.config, call, frozen=self.shares_frozen)
+
+    @property
+    def shares_frozen(self) -> bool:
+        """Whether a loop over steps computes once what none of them changes."""
+        return self._programs.shares_frozen
 
     def run_states(self, call: Call) -> dict[str, Tensor]:
         """The same of the inner rule's own slots, of a config whose steps the graph holds."""
@@ -253,10 +251,12 @@ class Compiled(Switched):
         """
         if not (self.config.looped and call.trains):
             return self._result(call)
-        updates = self._all_steps(replace(call, outputs=SLOTS, kept=None))[Output.UPDATES]
+        after = self._all_steps(replace(call, outputs=SLOTS, kept=None))
+        updates = after[Output.UPDATES]
         assert isinstance(updates, dict)
         rest = tuple(kind for kind in call.outputs if kind is not Output.UPDATES)
-        found = self._result(replace(call, outputs=rest, given=updates)) if rest else {}
+        last = replace(call, outputs=rest, given=updates, frozen=frozen_of(after))
+        found = self._result(last) if rest else {}
         return found | ({Output.UPDATES: updates} if Output.UPDATES in call.outputs else {})
 
     def _result(self, call: Call) -> dict[str, Result]:

@@ -132,13 +132,15 @@ def _fused(
     """
     some = predict == "rest"
     plain = Choices((Output.LOGITS,), differentiable=False, causal=True, some_tokens=some)
+    programs, weight = Programs(program, None, names), torch.empty(1, dtype=dtype)
     kinds = [(plain, 1)]
     if program.config.looped:
-        first = Choices(SLOTS, differentiable=False, causal=True)
-        later = Choices(SLOTS, differentiable=False, causal=True, from_states=True)
-        last = replace(plain, from_updates=True)
+        shared = programs.shares_frozen
+        step = replace(plain, outputs=SLOTS, some_tokens=False)
+        first = replace(step, outputs=(*SLOTS, Output.FROZEN)) if shared else step
+        later = replace(step, from_states=True, frozen=shared)
+        last = replace(plain, from_updates=True, frozen=shared)
         kinds = [(first, 1), (later, program.config.steps - 1), (last, 1)]
-    programs, weight = Programs(program, None, names), torch.empty(1, dtype=dtype)
     for kind, times in kinds:
         chosen = programs.choose(kind, weight, sizes["tokens"], sizes["segment"])
         graph = optimized_graph(program, chosen)

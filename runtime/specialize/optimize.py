@@ -39,13 +39,14 @@ from tintc.passes.optimize.dead_code import dead_code
 from tintc.passes.stream.cached_keys import cached_keys
 from tintc.passes.stream.loss_at_kept import loss_at_kept
 from tintc.passes.stream.whole_segment import whole_segment
+from tintc.runtime.specialize.frozen import frozen_names, give_frozen, named
 
 
 def optimize(program: Program, choices: Choices) -> fx.Graph:
     """The graph of one kind of call. Its output is a dict of the wanted ones."""
     context = Context(program.config, facts=program.facts, layout=program.layout, choices=choices)
     graph = run_passes(copy_graph(program.graph), context, _updates(choices))
-    _keep(graph, choices)
+    _keep(graph, choices, frozen_names(program.graph))
     return run_passes(
         graph,
         context,
@@ -84,13 +85,16 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _keep(graph: fx.Graph, choices: Choices) -> None:
+def _keep(graph: fx.Graph, choices: Choices, frozen: tuple[str, ...]) -> None:
     """Returns the wanted outputs only; slot values become inputs where they are given."""
     if choices.from_states:
         _start_from_given(graph)
+    if choices.frozen:
+        give_frozen(graph, frozen)
     output = graph.output_node()
     returned: dict[str, Any] = dict(named_outputs(graph))
     with graph.inserting_before(output):
+        returned[Output.FROZEN] = named(graph, frozen)
         wanted = {kind.value: _wanted(graph, kind, returned, choices) for kind in choices.outputs}
         output.args = (wanted,)
 
@@ -117,7 +121,7 @@ def _wanted(
     graph: fx.Graph, kind: Output, returned: dict[str, Any], choices: Choices
 ) -> fx.Node | dict[str, fx.Node]:
     """The node, or nodes, of one output."""
-    if kind in (*SLOTS, Output.CACHE):  # the pass cached_keys says what is cached
+    if kind in (*SLOTS, Output.CACHE, Output.FROZEN):  # the pass cached_keys says what is cached
         values: dict[str, fx.Node] = returned.get(kind, {})
         return values
     logits: fx.Node = returned[kind.logits]

@@ -30,6 +30,7 @@ from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.structure import Structure
 from tintc.runtime.calibration import OFF, speed_of
 from tintc.runtime.compilers import check_compiler
+from tintc.runtime.specialize import frozen
 from tintc.runtime.specialize.cached_layers import Layer, cached_layers
 from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
@@ -138,6 +139,13 @@ class Programs:
             if self._layers is None:
                 self._layers = cached_layers(self.program)
             return self._layers
+
+    @property
+    def shares_frozen(self) -> bool:
+        """Whether it is on, and there is something to share."""
+        if frozen.NAME not in self.enabled or self.structure is not None:
+            return False
+        return self.program.config.looped and bool(frozen.frozen_names(self.program.graph))
 
     def choose(
         self, kind: Choices, weight: Tensor, tokens: int, segment: int, batch: int = 1

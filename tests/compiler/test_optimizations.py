@@ -29,6 +29,7 @@ from tintc.runtime import slices
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize import frozen
 from tintc.runtime.specialize.cost_model import SlotUse
 
 MODELS: dict[str, Builder] = {
@@ -321,7 +322,7 @@ def test_names() -> None:
     assert (
         simulator.optimizations
         == OPTIMIZATION_NAMES
-        == (*(step.name for step in OPTIMIZATIONS), slices.NAME)
+        == (*(step.name for step in OPTIMIZATIONS), slices.NAME, frozen.NAME)
     )
     simulator.optimizations = ["chunk_head", "causal_attention", "chunk_head"]  # type: ignore[assignment]
     assert simulator.optimizations == ("causal_attention", "chunk_head")

@@ -7,8 +7,9 @@ import pytest
 from tintc.ir.inputs import FURTHER_INPUTS
 from tintc.ir.outputs import LOWERED, Output, without_losses
 
-L, I, LO, IO, U, S, C = Output  # noqa: E741 (in the order of the names below)
+L, I, LO, IO, U, S, C, F = Output  # noqa: E741 (in the order of the names below)
 NAMES = ["logits", "initial_logits", "losses", "initial_losses", "updates", "states", "cache"]
+NAMES += ["frozen"]
 
 
 def test_names_are_those_of_files() -> None:
@@ -18,11 +19,11 @@ def test_names_are_those_of_files() -> None:
 
 
 def test_relations() -> None:
-    assert [kind.logits for kind in Output] == [L, I, L, I, U, S, C]
+    assert [kind.logits for kind in Output] == [L, I, L, I, U, S, C, F]
     assert (L.losses, I.losses) == (LO, IO)
     assert [kind.before for kind in (L, I, LO, IO)] == [I, I, IO, IO]
-    assert [kind.is_before for kind in Output] == [False, True, False, True, False, False, False]
-    assert [kind.of_losses for kind in Output] == [False, False, True, True, False, False, False]
+    assert [kind.is_before for kind in Output] == [False, True, False, True, *[False] * 4]
+    assert [kind.of_losses for kind in Output] == [False, False, True, True, *[False] * 4]
     assert {L.into, I.into} == {name for name in FURTHER_INPUTS if name.endswith("_into")}
 
 
