@@ -69,6 +69,7 @@ class LogitsOnly(nn.Module):
         self.auxiliary = model
         takes_cache = "use_cache" in inspect.signature(model.forward).parameters
         self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def kept_from_calls(self) -> bool:
         """Whether a module has tensors among its plain attributes, or in containers there."""
@@ -79,8 +80,10 @@ class LogitsOnly(nn.Module):
             for each in (value if isinstance(value, (tuple, list)) else (value,))
         )
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        logits = _logits(self.auxiliary(input_ids, **self.options))
+    def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
+        """Logits (B, T, V) of the positions from `first` on; a head that can computes no others."""
+        kept = {"logits_to_keep": input_ids.shape[1] - first} if first and self.keeps else {}
+        logits = _logits(self.auxiliary(input_ids, **self.options, **kept))
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             shape = (
                 f"a tensor of {logits.ndim} dimensions"
@@ -92,7 +95,7 @@ class LogitsOnly(nn.Module):
                 "(batch, tokens, vocabulary): "
                 "tintc simulates causal language models, called as model(input_ids)"
             )
-        return logits
+        return logits[:, first:] if first and not kept else logits
 
 
 def _logits(out: Any) -> Any:

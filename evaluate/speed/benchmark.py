@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.func import functional_call
 from tintc.compiler.autograd_rule import InnerRule, summed_loss
 from tintc.compiler.frontend.capture import LogitsOnly
 from tintc.ir.builder import outputs
+from tintc.ir.call_sizes import Predict
 from tintc.runtime.machine import timed
 from tintc.runtime.simulator import Simulator
 
@@ -40,11 +41,18 @@ _MATMULS = 5
 @dataclass(frozen=True)
 class Workload:
     """ids_BT: token ids. trained: so many tokens at the start of each sequence are trained on, the
-    last of them as a target only.
+    last of them as a target only. predict: whether logits are wanted everywhere, or where what is
+    not trained on is predicted from.
     """
 
     ids_BT: Tensor
     trained: int
+    predict: Predict = "all"
+
+    @property
+    def first(self) -> int:
+        """The first position whose logits are wanted."""
+        return self.trained - 1 if self.predict == "rest" else 0
 
     @property
     def train_mask(self) -> Tensor:
@@ -53,16 +61,22 @@ class Workload:
         mask[:, : self.trained] = 1
         return mask
 
-    def first(self, sequences: int) -> Workload:
+    def few(self, sequences: int) -> Workload:
         """The same with the first sequences only."""
-        return Workload(self.ids_BT[:sequences], self.trained)
+        return replace(self, ids_BT=self.ids_BT[:sequences])
 
     def to(self, device: str) -> Workload:
-        return Workload(self.ids_BT.to(device), self.trained)
+        return replace(self, ids_BT=self.ids_BT.to(device))
 
 
 def random_workload(
-    vocab_size: int, *, batch: int, tokens: int, trained: int, seed: int = 0
+    vocab_size: int,
+    *,
+    batch: int,
+    tokens: int,
+    trained: int,
+    seed: int = 0,
+    predict: Predict = "all",
 ) -> Workload:
     """Random token ids; a larger batch begins with the sequences of a smaller one."""
     generator = torch.Generator().manual_seed(seed)
@@ -71,6 +85,7 @@ def random_workload(
             [torch.randint(vocab_size, (tokens,), generator=generator) for _ in range(batch)]
         ),
         trained,
+        predict,
     )
 
 
@@ -94,8 +109,8 @@ class HandWrittenLoop:
         self._rule = rule
 
     def __call__(self, work: Workload) -> list[Tensor]:
-        """Logits (T, V) of each sequence under its own updated weights."""
-        return [self._one(ids_T[None], work.trained) for ids_T in work.ids_BT]
+        """Logits (T, V) of each sequence under its own updated weights, or those of its rest."""
+        return [self._one(ids_T[None], work) for ids_T in work.ids_BT]
 
     def updated(self, ids_1T: Tensor, trained: int) -> dict[str, Tensor]:
         """The trained parameters after the last step on one sequence, by their names in the
@@ -104,10 +119,10 @@ class HandWrittenLoop:
         found = self._train(ids_1T[:, :trained])
         return {name: weight.detach() for name, weight in found.items()}
 
-    def _one(self, ids_1T: Tensor, trained: int) -> Tensor:
-        weights = self._train(ids_1T[:, :trained])
+    def _one(self, ids_1T: Tensor, work: Workload) -> Tensor:
+        weights = self._train(ids_1T[:, : work.trained])
         with torch.no_grad():
-            return self._logits(weights, ids_1T)[0]
+            return self._logits(weights, ids_1T, work.first)[0]
 
     def _train(self, segment_1S: Tensor) -> dict[str, Tensor]:
         weights, state = self._weights, self._rule.start(self._weights)
@@ -124,9 +139,9 @@ class HandWrittenLoop:
         logits = self._model(ids) if weights is self._weights else self._logits(weights, ids)
         return summed_loss(logits[0], segment_1S[0, 1:])
 
-    def _logits(self, weights: dict[str, Tensor], ids_1T: Tensor) -> Tensor:
+    def _logits(self, weights: dict[str, Tensor], ids_1T: Tensor, first: int = 0) -> Tensor:
         named = {f"auxiliary.{name}": weight for name, weight in weights.items()}
-        logits: Tensor = functional_call(self._model, named, (ids_1T,))
+        logits: Tensor = functional_call(self._model, named, (ids_1T, first))
         return logits
 
 
@@ -140,8 +155,8 @@ def updated_parameters(simulator: Simulator) -> list[str]:
 
 @torch.inference_mode()
 def simulate(simulator: Simulator, work: Workload) -> Tensor:
-    """Logits (B, T, V) of one call."""
-    return simulator(work.ids_BT, work.train_mask).logits
+    """Logits (B, T, V) of one call, or those of the rest."""
+    return simulator(work.ids_BT, work.train_mask, predict=work.predict).logits
 
 
 def relative_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:

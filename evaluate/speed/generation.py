@@ -82,7 +82,7 @@ def generate_report(
     simulator, model = simulator.to(settings.device), model.to(settings.device).eval()
     work = _workload(simulator, settings)
     progress("adapt")
-    one, adapt_one = _adapted(simulator, work.first(1), settings)
+    one, adapt_one = _adapted(simulator, work.few(1), settings)
     every, adapt_every = _adapted(simulator, work, settings)
     progress("check")
     checked = _check(model, every, work, settings)

@@ -104,12 +104,13 @@ def _prepare(settings: dict[str, Any]) -> Callable[[], object]:
     divides by), source and options of `load_source` (the loop's), dtype, config, matrices and
     aliases (of its `InnerRule`); optimize, torch_compile and slice_memory of the simulator; names
     of the loop's parameters, against and kernels, onnx (the exported simulator's file, if it is
-    run); vocab_size, batch, tokens, trained and seed of the workload; device; threads. Each side
-    imports what it needs alone.
+    run); vocab_size, batch, tokens, trained, seed and predict of the workload; device; threads.
+    Each side imports what it needs alone.
     """
     device = settings["device"]
     sizes = {name: settings[name] for name in ("batch", "tokens", "trained")}
-    work = random_workload(settings["vocab_size"], **sizes, seed=settings["seed"]).to(device)
+    more = {name: settings[name] for name in ("seed", "predict")}
+    work = random_workload(settings["vocab_size"], **sizes, **more).to(device)
     if settings["side"] == "loop":
         rival = _rival(settings)
         return lambda: rival(work)

@@ -18,6 +18,7 @@ from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
+from tintc.compiler.reports.direct import direct_flops
 from tintc.evaluate.speed import benchmark, exported
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.agreement import check, check_kernels
@@ -27,7 +28,7 @@ from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.products import product_facts
 from tintc.evaluate.speed.rivals import KINDS, Rival, check_rival, loop_against
 from tintc.evaluate.speed.settings import Against, Kernels, Options
-from tintc.ir.call_sizes import call_sizes, trained_tokens
+from tintc.ir.call_sizes import CallSizes, Predict, call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
@@ -40,6 +41,7 @@ from tintc.runtime.slices import read_memory
 
 AGAINST: tuple[str, ...] = get_args(Against)
 KERNELS: tuple[str, ...] = get_args(Kernels)
+PREDICT: tuple[str, ...] = get_args(Predict)
 NOTHING = "none"  # the row of --each in which every optimization is off
 _CHECKED = 2  # sequences of the check
 
@@ -66,6 +68,10 @@ class Settings(Options, Placed):
                 f"kernels=same is for a loop that multiplies by torch.matmul; got against "
                 f"{self.against}: expected {takes}"
             )
+        if self.predict not in PREDICT:
+            raise UsageError(f"predict is {self.predict!r}; expected {' or '.join(PREDICT)}")
+        if self.predict == "rest" and self.against == "onnxruntime":
+            raise UsageError("an exported simulator gives all logits; expected predict all")
         self.check_counts("pairs")
         read_memory(self.slice_memory)
         if not 0 <= self.seed < 2**63:
@@ -88,9 +94,7 @@ class Settings(Options, Placed):
         """batch, tokens and trained tokens of a call. Raises UsageError for a length that the model
         cannot have.
         """
-        sizes = call_sizes(
-            facts, batch=self.batch, tokens=self.tokens, train_fraction=self.train_fraction
-        )
+        sizes = self.counted(facts)
         trained = trained_tokens(sizes["tokens"], self.train_fraction)
         if trained < 2:
             raise UsageError(
@@ -98,6 +102,12 @@ class Settings(Options, Placed):
                 "tokens or a larger train_fraction"
             )
         return {"batch": sizes["batch"], "tokens": sizes["tokens"], "trained": trained}
+
+    def counted(self, facts: ModelFacts) -> CallSizes:
+        """The same, as costs are told for."""
+        return call_sizes(
+            facts, batch=self.batch, tokens=self.tokens, train_fraction=self.train_fraction
+        )
 
 
 def stages(settings: Settings) -> int:
@@ -147,9 +157,9 @@ def bench_report(
     simulator, model = simulator.to(settings.device), model.to(settings.device)
     enough = {**sizes, "batch": max(sizes["batch"], _CHECKED)}
     work = benchmark.random_workload(
-        simulator.program.facts.vocab_size, **enough, seed=settings.seed
+        simulator.program.facts.vocab_size, **enough, seed=settings.seed, predict=settings.predict
     ).to(settings.device)
-    checked, work = work.first(_CHECKED), work.first(sizes["batch"])
+    checked, work = work.few(_CHECKED), work.few(sizes["batch"])
     progress("check")
     rival, products = _rival(simulator, model, names, settings, checked)
     first = {
@@ -167,19 +177,14 @@ def bench_report(
     )
     timings = turns.to_dict("loop", "simulator")
     progress("matrix products")
-    segment = call_sizes(
-        simulator.program.facts,
-        batch=sizes["batch"],
-        tokens=sizes["tokens"],
-        train_fraction=settings.train_fraction,
-    )
+    counted = settings.counted(simulator.program.facts)
     return {
         "source": source,
         **_facts(simulator, settings, sizes, names),
         **timings,
         "first_call_seconds": first,
-        "throughput": _throughput(simulator, settings, sizes, timings["simulator_seconds"]),
-        "choices": simulator.chosen(segment) if settings.backend == "fused" else None,
+        "throughput": _throughput(simulator, settings, counted, timings["simulator_seconds"]),
+        "choices": simulator.chosen(counted) if settings.backend == "fused" else None,
         "products": product_facts(
             lambda: simulate(simulator, work),
             timings["simulator_seconds"],
@@ -218,7 +223,7 @@ def _rival(
     chosen = simulator_kernels(simulator) if settings.kernels == "same" else None
     if chosen is None:
         return loop, None
-    one = checked.first(1)
+    one = checked.few(1)
     own, before = loop(checked), counted_products(lambda: loop(one))
     use_kernels(model, chosen)
     found, after = loop(checked), counted_products(lambda: loop(one))
@@ -253,6 +258,7 @@ def _facts(
         "tokens": sizes["tokens"],
         "trained_tokens": sizes["trained"],
         "train_fraction": settings.train_fraction,
+        "predict": settings.predict,
         "pairs": settings.pairs,
         "seed": settings.seed,
         **settings.where(),
@@ -289,6 +295,7 @@ def _memory(
         "names": list(names),
         "against": settings.against,
         "kernels": settings.kernels,
+        "predict": settings.predict,
         **sizes,
     }
     found: dict[str, Any] = {"how": bench_memory.how_measured(settings.device)}
@@ -311,22 +318,24 @@ def _memory(
 
 
 def _throughput(
-    simulator: Simulator, settings: Settings, sizes: dict[str, int], seconds: float
+    simulator: Simulator, settings: Settings, sizes: CallSizes, seconds: float
 ) -> dict[str, Any]:
-    """FLOPs of a call over its median time, beside what large square products reach here."""
+    """FLOPs of a call over its median time, beside what large square products reach here, and the
+    FLOPs of direct fine-tuning by exact gradients.
+    """
     flops = estimate(
         simulator.program,
         settings.backend,
         settings.dtype,
-        batch=sizes["batch"],
-        tokens=sizes["tokens"],
-        segment=sizes["trained"] - 1,
+        **sizes,
         optimize=bool(settings.optimizations),
+        predict=settings.predict,
     ).flops
     rates = benchmark.matmul_rates(settings.dtype, settings.device)
     peak = max(rates.values())
     return {
         "flops": flops,
+        "direct_flops": direct_flops(simulator.program, sizes),
         "flops_per_second": flops / seconds,
         "peak_flops_per_second": peak,
         "matmul_rates": rates,

@@ -128,7 +128,7 @@ class VmapLoop:
             weights = self._weights
             for step in range(self._config.steps):
                 weights = self._stepped(weights, ids_T[: work.trained], step)
-            return self._logits(weights, ids_T)
+            return self._logits(weights, ids_T, work.first)
 
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -147,8 +147,8 @@ class VmapLoop:
             for name, weight in weights.items()
         }
 
-    def _logits(self, weights: dict[str, Tensor], ids_T: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self._model, weights, (ids_T[None],))
+    def _logits(self, weights: dict[str, Tensor], ids_T: Tensor, first: int = 0) -> Tensor:
+        logits: Tensor = functional_call(self._model, weights, (ids_T[None], first))
         return logits[0]
 
 

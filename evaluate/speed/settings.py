@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tintc.ir.call_sizes import CallShape
+from tintc.ir.call_sizes import CallShape, Predict
 from tintc.ir.described import about
 from tintc.ir.named import Backend, Share
 from tintc.runtime.stream_settings import StreamSettings
@@ -40,6 +40,10 @@ class Options(CallShape):
         ),
     )
     pairs: int = field(default=11, metadata=about("How often both run, in turn."))
+    predict: Predict = field(
+        default="all",
+        metadata=about("Logits that both sides give: all, or those of the rest alone."),
+    )
     without: tuple[str, ...] = field(
         default=(),
         metadata=about("Optimizations to switch off.", metavar="NAME,..."),

@@ -91,6 +91,7 @@ class TestDocument:
             "tokens": 15,
             "trained_tokens": 8,
             "train_fraction": 0.5,
+            "predict": "all",
             "pairs": 2,
             "seed": 0,
             "dtype": "float32",
@@ -206,6 +207,17 @@ class TestAgainst:
         assert facts["loop_products"] is None
         assert "kernels" not in [found["name"] for found in facts["checks"]]
 
+    def test_logits_of_the_rest(self) -> None:
+        """Both sides give them alone, in fewer operations."""
+        rest, whole = (
+            bench("--json", "--preset", "exact", "--predict", predict).document
+            for predict in ("rest", "all")
+        )
+        assert rest["checks"][-1]["name"] == "loop"
+        assert rest["checks"][-1]["difference"] <= rest["checks"][-1]["tolerance"]
+        assert rest["throughput"]["flops"] < whole["throughput"]["flops"]
+        assert rest["throughput"]["direct_flops"] == whole["throughput"]["direct_flops"]
+
     @pytest.mark.parametrize(
         ("against", "title", "check"),
         [
@@ -238,6 +250,7 @@ class TestTables:
             "fused back end, approximate gradients",
             "1 step at learning rate 0.01 on all blocks",
             "1 x 15 tokens, 8 trained",
+            "of fine-tuning the model directly by exact gradients",
             "choices calibration fixed; products: ",
             "is what the products take alone",
             "of the operators' time",
@@ -359,6 +372,7 @@ SETTINGS = {
     "names": (),
     "against": "autograd",
     "kernels": "default",
+    "predict": "all",
     "slice_memory": "auto",
     "optimize": (),
     "source": "absent-model",
@@ -455,6 +469,12 @@ class TestMemory:
             ["tiny-opt", "--slice-memory", "2TB"],
             2,
             "memory is '2TB'; expected auto, lowest, or bytes above 0",
+        ),
+        (["tiny-opt", "--predict", "none"], 2, "predict is 'none'; expected one of all, rest"),
+        (
+            ["tiny-opt", "--predict", "rest", "--against", "onnxruntime"],
+            2,
+            "an exported simulator gives all logits; expected predict all",
         ),
         (["tiny-opt", "--kernels", "mine"], 2, "kernels is 'mine'; expected one of default, same"),
         (

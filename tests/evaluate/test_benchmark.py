@@ -3,6 +3,7 @@ it is timed.
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_trains_the_parameters_that_the_simulator_updates(
     name: str, config: SimulatorConfig
 ) -> None:
     model, simulator, loop, work = case(name, config)
-    before, one = dict(model.state_dict()), work.first(1)
+    before, one = dict(model.state_dict()), work.few(1)
     after = simulator.updated_state_dict(one.ids_BT, one.train_mask)
     changed = {
         key for key, _ in model.named_parameters() if not torch.equal(after[key], before[key])
@@ -155,6 +156,17 @@ def test_sees_the_training_segment_alone() -> None:
     )
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_predicts_the_rest_alone(name: str) -> None:
+    """nano's head cannot leave out positions; that of transformers' models can."""
+    *_, simulator, loop, work = case(name, SimulatorConfig.exact(inner_lr=RATE))
+    rest, whole = replace(work, predict="rest"), loop(work)
+    expected = [logits[work.trained - 1 :] for logits in whole]
+    assert [tuple(logits.shape) for logits in expected] == [(5, whole[0].shape[1])] * 3
+    assert relative_difference(loop(rest), expected) < 1e-12
+    assert relative_difference(benchmark.simulate(simulator, rest), expected) < 1e-9
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     _, simulator, loop, work = case("gpt2", SimulatorConfig.exact(steps=2, inner_lr=0.01), dtype)
@@ -192,7 +204,7 @@ class TestComparison:
             random_workload(29, batch=1, tokens=5, trained=2, seed=3),
             random_workload(29, batch=4, tokens=5, trained=2, seed=3),
         )
-        assert torch.equal(small.ids_BT, large.first(1).ids_BT)
+        assert torch.equal(small.ids_BT, large.few(1).ids_BT)
         assert not torch.equal(
             small.ids_BT, random_workload(29, batch=1, tokens=5, trained=2, seed=4).ids_BT
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tintc.commands import console
+from tintc.commands.parameters import flops_text
 from tintc.commands.sheet import Sheet
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.rule_values import rule_text
@@ -69,12 +70,11 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         "inner training": f"{console.steps(config['steps'])} at learning rate "
         f"{config['inner_lr']:g} on {trained}",
         **({"inner rule": rule_text(facts["rule"])} if facts["rule"] else {}),
-        "one call": f"{facts['batch']} x {facts['tokens']} tokens, "
-        f"{facts['trained_tokens']} trained",
+        "one call": console.call_text(facts),
         "machine": f"{facts['device_name']} ({facts['device']}), {facts['dtype']}, "
         f"{facts['threads']} threads, torch {facts['torch']}",
-        "throughput": f"{console.number(speed['flops'])}FLOP a call, "
-        f"{console.number(speed['flops_per_second'])}FLOP/s: "
+        "FLOPs": flops_text(speed["flops"], speed["direct_flops"]),
+        "throughput": f"{console.number(speed['flops_per_second'])}FLOP/s: "
         f"{speed['share_of_peak']:.1%} of the "
         f"{console.number(speed['peak_flops_per_second'])}FLOP/s of a product of "
         f"{speed['matmul_size']} x {speed['matmul_size']} matrices "

@@ -147,6 +147,12 @@ def steps(count: int) -> str:
     return f"{count} step{'s' if count > 1 else ''}"
 
 
+def call_text(facts: Mapping[str, Any]) -> str:
+    """How large a call is, and of what its logits are wanted."""
+    text = f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained"
+    return f"{text}, the rest predicted" if facts["predict"] == "rest" else text
+
+
 def number(value: float) -> str:
     """1234567 -> 1.23 M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -30,7 +30,8 @@ def run(asked: list[Asked], *, as_json: bool, options: dict[str, Any]) -> None:
     elif len(found) > 1:
         console.print_table(_comparison(found))
         console.print_text(
-            f"one call: {_each(found, _call)}, {_each(found, _steps)}; {_each(found, _built)}; "
+            f"one call: {_each(found, console.call_text)}, {_each(found, _steps)}; "
+            f"{_each(found, _built)}; "
             "of direct: over the FLOPs of fine-tuning the model directly by exact gradients; "
             "seconds: what counting took"
         )
@@ -128,7 +129,7 @@ def _summary(facts: dict[str, Any]) -> Sheet:
         **inner_rule(facts["config"]),
         **(prefix if parameters["backend"] == "transformer" else {}),
         **answers(parameters),
-        "one call": _call(facts),
+        "one call": console.call_text(facts),
         "FLOPs": flops_text(facts["flops"], facts["direct_flops"]),
         "memory": f"weights {facts['weight_bytes'] / 1e9:,.4g} GB in {facts['dtype']}, peak "
         f"{facts['peak_bytes'] / 1e9:,.4g} GB",
@@ -147,8 +148,3 @@ def _built(facts: dict[str, Any]) -> str:
 
 def _steps(facts: dict[str, Any]) -> str:
     return console.steps(facts["config"]["steps"])
-
-
-def _call(facts: dict[str, Any]) -> str:
-    text = f"{facts['batch']} x {facts['tokens']} tokens, {facts['trained_tokens']} trained"
-    return f"{text}, the rest predicted" if facts["predict"] == "rest" else text
