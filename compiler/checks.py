@@ -40,6 +40,7 @@ _LIMITS = {
 # Differences that the reference's own casts to a narrower type make are amplified by as much as it
 # amplifies them itself; the simulator may round at other places.
 _OF_CASTS = 10.0
+_SAMPLE = 10_000  # numbers of a weight
 _RATE = 1e-2  # of the step that is checked; its updates are compared, not what they do
 
 
@@ -126,24 +127,33 @@ def _weights(simulator: Simulator, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _perturbed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """New values of those weights in which one number fills more than a hundredth: zeros and ones
-    that a layer starts with.
+    """New values of those weights in which one number fills more than a hundredth, by a sample:
+    zeros and ones that a layer starts with.
     """
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, weight in weights.items():
-        first = weight.flatten()[:1]
-        if weight.numel() and float(((weight == 0) | (weight == first)).float().mean()) > 0.01:
+        if weight.numel() and _repeats(weight, generator):
             fan = weight.shape[-1] if weight.ndim > 1 else 100
             noise = torch.randn(weight.shape, generator=generator) * fan**-0.5
             found[name] = weight + noise.to(weight.device, weight.dtype)
     return found
 
 
+def _repeats(weight: Tensor, generator: torch.Generator) -> bool:
+    numbers = weight.flatten()
+    if len(numbers) > _SAMPLE:
+        places = torch.randint(len(numbers), (_SAMPLE,), generator=generator)
+        numbers = torch.cat([numbers[:1], numbers[places.to(weight.device)]])
+    return float(((numbers == 0) | (numbers == numbers[0])).float().mean()) > 0.01
+
+
 def _with(program: Program, simulator: Simulator, weights: dict[str, Tensor]) -> Simulator:
     """A program on the simulator's weights, but for some."""
-    tensors = {name: t.detach() for name, t in simulator.prefix.tensors().items()}
-    return Simulator(program, {**tensors, **weights})
+    tensors = {name: t.detach() for name, t in simulator.prefix.tensors().items()} | weights
+    if program is simulator.program and simulator.backend == "fused":
+        return simulator.on(tensors)
+    return Simulator(program, tensors)
 
 
 def _compare_logits(

@@ -4,10 +4,12 @@ memory, the calibration.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Mapping
+from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tintc.ir.calibration import Calibration
 from tintc.ir.config import SimulatorConfig
@@ -52,6 +54,14 @@ class Switched(nn.Module):
                 "the simulator is on the meta device, where weights have no numbers; expected one "
                 "with numbers: move it with to_empty(device=...) and load its state dict"
             )
+
+    def on(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same emitted programs on other weights, for the fused back end. tensors: all that the
+        program reads, by name, of these shapes and this type.
+        """
+        other = copy.copy(self)
+        other.prefix, other._programs = PrefixEmbeddings(tensors), self._programs
+        return other
 
     @property
     def optimizations(self) -> tuple[str, ...]:
