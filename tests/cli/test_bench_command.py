@@ -38,6 +38,7 @@ def bench(*arguments: object, memory: bool = False) -> Finished:
 
 
 class TestRule:
+    @pytest.mark.slow
     def test_is_named_and_both_sides_follow_it(self) -> None:
         rule = ("--decay", 0.5, "--lr-scale", "*.bias=2", "--schedule", "1,.5", "--steps", 2)
         facts = bench("--json", *rule).document
@@ -153,6 +154,7 @@ class TestDocument:
         assert memory["ratio"] == memory["simulator"]["peak_bytes"] / memory["loop"]["peak_bytes"]
         assert (memory["call_ratio"] is None) == (memory["loop"]["call_peak_bytes"] is None)
 
+    @pytest.mark.slow
     def test_approximating_config(self) -> None:
         """Its distance to the loop is a figure, however large, and it is the same at every run."""
         facts = bench("--json", "--dtype", "float64", "--train-fraction", 0.3, "--seed", 5).document
@@ -269,6 +271,7 @@ class TestTables:
         assert all(line == line.rstrip() for line in done.out.splitlines())
         assert done.err.startswith("measured in ")
 
+    @pytest.mark.slow
     def test_quiet_transformer_with_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         figures = {"before_bytes": 10**9, "call_peak_bytes": None, "peak_bytes": 3 * 10**9}
         asked: list[tuple[str, Any]] = []
@@ -334,6 +337,7 @@ class TestChecks:
         assert "the simulator differs from the simulator without optimizations by" in message
         assert "--dtype float64 tells an error from rounding" in message
 
+    @pytest.mark.slow
     def test_rounding_of_a_large_update_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What float32 rounds of a gradient grows with the rate: of random weights at the default
         rate of every command it was more than the rest of the limit.

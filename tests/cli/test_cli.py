@@ -274,6 +274,7 @@ class TestInspect:
         default = tintc("inspect", artifact(), "--format", "code").out
         assert default == tintc("inspect", artifact(), "--stage", "lowered", "--format", "code").out
 
+    @pytest.mark.slow
     def test_slots_that_learn_are_those_that_are_updated(self, tmp_path: Path) -> None:
         """Under value-only attention no gradient reaches q and k."""
         tintc("compile", "tiny-opt", "-o", tmp_path / "sim", "-q")

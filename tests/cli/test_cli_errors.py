@@ -509,6 +509,7 @@ class TestProcesses:
         assert done.stderr.startswith("error: absent is no tintc artifact")
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.slow
     def test_debug(self) -> None:
         done = process("inspect", "absent", "--debug")
         assert (done.returncode, done.stdout) == (1, "")

@@ -162,6 +162,7 @@ class TestConfig:
         assert facts["config"] == SimulatorConfig.exact(steps=2, layers=1, inner_lr=0.25).to_dict()
         assert facts["dtype"] == "float64"
 
+    @pytest.mark.slow
     def test_cost_of_several_that_differ(self, folder: Path) -> None:
         done = tintc("cost", folder, artifact(), "--tokens", 20, columns=300)
         *_, caption = done.out.splitlines()
@@ -181,6 +182,7 @@ class TestConfig:
         assert done["reference"] == "autograd through OPTForCausalLM"
         assert "neither a directory nor a hub id" in tintc("verify", "no such model").refused(1)
 
+    @pytest.mark.slow
     def test_bench(self, folder: Path) -> None:
         options = ("--tokens", 12, "--pairs", 1, "--no-memory", "--json")
         facts = tintc("bench", folder, *options).document

@@ -50,6 +50,7 @@ def test_predicts_what_a_compiled_simulator_has(backend: str, share: str) -> Non
     )
 
 
+@pytest.mark.slow
 def test_direct_fine_tuning_is_the_same_for_every_preset() -> None:
     """`paper` leaves out the gradient through the scores; what is compared with does not."""
     exact, paper = (

@@ -196,6 +196,7 @@ def classify(tasks: Path, *more: object) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_classification_is_shown_kept_and_resumed(tasks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     shown = classify(tasks, "-o", folder)

@@ -97,6 +97,7 @@ class TestNoRequest:
     def test_what_was_never_fetched(self, hub: Hub, command: tuple[object, ...]) -> None:
         assert "offline mode" in offline(hub, *command).refused(1)
 
+    @pytest.mark.slow
     def test_code_of_another_repository(
         self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -40,6 +40,7 @@ TEXTS = st.text("ab \n\u00e9\u2028", min_size=1, max_size=400).filter(str.strip)
 
 
 @given(TEXTS, st.integers(1, 30), st.integers(1, 50))
+@pytest.mark.slow
 def test_tokens_of_a_part_are_those_of_the_whole(text: str, count: int, size: int) -> None:
     for tokenize in (counted, from_behind, list_of):
         whole = tokenize(text.strip())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import tintc
 
 
@@ -21,6 +23,7 @@ def test_inspect_lists_states(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_cost_counts_every_step_of_a_loop() -> None:
     options = ("--layers", 1, "--momentum", 0.9, "--json")
     six, seven, many = (

@@ -101,6 +101,7 @@ def test_commands_that_compile_take_the_file(folder: Path) -> None:
     assert paged.code in (0, 3), paged.err  # or it has no module for a part of the rule
 
 
+@pytest.mark.slow
 def test_experiments_divide_everybody_alike(folder: Path) -> None:
     text = ("--data", folder / "text.txt")
     file = ("--statistics", folder / "rms")

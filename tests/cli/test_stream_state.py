@@ -77,6 +77,7 @@ class TestState:
             "docs.jsonl", "whole", "scores", "state"
         }  # fmt: skip
 
+    @pytest.mark.slow
     def test_a_state_of_something_else_is_refused(
         self, given: tuple[object, ...], tmp_path: Path
     ) -> None:

@@ -104,6 +104,7 @@ class TestOwnFormat:
         found = tintc.load_adapted(tmp_path / "saved", tmp_path / "sim")
         assert torch.equal(found(IDS).logits, adapted(IDS).logits)
 
+    @pytest.mark.slow
     def test_on_the_other_back_end(self, tmp_path: Path) -> None:
         """Whose weights are the same numbers, and which reads own weights."""
         adapted = compiled("gpt2").adapt(IDS, MASK, form="factors")

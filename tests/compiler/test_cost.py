@@ -141,6 +141,7 @@ def test_estimates_of_inner_rules(rule: str, shape: str) -> None:
     assert abs(cost.peak_bytes / live.peak - 1) < PEAK
 
 
+@pytest.mark.slow
 def test_a_loop_on_the_transformer_back_end() -> None:
     """Each step costs as much; memory does not grow with them."""
     costs = {}
@@ -188,6 +189,7 @@ def test_the_fused_way_back() -> None:
     assert abs(flash.peak_bytes / live.peak - 1) < PEAK
 
 
+@pytest.mark.slow
 def test_names_of_optimizations() -> None:
     """All, none or some; oneDNN changes no cost."""
     program = prepared("opt", CONFIGS["exact"], "long", "fused")[0].program

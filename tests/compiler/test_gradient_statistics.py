@@ -105,6 +105,7 @@ def test_more_than_is_trained_is_fine() -> None:
     assert error(*logits) < LIMIT
 
 
+@pytest.mark.slow
 def test_of_another_number_type() -> None:
     """The digest of a model is that of its weights, whatever their type."""
     model = model_of("opt")

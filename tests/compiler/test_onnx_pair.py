@@ -111,6 +111,7 @@ def test_windows_may_forget(name: str, tmp_path: Path) -> None:
     assert_follows(pair, sim, model)
 
 
+@pytest.mark.slow
 def test_windows_of_some_layers(tmp_path: Path) -> None:
     model = VARIANTS["qwen2-windows"](torch.float32)
     sim = simulate(model, SimulatorConfig.exact(inner_lr=RATE))

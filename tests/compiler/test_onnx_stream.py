@@ -231,6 +231,7 @@ class TestFile:
         assert external.data is not None
         assert external.check is not None and external.check.agrees
 
+    @pytest.mark.slow
     def test_what_follows_rounding_is_compared_by_its_losses(self, tmp_path: Path) -> None:
         """adam moves biases of keys, whose gradient is 0 in theory, where rounding points."""
         for rule, compared in (("adam", {"losses"}), ("momentum", {"losses", "slots"})):

@@ -153,6 +153,7 @@ def test_each_alone(name: str, preset: str) -> None:
             )
 
 
+@pytest.mark.slow
 def test_each_alone_with_padding() -> None:
     simulator = simulator_of("llama", "exact")
     expected = called(simulator, False, **inputs_of("padded_left", 5))

@@ -151,6 +151,7 @@ def test_fused_back_end(family: str) -> None:
     assert (report["structure"], report["shares"]) == ([], {})
 
 
+@pytest.mark.slow
 def test_solved_sizes_have_the_fewest_parameters() -> None:
     """Of many K, D_sim and H_sim that a user could set, none gives a smaller simulator (gates and
     vectors aside). Built with shared constants, which is quicker, and counted without."""

@@ -153,6 +153,7 @@ def errors(row: dict[str, Any]) -> list[float]:
     return [row["cosine"], row["relative_error"], row["length"]]
 
 
+@pytest.mark.slow
 def test_exact_has_the_exact_gradient() -> None:
     row = rows(ablate("exact"))["exact"]
     assert row["cosine"] == pytest.approx(1, abs=1e-9)
@@ -215,6 +216,7 @@ def test_first_order_errors_shrink_with_the_scale(kind: str) -> None:
     assert all(later < earlier / 5 for earlier, later in itertools.pairwise(found))
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_direction() -> None:
     """Updates are taken at a rate that makes weights, and so their rounding, small beside them."""
     report = rows(ablate("exact-*"))
@@ -286,6 +288,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert computed + store.computed == whole.computed  # nothing twice
 
 
+@pytest.mark.slow
 def test_batches_change_nothing() -> None:
     found = [rows(ablate("attention-value", inner_lr=None, batch=batch)) for batch in (1, 3)]
     for name, row in found[0].items():

@@ -53,6 +53,7 @@ def report(root: Path) -> dict[str, Any]:
     return run(auxiliary(), settings(root), Store(None, {}))
 
 
+@pytest.mark.slow
 def test_every_row_with_its_settings(report: dict[str, Any]) -> None:
     assert [(result["task"], result["shots"]) for result in report["results"]] == [
         ("sst2", 0),

@@ -192,6 +192,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_learned_the_gain_is_not_significant() -> None:
     model = opt(dtype=torch.float32)
     # every token has the same probability, and random tokens are not predicted better by any other
@@ -288,6 +289,7 @@ def test_a_rule_is_everyones_and_is_named() -> None:
     assert rows[DYNAMIC]["perplexity"] == pytest.approx(expected, rel=1e-7)  # kept rounded
 
 
+@pytest.mark.slow
 def test_momentum_and_decay_are_chosen_as_the_rate_is() -> None:
     """For each learner the best of all at their best rates, on the choosing text."""
     store = Store(None, {})

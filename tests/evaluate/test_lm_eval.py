@@ -622,6 +622,7 @@ runpy.run_module("tintc.evaluate.lm_eval", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_without_the_harness_one_line_says_what_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ALONE], capture_output=True, text=True, check=False

@@ -80,6 +80,7 @@ class TestModel:
         assert all(example["name"] and example["text"] for example in about["examples"])
         assert (site().path / about["tokenizer_config"]).is_file()
 
+    @pytest.mark.slow
     def test_other_types_run_in_float32(self, tmp_path: Path) -> None:
         simulator = tintc.load(artifact(), dtype=torch.bfloat16)
         found = write_site(simulator, tmp_path / "site")
@@ -135,6 +136,7 @@ class TestWithout:
     def test_too_large(self, tmp_path: Path) -> None:
         assert "0.01 MB" in self.reason(tmp_path, limit_mb=0.01)
 
+    @pytest.mark.slow
     def test_larger_once_it_is_written(self, tmp_path: Path) -> None:
         numbers = sum(tensor.numel() for tensor in loaded().prefix.tensors().values())
         assert "the limit of this page" in self.reason(tmp_path, limit_mb=numbers * 4.001 / 1e6)

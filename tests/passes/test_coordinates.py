@@ -93,6 +93,7 @@ def run(chain: list[Change], x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_a_trace_says_where_every_number_comes_from() -> None:
     """60 chains in one model, since exporting takes longer than following."""
     chains = [composed(seed, 1 + seed % 6) for seed in range(60)]

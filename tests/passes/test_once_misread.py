@@ -83,6 +83,7 @@ def test_values_behind_the_softmax() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_mask_that_changes_between_lengths() -> None:
     """It was looked at for three lengths, of which two had the window."""
     model = Decoder(WindowOfLongTexts, FeedForward).double().eval()

@@ -187,6 +187,7 @@ def test_some_logits_and_losses() -> None:
     name=st.sampled_from(("bloom", "opt", "llama")),
     form=st.sampled_from(FORMS),
 )
+@pytest.mark.slow
 def test_padding_may_stand_anywhere(
     sizes: list[int], gaps: list[int], name: str, form: Form
 ) -> None:

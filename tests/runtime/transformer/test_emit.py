@@ -170,6 +170,7 @@ def test_outer_gradients(family: str, preset: str) -> None:
     assert all(p.grad is None for p in transformer.structure.parameters())
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing() -> None:
     """In place or by copies, the numbers agree; and a second call gives the same bits as the
     first.

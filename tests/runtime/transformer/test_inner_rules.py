@@ -111,6 +111,7 @@ def test_on_small_pages(rule: str, name: str) -> None:
     assert_agree(fused, found)
 
 
+@pytest.mark.slow
 def test_a_sequence_without_targets_keeps_its_weights() -> None:
     config = SimulatorConfig.exact(inner_lr=RATE, steps=2, **ALONE["scaled adam"])
     fused, found = both_of("gpt2", config)

@@ -79,6 +79,7 @@ def test_formulas_give_the_numbers(family: str, preset: str) -> None:
         assert eval(use.formula, {"ceil": math.ceil}, dict(use.sizes)) == use.numbers, use
 
 
+@pytest.mark.slow
 def test_blocks_share_and_steps_do_not() -> None:
     """`layers`: a deeper model has no more constants; another step has. `all`: neither."""
     count: dict[tuple[str, int, int], int] = {}
