@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tintc.compiler.lanes import lane
 from tintc.compiler.node_costs import NodeCost, NodeCosts
 from tintc.compiler.stages import stage_records
+from tintc.ir.lanes import record_lane
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, arguments_text, shape_text
 from tintc.page.graphs import module_of
@@ -49,7 +49,8 @@ def model_explorer_file(simulator: Simulator, stage: Stage) -> dict[str, Any]:
 
 def _namespace(record: NodeRecord, steps: int) -> str:
     """`step 0 backward/model/decoder/layers/0`."""
-    parts = [lane(record.info, steps), *module_of(record).replace("/", _SLASH).split(".")]
+    path = module_of(record).replace("/", _SLASH)
+    parts = [record_lane(record, steps), *path.split(".")]
     return "/".join(part for part in parts if part)
 
 
