@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,11 +94,11 @@ class Watched:
 
 
 @contextmanager
-def watched(url: str) -> Iterator[Watched]:
-    """A tab of a browser of its own, closed at the end."""
+def watched(url: str, flags: Sequence[str] = ()) -> Iterator[Watched]:
+    """A tab of a browser of its own, closed at the end. flags: more of them, for its start."""
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    flags = [*flags, "--no-sandbox"] if os.geteuid() == 0 else [*flags]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=flags)
         tab = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
