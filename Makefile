@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo/tiny-opt
 INSTALL = $(BIN)/python -m pip install -c constraints.txt -e
+# Alone: graphs of ours need none of the converters that it asks for; the extra `test` has the rest.
+MODEL_EXPLORER = $(BIN)/python -m pip install -c constraints.txt --no-deps ai-edge-model-explorer
 
 # glibc keeps memory that was freed: giving it back and taking it anew was a tenth of the tests.
 TEST = MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000 $(BIN)/pytest -n 2
@@ -69,10 +71,12 @@ $(BIN)/python:
 
 .venv/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[test]"
+	$(MODEL_EXPLORER)
 	@touch $@ .venv/.installed
 
 .venv/.installed-check: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[test,check]"
+	$(MODEL_EXPLORER)
 	@touch $@ .venv/.installed .venv/.installed-test
 
 .venv/.installed-web: pyproject.toml constraints.txt | $(BIN)/python

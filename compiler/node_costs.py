@@ -23,7 +23,9 @@ from tintc.compiler.cost import (
 )
 from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.node_meta import info
+from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize.programs import Emitted, Source, Value
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,23 @@ def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
     """Of the program that such a call of this simulator runs, `Simulator.emitted`."""
     program, dtype = simulator.program, simulator.dtype
     with without_numbers(simulator.backend) as device, torch.no_grad():
-        plain = Simulator(
-            program,
-            weights_without_numbers(program, dtype),
-            backend=simulator.backend,
-            share="none" if simulator.structure is None else "all",
-            optimize=simulator.optimizations if simulator.structure is None else True,
-        )
+        weights = weights_without_numbers(program, dtype)
         inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
-        module, arguments = plain.bound(plain_call(inputs, sizes["segment"], "all"))
-        return _run(module, arguments)
+        call = plain_call(inputs, sizes["segment"], "all")
+        if simulator.structure is None:
+            emitted = simulator.program_of(call)  # which was emitted to be shown, too
+            return _run(emitted.module, _fused_arguments(emitted, weights, call))
+        plain = Simulator(program, weights, backend=simulator.backend, share="all")
+        return _run(*plain.bound(call))
+
+
+def _fused_arguments(emitted: Emitted, weights: Mapping[str, Tensor], call: Call) -> list[Value]:
+    """What such a call passes to its program, without numbers."""
+    making = emitted.folded
+    folded = making.module(*making.bound({Source.WEIGHT: weights})) if making is not None else {}
+    rate = torch.empty((), dtype=torch.float64)
+    inputs = {**call.tensors, "inner_lr": rate, "segment": call.segment}
+    return emitted.bound({Source.WEIGHT: weights, Source.FOLDED: folded, Source.INPUT: inputs})
 
 
 def _run(module: fx.GraphModule, arguments: list[Any]) -> NodeCosts:

@@ -20,6 +20,12 @@ class ModelFacts:
     # Module of an island whose results depend on where a token stands, or on other tokens.
     ordered: str = ""
 
+    def block_of(self, path: str) -> int | None:
+        """Number of the block that a module or parameter is part of; None outside of blocks."""
+        inside = self.block_path and path.startswith(f"{self.block_path}.")
+        number = path.removeprefix(f"{self.block_path}.").partition(".")[0] if inside else ""
+        return int(number) if number.isdecimal() else None
+
     @property
     def longest(self) -> int | None:
         """The longest sequence with positions 0, 1, 2, ...; None for no limit."""

@@ -29,7 +29,7 @@ def graph_file(
     its nodes.
     """
     strings = Strings()
-    groups = _Groups(facts.block_path)
+    groups = _Groups(facts)
     known = {record.name: record for record in before or records}
     rows = [
         _row(record, known, costs.get(record.name, _FREE), layout, strings, groups)
@@ -112,29 +112,22 @@ def _edges(records: Iterable[NodeRecord]) -> dict[str, list[int]]:
 class _Groups:
     """The modules of a graph as a tree, each behind the one that holds it."""
 
-    def __init__(self, block_path: str) -> None:
+    def __init__(self, facts: ModelFacts) -> None:
         self.listed: list[dict[str, Any]] = []
-        self._blocks = block_path.split(".") if block_path else None
+        self._facts = facts
         self._places: dict[str, int] = {"": NONE}
 
     def of(self, path: str) -> int:
         """Index of a module's group; NONE for none."""
         if path not in self._places:
             parent, _, label = path.rpartition(".")
+            block = self._facts.block_of(path)
             entry = {
                 "path": path,
                 "parent": self.of(parent),
                 "label": label,
-                "block": self._block(path),
+                "block": NONE if block is None else block,
             }
             self._places[path] = len(self.listed)
             self.listed.append(entry)
         return self._places[path]
-
-    def _block(self, path: str) -> int:
-        """Number of the block that a module is, or is part of."""
-        if self._blocks is None:
-            return NONE
-        parts, depth = path.split("."), len(self._blocks)
-        inside = parts[:depth] == self._blocks and len(parts) > depth
-        return int(parts[depth]) if inside and parts[depth].isdecimal() else NONE

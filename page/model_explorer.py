@@ -14,13 +14,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tintc.compiler.lanes import lane
 from tintc.compiler.node_costs import NodeCost, NodeCosts
-from tintc.compiler.stages import stage_records
+from tintc.ir.lanes import record_lane
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, arguments_text, shape_text
 from tintc.page.graphs import module_of
-from tintc.page.stage_costs import stage_costs
+from tintc.page.stage_costs import stage_parts
 from tintc.runtime.simulator import Simulator
 
 _SLASH = "\u2215"  # in a module's name: a plain one would make a group of its own
@@ -31,7 +30,7 @@ _COLORS = {"forward": "#cfe2f3", "backward": "#f9d9c0", "descent": "#cdeae0"}
 
 def model_explorer_file(simulator: Simulator, stage: Stage) -> dict[str, Any]:
     """The document for one stage."""
-    records, costs = stage_records(simulator, stage), stage_costs(simulator, stage)
+    records, costs = stage_parts(simulator, stage)
     steps = simulator.config.unrolled_steps
     spaces = {record.name: _namespace(record, steps) for record in records}
     nodes = [_node(r, spaces[r.name], costs.get(r.name, _FREE)) for r in records]
@@ -49,7 +48,8 @@ def model_explorer_file(simulator: Simulator, stage: Stage) -> dict[str, Any]:
 
 def _namespace(record: NodeRecord, steps: int) -> str:
     """`step 0 backward/model/decoder/layers/0`."""
-    parts = [lane(record.info, steps), *module_of(record).replace("/", _SLASH).split(".")]
+    path = module_of(record).replace("/", _SLASH)
+    parts = [record_lane(record, steps), *path.split(".")]
     return "/".join(part for part in parts if part)
 
 

@@ -12,7 +12,7 @@ from tintc.compiler.artifact import load, malformed
 from tintc.compiler.artifact_files import check_target, replacing, write_json
 from tintc.compiler.artifact_schema import GRAPH
 from tintc.compiler.node_costs import NodeCosts
-from tintc.compiler.stages import stage_note, stage_records, stages_of
+from tintc.compiler.stages import stage_note, stages_of
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord
@@ -21,7 +21,7 @@ from tintc.page.graphs import graph_file
 from tintc.page.operators import operators_file
 from tintc.page.running import LIMIT_MB, Limits, write_model
 from tintc.page.slots import slots_file
-from tintc.page.stage_costs import stage_costs
+from tintc.page.stage_costs import stage_parts
 from tintc.page.static import copy_static
 from tintc.runtime.description import describe
 from tintc.runtime.simulator import Simulator
@@ -29,7 +29,7 @@ from tintc.version import __version__
 
 MANIFEST = "page.json"  # names the files: what may be replaced
 KIND = "page of tintc's"
-STAGES = 8  # calls of `progress`
+STAGES = 7  # calls of `progress`
 _FORMAT = 1
 
 
@@ -102,17 +102,15 @@ def _write(
     data = root / "data"
     data.mkdir()
     stages, sizes = stages_of(simulator), call_sizes(simulator.program.facts)
-    progress("read the stages")
-    records = {stage: stage_records(simulator, stage) for stage in stages}
     progress("count FLOPs and bytes")
-    costs = {stage: stage_costs(simulator, stage) for stage in stages}
+    parts = {stage: stage_parts(simulator, stage) for stage in stages}
     progress("write the graphs")
-    _write_graphs(simulator, data, records, costs)
-    named = {record.operator for found in records.values() for record in found}
+    _write_graphs(simulator, data, parts)
+    named = {record.operator for records, _ in parts.values() for record in records}
     write_json(data / "operators.json", operators_file(named), indent=None)
     write_json(data / "slots.json", slots_file(simulator.program), indent=None)
     progress("compare costs")
-    cost = cost_file(simulator, sizes, costs["lowered"])
+    cost = cost_file(simulator, sizes, parts["lowered"][1])
     write_json(data / "cost.json", cost, indent=None)
     about, reason = write_model(simulator, root, limits, progress)
     if about is not None:
@@ -127,18 +125,17 @@ def _write(
 def _write_graphs(
     simulator: Simulator,
     data: Path,
-    records: dict[Stage, list[NodeRecord]],
-    costs: dict[Stage, NodeCosts],
+    parts: dict[Stage, tuple[list[NodeRecord], NodeCosts]],
 ) -> None:
     program = simulator.program
     before: list[NodeRecord] | None = None
-    for stage, found in records.items():
+    for stage, (found, costs) in parts.items():
         with malformed(Path(GRAPH)):  # what the passes kept for a look is not checked by loading
             content = graph_file(
                 stage,
                 found,
                 before,
-                costs=costs.get(stage, {}),
+                costs=costs,
                 layout=program.layout if stage == "lowered" else None,
                 facts=program.facts,
                 note=stage_note(simulator, stage),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tintc.compiler.lanes import lane
+from tintc.ir.lanes import record_lane
 from tintc.ir.layout import Layout, PrefixSlot
 from tintc.ir.program import Program
 from tintc.ir.records import NodeRecord, shape_text
@@ -37,7 +37,7 @@ def slots_file(program: Program) -> dict[str, Any]:
             name: getattr(layout, name)
             for name in ("prefix_tokens", "sim_hidden", "sim_heads", "pages", "memory_width")
         },
-        "program": [{"name": r.name, "lane": lane(r.info, steps)} for r in calls],
+        "program": [{"name": r.name, "lane": record_lane(r, steps)} for r in calls],
         "prefix": [_prefix(slot, uses, places) for slot in layout.prefix.values()],
         "memory": memory,
         "occupancy": {

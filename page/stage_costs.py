@@ -7,10 +7,20 @@ from pathlib import Path
 from tintc.compiler.artifact import malformed
 from tintc.compiler.artifact_schema import GRAPH
 from tintc.compiler.node_costs import NodeCosts, emitted_costs, graph_costs
+from tintc.compiler.stages import stage_records
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.named import Stage
-from tintc.ir.records import from_records
+from tintc.ir.records import NodeRecord, from_records, to_records
 from tintc.runtime.simulator import Simulator
+
+
+def stage_parts(simulator: Simulator, stage: Stage) -> tuple[list[NodeRecord], NodeCosts]:
+    """The records of a stage, and what its nodes cost; an optimized graph is made once for both."""
+    if stage != "optimized":
+        return stage_records(simulator, stage), stage_costs(simulator, stage)
+    graph = simulator.optimized()
+    sizes = call_sizes(simulator.program.facts)
+    return to_records(graph), graph_costs(graph, simulator.dtype, sizes)
 
 
 def stage_costs(simulator: Simulator, stage: Stage) -> NodeCosts:
@@ -23,7 +33,7 @@ def stage_costs(simulator: Simulator, stage: Stage) -> NodeCosts:
     if stage == "emitted":
         return emitted_costs(simulator, sizes)
     if stage == "optimized":
-        return graph_costs(simulator.optimized(), simulator.dtype, sizes)
+        return stage_parts(simulator, stage)[1]
     if stage == "lowered":
         return graph_costs(program.graph, simulator.dtype, sizes)
     with malformed(Path(GRAPH)):  # loading checks the lowered graph alone, which runs

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tintc.compiler.lanes import lane
 from tintc.compiler.lower_bound import TEXT, Needed, needed, repeats, wanted_graph
 from tintc.compiler.node_costs import NodeCosts, emitted_costs, graph_costs
 from tintc.compiler.reports.direct import direct_flops
 from tintc.ir.call_sizes import CallSizes, Predict
 from tintc.ir.choices import Choices
 from tintc.ir.dialect import AnyOperator, operator_of
+from tintc.ir.lanes import lane
 from tintc.ir.node_meta import info
 from tintc.ir.ops import OPERATORS
 from tintc.ir.ops.states import orthogonal
@@ -186,7 +186,7 @@ class _Rows:
                 continue
             phase, step = about.get("phase"), about.get("step")
             times = ran.times * (repeats(self.program, phase, step) if self.loops else 1)
-            row = self._row(lane(about, self.steps), record.operator)
+            row = self._row(lane(phase, step, self.steps), record.operator)
             row.flops += times * cost.flops
             row.bytes += times * cost.bytes
             row.calls += times
@@ -210,8 +210,7 @@ class _Rows:
         for each in known:
             each.row.needed += need.flops * each.flops / total
         if not known and need.flops:
-            phase = lane({"phase": about.phase, "step": about.step}, self.steps)
-            self._row(phase, "").needed += need.flops
+            self._row(lane(about.phase, about.step, self.steps), "").needed += need.flops
 
     def _row(self, phase: str, operator: str) -> Row:
         return self.found.setdefault((phase, operator), Row(phase, operator))

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tintc.ir.node_meta import NodeInfo, info
+from tintc.ir.lanes import LAST, is_last
+from tintc.ir.node_meta import info
 from tintc.ir.program import Program
 
-FORWARD, BACKWARD, DESCENT, LAST = PHASES = ("forward", "backward", "descent", "last forward")
+FORWARD, BACKWARD, DESCENT = "forward", "backward", "descent"
+PHASES = (FORWARD, BACKWARD, DESCENT, LAST)
 _FRONT, _BEHIND = "in front", "behind"
 
 
@@ -43,8 +45,7 @@ def count_phases(program: Program, steps: int) -> list[Row]:
     for node in program.graph.nodes:
         record = info(node)
         if node.op == "call_function" and record.phase is not None:
-            is_last = record.phase == FORWARD and record.step == steps
-            phase = LAST if is_last else record.phase
+            phase = LAST if is_last(record.phase, record.step, steps) else record.phase
             found.setdefault(places[record.module], Counter())[phase] += 1
     blocks = sorted((place for place in found if place.isdigit()), key=int)
     rows = [
@@ -65,18 +66,10 @@ def _places(program: Program) -> dict[str, str]:
         record = info(node)
         if record.phase is None:
             continue
-        block = _block(program.facts.block_path, record)
-        side = _BEHIND if block else side
-        places.setdefault(record.module, block or side)
+        block = program.facts.block_of(record.module)
+        side = side if block is None else _BEHIND
+        places.setdefault(record.module, side if block is None else str(block))
     return places
-
-
-def _block(path: str, record: NodeInfo) -> str:
-    """Number of the block that a node belongs to; "" for none."""
-    if not path or not record.module.startswith(f"{path}."):
-        return ""
-    number = record.module.removeprefix(f"{path}.").partition(".")[0]
-    return number if number.isdigit() else ""
 
 
 def _merged(rows: Iterable[tuple[str, tuple[int, ...]]]) -> Iterable[Row]:

@@ -1,24 +1,19 @@
-"""The page in a real browser: one server and one tab, in the order of this file.
+"""The page in a real browser: one server and one tab. Each test goes to its view itself.
 
 TINTC_BROWSER names a browser, TINTC_SCREENSHOTS a folder for pictures of every view.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-import torch
 
-import tintc
-from tests.support.artifacts import TEXT, artifact
-from tests.support.browser import AXE, Watched, watched, why_no_browser
-from tests.support.pages import HOSTILE, column, content, hostile, site
+from tests.support.browser import AXE, Watched, run, why_no_browser
+from tests.support.pages import HOSTILE, column, content, hostile
 from tintc.page.serving import PageServer
 from tintc.page.site import write_site
 
@@ -27,26 +22,8 @@ pytestmark = [
     pytest.mark.xdist_group("browser"),
 ]
 VIEWS = ("graph", "slots", "cost", "run")
-CLOSE = 1e-3  # between losses of the page, in float32, and the simulator's
 BLOCK = "model.decoder.layers.1"
 SLOT = f"{BLOCK}.fc1.weight"
-ODD_TEXTS = (
-    "Hello world, héllo 漢字 😀!",
-    "  two  spaces\nand\ta line\n\n",
-    "def f(x):\n    return {x: '</s>'}",
-    "ﬁne ﬀ  naïve İstanbul ß",
-)
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Watched]:
-    server = PageServer(site().path, 0)
-    server.start()
-    try:
-        with watched(server.url) as found:
-            yield found
-    finally:
-        server.close()
 
 
 def lowered() -> dict[str, Any]:
@@ -77,6 +54,7 @@ class TestGraph:
         print(f"first view after {first:.0f} ms, {size / 1e6:.2f} MB")
 
     def test_block_opens_by_a_click(self, page: Watched) -> None:
+        page.go("#/graph")
         groups = lowered()["groups"]
         block = next(i for i, group in enumerate(groups) if group["path"] == BLOCK)
         closed = len(page.drawn(".item"))
@@ -245,110 +223,6 @@ def test_cost(page: Watched) -> None:
     assert "B" in page.texts(".bar-value")[0]
 
 
-class TestRun:
-    def test_losses_are_the_simulators(self, page: Watched) -> None:
-        page.go("#/run")
-        assert "fetches" in page.tab.locator(".controls").inner_text()
-        assert not any(".wasm" in url or ".onnx" in url for url in page.requests)
-        page.tab.get_by_label("Text", exact=True).fill(TEXT)
-        ids = loaded_ids(TEXT)
-        page.tab.wait_for_function(
-            f"() => document.querySelectorAll('.token').length === {len(ids)}"
-        )
-        self.move_handle(page, "Home", *["ArrowRight"] * 9)
-        rate = content("run")["inner_lr"] * 10
-        page.tab.evaluate("rate => { location.hash += `&lr=${rate}` }", rate)
-        self.run(page)
-        self.agree(page, ids, trained=9, rate=rate)
-        assert any(".wasm" in url for url in page.requests)
-
-    def test_runs_again_by_itself(self, page: Watched) -> None:
-        """Once the model is there, another trained part needs no button."""
-        ids = loaded_ids(TEXT)
-        handle = page.tab.locator(".handle").bounding_box()
-        target = page.tab.locator(".token").nth(15).bounding_box()
-        page.tab.mouse.move(handle["x"] + 6, handle["y"] + 12)
-        page.tab.mouse.down()
-        page.tab.mouse.move(target["x"] + 2, target["y"] + 12, steps=4)
-        page.tab.mouse.up()
-        page.tab.wait_for_function("() => document.querySelector('.handle').ariaValueNow === '15'")
-        page.tab.wait_for_selector(".figures:not(.old) [data-figure=time]")
-        self.agree(page, ids, trained=15, rate=content("run")["inner_lr"] * 10)
-
-    def test_goes_on(self, page: Watched) -> None:
-        """Greedily, as Hugging Face's generate does under the same weights."""
-        page.tab.get_by_role("button", name="Continue the text").click()
-        page.tab.wait_for_selector("[data-generated=before][data-ids]")
-        page.tab.wait_for_selector(".generation button:enabled:text-is('Continue the text')")
-        assert not page.tab.locator(".generation .failed").inner_text()
-        ids = torch.tensor([loaded_ids(TEXT)])
-        train = (torch.arange(ids.shape[1]) < 15)[None].long()
-        simulator = tintc.load(artifact())
-        for name, rate in (("after", content("run")["inner_lr"] * 10), ("before", 0.0)):
-            simulator.inner_lr.data.fill_(rate)
-            made = page.tab.locator(f"[data-generated={name}]").get_attribute("data-ids")
-            found = [int(each) for each in made.split()]
-            expected = simulator.adapt(ids, train).generate(
-                ids, max_new_tokens=len(found), do_sample=False
-            )
-            assert found == expected[0, ids.shape[1] :].tolist()
-
-    def test_tokens_are_transformers(self, page: Watched) -> None:
-        for text in ODD_TEXTS:
-            page.tab.get_by_label("Text", exact=True).fill(text)
-            expected = loaded_ids(text)
-            page.tab.wait_for_function(
-                "n => document.querySelectorAll('.token').length === n", arg=len(expected)
-            )
-            found = page.tab.locator(".token").evaluate_all("all => all.map(e => +e.dataset.id)")
-            assert found == expected
-
-    def test_error_is_one_line(self, page: Watched) -> None:
-        page.go("#/run?lr=1e30&text=" + TEXT.replace(" ", "+"))
-        page.tab.locator("#run").click()
-        page.tab.wait_for_selector(".figures [role=alert]")
-        (said,) = page.texts(".figures [role=alert]")
-        assert "learning rate is too large" in said and "\n" not in said
-
-    @staticmethod
-    def move_handle(page: Watched, *keys: str) -> None:
-        page.tab.get_by_role("slider", name="Tokens that are trained on").focus()
-        for key in keys:
-            page.tab.keyboard.press(key)
-
-    @staticmethod
-    def run(page: Watched) -> None:
-        page.tab.locator("#run").click()
-        page.tab.wait_for_selector("[data-figure=time], .figures [role=alert]")
-        print("run:", page.texts(".figures")[0])
-
-    @staticmethod
-    def agree(page: Watched, ids: list[int], trained: int, rate: float) -> None:
-        """Losses and perplexities with those of the torch simulator."""
-        simulator = tintc.load(artifact())
-        simulator.inner_lr.data.fill_(rate)
-        tokens = torch.tensor([ids])
-        train = (torch.arange(len(ids)) < trained)[None].long()
-        with torch.inference_mode():
-            expected = simulator.losses(tokens, train, tokens, return_initial=True)
-        for name, losses in (("after", expected.losses), ("before", expected.initial_losses)):
-            found = page.tab.locator(".token").evaluate_all(
-                "(all, name) => all.slice(1).map(e => +e.dataset[name])", name
-            )
-            assert losses is not None
-            assert torch.tensor(found) == pytest.approx(losses[0, : len(ids) - 1], abs=CLOSE)
-            rest = losses[0, trained - 1 : len(ids) - 1].double().mean().exp()
-            shown = page.texts(f"[data-figure={name}-training]")[0]
-            assert float(shown) == pytest.approx(float(rest), abs=0.006 + CLOSE * float(rest))
-        changed = (expected.losses - expected.initial_losses).abs().max()
-        assert changed > 10 * CLOSE  # else nothing was compared
-
-
-def loaded_ids(text: str) -> list[int]:
-    found: list[int] = tintc.load(artifact()).tokenizer(text)["input_ids"]
-    return found
-
-
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: npm ci in web/")
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -399,6 +273,18 @@ def test_hostile_names_are_text(page: Watched, tmp_path: Path) -> None:
         server.close()
 
 
+def test_a_failure_shows_the_tab(
+    page: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.go("#/cost")
+    monkeypatch.setenv("TINTC_SCREENSHOTS", str(tmp_path))
+    said = page.told("test_x[a/b]").splitlines()
+    assert said == [f"tab: {page.url}#/cost", f"picture: {tmp_path}/failed-test-x-a-b-.png"]
+    assert (tmp_path / "failed-test-x-a-b-.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.delenv("TINTC_SCREENSHOTS")
+    assert page.told("x") == said[0]
+
+
 def test_pictures(page: Watched) -> None:
     """Of every view, where a folder is asked for."""
     folder = os.environ.get("TINTC_SCREENSHOTS")
@@ -419,7 +305,7 @@ def test_pictures(page: Watched) -> None:
             for name, hash_ in views.items():
                 page.go(hash_, page.url)
                 if name == "run":
-                    TestRun.run(page)
+                    run(page)
                 page.tab.wait_for_timeout(250)
                 path = Path(folder) / f"{name}-{theme}-{width}.png"
                 page.tab.screenshot(path=path, full_page=name not in ("graph", "block", "followed"))
@@ -427,6 +313,4 @@ def test_pictures(page: Watched) -> None:
 
 def test_nothing_went_wrong_or_out(page: Watched) -> None:
     """Of all that came before."""
-    assert not page.problems
-    outside = [url for url in page.requests if not url.startswith((page.url, "data:"))]
-    assert not outside, json.dumps(outside)
+    page.check_quiet()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,14 +14,20 @@ import tintc
 from tests.support.artifacts import artifact
 from tests.support.nano import nano
 from tests.support.pages import column, content
+from tests.support.speeds import SPEEDS
 from tintc.compiler.cost import estimate
 from tintc.compiler.lower_bound import lower_bound
 from tintc.compiler.node_costs import graph_costs
 from tintc.ir.call_sizes import call_sizes
+from tintc.ir.choices import Choices
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.program import Program
 from tintc.page.site import write_site
-from tintc.page.stage_costs import stage_costs
+from tintc.page.stage_costs import stage_costs, stage_parts
+from tintc.runtime import compiled as calls
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize import programs
+from tintc.runtime.specialize.optimize import optimize as optimized
 
 HIDDEN, FFN, VOCAB, LAYERS = 6, 10, 19, 2  # of `nano`
 TOKENS, SEGMENT = 12, 5  # it has 12 positions; half of them trained, of which one is a target only
@@ -58,6 +65,32 @@ class TestNodes:
         compiled.optimizations = rest
         plain = graph_costs(compiled.optimized(), compiled.dtype, sizes)
         assert with_it == sum(cost.flops for cost in plain.values())
+
+    @pytest.mark.parametrize("speed", ["blas", "onednn", "slow_memory"])
+    def test_costs_are_of_the_program_that_is_shown(self, speed: str) -> None:
+        """Whatever it was chosen by."""
+        compiled = tintc.compile(
+            nano(dtype=torch.float32),
+            SimulatorConfig.paper(inner_lr=0.01),
+            calibration=SPEEDS[speed],
+        )
+        records, costs = stage_parts(compiled, "emitted")
+        assert set(costs) == {record.name for record in records if record.kind == "call"}
+
+    def test_a_stage_is_made_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[Choices] = []
+
+        def counted(program: Program, choices: Choices) -> fx.Graph:
+            made.append(choices)
+            return optimized(program, choices)
+
+        monkeypatch.setattr(calls, "optimized_graph", counted)
+        monkeypatch.setattr(programs, "optimize", counted)
+        found = tintc.compile(nano(), SimulatorConfig.paper(inner_lr=0.01), check="none")
+        stage_parts(found, "optimized")
+        assert len(made) == 1
+        stage_parts(found, "emitted")
+        assert len(made) == 2
 
     def test_shapes_of_emitted_nodes(self) -> None:
         graph = content("graph-emitted")

@@ -28,7 +28,8 @@ TEXT = (
 
 
 @lru_cache(maxsize=1)
-def _workshop() -> Path:
+def workshop() -> Path:
+    """A folder that goes with the process."""
     folder = Path(tempfile.mkdtemp(prefix="tintc-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -37,7 +38,7 @@ def _workshop() -> Path:
 @lru_cache(maxsize=1)
 def source_directory() -> Path:
     """A random OPT as save_pretrained writes it, with the tokenizer of tiny-opt."""
-    folder = _workshop() / "model"
+    folder = workshop() / "model"
     opt(
         vocab=VOCAB, hidden=12, heads=3, ffn=20, layers=LAYERS, positions=POSITIONS
     ).float().save_pretrained(folder)
@@ -50,7 +51,7 @@ def source_directory() -> Path:
 def artifact(preset: str = "paper") -> Path:
     """What `tintc compile` writes for the model above. Read only: see `copy_of`."""
     config = SimulatorConfig.preset(preset, inner_lr=0.01)
-    return save(tintc.compile(str(source_directory()), config), _workshop() / preset)
+    return save(tintc.compile(str(source_directory()), config), workshop() / preset)
 
 
 def copy_of(folder: Path, target: Path) -> Path:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import tintc
-from tests.support.artifacts import artifact
+from tests.support.artifacts import artifact, workshop
 from tests.support.models import randomized
 from tests.support.nano import Attention
 from tintc.ir.config import SimulatorConfig
@@ -22,16 +19,9 @@ from tintc.runtime.simulator import Simulator
 
 
 @lru_cache(maxsize=1)
-def _workshop() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="tintc-pages-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@lru_cache(maxsize=1)
 def site() -> Site:
     """Of the tiny artifact, with the model and the pair."""
-    return write_site(artifact(), _workshop() / "site")
+    return write_site(artifact(), workshop() / "site")
 
 
 def content(name: str, root: Path | None = None) -> Any:

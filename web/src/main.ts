@@ -64,9 +64,10 @@ async function start(): Promise<void> {
         stage.className = `at-${name}`;
         shown = name;
       }
+      const hash = location.hash; // it may change while the view is drawn
       await made.show(current().params);
       stage.dataset["view"] = name;
-      stage.dataset["shown"] = location.hash; // for who waits for it
+      stage.dataset["shown"] = hash; // for who waits for it
       requestAnimationFrame(() => performance.mark("tintc:shown", { detail: name }));
     } catch (error) {
       views.delete(name);

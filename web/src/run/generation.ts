@@ -52,8 +52,10 @@ export function createGeneration(
     button.disabled = true;
     stop.disabled = false;
     fill(problem);
-    fill(after);
-    fill(before);
+    for (const element of [after, before]) {
+      fill(element);
+      delete element.dataset["ids"];
+    }
     try {
       status.textContent = "loading";
       await engine.load(provider, (done, total) => (status.textContent = `fetching ${bytes(done)} of ${bytes(total)}`));

@@ -31,6 +31,7 @@ export function createRunView(site: Site): View {
 
 class RunView implements View {
   readonly element = h("section", { class: "page run-view", "aria-label": "Run" });
+  private started: Promise<void> | null = null;
   private run!: Run;
   private reader!: Reader;
   private engine!: Engine;
@@ -48,7 +49,7 @@ class RunView implements View {
   private timer = 0;
 
   async show(params: ReadonlyMap<string, string>): Promise<void> {
-    if (!this.controls) await this.start();
+    await (this.started ??= this.start()); // once, however often the URL changes meanwhile
     const example = this.run.examples.find((one) => one.name === params.get("example"));
     const text = params.get("text") ?? example?.text ?? (this.text || (this.run.examples[0]?.text ?? ""));
     if (text !== this.text) this.setText(text, readNumber(params.get("trained")));
@@ -167,6 +168,8 @@ class RunView implements View {
         this.scores = scores;
         this.result.show(found);
         this.recolour();
+        // The trained part or the rate may have been set anew since: the figures are not of these.
+        if (text.trained !== this.trained || text.rate !== this.rate) this.changed();
       }
     } catch (error) {
       this.scores = null;
