@@ -45,7 +45,8 @@ class Choices:
     differentiable: bool = True
     causal: bool = False  # the attention mask is the causal one and nothing else
 
-    dtype: torch.dtype = torch.float32  # of the weights
+    dtype: torch.dtype = torch.float32  # of what is computed
+    stored: torch.dtype = torch.float32  # of the weights (see `precision.computed_dtype`)
     device: str = "cpu"  # of the weights
     enabled: frozenset[str] = frozenset()  # names of the optimizations that are on
     # Slots whose updates stay factors (see `passes/optimize/low_rank_updates.py`).

@@ -17,6 +17,8 @@ phase: forward, backward or descent (lower_forward, build_backward, build_descen
 step: inner step that the node belongs to; the last forward pass has step = config.steps (the same,
     and unroll_steps)
 refused: of an operator left alone: why its pattern was not accepted (canonicalize, recognize_*)
+wide: of a placeholder: what is passed is at least in float32 (given_updates, `optimize.py` and
+    `folding.py` of `runtime/specialize`)
 gradient: node that holds dL/d(this node); build_descent reads and clears it (build_backward)
 """
 
@@ -52,6 +54,7 @@ class NodeInfo:
     phase: Phase | None = None
     step: int | None = None
     refused: str = ""
+    wide: bool = False
     gradient: fx.Node | None = None
 
 

@@ -20,7 +20,7 @@ from tintc.ir.inputs import CODE, is_wide_table
 from tintc.ir.node_meta import info
 from tintc.ir.ops.head import token_losses
 from tintc.ir.outputs import LOWERED, SLOTS, Output, without_losses
-from tintc.ir.precision import HALF
+from tintc.ir.precision import HALF, wide_dtype
 from tintc.ir.program import Program
 from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.runtime import slices
@@ -108,6 +108,11 @@ class Compiled(nn.Module):
         return self._weight.dtype
 
     @property
+    def own_dtype(self) -> torch.dtype:
+        """Type of what sequences learn: at least float32, but in the transformer's pages."""
+        return wide_dtype(self.dtype) if self.structure is None else self.dtype
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self._weight.device
@@ -146,8 +151,7 @@ class Compiled(nn.Module):
         from_updates: bool = False,
         differentiable: bool = True,
     ) -> fx.GraphModule:
-        """The program behind a call, for this simulator's dtype: plain torch, or a call of each
-        module; `.code` reads as Python.
+        """The program behind a call: plain torch, or calls of modules; `.code` reads as Python.
 
         outputs: values of `Output`. differentiable: of a call with gradients on; else of one under
         torch.inference_mode(), without masks, of the shapes that costs are told for: which
@@ -219,8 +223,7 @@ class Compiled(nn.Module):
         return self._slots(call, Output.UPDATES)
 
     def run_window(self, call: Call) -> dict[str, Result]:
-        """All outputs of a window of a stream: its losses before it is trained on, and the slot
-        values and states after all steps.
+        """All outputs of a window of a stream: its losses; slot values and states after training.
 
         `call` has given values and states, and asks for SLOTS beside what it wants of the first
         forward pass; or it has none, and asks for nothing of a training pass.
@@ -268,9 +271,7 @@ class Compiled(nn.Module):
         return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor
 
     def _results(self, call: Call) -> dict[str, Result]:
-        """All outputs of a call. More steps than a graph holds are a loop over the program of one,
-        each from the slot values and states that the one before it left.
-        """
+        """All outputs of a call; of more steps than a graph holds, by a loop over one's program."""
         if not (self.config.looped and call.trains):
             return self._result(call)
         updates = self._all_steps(replace(call, outputs=SLOTS, kept=None))[Output.UPDATES]

@@ -55,8 +55,11 @@ class Simulator(Compiled):
     torch.inference_mode() when nothing is trained from outside: without it torch records the call
     for a backward pass through all steps, which costs memory.
 
-    In float16 and bfloat16 the weights, products and updates are of that type (norm differences,
-    softmax and losses run in float32); updates far below a weight's own precision are rounded away.
+    In float16 and bfloat16 the weights are of that type, and so are logits and what is cached; what
+    sequences learn, own weights, states and rates, is in float32, in which a small step is not
+    rounded away. On a CPU all is computed in float32, a weight converted where it is read. On
+    other devices products take half-precision factors and those that read what was learned are
+    summed in float32 (norm differences, softmax and losses run in float32 anyway).
     The inner learning rate is float64 throughout. torch.autocast changes nothing in a call: finite
     differences are written for the type of the weights; `simulator.bfloat16()` is another one.
 
@@ -193,7 +196,7 @@ class Simulator(Compiled):
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B,
-        D).
+        D), at least in float32.
         """
         return self._updates(Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids))
 
@@ -210,7 +213,7 @@ class Simulator(Compiled):
         """
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = self._prepare(batch)
-        check_updates(updates, outputs(self.program.graph)["updates"], len(batch), self.dtype)
+        check_updates(updates, outputs(self.program.graph)["updates"], len(batch), self.own_dtype)
         call = _call(inputs, Output.LOGITS, whole=False)
         kept = kept_positions(logits_to_keep, inputs.shape[1], self.device)
         return self.run(replace(call, kept=kept, given=updates))[Output.LOGITS]

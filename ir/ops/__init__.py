@@ -22,6 +22,7 @@ from tintc.ir.ops import (
     rates,
     sparse,
     states,
+    wide,
 )
 
 OPERATORS: Mapping[str, AnyOperator] = declared()  # by name
@@ -42,4 +43,5 @@ __all__ = [
     "rates",
     "sparse",
     "states",
+    "wide",
 ]

@@ -89,6 +89,7 @@ def onednn_low_rank(
     shape=lambda x, y: (x[0], x[1], y[1]),
     meaning="token_products, by oneDNN",
     kind="optimization",
+    wide=True,
     whole=True,
 )
 def onednn_token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
@@ -126,6 +127,7 @@ def onednn_low_rank_of_scores(
     meaning="linear_descent, by oneDNN",
     kind="optimization",
     whole=True,
+    wide=True,
 )
 def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) -> Tensor:
     """As `linear_descent`: W - rate sum_t dy_t x_t^T, (B, O, I)."""

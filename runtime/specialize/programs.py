@@ -20,6 +20,7 @@ from tintc.ir.errors import UsageError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.outputs import SLOTS
+from tintc.ir.precision import computed_dtype, wide_dtype
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
@@ -136,13 +137,14 @@ class Programs:
         """
         if self.structure is not None:
             return replace(
-                Choices(kind.outputs, dtype=weight.dtype),
+                Choices(kind.outputs, dtype=weight.dtype, stored=weight.dtype),
                 from_updates=kind.from_updates,
                 from_states=kind.from_states,
             )
         return replace(
             kind,
-            dtype=weight.dtype,
+            dtype=computed_dtype(weight.dtype, weight.device.type),
+            stored=weight.dtype,
             device=weight.device.type,
             enabled=frozenset(self.enabled),
             low_rank=self._low_rank(kind, weight, tokens, segment),
@@ -161,7 +163,8 @@ class Programs:
         with self._lock:
             if self._uses is None:
                 self._uses = slot_uses(self.program.graph)
-        shape = (tokens, segment, weight.element_size(), weight.device.type)
+        own_bytes = wide_dtype(weight.dtype).itemsize
+        shape = (tokens, segment, own_bytes, weight.device.type)
         return frozenset(slot for slot, use in self._uses.items() if use.factors_win(*shape))
 
     def usual(self, kind: Choices, weight: Tensor) -> Choices:
@@ -199,9 +202,11 @@ class Programs:
             if (slot := info(node).slot) is not None
         }
         if weights is not None:
-            folded = _emitted(fused.emit(weights, choices.dtype), self._weights())
+            folded = _emitted(fused.emit(weights, choices.stored, choices.stored), self._weights())
             sources |= {name: Argument(Source.FOLDED, name) for name in _returned(folded)}
-        return _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
+        return _emitted(
+            fused.emit(graph, choices.dtype, choices.stored), sources | self._weights(), folded
+        )
 
     def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
         given = _given(self.program.graph, choices)

@@ -21,7 +21,7 @@ from tintc.commands.text import Reading, check_loss, check_rest, outcome, show
 from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.labels import language_loss
+from tintc.runtime.labels import language_loss, mean_loss
 from tintc.runtime.simulator import Simulator
 
 
@@ -115,12 +115,12 @@ def go_on(
 
 
 def _losses(simulator: Simulator, ids: Tensor, trained: int) -> tuple[float, float]:
-    """Before and after."""
+    """Before and after, of no logits that half precision has rounded."""
     labels = _labels(ids, trained)
-    out = simulator(ids, _mask(ids, trained), labels=labels, return_initial=True)
-    assert out.loss is not None
-    assert out.initial_loss is not None
-    return float(out.initial_loss), float(out.loss)
+    out = simulator.losses(ids, _mask(ids, trained), labels, return_initial=True)
+    assert out.initial_losses is not None
+    before = mean_loss(out.initial_losses, labels.to(simulator.device))
+    return float(before), float(out.loss)
 
 
 def learn(simulator: Simulator, ids: Tensor, trained: int) -> tuple[Adapted, float, float, float]:
