@@ -151,12 +151,13 @@ def _looped(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Tensor
     """
     step = replace(call, outputs=SLOTS)
     found = _run(simulator, step, meter)
-    step = replace(step, given=found[Output.UPDATES], states=found[Output.STATES])
+    given, states = found[Output.UPDATES], found[Output.STATES]
+    step = replace(step, given=given, states=states, donated=True)
     before = meter.flops
     found = _run(simulator, step, meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
-    given: dict[str, Tensor] = found[Output.UPDATES]
-    return given
+    last: dict[str, Tensor] = found[Output.UPDATES]
+    return last
 
 
 def _run(simulator: Simulator, call: Call, meter: _Meter) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Choices:
     factored: frozenset[str] = frozenset()
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
+    donated: bool = False  # nobody else holds what is given: it may be written over
     some_tokens: bool = False  # logits at some positions only
     # A window of a stream: loss stands at the kept positions alone, and training sees all tokens.
     window: bool = False

@@ -27,6 +27,7 @@ class Call:
     kept: Tensor | None = None  # (K,) positions whose logits are wanted; None for all
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
+    donated: bool = False  # nobody else holds these: they may be written over
     window: bool = (
         False  # of a stream: loss stands at the kept positions, all tokens are trained on
     )
@@ -54,6 +55,7 @@ class Call:
             contexts=self.contexts,
             factored=self.factored,
             from_states=self.states is not None,
+            donated=self.donated,
             some_tokens=self.kept is not None and not self.window,
             window=self.window,
             cached=self.cache is not None,

@@ -254,7 +254,7 @@ class Compiled(nn.Module):
             assert isinstance(given, dict) and isinstance(states, dict)
             factor = self.config.schedule_factor(number)
             step = replace(call, outputs=again, given=given, states=states, lr_factor=factor)
-            found |= self._result(step)
+            found |= self._result(replace(step, donated=True))  # the step before made them
         return found
 
     def run_states(self, call: Call) -> dict[str, Tensor]:

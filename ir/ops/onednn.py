@@ -6,7 +6,7 @@ derivative: for calls that nobody differentiates. Shapes as in `linear` and `low
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -131,12 +131,24 @@ def onednn_low_rank_of_scores(
 )
 def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) -> Tensor:
     """As `linear_descent`: W - rate sum_t dy_t x_t^T, (B, O, I)."""
+    rows = rows_of_descent(weight, dy_BTO, x_BTI, rate)
+    first = next(rows)
+    if len(x_BTI) == 1:
+        return first.unsqueeze(0)
+    found = first.new_empty(len(x_BTI), *first.shape)  # a list of all would be a second copy
+    found[0] = first
+    for own, new in zip(found[1:], rows, strict=True):
+        own.copy_(new)
+    return found
+
+
+def rows_of_descent(
+    weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor
+) -> Iterator[Tensor]:
+    """The new weight of each sequence, (O, I), one after the other."""
     before = weight.expand(len(x_BTI), *weight.shape[-2:])
-    parts = [
-        _product((dy * -by).mT, x.mT, None, w)
-        for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True)
-    ]
-    return _stacked(parts)
+    for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True):
+        yield _product((dy * -by).mT, x.mT, None, w)
 
 
 def _of_each(rate: Tensor, x_BTD: Tensor) -> Iterable[Tensor]:

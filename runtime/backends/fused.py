@@ -9,6 +9,7 @@ in it.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import fx, nn
 from tintc.ir.dialect import argument, is_tint, is_wide, operator_of
 from tintc.ir.node_meta import Shape, info
 from tintc.ir.ops.embedding import embedding
+from tintc.ir.ops.in_place import IN_PLACE
 from tintc.ir.ops.linear import prefix, stack_rows
 from tintc.ir.outputs import Output
 from tintc.ir.precision import wide_dtype
@@ -38,22 +40,27 @@ class _TypedProxy(fx.Proxy):
         self.__dict__.update(shape=shape, ndim=len(shape), dtype=dtype)
 
 
-def emit(graph: fx.Graph, dtype: torch.dtype, stored: torch.dtype | None = None) -> fx.GraphModule:
+def emit(
+    graph: fx.Graph,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+    over: Collection[fx.Node] = (),
+) -> fx.GraphModule:
     """A module that computes the graph's outputs, as a dict, from its placeholders, passed by
     name.
 
     dtype: of what is computed. stored: of weights and of what a call passes and returns, but for
     losses and what is wide; default the same. A weight is converted where it is read, one at a
-    time.
+    time. over: descents that write over the weight that they get.
     """
-    return _Emission(dtype, stored or dtype).module(graph)
+    return _Emission(dtype, stored or dtype, over).module(graph)
 
 
 class _Emission:
     """The emitted graph while it is made."""
 
-    def __init__(self, dtype: torch.dtype, stored: torch.dtype) -> None:
-        self.dtype, self.stored = dtype, stored
+    def __init__(self, dtype: torch.dtype, stored: torch.dtype, over: Collection[fx.Node]) -> None:
+        self.dtype, self.stored, self.over = dtype, stored, over
         self.emitted = fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.emitted)
         self.values: dict[fx.Node, Any] = {}
@@ -95,10 +102,11 @@ class _Emission:
             return args[0][args[1]]
         called = operator_of(node)
         assert called is not None
+        run = IN_PLACE[called] if node in self.over else called.implementation
         if called.whole:
             plain = fx.node.map_aggregate(args, lambda x: x.node if isinstance(x, fx.Proxy) else x)
-            return fx.Proxy(self.emitted.call_function(called.implementation, plain), self.tracer)
-        return called(*args)
+            return fx.Proxy(self.emitted.call_function(run, plain), self.tracer)
+        return run(*args)
 
     def _proxy(self, node: fx.Node, *, as_it_is: bool) -> Any:
         """A value as an operator gets it. as_it_is: of the type that it has."""

@@ -29,6 +29,7 @@ from tintc.runtime.specialize.cached_layers import Layer, cached_layers
 from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
 from tintc.runtime.specialize.optimize import check_names, optimize
+from tintc.runtime.specialize.written_over import written_over
 
 # of torch.compile; the second replays CUDA graphs
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -204,9 +205,9 @@ class Programs:
         if weights is not None:
             folded = _emitted(fused.emit(weights, choices.stored, choices.stored), self._weights())
             sources |= {name: Argument(Source.FOLDED, name) for name in _returned(folded)}
-        return _emitted(
-            fused.emit(graph, choices.dtype, choices.stored), sources | self._weights(), folded
-        )
+        over = frozenset[fx.Node]() if self.torch_compile else written_over(graph, choices)
+        module = fused.emit(graph, choices.dtype, choices.stored, over)
+        return _emitted(module, sources | self._weights(), folded)
 
     def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
         given = _given(self.program.graph, choices)
