@@ -16,10 +16,12 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import token_products
 from tintc.ir.ops.shapes import each_matrix, same_shape
+from tintc.ir.precision import wide
 
 # Up to so many tokens a batched product with factors is faster than oneDNN sequence by sequence: it
 # takes as long as reading them, and is one call (0.23 of 0.58 ms for one token of 8 sequences).
 FEW = 32
+_CONVERTED = 2**20  # numbers of a weight
 
 
 def available() -> bool:
@@ -45,9 +47,9 @@ def onednn_product(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor | None, transpose: bool
 ) -> Tensor:
     """W x_t + b + addend_t, (B, T, O), or W^T x_t + addend_t with transpose. The weight is (O, I)
-    or (B, O, I), the bias (O,) or (B, O).
+    or (B, O, I), the bias (O,) or (B, O); both may be of half precision.
     """
-    matrix = weight.mT if transpose else weight
+    matrix, bias = weight.mT if transpose else weight, None if bias is None else wide(bias)
     if matrix.ndim == 3:
         biases = itertools.repeat(bias) if bias is None or bias.ndim == 1 else bias
         addends = itertools.repeat(None) if addend_BTO is None else addend_BTO
@@ -166,8 +168,23 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    if matrix.dtype != x.dtype:
+        return _of_stored(x, matrix, bias, addend)
     if addend is None:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(x, addend, matrix, bias, "add")
     return y
+
+
+def _of_stored(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    """The product with a half-precision weight, converted a part at a time: a part stays in the
+    processor's cache, where the whole would go to memory and back for every token that is decoded.
+    """
+    y = x.new_empty(*x.shape[:-1], len(matrix))
+    rows = max(1, _CONVERTED // matrix.shape[-1])
+    for start in range(0, len(matrix), rows):
+        part = slice(start, start + rows)
+        own = None if bias is None else bias[part]
+        y[..., part] = _product(x, wide(matrix[part]), own, None)
+    return y if addend is None else y.add_(addend)

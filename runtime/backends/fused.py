@@ -20,11 +20,13 @@ from tintc.ir.node_meta import Shape, info
 from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.in_place import IN_PLACE
 from tintc.ir.ops.linear import prefix, stack_rows
+from tintc.ir.ops.onednn import onednn_product
 from tintc.ir.outputs import Output
 from tintc.ir.precision import wide_dtype
 from tintc.passes.stream.cached_keys import cached_dtype
 
 _OF_WEIGHTS = (prefix, stack_rows)  # give weights of the type that they get
+_CONVERT = (onednn_product,)  # read weights of the stored type, and convert them themselves
 _WRITTEN = (Output.LOGITS.into, Output.INITIAL_LOGITS.into)
 
 
@@ -86,8 +88,7 @@ class _Emission:
             self.as_stored.add(node)
 
     def _call(self, node: fx.Node) -> None:
-        reads = is_tint(node, *_OF_WEIGHTS, embedding)
-        args = fx.node.map_arg(node.args, lambda n: self._proxy(n, as_it_is=reads))
+        args = fx.node.map_arg(node.args, lambda n: self._proxy(n, as_it_is=_takes(node, n)))
         value = self._trace(node, args)
         if is_tint(node, embedding) and self._type(argument(node, "table")) != self.dtype:
             value = value.to(self.dtype)
@@ -141,3 +142,10 @@ class _Emission:
         kept = is_wide(node) or node in self.as_stored
         found: fx.Node = value.node if kept else value.to(dtype).node
         return found
+
+
+def _takes(node: fx.Node, source: fx.Node) -> bool:
+    """Whether an operator reads this argument in whatever type it has."""
+    if is_tint(node, *_CONVERT):
+        return source in (argument(node, "weight"), argument(node, "bias"))
+    return is_tint(node, *_OF_WEIGHTS, embedding)

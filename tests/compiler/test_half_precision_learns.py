@@ -20,6 +20,7 @@ from tests.support.grid import grid
 from tests.support.models import gpt2, opt, simulate, tokens
 from tests.support.tolerances import UPDATE_COSINE_HALF, cosine, error
 from tintc.ir.config import SimulatorConfig
+from tintc.ir.ops import onednn
 from tintc.ir.ops import wide as products
 from tintc.ir.ops.linear import linear_backward, linear_descent, linear_forward
 from tintc.ir.ops.low_rank import low_rank
@@ -270,3 +271,24 @@ class TestProducts:
             assert float((found - right).norm() / right.norm()) < torch.finfo(dtype).eps ** 2
         nothing = by_halves(half, torch.zeros(2, 32, 16), dtype)
         assert float(nothing.abs().max()) == 0
+
+    @pytest.mark.parametrize("dtype", HALF)
+    @pytest.mark.parametrize("transpose", [False, True])
+    @pytest.mark.parametrize("own_bias", [False, True, None])
+    def test_of_a_weight_that_is_converted_part_by_part(
+        self, dtype: torch.dtype, transpose: bool, own_bias: bool | None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(onednn, "_CONVERTED", 40)
+        torch.manual_seed(0)
+        x, addend = torch.randn(2, 7, 9), torch.randn(2, 7, 11)
+        weight = torch.randn((9, 11) if transpose else (11, 9)).to(dtype)
+        bias = torch.randn(2, 11) if own_bias else torch.randn(11).to(dtype)
+        given = None if own_bias is None else bias
+        found = onednn.onednn_product(x, weight, given, addend, transpose)
+        matrix = weight.double() if transpose else weight.double().mT
+        expected = x.double() @ matrix + addend.double()
+        if given is not None:
+            expected = expected + (given.double().unsqueeze(-2) if own_bias else given.double())
+        assert found.dtype == torch.float32
+        assert error(found, expected) < 1e-5
