@@ -133,7 +133,8 @@ def _perturbed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, weight in weights.items():
         first = weight.flatten()[:1]
-        if weight.numel() and float(((weight == 0) | (weight == first)).float().mean()) > 0.01:
+        alike = torch.count_nonzero((weight == 0) | (weight == first))
+        if int(alike) > 0.01 * weight.numel():
             fan = weight.shape[-1] if weight.ndim > 1 else 100
             noise = torch.randn(weight.shape, generator=generator) * fan**-0.5
             found[name] = weight + noise.to(weight.device, weight.dtype)

@@ -172,7 +172,8 @@ class Adapted:
 
     def state_dict(self, index: int = 0) -> dict[str, Tensor]:
         """The auxiliary model's whole state dict after the training of one sequence; loads back
-        into the model. Tied names share one tensor.
+        into the model. Tied names share one tensor. Of a half-precision simulator, trained weights
+        are in float32: their own type would lose much of what they learned.
         """
         one = self.select(index)
         context = one.index[0]
@@ -185,6 +186,7 @@ class Adapted:
         weights = as_weights(self.simulator, Updates(sliced, self.updates.factored))
         for slot, value in weights.values.items():
             where = self.simulator.program.layout.prefix[slot]
+            state[where.parameter] = state[where.parameter].to(value.dtype)
             put_rows(state[where.parameter], where, value[0].detach())
         return state | {
             alias: state[name] for alias, name in self.simulator.program.aliases.items()
