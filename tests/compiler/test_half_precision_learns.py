@@ -82,24 +82,32 @@ class TestDemo:
     @pytest.mark.parametrize("dtype", HALF)
     def test_change_of_the_loss(self, simulator: Simulator, dtype: torch.dtype) -> None:
         low = copy.deepcopy(simulator).to(dtype)
-        found, float32 = self.change(low), self.change(simulator)
-        same_weights = self.change(copy.deepcopy(low).float())
+        (found, adapted), (float32, _) = self.changes(low), self.changes(simulator)
+        same_weights, _ = self.changes(copy.deepcopy(low).float())
         assert found > 0.02
         assert abs(found / same_weights - 1) < 1e-3
         if simulator.config.steps == 1:  # more of them tell rounded weights from others
             assert found / float32 >= 0.97
+            assert adapted / float32 >= 0.97
 
-    def change(self, simulator: Simulator) -> float:
+    def changes(self, simulator: Simulator) -> tuple[float, float]:
+        """(in one call, of an adapted simulator)."""
         text = (Path(__file__).parents[2] / "examples" / "paragraph.txt").read_text()
         ids = torch.tensor([simulator.tokenizer(text)["input_ids"]])
         trained, labels = ids.shape[1] // 2, ids.clone()
         mask = (torch.arange(ids.shape[1]) < trained).long()[None]
         labels[:, :trained] = -100
         with torch.inference_mode():
-            out = simulator.losses(ids, mask, labels, return_initial=True)
-        assert out.initial_losses is not None
-        change = (out.initial_losses.double() - out.losses.double()).sum()
-        return float(change) / (ids.shape[1] - trained)
+            outs = (
+                simulator.losses(ids, mask, labels, return_initial=True),
+                simulator.adapt(ids, mask).losses(ids, labels, return_initial=True),
+            )
+        changes = []
+        for out in outs:
+            assert out.initial_losses is not None
+            change = (out.initial_losses.double() - out.losses.double()).sum()
+            changes.append(float(change) / (ids.shape[1] - trained))
+        return changes[0], changes[1]
 
 
 class TestOnACpu:
