@@ -29,7 +29,7 @@ def model_without_weights(simulator: Simulator) -> PreTrainedModel:
     name = str(simulator.source.get("name") or config.get("model_type"))
     try:
         with libraries.quiet(), libraries.offline():
-            model = without_weights(architecture(config, name), name, simulator.dtype)
+            model = without_weights(architecture(config, name), name, simulator.own_dtype)
     except SourceError as error:
         raise UsageError(f"{error}; {_INSTEAD}") from error
     assert isinstance(model, PreTrainedModel)
@@ -37,11 +37,17 @@ def model_without_weights(simulator: Simulator) -> PreTrainedModel:
 
 
 def checkpoint_of(simulator: Simulator, state: dict[str, Tensor]) -> PreTrainedModel:
-    """The model under a state dict. Raises UsageError for a model that its config does not
+    """The model under a state dict; of a half-precision simulator all of it in float32, which keeps
+    what was learned. Raises UsageError for a model that its config does not
     describe, and as `model_without_weights`.
     """
     model, aliases = model_without_weights(simulator), simulator.program.aliases
-    weights = {name: value.cpu() for name, value in state.items() if name not in aliases}
+    kind = simulator.own_dtype
+    weights = {
+        name: value.to("cpu", kind if value.is_floating_point() else None)
+        for name, value in state.items()
+        if name not in aliases
+    }
     try:
         fill(model, weights, aliases, str(simulator.source.get("name")))
     except SourceError as error:

@@ -156,11 +156,13 @@ def _write(simulator: Simulator, root: Path) -> None:
         {name: [r.to_dict() for r in records] for name, records in program.stages.items()},
         indent=None,
     )
-    write_weights(
-        {**simulator.prefix.tensors(), INNER_LR: simulator.inner_lr.detach()}, root / WEIGHTS
-    )
+    weights = {**simulator.prefix.tensors(), INNER_LR: simulator.inner_lr.detach()}
+    seals = {WEIGHTS: write_weights(weights, root / WEIGHTS)}
     write_json(root / REPORT, report(simulator))
     write_tokenizer(simulator.tokenizer, root / TOKENIZER)
+    for file in root.rglob("*"):
+        if file.is_file() and file != root / WEIGHTS:
+            seals[file.relative_to(root).as_posix()] = seal_of(file)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "config": program.config.to_dict(),
@@ -176,11 +178,7 @@ def _write(simulator: Simulator, root: Path) -> None:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
-        "files": {
-            str(f.relative_to(root).as_posix()): seal_of(f).model_dump()
-            for f in sorted(root.rglob("*"))
-            if f.is_file()
-        },
+        "files": {name: seal.model_dump() for name, seal in sorted(seals.items())},
     }
     manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
     write_json(root / MANIFEST, {**manifest, OWN_DIGEST: manifest_digest(manifest)})

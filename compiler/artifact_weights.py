@@ -7,6 +7,7 @@ his own, and the file stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tintc.compiler.artifact_files import INNER_LR
+from tintc.compiler.artifact_schema import Seal
 from tintc.ir.errors import ArtifactError
 from tintc.ir.inputs import is_wide_table
 from tintc.ir.precision import HALF
@@ -36,8 +38,8 @@ _NAMES = {
 }
 
 
-def write_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Writes a safetensors file that can be used where it is mapped.
+def write_weights(tensors: Mapping[str, Tensor], file: Path) -> Seal:
+    """Writes a safetensors file that can be used where it is mapped, and seals it.
 
     safetensors' own `save_file` puts tensors one behind the other in an order of its own, most of
     them between two lines. Here those of whole lines come first, and start at one.
@@ -55,11 +57,16 @@ def write_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(struct.calcsize("<Q") + len(text)) % LINE)
+    begins = struct.pack("<Q", len(text)) + text
+    digest = hashlib.sha256(begins)
     with file.open("wb") as handle:
-        handle.write(struct.pack("<Q", len(text)) + text)
+        handle.write(begins)
         for name in names:
             numbers = tensors[name].detach().cpu().contiguous().flatten()
-            handle.write(numbers.view(torch.uint8).numpy().data)
+            data = numbers.view(torch.uint8).numpy().data
+            handle.write(data)
+            digest.update(data)
+    return Seal(bytes=len(begins) + end, sha256=digest.hexdigest())
 
 
 def read_weights(

@@ -174,7 +174,7 @@ def _looped(simulator: Simulator, call: Call, meter: Meter) -> Call:
     given, states = found[Output.UPDATES], found[Output.STATES]
     before, of_islands = meter.flops, meter.island_flops
     step = replace(call, outputs=SLOTS, kept=None, given=given, states=states, frozen=frozen)
-    found = _run(simulator, step, meter)
+    found = _run(simulator, replace(step, donated=True), meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
     meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
     return replace(call, given=found[Output.UPDATES], frozen=frozen)

@@ -23,6 +23,7 @@ from tintc.compiler.cost import (
 )
 from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.node_meta import info
+from tintc.ir.precision import computed_dtype
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.programs import Emitted, Source, Value
@@ -44,8 +45,9 @@ def graph_costs(graph: fx.Graph, dtype: torch.dtype, sizes: CallSizes) -> NodeCo
     """Of a graph of `tint` operators: canonical, lowered or optimized."""
     module = fx.GraphModule(nn.Module(), graph)
     with without_numbers("fused") as device, torch.no_grad():
+        computed = computed_dtype(dtype, device)
         placeholders = graph.find_nodes(op="placeholder")
-        return _run(module, [_value(node, dtype, sizes, device) for node in placeholders])
+        return _run(module, [_value(node, computed, sizes, device) for node in placeholders])
 
 
 def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:

@@ -37,6 +37,7 @@ class Choices:
     # Slot values and states are given, and trained on: one step of several.
     from_states: bool = False
     frozen: bool = False  # what no step changes is given
+    donated: bool = False  # nobody else holds what is given: it may be written over
     some_tokens: bool = False  # logits at some positions only
     some_losses: bool = False  # and losses
     scored: bool = False  # the positions that carry loss are given: few of those trained on
@@ -49,7 +50,8 @@ class Choices:
     differentiable: bool = True
     causal: bool = False  # the attention mask is the causal one and nothing else
 
-    dtype: torch.dtype = torch.float32  # of the weights
+    dtype: torch.dtype = torch.float32  # of what is computed
+    stored: torch.dtype = torch.float32  # of the weights (see `precision.computed_dtype`)
     device: str = "cpu"  # of the weights
     enabled: frozenset[str] = frozenset()  # names of the optimizations that are on
     # How fast the machine is, by which products choose their kernels and the head its chunks.

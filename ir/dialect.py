@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from tintc.ir.errors import CompilerBug
-from tintc.ir.node_meta import DType, Shape
+from tintc.ir.node_meta import DType, Shape, info
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +55,7 @@ class Operator(Generic[P, R]):
     takes: Mapping[str, DType | Literal["any"]]
     weights: tuple[str, ...]  # arguments that descents update
     whole: bool  # its implementation loops: emitted code calls it instead of tracing it
+    wide: bool  # its result is at least in float32, whatever the weights' type (`precision`)
 
     def __post_init__(self) -> None:
         shown = {key: getattr(self.implementation, key) for key in _SHOWN}
@@ -94,6 +95,7 @@ def operator(
     takes: Mapping[str, DType | Literal["any"]] = MappingProxyType({}),
     weights: tuple[str, ...] = (),
     whole: bool = False,
+    wide: bool = False,
 ) -> Callable[[Callable[P, R]], Operator[P, R]]:
     """Declares the operator that the decorated function implements; the name is the function's.
 
@@ -109,9 +111,12 @@ def operator(
         # Composite: torch sees through the operator, so fake tensors, autograd and export need
         # nothing more.
         _LIBRARY.impl(name, implementation, "CompositeImplicitAutograd")
+        # Descents, their rates among them, change weights by less than half precision tells apart.
+        of_descent = wide or kind == "descent"
         declared = Operator(
-            name, schema, implementation, shape, meaning, kind, dtype, takes, weights, whole
-        )
+            name, schema, implementation, shape, meaning, kind, dtype, takes, weights, whole,
+            of_descent,
+        )  # fmt: skip
         _BY_NAME[name] = _BY_TARGET[declared.target] = declared
         return declared
 
@@ -150,6 +155,12 @@ def is_recognized(node: fx.Node) -> bool:
 def is_tint(node: fx.Node, *operators: AnyOperator) -> bool:
     """Whether the node calls one of these operators."""
     return operator_of(node) in operators
+
+
+def is_wide(node: fx.Node) -> bool:
+    """Whether the value is at least in float32: an own value of a slot, a state, a rate."""
+    called = operator_of(node)
+    return info(node).wide if called is None else called.wide
 
 
 def argument(node: fx.Node, name: str) -> Any:

@@ -18,6 +18,8 @@ step: inner step that the node belongs to; the last forward pass has step = conf
     and unroll_steps)
 refused: of an operator left alone: why its pattern was not accepted (canonicalize, recognize_*)
 barred: of an operator left alone: why it can be part of no island (form_islands)
+wide: of a placeholder: what is passed is at least in float32 (given_updates, `optimize.py` and
+    `folding.py` of `runtime/specialize`)
 gradient: node that holds dL/d(this node); build_descent reads and clears it (build_backward)
 """
 
@@ -57,6 +59,7 @@ class NodeInfo:
     step: int | None = None
     refused: str = ""
     barred: str = ""
+    wide: bool = False
     gradient: fx.Node | None = None
 
 

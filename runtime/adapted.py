@@ -11,7 +11,7 @@ other weights. Legend: B sequences that were adapted to, R rows of prompts, T to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +28,10 @@ from tintc.runtime.decoding.program import Decoder, Updates
 from tintc.runtime.decoding.prompts import new_tokens
 from tintc.runtime.decoding.rows import contexts_of_rows
 from tintc.runtime.inputs import check_tensor, prepare
-from tintc.runtime.labels import check_labels, kept_positions, language_loss
+from tintc.runtime.labels import check_labels, kept_positions, language_loss, mean_loss
+from tintc.runtime.outputs import SimulatorLosses
 from tintc.runtime.prefix import put_rows
+from tintc.runtime.showing.of_outputs import Asked
 from tintc.runtime.specialize.cached_layers import nothing_cached
 from tintc.runtime.uncached import uncached
 
@@ -157,6 +159,33 @@ class Adapted:
             )
         return AdaptedOutput(logits, loss, cache if use_cache else None)
 
+    @torch.no_grad()
+    def losses(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_initial: bool = False,
+    ) -> SimulatorLosses:
+        """The losses of every token under the weights of its row's sequence, as
+        `Simulator.losses`: without ever holding all logits, which half precision would round.
+
+        Arguments as in a call. return_initial: also before any update. Raises InputError for
+        inputs that do not fit.
+        """
+        check_tensor("input_ids", input_ids)
+        batch = Batch(input_ids, None, None, attention_mask, position_ids)
+        call = self._whole(batch, self.updates)
+        vocabulary, device = self.simulator.program.facts.vocab_size, self.simulator.device
+        labels = check_labels(labels, input_ids, vocabulary).to(device)
+        kinds = (Output.LOSSES, Output.INITIAL_LOSSES) if return_initial else (Output.LOSSES,)
+        found = self.simulator.run(replace(call, outputs=kinds).labelled(labels))
+        losses, initial = found[Output.LOSSES], found.get(Output.INITIAL_LOSSES)
+        out = SimulatorLosses(losses, mean_loss(losses, labels), initial)
+        # none of these tokens is trained on
+        return out.of(Asked(replace(batch, train_mask=torch.zeros_like(input_ids)), labels))
+
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """Hugging Face's own `generate` under the updated weights: greedy, sampling, beams,
         stopping criteria, streamers; batches with left padding.
@@ -172,7 +201,8 @@ class Adapted:
 
     def state_dict(self, index: int = 0) -> dict[str, Tensor]:
         """The auxiliary model's whole state dict after the training of one sequence; loads back
-        into the model. Tied names share one tensor.
+        into the model. Tied names share one tensor. Of a half-precision simulator, trained weights
+        are in float32: their own type would lose much of what they learned.
         """
         one = self.select(index)
         context = one.index[0]
@@ -185,6 +215,7 @@ class Adapted:
         weights = as_weights(self.simulator, Updates(sliced, self.updates.factored))
         for slot, value in weights.values.items():
             where = self.simulator.program.layout.prefix[slot]
+            state[where.parameter] = state[where.parameter].to(value.dtype)
             put_rows(state[where.parameter], where, value[0].detach())
         return state | {
             alias: state[name] for alias, name in self.simulator.program.aliases.items()
@@ -279,16 +310,22 @@ class Adapted:
         """By the whole sequence anew, where nothing can be cached."""
         if cached:
             self.check_cached()
+        updates, sim = as_weights(self.simulator, self.updates), self.simulator
+        call = self._whole(Batch(input_ids, None, None, attention_mask, position_ids), updates)
+        kept = kept_positions(logits_to_keep, call.shape[1], sim.device)
+        return sim.run(replace(call, kept=kept))[Output.LOGITS]
+
+    def _whole(self, batch: Batch, updates: Updates) -> Call:
+        """A call for logits of whole sequences, from updates in one of their forms."""
         self._check_weights()
         sim = self.simulator
-        batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = prepare(sim.program.facts, sim.dtype, sim.device, batch)
         of_row = contexts_of_rows(self.index, len(batch))
-        own = as_weights(sim, self.updates).values
-        given = {name: value[of_row] for name, value in own.items()}
-        kept = kept_positions(logits_to_keep, inputs.shape[1], sim.device)
-        call = Call((Output.LOGITS,), inputs.tensors, 1, inputs.causal, kept, given=given)
-        return sim.run(call)[Output.LOGITS]
+        given = {name: value[of_row] for name, value in updates.values.items()}
+        return Call(
+            (Output.LOGITS,), inputs.tensors, 1, inputs.causal, given=given,
+            factored=updates.factored,
+        )  # fmt: skip
 
 
 def _whole_numbers(rows: Sequence[int] | Tensor | int) -> list[int]:

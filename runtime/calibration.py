@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tintc.ir.calibration import KERNELS, Calibration, Point, fixed
 from tintc.ir.errors import UsageError
-from tintc.ir.precision import dtype_name
+from tintc.ir.precision import computed_dtype, dtype_name
 from tintc.runtime import calibrating
 from tintc.runtime.machine import device_name
 
@@ -101,7 +101,7 @@ def speed_of(weight: Tensor, wanted: Calibration | None = None) -> Calibration:
         return wanted if wanted.device == kind and wanted.measured else fixed(kind)
     if torch.compiler.is_compiling() or isinstance(weight, FakeTensor):
         return fixed(kind)
-    return calibration_of(weight.device, weight.dtype)
+    return calibration_of(weight.device, computed_dtype(weight.dtype, kind))
 
 
 def renewed(device: torch.device | str, dtype: torch.dtype) -> Calibration:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tintc.ir.choices import Choices, Contexts
 from tintc.ir.outputs import Output
+from tintc.runtime.masks import next_token
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Call:
     given: dict[str, Tensor] | None = None  # slot -> its value: then nothing is trained, unless
     states: dict[str, Tensor] | None = None  # the inner rule's own slots are given too
     frozen: dict[str, Tensor] | None = None  # what no step changes, by name
+    donated: bool = False  # nobody else holds these: they may be written over
     window: bool = (
         False  # of a stream: loss stands at the kept positions, all tokens are trained on
     )
@@ -61,6 +63,10 @@ class Call:
         """Whether it needs steps."""
         return self.given is None and any(not kind.is_before for kind in self.outputs)
 
+    def labelled(self, labels_BT: Tensor) -> Call:
+        """The same with the labels of its losses: of token t + 1 at position t."""
+        return replace(self, tensors={**self.tensors, "labels": next_token(labels_BT, -100)})
+
     def kind(self, *, differentiable: bool) -> Choices:
         """Which program it needs, as far as the call itself says."""
         return Choices(
@@ -69,6 +75,7 @@ class Call:
             contexts=self.contexts,
             factored=self.factored,
             from_states=self.states is not None,
+            donated=self.donated,
             some_tokens=self.kept is not None and not self.window,
             some_losses=self.kept is not None and self.some_losses,
             scored=self.scored is not None

@@ -111,8 +111,7 @@ class Compiled(Switched):
         from_updates: bool = False,
         differentiable: bool = True,
     ) -> fx.GraphModule:
-        """The program behind a call, for this simulator's dtype: plain torch, or a call of each
-        module; `.code` reads as Python.
+        """The program behind a call: plain torch, or calls of modules; `.code` reads as Python.
 
         outputs: values of `Output`. differentiable: of a call with gradients on; else of one under
         torch.inference_mode(), without masks, of the shapes that costs are told for: which
@@ -205,8 +204,7 @@ class Compiled(Switched):
         return self._slots(call, Output.UPDATES)
 
     def run_window(self, call: Call) -> dict[str, Result]:
-        """All outputs of a window of a stream: its losses before it is trained on, and the slot
-        values and states after all steps.
+        """All outputs of a window of a stream: its losses; slot values and states after training.
 
         `call` has given values and states, and asks for SLOTS beside what it wants of the first
         forward pass; or it has none, and asks for nothing of a training pass.
@@ -246,9 +244,7 @@ class Compiled(Switched):
         return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor
 
     def _results(self, call: Call) -> dict[str, Result]:
-        """All outputs of a call. More steps than a graph holds are a loop over the program of one,
-        each from the slot values and states that the one before it left.
-        """
+        """All outputs of a call; of more steps than a graph holds, by a loop over one's program."""
         if not (self.config.looped and call.trains):
             return self._result(call)
         after = self._all_steps(replace(call, outputs=SLOTS, kept=None))
@@ -289,7 +285,7 @@ class Compiled(Switched):
         def held(sequences: int) -> int:
             known = programs.usual(kind, self._weight, {**sizes, "batch": sequences})
             counts = {"B": sequences, "T": tokens, "S": segment}
-            return bytes_held(programs.get(known).values, counts, self.dtype.itemsize)
+            return bytes_held(programs.get(known).values, counts, known.dtype.itemsize)
 
         return slice_size(
             sizes["batch"], tokens, self.calibration, programs.widths, self._memory, held

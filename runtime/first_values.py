@@ -31,9 +31,9 @@ def first_values(simulator: Compiled, batch: int) -> tuple[dict[str, Tensor], di
         if is_tint(node, prefix):
             where = simulator.program.layout.prefix[slot]
             value = prefix(weights[where.parameter].detach(), *node.args[1:])  # type: ignore[arg-type]
-            given[slot] = value.repeat(batch, *(1 for _ in value.shape))
+            given[slot] = value.to(simulator.own_dtype).repeat(batch, *(1 for _ in value.shape))
         else:
             sizes = [size for size in info(node).shape if isinstance(size, int)]
-            dtype = simulator.dtype if sizes else wide_dtype(simulator.dtype)
+            dtype = simulator.own_dtype if sizes else wide_dtype(simulator.dtype)
             states[slot] = torch.zeros(batch, *sizes, dtype=dtype, device=simulator.device)
     return given, states

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from tintc.ir.errors import InputError
+from tintc.ir.errors import InputError, UsageError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.node_meta import info
 from tintc.ir.precision import dtype_name
@@ -20,6 +20,11 @@ from tintc.runtime.masks import Completed, complete, rest_begins, segment_length
 
 # Part of the segment below which training passes take the loss at the positions that carry it alone
 SCORED = 0.75
+NO_TORCHSCRIPT = (
+    "TorchScript (torch.jit.trace, torch.jit.script) takes no simulator, whose program depends on "
+    "the kind of call; use torch.export.export(simulator, (input_ids, train_mask)), or "
+    "tintc.export_onnx for ONNX"
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,11 @@ class _Counts(NamedTuple):
 
 def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: Batch) -> Inputs:
     """Checks and completes the inputs of TINT.md section 1 (`runtime/masks.py`). Without a
-    train_mask nothing is trained. Raises InputError, one clear line, for any that does not fit.
+    train_mask nothing is trained. Raises InputError, one clear line, for any that does not fit,
+    and UsageError where TorchScript traces.
     """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise UsageError(NO_TORCHSCRIPT)
     plain = _plain(batch, device)
     tokens = plain.input_ids.shape[1]
     if facts.max_tokens is not None and tokens > facts.max_tokens:

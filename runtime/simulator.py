@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tintc.ir.builder import outputs
 from tintc.ir.call_sizes import Predict
-from tintc.ir.errors import UsageError
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
 from tintc.passes.optimize.whole_initial import whole_initial
@@ -29,7 +28,13 @@ from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import Form, factored_slots
 from tintc.runtime.decoding.program import Updates
 from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
-from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
+from tintc.runtime.inputs import (
+    Inputs,
+    check_tensor,
+    check_updates,
+    placed,
+    prepare,
+)
 from tintc.runtime.labels import (
     check_labels,
     kept_positions,
@@ -39,19 +44,12 @@ from tintc.runtime.labels import (
     mean_loss,
     predicted_positions,
 )
-from tintc.runtime.masks import next_token
 from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
 from tintc.runtime.reading import Progress
 from tintc.runtime.scoring import StreamOutput, score_documents
 from tintc.runtime.showing.of_outputs import Asked
 from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
 from tintc.runtime.streaming import Stream
-
-_NO_TORCHSCRIPT = (
-    "TorchScript (torch.jit.trace, torch.jit.script) takes no simulator, whose program depends on "
-    "the kind of call; use torch.export.export(simulator, (input_ids, train_mask)), or "
-    "tintc.export_onnx for ONNX"
-)
 
 
 class Simulator(Compiled):
@@ -72,8 +70,11 @@ class Simulator(Compiled):
     torch.inference_mode() when nothing is trained from outside: without it torch records the call
     for a backward pass through all steps, which costs memory.
 
-    In float16 and bfloat16 the weights, products and updates are of that type (norm differences,
-    softmax and losses run in float32); updates far below a weight's own precision are rounded away.
+    In float16 and bfloat16 the weights are of that type, and so are logits and what is cached; what
+    sequences learn, own weights, states and rates, is in float32, in which a small step is not
+    rounded away. On a CPU all is computed in float32, a weight converted where it is read. On
+    other devices products take half-precision factors and those that read what was learned are
+    summed in float32 (norm differences, softmax and losses run in float32 anyway).
     The inner learning rate is float64 throughout. torch.autocast changes nothing in a call: finite
     differences are written for the type of the weights; `simulator.bfloat16()` is another one.
 
@@ -198,7 +199,8 @@ class Simulator(Compiled):
             labels = labels_of_rest(labels, inputs.shape[1] - len(asked))
         kept = labelled_positions(labels)
         call = self._call(inputs, Output.LOSSES, return_initial)
-        found = self.run(_labelled(replace(call, kept=kept, some_losses=True), labels))
+        call = replace(call, kept=kept, some_losses=True)
+        found = self.run(call.labelled(labels))
         if kept is not None:  # the last positions of all
             before = inputs.shape[1] - len(kept)
             found = {kind: F.pad(value, (before, 0)) for kind, value in found.items()}
@@ -236,7 +238,7 @@ class Simulator(Compiled):
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Values of the updated prefix slots after the last step, one a sequence: (B, O, I) or (B,
-        D).
+        D), at least in float32.
         """
         return self._updates(Batch(input_ids, train_mask, loss_mask, attention_mask, position_ids))
 
@@ -253,7 +255,7 @@ class Simulator(Compiled):
         """
         batch = Batch(input_ids, None, None, attention_mask, position_ids)
         inputs = self._prepare(batch)
-        check_updates(updates, outputs(self.program.graph)["updates"], len(batch), self.dtype)
+        check_updates(updates, outputs(self.program.graph)["updates"], len(batch), self.own_dtype)
         call = self._call(inputs, Output.LOGITS)
         kept = kept_positions(logits_to_keep, inputs.shape[1], self.device)
         return self.run(replace(call, kept=kept, given=updates))[Output.LOGITS]
@@ -338,10 +340,6 @@ class Simulator(Compiled):
         stream = Stream(self, batch, settings)
         return score_documents(stream, input_ids, attention_mask, beside, progress)
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        """What torch.jit.script calls first."""
-        raise UsageError(_NO_TORCHSCRIPT)
-
     def __repr__(self) -> str:
         return as_text(describe(self, self.source))
 
@@ -362,7 +360,7 @@ class Simulator(Compiled):
             found = self.run(call)
             return found, {kind: language_loss(found[kind], labels) for kind in call.outputs}
         both = (*call.outputs, *(kind.losses for kind in call.outputs))
-        found = self.run(_labelled(replace(call, outputs=both), labels))
+        found = self.run(replace(call, outputs=both).labelled(labels))
         return found, {kind: mean_loss(found[kind.losses], labels) for kind in call.outputs}
 
     def _call(self, inputs: Inputs, kind: Output, initial: bool = False) -> Call:
@@ -380,8 +378,6 @@ class Simulator(Compiled):
         return placed("labels", checked, self.device)
 
     def _prepare(self, batch: Batch) -> Inputs:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise UsageError(_NO_TORCHSCRIPT)
         return prepare(self.program.facts, self.dtype, self.device, batch)
 
     def _train(self, batch: Batch, stacklevel: int = 3) -> Inputs:
@@ -392,12 +388,7 @@ class Simulator(Compiled):
             self._warned = True
             warnings.warn(
                 f"{inputs.untrained} of {len(batch)} sequences have no training target: their "
-                "logits are the unmodified model's "
-                "(said once)",
+                "logits are the unmodified model's (said once)",
                 stacklevel=stacklevel,
             )
         return inputs
-
-
-def _labelled(call: Call, labels: Tensor) -> Call:
-    return replace(call, tensors={**call.tensors, "labels": next_token(labels, -100)})

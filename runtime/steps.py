@@ -34,8 +34,8 @@ def all_steps(
         factor = config.schedule_factor(number)
         step = replace(
             call, outputs=again, given=given, states=states, lr_factor=factor,
-            frozen=frozen_of(found),
-        )  # fmt: skip
+            donated=True, frozen=frozen_of(found),
+        )  # fmt: skip  # donated: the step before made them
         found |= run(step)
     return found
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from tintc.ir.calibration import Calibration
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
+from tintc.ir.precision import wide_dtype
 from tintc.ir.program import Program
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import Structure
 from tintc.runtime.calibration import Wanted, wanted_calibration
+from tintc.runtime.inputs import NO_TORCHSCRIPT
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import Memory, read_memory
 from tintc.runtime.specialize.programs import Programs
@@ -41,6 +43,11 @@ class Switched(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self._weight.dtype
+
+    @property
+    def own_dtype(self) -> torch.dtype:
+        """Type of what sequences learn: at least float32, but in the transformer's pages."""
+        return wide_dtype(self.dtype) if self.structure is None else self.dtype
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +119,10 @@ class Switched(nn.Module):
     @memory.setter
     def memory(self, value: str | int) -> None:
         self._memory = read_memory(value)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first."""
+        raise UsageError(NO_TORCHSCRIPT)
 
     @property
     def _differentiable(self) -> bool:

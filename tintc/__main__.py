@@ -1,11 +1,16 @@
 """The program: `tintc`, or python -m tintc."""
 
+import gc
+
 from tintc import interrupts
 
 
 def run() -> None:
     """Watches for Ctrl-C before anything else is imported, and until the process ends."""
     interrupts.watch_program()
+    # Imports and graphs make millions of objects that live until the end: looking for cycles among
+    # them again and again was a seventh of compiling a model.
+    gc.set_threshold(200_000, 20, 20)
     from tintc.cli import main
 
     try:

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tintc.compiler import libraries
 from tintc.compiler.artifact_files import is_artifact
-from tintc.compiler.frontend import compiled, gguf, hub
+from tintc.compiler.frontend import compiled, gguf, hub, shapes
 from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
 from tintc.compiler.frontend.hub_errors import Repository
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
@@ -38,7 +38,6 @@ from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.named import FETCH, LOAD
 
 BUNDLED = "tiny-opt"
-SHAPE_PREFIX = "shape:"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
@@ -133,11 +132,6 @@ def load_source(
         return _load_directory(kind, directory, checkpoint)
 
 
-def shape_names() -> list[str]:
-    """The names that can follow `shape:`."""
-    return list(_shapes())
-
-
 def load_without_weights(
     source: str | os.PathLike[str],
     *,
@@ -180,7 +174,7 @@ def load_without_weights(
         tempfile.TemporaryDirectory() as scratch,
     ):
         if kind == "shape":
-            config = _shape_config(name)
+            config = shapes.shape_config(name)
         elif kind == "hub":
             asked = Repository(name, revision=revision, cache_dir=cache_dir)
             found = hub.locate(asked, offline=offline)
@@ -217,7 +211,7 @@ def kind_of(source: str | os.PathLike[str]) -> str:
         isinstance(source, os.PathLike) or os.path.isabs(name) or name.startswith((".", "~"))
     )
     if not spelled_as_path:
-        if name.startswith(SHAPE_PREFIX):
+        if name.startswith(shapes.PREFIX):
             return "shape"
         if name == BUNDLED:
             return "bundled"
@@ -362,7 +356,7 @@ def _use_module(model: torch.nn.Module, name: str, dtype: torch.dtype | None) ->
 
 
 def _build_shape(name: str, seed: int, dtype: torch.dtype) -> Source:
-    config = _shape_config(name)
+    config = shapes.shape_config(name)
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     check_memory(config, name, dtype, trust_remote_code=False)
@@ -377,19 +371,6 @@ def _build_shape(name: str, seed: int, dtype: torch.dtype) -> Source:
     return Source(
         model, None, SourceDescription("shape", name, seed=seed, config=_as_json(model.config))
     )
-
-
-def _shape_config(name: str) -> PreTrainedConfig:
-    shapes, shape = _shapes(), name.removeprefix(SHAPE_PREFIX)
-    if shape not in shapes:
-        raise SourceError(f"there is no shape {shape!r}; the shapes are {', '.join(shapes)}")
-    return AutoConfig.for_model(**shapes[shape])
-
-
-def _shapes() -> dict[str, dict[str, Any]]:
-    text = resources.files("tintc").joinpath("data", "shapes.json").read_text(encoding="utf-8")
-    shapes: dict[str, dict[str, Any]] = json.loads(text)
-    return shapes
 
 
 def _as_json(config: Any) -> dict[str, Any] | None:

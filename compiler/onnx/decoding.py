@@ -109,7 +109,7 @@ def _decode(simulator: Simulator, graph: Graph, about: dict[str, str]) -> Model:
     with graph.scope("inputs"):
         inputs = decode_inputs(graph)
         given = {
-            slot: graph.input(f"{UPDATE}{slot}", _of_batch(info(node).shape), simulator.dtype)
+            slot: graph.input(f"{UPDATE}{slot}", _of_batch(info(node).shape), simulator.own_dtype)
             for slot, node in outputs(simulator.program.graph)["updates"].items()
         }
         past = {name: _past(simulator, graph, name, each) for name, each in described.items()}

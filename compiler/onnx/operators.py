@@ -121,6 +121,24 @@ def linear(graph: Graph, x: Value, weight: Any, bias: Any = None) -> Value:
     )
 
 
+@operator("wide_linear.default")
+def wide_linear(graph: Graph, x: Value, weight: Any, bias: Any, transpose_it: bool) -> Value:
+    """Of the dialect (`ir/ops/wide.py`): in float32 where factors are float16."""
+    a, matrix = (_wide(graph, value_of(graph, factor)) for factor in (x, weight))
+    if matrix.ndim == 2:
+        y = _gemm(graph, a, matrix, None, 0 if transpose_it else 1)
+    else:
+        y = matmul(graph, a, matrix if transpose_it else transpose(graph, matrix, -1, -2))
+    if bias is None:
+        return y
+    b = _wide(graph, value_of(graph, bias))
+    return add(graph, y, b if b.ndim == 1 else unsqueeze(graph, b, -2))
+
+
+def _wide(graph: Graph, x: Value) -> Value:
+    return cast(graph, x, torch.float32) if x.dtype == _HALF else x
+
+
 def _gemm(graph: Graph, x: Value, weight: Value, bias: Value | None, transposed: int) -> Value:
     """A product with a weight that all sequences share, over all their tokens at once: runtimes
     pack such weights once.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tintc.compiler.onnx.elementwise import add, mul
+from tintc.compiler.onnx.elementwise import add, cast, mul
 from tintc.compiler.onnx.graph import BATCH, Dim, Graph, Value, Values
 from tintc.compiler.onnx.shapes import expand, gather
 from tintc.ir.builder import before_step
@@ -84,13 +84,13 @@ def first_values(simulator: Simulator, graph: Graph) -> dict[str, tuple[Value, t
     weights, found = simulator.prefix.direct(), {}
     for slot, node in before_step(simulator.program.graph).items():
         sizes: tuple[Dim, ...] = tuple(size for size in info(node).shape if isinstance(size, int))
-        dtype = simulator.dtype if sizes else wide_dtype(simulator.dtype)
+        dtype = simulator.own_dtype if sizes else wide_dtype(simulator.dtype)
         value = graph.constant(0, dtype)  # a state
         if is_tint(node, prefix):
             source, *rest = node.args
             name = info(source).parameter  # type: ignore[arg-type]
             assert name is not None
             rows = prefix(weights[name], *rest)  # type: ignore[arg-type]
-            value = graph.weight(slot, rows)
+            value = cast(graph, graph.weight(slot, rows), dtype)
         found[slot] = (value, sizes)
     return found

@@ -30,12 +30,14 @@ from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import last_keys, own_tokens, with_past
+from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.ops.linear import prefix
 from tintc.ir.ops.position import past_window_mask
 from tintc.ir.ops.rates import gradient_products, token_products
 from tintc.ir.ops.states import linear_square, orthogonal
+from tintc.ir.ops.wide import wide_linear
 from tintc.ir.outputs import SLOTS, Output, without_losses
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.modules.parts import blank, copied
@@ -123,6 +125,7 @@ WRITTEN: dict[AnyOperator, Callable[..., Any]] = {
     with_past: _with_past,
     island_forward: write_forward,
     island_backward: write_backward,
+    wide_linear: wide_linear.target,
 }
 
 
@@ -239,6 +242,8 @@ def _run(
                 )
             with graph.scope(_scope(node)):
                 values[node] = written(*fx.node.map_arg(node.args, values.__getitem__))
+                if called is embedding:  # of an own table, which is wide
+                    values[node] = values[node].to(simulator.dtype)
     found: Any = fx.node.map_arg(lowered.output_node().args[0], values.__getitem__)
     return dict(found)
 
@@ -255,7 +260,8 @@ def _choices(simulator: Simulator, kind: Choices) -> Choices:
     """Updates stay factors where that is faster for the lengths that costs are told for."""
     enabled = [name for name in OPTIMIZATIONS if name in simulator.optimizations]
     weight = next(iter(simulator.prefix.parameters()))
-    return Programs(simulator.program, None, enabled).usual(kind, weight)
+    found = Programs(simulator.program, None, enabled).usual(kind, weight)
+    return replace(found, dtype=found.stored)  # runtimes convert where their kernels need it
 
 
 def _scope(node: fx.Node, kind: str = "") -> str:

@@ -23,6 +23,7 @@ from tintc.ir.ops import (
     rates,
     sparse,
     states,
+    wide,
 )
 
 OPERATORS: Mapping[str, AnyOperator] = declared()  # by name
@@ -44,4 +45,5 @@ __all__ = [
     "rates",
     "sparse",
     "states",
+    "wide",
 ]

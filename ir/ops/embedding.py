@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
+from tintc.ir.ops.rates import along
 from tintc.ir.ops.shapes import (
     demand,
     demand_activation,
@@ -19,6 +20,7 @@ from tintc.ir.ops.shapes import (
     each_matrix,
     said,
 )
+from tintc.ir.precision import wide, wide_dtype
 
 
 def _demand_rows(table: Shape, index: Shape, offset: int) -> None:
@@ -103,11 +105,13 @@ def embedding_descent(
     """
     rows_BT = index_BT + offset if offset else index_BT
     if table.ndim == 2:  # one copy a sequence
-        each_B1 = torch.full_like(index_BT.sum(-1, keepdim=True), 0, dtype=dy_BTD.dtype)
-        table = table + each_B1.unsqueeze(-1)
+        each_B1 = torch.full_like(index_BT.sum(-1, keepdim=True), 0, dtype=wide_dtype(dy_BTD.dtype))
+        before = table + each_B1.unsqueeze(-1)
+    else:
+        before = wide(table)
     if rate.ndim:  # one of each sequence
-        rate = rate.to(dy_BTD.dtype).unsqueeze(-1).unsqueeze(-1)
-    return table.scatter_add(1, _along_width(rows_BT, dy_BTD), dy_BTD * -rate)
+        rate = along(rate, dy_BTD, 2)
+    return before.scatter_add(1, _along_width(rows_BT, dy_BTD), wide(dy_BTD) * -rate)
 
 
 def _segment_shape(x: Shape, length: object) -> Shape:

@@ -18,6 +18,7 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.activation import activation_backward, activation_forward
 from tintc.ir.ops.onednn import onednn_product
 from tintc.ir.ops.shapes import same_shape
+from tintc.ir.ops.wide import wide_linear
 from tintc.ir.precision import narrow_like, wide
 
 CHUNK_NUMBERS = {
@@ -224,6 +225,8 @@ def _product(
 ) -> Tensor:
     if onednn:
         return onednn_product(x, weight_VD, bias_V, None, transpose)
+    if weight_VD.dtype != x.dtype or (bias_V is not None and bias_V.dtype != x.dtype):
+        return narrow_like(wide_linear(x, weight_VD, bias_V, transpose), x)
     product: Callable[..., Tensor] = torch.matmul if transpose else F.linear
     return product(x, weight_VD) if bias_V is None else product(x, weight_VD, bias_V)
 

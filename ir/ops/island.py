@@ -18,6 +18,7 @@ from tintc.ir.island import Island, Port, batched, read
 from tintc.ir.node_meta import Shape
 from tintc.ir.ops.rates import along
 from tintc.ir.ops.shapes import demand, demand_rate, said
+from tintc.ir.precision import wide
 
 
 def _tokens(inputs: list[Shape], island: Island) -> Shape:
@@ -82,8 +83,8 @@ def island_forward(inputs: list[Tensor], mask: Tensor | None, program: str) -> l
     island = read(program)
     order = _Order.of(mask)
     results = batched(island.forward, order.put(inputs, island.inputs), island.inputs)
-    like = _like(inputs, island)
-    return [order.back(result).to(like.dtype) for result in results]
+    dtype = _dtype(inputs, island)
+    return [order.back(result).to(dtype) for result in results]
 
 
 @operator(
@@ -105,11 +106,11 @@ def island_backward(
     sequence's tokens, one a sequence. A gradient that is left out is 0.
     """
     island = read(program)
-    order, like = _Order.of(mask), _like(inputs, island)
+    order, dtype = _Order.of(mask), _dtype(inputs, island)
     first = next(x for x, port in zip(inputs, island.inputs, strict=True) if port.kind != "weight"
                  and port.kind != "constant")  # fmt: skip
     given = [
-        first.new_zeros((*first.shape[:2], width), dtype=like.dtype) if dy is None else dy
+        first.new_zeros((*first.shape[:2], width), dtype=dtype) if dy is None else dy
         for dy, width in zip(gradients, island.widths, strict=True)
     ]
     ports = [*(Port("tokens", (width,)) for width in island.widths), *island.inputs]
@@ -117,8 +118,7 @@ def island_backward(
     found = batched(island.backward, order.put([*given, *inputs], ports), ports, kept)
     tokens = [island.inputs[i].kind == "tokens" for i in wanted]
     return [
-        (order.back(dx) if has else dx).to(like.dtype)
-        for dx, has in zip(found, tokens, strict=True)
+        (order.back(dx) if has else dx).to(dtype) for dx, has in zip(found, tokens, strict=True)
     ]
 
 
@@ -141,11 +141,14 @@ def _descent_shape(weight: Shape, gradient: Shape, rate: Shape) -> Shape:
 )
 def island_descent(weight: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
     """W <- W - rate * g, one weight a sequence; g: what island_backward gives for it."""
-    return weight - along(rate, gradient, gradient.ndim - 1) * gradient
+    change = wide(gradient)
+    return wide(weight) - along(rate, change, change.ndim - 1) * change
 
 
-def _like(inputs: list[Tensor], island: Island) -> Tensor:
-    return next(x for x, port in zip(inputs, island.inputs, strict=True) if port.learns)
+def _dtype(inputs: list[Tensor], island: Island) -> torch.dtype:
+    """Of the results: that of the activations, or of the weights where there are none."""
+    learning = [pair for pair in zip(inputs, island.inputs, strict=True) if pair[1].learns]
+    return min(learning, key=lambda pair: pair[1].kind != "tokens")[0].dtype
 
 
 class _Order:

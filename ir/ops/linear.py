@@ -24,6 +24,8 @@ from tintc.ir.ops.shapes import (
     each_vector,
     said,
 )
+from tintc.ir.ops.wide import wide_linear
+from tintc.ir.precision import HALF, narrow_like, wide
 
 
 def slot_shape(parameter: Shape) -> tuple[int, ...]:
@@ -125,6 +127,8 @@ def _linear_shape(x: Shape, weight: Shape, bias: Shape | None = None) -> Shape:
 )
 def linear_forward(x_BTI: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_t = W x_t + b, (B, T, O)."""
+    if weight.dtype != x_BTI.dtype or (bias is not None and bias.dtype != x_BTI.dtype):
+        return narrow_like(wide_linear.target(x_BTI, weight, bias, False), x_BTI)
     if weight.ndim == 2 and (bias is None or bias.ndim == 1):
         return F.linear(x_BTI, weight, bias)
     if bias is None:
@@ -149,6 +153,8 @@ def _backward_shape(dy: Shape, weight: Shape) -> Shape:
 )
 def linear_backward(dy_BTO: Tensor, weight: Tensor) -> Tensor:
     """dx_t = W^T dy_t, (B, T, I)."""
+    if weight.dtype != dy_BTO.dtype:
+        return narrow_like(wide_linear.target(dy_BTO, weight, None, True), dy_BTO)
     return torch.matmul(dy_BTO, weight)
 
 
@@ -204,6 +210,9 @@ def linear_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) 
     """W <- W - rate * sum_t dy_t x_t^T, one weight a sequence: (B, O, I). A sum over positions, not
     a mean. rate: eta, or what `rates` makes of it.
     """
+    if x_BTI.dtype in HALF:
+        gradient_BOI: Tensor = wide_linear.target(dy_BTO.mT, x_BTI, None, True)
+        return wide(weight) - gradient_BOI * along(rate, x_BTI, 2)
     return torch.baddbmm(weight, (dy_BTO * -along(rate, dy_BTO, 2)).mT, x_BTI)
 
 
@@ -219,6 +228,7 @@ def bias_descent(bias: Tensor, dy_BTO: Tensor, rate: Tensor) -> Tensor:
     """
     size = bias.shape[-1]
     if size != dy_BTO.shape[-1]:
-        dy_BTO = torch.unflatten(dy_BTO, -1, (-1, size)).sum(-2)
-    change = dy_BTO.sum(-2)
-    return bias - along(rate, change, 1) * change
+        change = torch.unflatten(wide(dy_BTO), -1, (-1, size)).sum(-2).sum(-2)
+    else:
+        change = wide(dy_BTO).sum(-2)
+    return wide(bias) - along(rate, dy_BTO, 1) * change

@@ -15,6 +15,8 @@ from torch import Tensor
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import demand, said, same_shape
+from tintc.ir.ops.wide import wide_linear
+from tintc.ir.precision import HALF, narrow_like
 
 
 @operator(
@@ -32,8 +34,12 @@ def low_rank(
     with_bias: bool,
 ) -> Tensor:
     """y_t - sum_s rate_s values_s (keys_s . x_t), (B, T, O). with_bias: plus 1 in the brackets,
-    which is the descent of the bias. rate: (), (B,) or (B, S).
+    which is the descent of the bias. rate: (), (B,) or (B, S). y may be wide: it is rounded after
+    the sum.
     """
+    if x_BTI.dtype in HALF:
+        scores_BTS = wide_linear.target(x_BTI, keys_BSI, None, False)
+        return low_rank_of_scores(y_BTO, scores_BTS, values_BSO, rate, with_bias)
     return torch.baddbmm(y_BTO, weights_of(x_BTI, keys_BSI, rate, with_bias), values_BSO)
 
 
@@ -53,8 +59,11 @@ def low_rank_of_scores(
     y_BTO: Tensor, scores_BTS: Tensor, values_BSO: Tensor, rate: Tensor, with_bias: bool
 ) -> Tensor:
     """y_t - sum_s rate_s values_s scores_ts, (B, T, O), where scores_ts = keys_s . x_t."""
-    narrow_BTS = scores_BTS.to(y_BTO.dtype)
-    return torch.baddbmm(y_BTO, descending(narrow_BTS, rate, with_bias), values_BSO)
+    weights_BTS = descending(scores_BTS, rate, with_bias)
+    if values_BSO.dtype in HALF:
+        change_BTO = wide_linear.target(weights_BTS, values_BSO, None, True)
+        return narrow_like(y_BTO + change_BTO, values_BSO)
+    return torch.baddbmm(y_BTO, weights_BTS, values_BSO)
 
 
 def weights_of(x_BTI: Tensor, keys_BSI: Tensor, rate: Tensor, with_bias: bool) -> Tensor:

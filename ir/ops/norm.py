@@ -86,14 +86,16 @@ def norm_forward(
 ) -> Tensor:
     """y = (gamma + offset) * f(x) + beta."""
     shared = (gamma is None or gamma.ndim == 1) and (beta is None or beta.ndim == 1)
-    if kind == "layer" and shared and offset == 0:
+    alike = all(w is None or w.dtype == x.dtype for w in (gamma, beta))
+    if kind == "layer" and shared and alike and offset == 0:
         return _joined(
             F.layer_norm(_pieces(x, heads), (x.shape[-1] // heads,), gamma, beta, eps), heads
         )
     y = _normalized(x, eps, kind, heads)
     if gamma is not None:
         y = y * _gain(gamma, heads, offset)
-    return _joined(y if beta is None else y + _along_tokens(beta, heads), heads)
+    y = y if beta is None else y + _along_tokens(beta, heads)
+    return narrow_like(_joined(y, heads), x)
 
 
 @operator(
@@ -151,11 +153,11 @@ def norm_descent(
     """gamma <- gamma - rate * sum_t dy_t * f(x_t), one gamma a sequence: (B, D). The pieces that
     share it add up.
     """
-    change = _pieces(dy, heads) * _normalized(x, eps, kind, heads)
+    change = _pieces(wide(dy), heads) * _normalized(x, eps, kind, heads)
     if heads > 1:
         change = change.sum(-2)
     change = change.sum(-2)
-    return gamma - along(rate, change, 1) * change
+    return wide(gamma) - along(rate, x, 1) * change
 
 
 def _pieces(x: Tensor, heads: int) -> Tensor:
@@ -177,13 +179,13 @@ def _along_tokens(vector: Tensor, heads: int) -> Tensor:
 
 
 def _normalized(x: Tensor, eps: float, kind: str, heads: int) -> Tensor:
-    """f of each piece, (B, T, H, D) where there are several."""
-    if kind == "scale":
-        return _pieces(x, heads)
-    if kind == "layer":
-        return F.layer_norm(_pieces(x, heads), (x.shape[-1] // heads,), None, None, eps)
+    """f of each piece, wide; (B, T, H, D) where there are several."""
     u = _pieces(wide(x), heads)
-    return narrow_like(u * torch.rsqrt(eps + _mean(u * u)), x)
+    if kind == "scale":
+        return u
+    if kind == "layer":
+        return F.layer_norm(u, (x.shape[-1] // heads,), None, None, eps)
+    return u * torch.rsqrt(eps + _mean(u * u))
 
 
 def _mean(x: Tensor) -> Tensor:

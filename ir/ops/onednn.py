@@ -6,7 +6,7 @@ derivative: for calls that nobody differentiates. Shapes as in `linear` and `low
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import token_products
 from tintc.ir.ops.shapes import each_matrix, same_shape
+from tintc.ir.precision import wide
 
 # Up to so many tokens a batched product with factors is faster than oneDNN sequence by sequence: it
 # takes as long as reading them, and is one call (0.23 of 0.58 ms for one token of 8 sequences).
 FEW = 32
+_CONVERTED = 2**20  # numbers of a weight
 
 
 def available() -> bool:
@@ -46,9 +48,9 @@ def onednn_product(
     x_BTI: Tensor, weight: Tensor, bias: Tensor | None, addend_BTO: Tensor | None, transpose: bool
 ) -> Tensor:
     """W x_t + b + addend_t, (B, T, O), or W^T x_t + addend_t with transpose. The weight is (O, I)
-    or (B, O, I), the bias (O,) or (B, O).
+    or (B, O, I), the bias (O,) or (B, O); both may be of half precision.
     """
-    matrix = weight.mT if transpose else weight
+    matrix, bias = weight.mT if transpose else weight, None if bias is None else wide(bias)
     if matrix.ndim == 3:
         biases = itertools.repeat(bias) if bias is None or bias.ndim == 1 else bias
         addends = itertools.repeat(None) if addend_BTO is None else addend_BTO
@@ -90,6 +92,7 @@ def onednn_low_rank(
     shape=lambda x, y: (x[0], x[1], y[1]),
     meaning="token_products, by oneDNN",
     kind="optimization",
+    wide=True,
     whole=True,
 )
 def onednn_token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
@@ -127,15 +130,28 @@ def onednn_low_rank_of_scores(
     meaning="linear_descent, by oneDNN",
     kind="optimization",
     whole=True,
+    wide=True,
 )
 def onednn_descent(weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor) -> Tensor:
     """As `linear_descent`: W - rate sum_t dy_t x_t^T, (B, O, I)."""
+    rows = rows_of_descent(weight, dy_BTO, x_BTI, rate)
+    first = next(rows)
+    if len(x_BTI) == 1:
+        return first.unsqueeze(0)
+    found = first.new_empty(len(x_BTI), *first.shape)  # a list of all would be a second copy
+    found[0] = first
+    for own, new in zip(found[1:], rows, strict=True):
+        own.copy_(new)
+    return found
+
+
+def rows_of_descent(
+    weight: Tensor, dy_BTO: Tensor, x_BTI: Tensor, rate: Tensor
+) -> Iterator[Tensor]:
+    """The new weight of each sequence, (O, I), one after the other."""
     before = weight.expand(len(x_BTI), *weight.shape[-2:])
-    parts = [
-        _product((dy * -by).mT, x.mT, None, w)
-        for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True)
-    ]
-    return _stacked(parts)
+    for w, dy, x, by in zip(before, dy_BTO, x_BTI, _of_each(rate, x_BTI), strict=True):
+        yield _product((dy * -by).mT, x.mT, None, w)
 
 
 def _of_each(rate: Tensor, x_BTD: Tensor) -> Iterable[Tensor]:
@@ -153,6 +169,8 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 
 def _product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    if matrix.dtype != x.dtype:
+        return _of_stored(x, matrix, bias, addend)
     if torch.compiler.is_compiling():
         y: Tensor = torch.ops.tint_kernels.product(x, matrix, bias, addend)
         return y
@@ -179,3 +197,16 @@ def _fake_product(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor
 
 
 torch.library.register_fake("tint_kernels::product", _fake_product, lib=_KERNELS)
+
+
+def _of_stored(x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
+    """The product with a half-precision weight, converted a part at a time: a part stays in the
+    processor's cache, where the whole would go to memory and back for every token that is decoded.
+    """
+    y = x.new_empty(*x.shape[:-1], len(matrix))
+    rows = max(1, _CONVERTED // matrix.shape[-1])
+    for start in range(0, len(matrix), rows):
+        part = slice(start, start + rows)
+        own = None if bias is None else bias[part]
+        y[..., part] = _product(x, wide(matrix[part]), own, None)
+    return y if addend is None else y.add_(addend)

@@ -1,7 +1,7 @@
 """Rates: the numbers that steps are multiplied by: one for all sequences, (), or one each, (B,).
 
 Where the inner rule asks for more than eta times a gradient, its factors are computed here, from
-sums of squares over weights. A rate is wider than half-precision weights (`along` narrows it).
+sums of squares over weights. A rate is wider than half-precision weights.
 Source: TINT.md section 7.
 """
 
@@ -11,19 +11,21 @@ from torch import Tensor
 from tintc.ir.dialect import operator
 from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import alike, demand, demand_rate, said
-from tintc.ir.precision import wide
+from tintc.ir.precision import wide, wide_dtype
 
 CLIP_EPS, NORMAL_EPS = 1e-6, 1e-9
 
 
 def along(rate: Tensor, like: Tensor, behind: int) -> Tensor:
-    """The rate as it multiplies tensors that have `behind` further dimensions, in like's type."""
+    """The rate as it multiplies tensors that have `behind` further dimensions, in like's type, but
+    at least float32.
+    """
     if rate.ndim == 0:
         return rate
-    narrow = rate.to(like.dtype)
+    each = rate.to(wide_dtype(like.dtype))
     for _ in range(behind):
-        narrow = narrow.unsqueeze(-1)
-    return narrow
+        each = each.unsqueeze(-1)
+    return each
 
 
 def _rates(*rates: Shape | None) -> Shape:
@@ -141,6 +143,7 @@ def _combine_shape(a: Shape, b: Shape | None, x: float, y: float) -> Shape:
     shape=_combine_shape,
     meaning="x a + y b, or x a + y",
     kind="optimization",
+    wide=True,
 )
 def combine(a: Tensor, b: Tensor | None, x: float, y: float) -> Tensor:
     """x a + y b; without b, x a + y."""
@@ -156,6 +159,7 @@ def _product_shape(a: Shape, b: Shape) -> Shape:
     shape=_product_shape,
     meaning="product of two rates",
     kind="optimization",
+    wide=True,
 )
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b."""
@@ -171,14 +175,15 @@ def _spread_shape(rates: list[Shape], factors: list[Shape]) -> Shape:
     shape=_spread_shape,
     meaning="the rate of each token of factors of several steps",
     kind="optimization",
+    wide=True,
 )
 def spread(rates: list[Tensor], factors: list[Tensor]) -> Tensor:
     """The rates of several steps, (B, S + S + ...): each at the tokens of its step's factors."""
     parts = []
     for rate, tokens_BSD in zip(rates, factors, strict=True):
-        narrow = rate.to(tokens_BSD.dtype)
-        narrow = narrow.unsqueeze(-1) if rate.ndim else narrow
-        parts.append(torch.ones_like(tokens_BSD[..., 0]) * narrow)
+        dtype = wide_dtype(tokens_BSD.dtype)
+        each = rate.to(dtype).unsqueeze(-1) if rate.ndim else rate.to(dtype)
+        parts.append(torch.ones_like(tokens_BSD[..., 0]).to(dtype) * each)
     return torch.cat(parts, 1)
 
 
@@ -195,6 +200,7 @@ def _token_products_shape(x: Shape, y: Shape) -> Shape:
     shape=_token_products_shape,
     meaning="x_s . y_r of all tokens",
     kind="optimization",
+    wide=True,
 )
 def token_products(x_BSD: Tensor, y_BRD: Tensor) -> Tensor:
     """x_s . y_r, (B, S, R). Layers that read one activation share those of their inputs."""
@@ -211,6 +217,7 @@ def _products_shape(of_values: Shape, of_keys: Shape, count: int) -> Shape:
     shape=_products_shape,
     meaning="<sum dy x^T, sum dy' x'^T> from products of tokens",
     kind="optimization",
+    wide=True,
 )
 def gradient_products(of_values_BSR: Tensor, of_keys_BSR: Tensor, count: int) -> Tensor:
     """<sum_s dy_s x_s^T, sum_r dy'_r x'_r^T> = sum_sr (dy_s . dy'_r) (x_s . x'_r), (B, count): of
@@ -236,6 +243,7 @@ def _sum_square_shape(rates: list[Shape], own: list[Shape], earlier: list[Shape]
     shape=_sum_square_shape,
     meaning="|sum_k rate_k g_k|^2 from products of the g_k",
     kind="optimization",
+    wide=True,
 )
 def sum_square(rates: list[Tensor], own: list[Tensor], earlier: list[Tensor]) -> Tensor:
     """|sum_k c_k g_k|^2 = sum_k c_k (c_k <g_k, g_k> + 2 sum_j<k c_j <g_k, g_j>), (B,).

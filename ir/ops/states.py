@@ -24,10 +24,11 @@ NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, MUON_EPS = (3.4445, -4.7750, 2.0315), 5, 1e-
     shape=same_shape,
     meaning="a state before the first step",
     kind="read",
+    wide=True,
 )
 def zero_state(weight: Tensor) -> Tensor:
     """Zeros of a weight's shape."""
-    return torch.zeros_like(weight)
+    return torch.zeros_like(wide(weight))
 
 
 def _each(*values: Shape) -> Shape:
@@ -63,7 +64,7 @@ def _descend_shape(value: Shape, direction: Shape, rate: Shape) -> Shape:
 )
 def descend(value: Tensor, direction: Tensor, rate: Tensor) -> Tensor:
     """W - rate v."""
-    return value - along(rate, direction, direction.ndim - 1) * direction
+    return wide(value) - along(rate, direction, direction.ndim - 1) * direction
 
 
 def _toward_shape(value: Shape, anchor: Shape, share: float, each: Shape | None) -> Shape:
@@ -80,8 +81,8 @@ def _toward_shape(value: Shape, anchor: Shape, share: float, each: Shape | None)
 )
 def toward(value: Tensor, anchor: Tensor, share: float, each: Tensor | None) -> Tensor:
     """W + share * each * (W_0 - W): back towards the original weights. each: 1 where left out."""
-    back = anchor - value
-    return value + (
+    back = wide(anchor) - wide(value)
+    return wide(value) + (
         back * share if each is None else back * (along(each, value, value.ndim - 1) * share)
     )
 
@@ -158,6 +159,7 @@ def linear_square(dy_BTO: Tensor, x_BTI: Tensor) -> Tensor:
     shape=lambda mask: (mask[0],),
     meaning="steps before the first",
     kind="read",
+    wide=True,
 )
 def zero_count(mask_BT: Tensor) -> Tensor:
     """Zeros, (B,), in at least float32: how many steps a sequence has taken."""
@@ -188,7 +190,7 @@ def _moment_shape(state: Shape, gradient: Shape, beta: float, squared: bool) -> 
 )
 def moment(state: Tensor, gradient: Tensor, beta: float, squared: bool) -> Tensor:
     """beta m + (1 - beta) g, or of g^2: the moments of torch.optim.Adam."""
-    seen = torch.square(gradient) if squared else gradient
+    seen = torch.square(wide(gradient)) if squared else wide(gradient)
     return state * beta + seen * (1 - beta)
 
 
@@ -229,7 +231,7 @@ def adam_descent(
         steps = steps.unsqueeze(-1)
     unbiased = [(1 - beta**steps).to(first.dtype) for beta in (beta1, beta2)]
     first, second = first / unbiased[0], second / unbiased[1]
-    return value - by * (first / (root(second) + eps))
+    return wide(value) - by * (first / (root(second) + eps))
 
 
 @operator(
@@ -240,7 +242,7 @@ def adam_descent(
 )
 def divide(gradient: Tensor, statistics: Tensor, eps: float) -> Tensor:
     """g / (RMS + eps), RMS the root mean square of gradients gathered before."""
-    return gradient / (statistics + eps)
+    return gradient / (wide(statistics) + eps)
 
 
 def _stacked_shape(parts: list[Shape]) -> Shape:

@@ -23,6 +23,7 @@ from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import token_products
+from tintc.ir.ops.wide import wide_linear
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.precision import HALF
 from tintc.passes.analysis.factored import Factored, factored
@@ -39,7 +40,7 @@ def given_updates(graph: fx.Graph, context: Context) -> fx.Graph:
         if slot not in of_factors:
             shape = info(node).shape[1:] if one else info(node).shape
             given = build.placeholder(f"{node.name}_given", shape)
-            copy_info(node, given, role="input", shape=shape)
+            copy_info(node, given, role="input", shape=shape, wide=True)
             node.replace_all_uses_with(given)
     factors = _Factors(graph, shared=context.choices.dtype not in HALF)
     for found in of_factors.values():
@@ -51,7 +52,8 @@ def given_updates(graph: fx.Graph, context: Context) -> fx.Graph:
 
 class _Factors:
     """Inputs and scores, each made once. shared: products of one activation share their scores;
-    these are in float32 at least, which half-precision factors would be widened for.
+    these are in float32 at least, which half-precision factors would be widened for: there the
+    shared product is wide instead (`low_rank_updates`).
     """
 
     def __init__(self, graph: fx.Graph, *, shared: bool) -> None:
@@ -66,10 +68,11 @@ class _Factors:
         rates = self._input(found.names.rates, found.node)
         fields: dict[str, Any] = {"phase": info(product).phase, "step": info(product).step}
         with self.build.graph.inserting_before(product):
-            y = self.build.call(
-                linear_forward, x, found.base, argument(product, "bias"), like=product,
-                label=f"{product.name}_shared", **fields,
-            )  # fmt: skip
+            product_of = (x, found.base, argument(product, "bias"))
+            called: tuple[Any, ...] = (
+                (linear_forward, *product_of) if self.shared else (wide_linear, *product_of, False)
+            )
+            y = self.build.call(*called, like=product, label=f"{product.name}_shared", **fields)
             operator: AnyOperator = low_rank_of_scores if self.shared else low_rank
             of = (self._scores(x, keys, fields),) if self.shared else (x, keys)
             new = self.build.call(
@@ -89,6 +92,6 @@ class _Factors:
             label = name.replace(".", "_").replace("/", "_")
             shape = ("B", "F", *width)
             given = self.build.placeholder(label, shape)
-            copy_info(like, given, role="input", slot=name, shape=shape)
+            copy_info(like, given, role="input", slot=name, shape=shape, wide=not width)
             self.given[name] = given
         return self.given[name]

@@ -10,6 +10,8 @@
     one activation (queries, keys and values; gate and up)
       ->  low_rank_of_scores(y, x . x_s, dy_s, rate), whose scores that or these read too
 
+In half precision the shared product is a wide_linear, which low_rank rounds with what it adds.
+
 The product with W is shared by all sequences, the rest is linear attention over the training tokens
 (`ir/ops/low_rank.py`). After k steps a slot has k pairs of factors; they are concatenated, each
 with the rate that momentum, decay and the rest of the inner rule leave it (`update_forms.py`). A
@@ -33,6 +35,7 @@ from tintc.ir.ops.linear import linear_backward, linear_forward
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import gradient_products, sum_square, token_products
 from tintc.ir.ops.states import change_square, gradient_square
+from tintc.ir.ops.wide import wide_linear
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.precision import HALF
 from tintc.passes.analysis.update_forms import Form, Forms, Pairs, Term, same_rows
@@ -41,8 +44,9 @@ from tintc.passes.analysis.update_forms import Form, Forms, Pairs, Term, same_ro
 @graph_pass(requires=("well_formed",), ensures=("well_formed", "shapes_agree"))
 def low_rank_updates(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    factors, slots = _Factors(graph), context.choices.low_rank
-    if context.choices.dtype not in HALF:  # where scores for several are made in float32
+    half, slots = context.choices.dtype in HALF, context.choices.low_rank
+    factors = _Factors(graph, half=half)
+    if not half:  # where scores for several are made in float32
         factors.shared = _shared(graph, slots)
     for node in list(graph.nodes):
         if is_tint(node, linear_forward, linear_backward):
@@ -76,10 +80,13 @@ def _shared(graph: fx.Graph, slots: frozenset[str]) -> set[fx.Node]:
 
 
 class _Factors(Pairs):
-    """Also products of tokens, each made once."""
+    """Also products of tokens, each made once. half: the weights are of half precision, so that
+    what factors are added to must not be rounded before.
+    """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, *, half: bool) -> None:
         super().__init__(graph)
+        self.half = half
         self.once: dict[tuple[AnyOperator | fx.Node | int | None, ...], fx.Node] = {}
         # Products with factors in training passes give scores that sums of squares read again.
         self.share_scores = any(is_tint(node, change_square) for node in graph.nodes)
@@ -126,14 +133,14 @@ def _rewrite(node: fx.Node, form: Form, factors: _Factors) -> None:
         rate = factors.rate(form.terms, node)
         if forward:
             bias, with_bias = _bias(argument(node, "bias"), form, factors)
-            y = factors.build.call(
-                linear_forward, x, base, bias, like=node, label=f"{node.name}_shared", **fields
-            )
         else:
-            y = factors.build.call(
-                linear_backward, x, base, like=node, label=f"{node.name}_shared", **fields
-            )
-            keys, values, with_bias = values, keys, False
+            bias, with_bias, keys, values = None, False, values, keys
+        called: tuple[Any, ...] = (linear_backward, x, base)
+        if factors.half:
+            called = (wide_linear, x, base, bias, not forward)
+        elif forward:
+            called = (linear_forward, x, base, bias)
+        y = factors.build.call(*called, like=node, label=f"{node.name}_shared", **fields)
         operator: AnyOperator = low_rank
         of: tuple[fx.Node, ...] = (x, keys)
         of_squares = info(x).shape[1] == info(form.terms[0].dy).shape[1]

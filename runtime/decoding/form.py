@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tintc.ir.builder import outputs
 from tintc.ir.errors import UsageError
+from tintc.ir.precision import wide
 from tintc.ir.program import Program
 from tintc.passes.analysis.factored import FactorNames, factorable, factored
 from tintc.passes.analysis.update_forms import Pairs
@@ -109,8 +110,8 @@ def _below(values: list[Tensor], *, padded: bool) -> Tensor:
 def _weight(
     simulator: Compiled, slot: str, keys_CSI: Tensor, values_CSO: Tensor, rates_CS: Tensor
 ) -> Tensor:
-    scaled_CSO = values_CSO * -rates_CS.to(values_CSO.dtype).unsqueeze(-1)
-    return torch.baddbmm(original(simulator, slot), scaled_CSO.mT, keys_CSI)
+    scaled_CSO = wide(values_CSO) * -rates_CS.unsqueeze(-1)
+    return torch.baddbmm(wide(original(simulator, slot)), scaled_CSO.mT, wide(keys_CSI))
 
 
 def _no_factors(simulator: Compiled) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import fx
 
 from tintc.ir.builder import Builder
-from tintc.ir.dialect import is_tint
+from tintc.ir.dialect import is_tint, is_wide
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.linear import stack_rows
 from tintc.ir.ops.states import original_square
@@ -30,7 +30,7 @@ def fold_weights(graph: fx.Graph) -> fx.Graph | None:
     build, names = Builder(graph), {}
     for node in taken:
         folded = build.placeholder(f"{node.name}_folded", info(node).shape)
-        copy_info(node, folded, role="input")
+        copy_info(node, folded, role="input", wide=is_wide(node))
         node.replace_all_uses_with(folded)
         names[folded.name] = node
     output = graph.output_node()

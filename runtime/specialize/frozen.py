@@ -14,6 +14,7 @@ from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.attention import attention_forward
 from tintc.ir.ops.embedding import segment
 from tintc.ir.ops.linear import linear_forward
+from tintc.ir.outputs import Output
 
 NAME = "frozen_once"  # of the optimization
 
@@ -35,7 +36,7 @@ def frozen_names(graph: fx.Graph) -> tuple[str, ...]:
 
 def named(graph: fx.Graph, names: tuple[str, ...]) -> dict[str, fx.Node]:
     """The values of these nodes, by the names that programs have for them."""
-    return {f"frozen/{node.name}": node for node in graph.nodes if node.name in names}
+    return {f"{Output.FROZEN}/{node.name}": node for node in graph.nodes if node.name in names}
 
 
 def give_frozen(graph: fx.Graph, names: tuple[str, ...]) -> None:

@@ -27,7 +27,8 @@ from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.head import token_losses
 from tintc.ir.ops.linear import linear_forward
-from tintc.ir.ops.low_rank import low_rank_of_scores
+from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
+from tintc.ir.ops.wide import wide_linear
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
@@ -107,7 +108,7 @@ def _start_from_given(graph: fx.Graph) -> None:
     for node in before_step(graph).values():
         shape = info(node).shape
         given = build.placeholder(f"{node.name}_given", shape if "B" in shape else ("B", *shape))
-        copy_info(node, given, role="input", shape=info(given).shape)
+        copy_info(node, given, role="input", shape=info(given).shape, wide=True)
         node.replace_all_uses_with(given, delete_user_cb=_takes_values)
     reinfer(graph)
 
@@ -141,11 +142,14 @@ def _some_tokens(graph: fx.Graph, logits: fx.Node) -> fx.Node:
     """The same logits at the kept positions: the head, and what stands behind it, once more on
     these.
     """
-    if is_tint(logits, linear_forward):
+    if is_tint(logits, linear_forward, wide_linear):
         kept = _kept(graph, argument(logits, "x"), logits)
     elif is_tint(logits, low_rank_of_scores):  # a head whose update is held as factors
         y = argument(logits, "y")
         kept = {y: _some_tokens(graph, y)} | _kept(graph, argument(logits, "scores"), logits)
+    elif is_tint(logits, low_rank):
+        y = argument(logits, "y")
+        kept = {y: _some_tokens(graph, y)} | _kept(graph, argument(logits, "x"), logits)
     elif is_tint(logits, scale, activation_forward):
         x = argument(logits, "x")
         kept = {x: _some_tokens(graph, x)}

@@ -24,6 +24,7 @@ from tintc.ir.inputs import CODE
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.outputs import SLOTS
+from tintc.ir.precision import computed_dtype, wide_dtype
 from tintc.ir.program import Program
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
@@ -36,6 +37,7 @@ from tintc.runtime.specialize.cost_model import SlotUse, slot_uses
 from tintc.runtime.specialize.folding import fold_weights
 from tintc.runtime.specialize.lifetimes import Lifetime, lifetimes
 from tintc.runtime.specialize.optimize import check_names, optimize
+from tintc.runtime.specialize.written_over import written_over
 
 # of torch.compile; the second replays CUDA graphs
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -155,7 +157,7 @@ class Programs:
         """
         if self.structure is not None:
             return replace(
-                Choices(kind.outputs, dtype=weight.dtype),
+                Choices(kind.outputs, dtype=weight.dtype, stored=weight.dtype),
                 from_updates=kind.from_updates,
                 from_states=kind.from_states,
             )
@@ -165,7 +167,8 @@ class Programs:
         sizes = {"B": batch, "T": tokens, "S": max(segment, 1)} if asks else {}
         return replace(
             kind,
-            dtype=weight.dtype,
+            dtype=computed_dtype(weight.dtype, weight.device.type),
+            stored=weight.dtype,
             device=weight.device.type,
             enabled=frozenset(self.enabled),
             calibration=speed,
@@ -206,7 +209,7 @@ class Programs:
         wanted = "low_rank_updates" in self.enabled and trains
         if not wanted or torch.compiler.is_compiling():
             return frozenset()
-        shape = (tokens, segment, weight.element_size(), speed)
+        shape = (tokens, segment, wide_dtype(weight.dtype).itemsize, speed)
         return frozenset(slot for slot, use in self.uses.items() if use.factors_win(*shape))
 
     def usual(self, kind: Choices, weight: Tensor, sizes: CallSizes | None = None) -> Choices:
@@ -255,10 +258,12 @@ class Programs:
             if (slot := info(node).slot) is not None
         }
         if weights is not None:
-            folded = _emitted(fused.emit(weights, choices.dtype), self._weights())
+            folded = _emitted(fused.emit(weights, choices.stored, choices.stored), self._weights())
             sources |= {name: Argument(Source.FOLDED, name) for name in _returned(folded)}
-        made = _emitted(fused.emit(graph, choices.dtype), sources | self._weights(), folded)
-        return replace(made, values=lifetimes(graph))
+        over = frozenset[fx.Node]() if self.torch_compile else written_over(graph, choices)
+        module = fused.emit(graph, choices.dtype, choices.stored, over)
+        made = _emitted(module, sources | self._weights(), folded)
+        return replace(made, values=lifetimes(graph, over))
 
     def _emit_transformer(self, choices: Choices, structure: Structure) -> Emitted:
         given = _given(self.program.graph, choices)

@@ -68,7 +68,7 @@ class TestSources:
             tintc.compile(opt(dtype=torch.float64), dtype=torch.float32)
 
     def test_seed_of_a_shape(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from tintc.compiler.frontend import sources
+        from tintc.compiler.frontend import shapes
 
         config = {
             "model_type": "opt",
@@ -78,7 +78,7 @@ class TestSources:
             "ffn_dim": 12,
         }
         config |= {"num_hidden_layers": 1, "max_position_embeddings": 20, "word_embed_proj_dim": 8}
-        monkeypatch.setattr(sources, "_shapes", lambda: {"toy": config})
+        monkeypatch.setattr(shapes, "_shapes", lambda: {"toy": config})
         first, again, other = (
             tintc.compile("shape:toy", seed=seed).prefix.state_dict() for seed in (1, 1, 2)
         )

@@ -5,9 +5,8 @@ Which forms make that so (`ir/precision.py`, `norm.py`, `activation.py`): norms,
 derivatives, softmax and losses are float32 islands, widened on entry and rounded once on leaving.
 Inside, `paper`'s finite differences are not subtracted: a norm's is the exact formula of f(x + d) -
 f(x) without cancellation, ReLU's is piecewise linear, and a smooth activation's is a'(x) d + a''(x)
-d^2 / 2. `exact` has closed forms. Products, sums of residuals and the updates themselves are of the
-half type, so an update that is far below a weight's own precision is rounded away: the rates below
-keep clear of that, and the direction is what is tested.
+d^2 / 2. `exact` has closed forms. Products and sums of residuals are of the half type, as on a GPU:
+a CPU computes in float32. That small updates are not rounded away: `test_half_precision_learns.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.linear import prefix
 from tintc.passes import OPTIMIZATION_NAMES
 from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize import programs
 from tintc.runtime.specialize.cost_model import SlotUse
 
 LIMITS = {
@@ -50,6 +50,11 @@ def both(name: str, preset: str, dtype: torch.dtype) -> tuple[Simulator, Simulat
     low = copy.deepcopy(float64_simulator(name, preset)).to(dtype)
     assert low.optimizations == OPTIMIZATION_NAMES
     return low, copy.deepcopy(low).double()
+
+
+@pytest.fixture(autouse=True)
+def _in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "computed_dtype", lambda stored, device: stored)
 
 
 def change_of_weights(simulator: Simulator, **inputs: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ def test_direction_of_the_update(name: str, preset: str, dtype: torch.dtype) -> 
 def test_effect_on_the_logits(
     name: str, preset: str, dtype: torch.dtype, low_rank: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Factors are applied in the half type, as the products are; own weights are rounded to it."""
+    """Factors are kept in the half type, own weights in float32; both are summed in float32."""
     monkeypatch.setattr(SlotUse, "factors_win", lambda *_: low_rank)
     low, high = (change_of_logits(simulator, **INPUTS) for simulator in both(name, preset, dtype))
     assert float(high.abs().max()) > 1  # logits here are of order 1

@@ -240,6 +240,7 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
     optimized.append(pruned(everything, *OPTIMIZATIONS, model=opt()))  # a tied head
     limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
+    optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float16))
     for passes in ((), OPTIMIZATIONS):
         optimized += [
             pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **kind)

@@ -4,8 +4,11 @@ loaded: with a cache and without, both forms, in float64.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +72,31 @@ def assert_is_the_loaded_model(name: str, form: Form, config: SimulatorConfig = 
 @some("name", FAMILIES, default=DEFAULT)
 def test_every_family(name: str, form: Form) -> None:
     assert_is_the_loaded_model(name, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_losses_are_those_of_the_loaded_model(form: Form) -> None:
+    adapted = adapted_of("opt", form, EXACT)
+    loaded, (ids, mask) = Loaded("opt", adapted), prompts()
+    follows = mask.bool() & F.pad(mask.bool()[:, :-1], (1, 0))  # nothing predicts a first token
+    labels = torch.where(follows, ids, -100)
+    out = adapted.losses(ids, labels, mask, return_initial=True)
+    assert out.initial_losses is not None
+    before = rows_apart(simulator_of("opt", True, EXACT).predict_initial(ids, mask), mask)
+    each = []
+    for row, real in enumerate(mask.bool()):
+        own = ids[row, real]
+        for found, logits in (
+            (out.losses, loaded.logits(row, own)),
+            (out.initial_losses, before[row]),
+        ):
+            expected = F.cross_entropy(logits[:-1], own[1:], reduction="none")
+            assert error(found[row, real][:-1], expected) < LIMIT
+            each.append(expected)
+    assert error(out.loss, torch.cat(each[::2]).mean()) < LIMIT
+    assert error(out.losses, out.initial_losses) > 1e-3, "the steps must count"
+    told = out.show(SimpleNamespace(decode=lambda ids, **_: str(ids))).losses
+    assert not any(token.trained for token in told.tokens)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -86,6 +86,7 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
         "attention_forward": (q, k, v, mask, bias_BTH, h, g, 0.5, 0.0),
         "attention_backward_value": (do, q, k, mask, bias_BTH, h, g, 0.5, 3.0),
         "attention_backward_full": (do, q, k, v, mask, bias_BTH, h, g, 0.5, 3.0),
+        "wide_linear": (x, weight, bias if d % 2 else None, False),
         "low_rank": (draw(b, t, o), x, draw(b, cut, d), draw(b, cut, o), lr, own),
         "same_rows": (x, ids, 2, ids[:, :cut], 1, draw(b, cut, d), lr),
         "rows_of_factors": (x, ids, 2, draw(b, cut, o + 2), draw(b, cut, d), lr),

@@ -23,7 +23,8 @@ from tintc.compiler.adapted_files import load_adapted
 from tintc.ir.call_sizes import Predict
 from tintc.ir.errors import UsageError
 from tintc.runtime.adapted import Adapted
-from tintc.runtime.showing.of_outputs import decoding, losses_of
+from tintc.runtime.outputs import SimulatorLosses
+from tintc.runtime.showing.of_outputs import decoding
 from tintc.runtime.simulator import Simulator
 
 
@@ -131,6 +132,10 @@ def _losses(
 ) -> tuple[list[float], list[float]]:
     """Before and after, of tokens 1, 2, ...; with predict `rest` 0 for the trained ones."""
     out = simulator.losses(ids, _mask(ids, trained), ids, return_initial=True, predict=predict)
+    return _before_and_after(out)
+
+
+def _before_and_after(out: SimulatorLosses) -> tuple[list[float], list[float]]:
     assert out.initial_losses is not None
     before, after = (each[0, :-1].tolist() for each in (out.initial_losses, out.losses))
     return before, after
@@ -145,9 +150,7 @@ def learn(
     if simulator.device.type == "cuda":
         torch.cuda.synchronize(simulator.device)
     seconds = time.perf_counter() - begun
-    after = losses_of(adapted(ids).logits[0], ids[0])
-    before = losses_of(simulator.predict_initial(ids)[0], ids[0])
-    return adapted, before.tolist(), after.tolist(), seconds
+    return adapted, *_before_and_after(adapted.losses(ids, ids, return_initial=True)), seconds
 
 
 def _mask(ids: Tensor, trained: int) -> Tensor:

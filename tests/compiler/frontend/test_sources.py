@@ -22,9 +22,10 @@ from torch import Tensor
 
 from tests.support.artifacts import source_directory
 from tests.support.refusals import refusal
-from tintc.compiler.frontend import sources
+from tintc.compiler.frontend import shapes
 from tintc.compiler.frontend.model_checks import check_causal, check_finite
-from tintc.compiler.frontend.sources import BUNDLED, load_source, shape_names
+from tintc.compiler.frontend.shapes import shape_names
+from tintc.compiler.frontend.sources import BUNDLED, load_source
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import (
     ArtifactError,
@@ -328,7 +329,7 @@ class TestCodeOfItsOwn:
 class TestShape:
     @pytest.fixture
     def small_shape(self, monkeypatch: pytest.MonkeyPatch) -> str:
-        monkeypatch.setattr(sources, "_shapes", lambda: {"small": {"model_type": "opt", **OPT}})
+        monkeypatch.setattr(shapes, "_shapes", lambda: {"small": {"model_type": "opt", **OPT}})
         return "shape:small"
 
     def test_seeded_weights(self, small_shape: str) -> None:

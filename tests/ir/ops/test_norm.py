@@ -184,7 +184,9 @@ UPDATE_COSINE_HALF = 0.9999  # one rounding of the result, none of the differenc
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_stays(kind: str, dtype: torch.dtype) -> None:
+def test_activations_stay_in_half_precision_and_descents_leave_it(
+    kind: str, dtype: torch.dtype
+) -> None:
     draw = Draw(0)
     x, dy, gamma, beta = (
         value.to(dtype) for value in (draw(2, 9, 32), draw(2, 9, 32), draw(2, 32), draw(2, 32))
@@ -192,7 +194,7 @@ def test_half_precision_stays(kind: str, dtype: torch.dtype) -> None:
     wide = [value.double() for value in (x, dy, gamma, beta)]
     forward = norm_forward(x, gamma, beta, EPS, kind, *ONE)
     descent = norm_descent(gamma, dy, x, EPS, kind, 1, torch.tensor(0.1))
-    assert forward.dtype == descent.dtype == dtype
+    assert (forward.dtype, descent.dtype) == (dtype, torch.float32)
     assert error(forward, norm_forward(wide[0], wide[2], wide[3], EPS, kind, *ONE)) < HALF[dtype]
     assert (
         error(
