@@ -130,8 +130,8 @@ def _is_layers(name: str, model: nn.Module | None) -> bool:
 
 
 def _is_head(program: Program, slot: PrefixSlot) -> bool:
-    blocks = f"{program.facts.block_path}."
-    return slot.shape[0] == program.facts.vocab_size and not slot.parameter.startswith(blocks)
+    block, _ = program.facts.place(slot.parameter)
+    return slot.shape[0] == program.facts.vocab_size and not block
 
 
 def _carriers(found: dict[str, How], layers: list[str]) -> tuple[str, ...]:

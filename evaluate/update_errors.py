@@ -232,9 +232,8 @@ def _updates(
 
 def _layer(simulator: Simulator, slot: str) -> str:
     """The number of the block that holds a slot's parameter."""
-    path = simulator.program.facts.block_path + "."
     parameter = simulator.program.layout.prefix[slot].parameter
-    return parameter.removeprefix(path).partition(".")[0] if parameter.startswith(path) else OUTSIDE
+    return simulator.program.facts.place(parameter)[0] or OUTSIDE
 
 
 def _sums(exact: Tensor, found: Tensor | None) -> Sums:

@@ -29,7 +29,7 @@ def graph_file(
     its nodes.
     """
     strings = Strings()
-    groups = _Groups(facts.block_path)
+    groups = _Groups(facts)
     known = {record.name: record for record in before or records}
     rows = [
         _row(record, known, costs.get(record.name, _FREE), layout, strings, groups)
@@ -112,9 +112,9 @@ def _edges(records: Iterable[NodeRecord]) -> dict[str, list[int]]:
 class _Groups:
     """The modules of a graph as a tree, each behind the one that holds it."""
 
-    def __init__(self, block_path: str) -> None:
+    def __init__(self, facts: ModelFacts) -> None:
         self.listed: list[dict[str, Any]] = []
-        self._blocks = block_path.split(".") if block_path else None
+        self._facts = facts
         self._places: dict[str, int] = {"": NONE}
 
     def of(self, path: str) -> int:
@@ -133,8 +133,5 @@ class _Groups:
 
     def _block(self, path: str) -> int:
         """Number of the block that a module is, or is part of."""
-        if self._blocks is None:
-            return NONE
-        parts, depth = path.split("."), len(self._blocks)
-        inside = parts[:depth] == self._blocks and len(parts) > depth
-        return int(parts[depth]) if inside and parts[depth].isdecimal() else NONE
+        number, _ = self._facts.place(path)
+        return int(number) if number else NONE

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tintc.ir.node_meta import NodeInfo, info
+from tintc.ir.node_meta import info
 from tintc.ir.program import Program
 
 FORWARD, BACKWARD, DESCENT, LAST = PHASES = ("forward", "backward", "descent", "last forward")
@@ -60,23 +60,15 @@ def _places(program: Program) -> dict[str, str]:
     computes something before the first of them.
     """
     places: dict[str, str] = {}
-    side = _FRONT if program.facts.block_path else _BEHIND
+    side = _FRONT if program.facts.blocks else _BEHIND
     for node in program.graph.nodes:
         record = info(node)
         if record.phase is None:
             continue
-        block = _block(program.facts.block_path, record)
+        block, _ = program.facts.place(record.module)
         side = _BEHIND if block else side
         places.setdefault(record.module, block or side)
     return places
-
-
-def _block(path: str, record: NodeInfo) -> str:
-    """Number of the block that a node belongs to; "" for none."""
-    if not path or not record.module.startswith(f"{path}."):
-        return ""
-    number = record.module.removeprefix(f"{path}.").partition(".")[0]
-    return number if number.isdigit() else ""
 
 
 def _merged(rows: Iterable[tuple[str, tuple[int, ...]]]) -> Iterable[Row]:
