@@ -24,9 +24,7 @@ from tintc.compiler.cost import (
 from tintc.ir.call_sizes import CallSizes, length
 from tintc.ir.node_meta import info
 from tintc.ir.precision import computed_dtype
-from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.specialize.programs import Emitted, Source, Value
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,10 @@ def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
         weights = weights_without_numbers(program, dtype)
         inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
         call = plain_call(inputs, sizes["segment"], "all")
-        if simulator.structure is None:
-            emitted = simulator.program_of(call)  # which was emitted to be shown, too
-            return _run(emitted.module, _fused_arguments(emitted, weights, call))
-        plain = Simulator(program, weights, backend=simulator.backend, share="all")
+        # of what was emitted to be shown, too
+        plain = simulator.on(weights) if simulator.structure is None else None
+        plain = plain or Simulator(program, weights, backend=simulator.backend, share="all")
         return _run(*plain.bound(call))
-
-
-def _fused_arguments(emitted: Emitted, weights: Mapping[str, Tensor], call: Call) -> list[Value]:
-    """What such a call passes to its program, without numbers."""
-    making = emitted.folded
-    folded = making.module(*making.bound({Source.WEIGHT: weights})) if making is not None else {}
-    rate = torch.empty((), dtype=torch.float64)
-    inputs = {**call.tensors, "inner_lr": rate, "segment": call.segment}
-    return emitted.bound({Source.WEIGHT: weights, Source.FOLDED: folded, Source.INPUT: inputs})
 
 
 def _run(module: fx.GraphModule, arguments: list[Any]) -> NodeCosts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from tintc.compiler.frontend.messages import listed
 from tintc.compiler.frontend.model_checks import build_without_weights
 from tintc.ir.dialect import is_tint
 from tintc.ir.errors import SourceError, UsageError
+from tintc.ir.facts import ModelFacts
 from tintc.ir.inputs import is_models_own
 from tintc.ir.node_meta import info
 from tintc.ir.ops.island import island_forward
@@ -83,15 +84,18 @@ class Verification:
     updated_logits_error: float
     updates: list[UpdateError]
     islands: tuple[str, ...] = ()
+    facts: ModelFacts = field(default_factory=ModelFacts)
 
     def layers(self) -> list[UpdateError]:
         """The same figures for each block as a whole, and for what stands outside of blocks."""
         groups: dict[str, list[UpdateError]] = {}
         for update in self.updates:
-            block = re.match(r".*?\.\d+(?=\.)", update.name)
-            groups.setdefault(
-                block.group() if block else update.name.rpartition(".")[0], []
-            ).append(update)
+            numbered = re.match(r".*?\.\d+(?=\.)", update.name)
+            place = numbered.group() if numbered else update.name.rpartition(".")[0]
+            if self.facts.block_parts:
+                block, _ = self.facts.place(update.name)
+                place = f"block {block}" if block else place
+            groups.setdefault(place, []).append(update)
         return [_total(name, parts) for name, parts in groups.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +189,8 @@ def verify(simulator: Simulator, *, tokens: int = 64, seed: int = 0) -> Verifica
             if is_tint(node, island_forward)
         )
     )
-    return Verification(reference, exact, agrees, tolerance, *errors, updates, islands)
+    facts = simulator.program.facts
+    return Verification(reference, exact, agrees, tolerance, *errors, updates, islands, facts)
 
 
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]

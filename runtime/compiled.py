@@ -85,8 +85,8 @@ class Compiled(Switched):
 
     def _made_structure(self) -> Structure:
         """All structural constants, for the prefix as it is."""
-        layout, blocks = self.program.layout, self.program.facts.block_path
-        structure = Structure(layout, self.share, blocks, self.dtype, self.device)
+        layout, facts = self.program.layout, self.program.facts
+        structure = Structure(layout, self.share, facts, self.dtype, self.device)
         transformer.emit(self.program, structure, LOWERED)  # makes every module once
         return structure
 

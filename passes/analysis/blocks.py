@@ -1,28 +1,55 @@
-"""Where a model's stack of blocks is, and what belongs to which block.
+"""Where a model's blocks are, and what belongs to which block.
 
 Blocks are the children of the outermost numbered container (`layers.0`, `layers.1`, ...) that holds
-every attention (in a model without attention: every linear layer but the head).
+every attention (in a model without attention: every linear layer but the head). Where there is no
+such container, or a child of it is no whole block, they are found by the graph's own structure
+(`passes/analysis/sublayers.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import fx
 
 from tintc.ir.dialect import argument, is_tint
-from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import attention_forward
+from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix
+from tintc.ir.ops.norm import norm_forward
+from tintc.passes.analysis.sublayers import Parts, inside, repeated_blocks
 
 
-def find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
-    """(path of the container, its indices in order of execution).
-
-    Raises UnsupportedModelError where there is no such container, and where it is not clear what a
-    block is: children with linear layers beside those with the attentions, or a block that
-    is itself a list of several.
+@dataclass(frozen=True)
+class Blocks:
+    """In order of execution. container: of numbered children, the blocks; "" where there is none.
+    parts: of each block, the paths of its modules; without a container also names of weights.
     """
+
+    container: str
+    parts: tuple[Parts, ...]
+
+    def last(self, count: int) -> set[str]:
+        """The parts of so many blocks at the end."""
+        return {part for parts in self.parts[len(self.parts) - count :] for part in parts}
+
+    def holds(self, node: fx.Node, parts: set[str]) -> bool:
+        """Whether a layer is called in these parts, or its parameters are theirs."""
+        reads = [source for source in node.all_input_nodes if is_tint(source, prefix)]
+        if self.container:
+            return any(inside(info(part).module, parts) for part in (node, *reads))
+        return any(inside(parameter_of(read), parts) for read in (node, *reads))
+
+
+def parameter_of(read: fx.Node) -> str:
+    """Name of the parameter that a slot is read from; "" for another node."""
+    return (info(argument(read, "parameter")).parameter or "") if is_tint(read, prefix) else ""
+
+
+def find_blocks(graph: fx.Graph) -> Blocks:
+    """The blocks of a model; none if it has no weights but embeddings and the head."""
     anchors = [n for n in graph.nodes if is_tint(n, attention_forward)]
     layers = [
         n
@@ -38,18 +65,14 @@ def find_blocks(graph: fx.Graph) -> tuple[str, list[str]]:
         and len(indices := [path[depth] for path in paths if len(path) > depth]) == len(paths)
         and all(index.isdigit() for index in indices)
     ]
-    if not found:
-        seen = list(dict.fromkeys(".".join(path) or "the model itself" for path in paths))
-        raise UnsupportedModelError(
-            f"no stack of blocks: expected one ModuleList that holds the model's {len(anchors)} "
-            "attention layers (or linear layers), as in model.layers.0, model.layers.1, ...; "
-            f"{'they are in ' + ', '.join(seen[:3]) if seen else 'there are none'}"
-        )
-    # Where a whole stack is one child of a Sequential, the blocks are the children of the stack.
-    container, blocks = next((one for one in found if len(one[1]) > 1), found[0])
-    _refuse_flat(container, blocks, layers)
-    _refuse_nested(container, anchors)
-    return container, blocks
+    if found:
+        # Where a whole stack is one child of a Sequential, the blocks are the stack's children.
+        container, indices = next((one for one in found if len(one[1]) > 1), found[0])
+        flat = _is_flat(container, indices, layers) or _is_nested(container, anchors)
+        blocks = Blocks(container, tuple((f"{container}.{index}",) for index in indices))
+        if not flat and not _adds_outside(graph, blocks):
+            return blocks
+    return Blocks("", tuple(repeated_blocks(graph)))
 
 
 def _read_by_islands(graph: fx.Graph) -> list[fx.Node]:
@@ -61,35 +84,73 @@ def _read_by_islands(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
-def _refuse_flat(container: str, blocks: list[str], layers: list[fx.Node]) -> None:
-    """A child without attention, beside those with one, is half a block: which half belongs to
-    which is not said.
-    """
+def _is_flat(container: str, blocks: list[str], layers: list[fx.Node]) -> bool:
+    """Whether a child without attention, beside those with one, is half a block."""
     for node in layers:
         index, _, _ = info(node).module.removeprefix(f"{container}.").partition(".")
         if inside(info(node).module, {container}) and index.isdigit() and index not in blocks:
-            raise UnsupportedModelError(
-                f"{container}.{index} ({info(node).source or 'no source line'}) holds linear "
-                f"layers but no attention, unlike {container}.{blocks[0]}; expected every block of "
-                f"{container} to hold its attention and its feed-forward layers"
-            )
+            return True
+    return False
 
 
-def _refuse_nested(container: str, anchors: list[fx.Node]) -> None:
-    """A child that is a list of blocks: what `layers = n` counts is not said."""
+def _is_nested(container: str, anchors: list[fx.Node]) -> bool:
+    """Whether a child is a list of blocks, or of heads."""
     inner: dict[str, set[str]] = {}
     for node in anchors:
         index, *rest = info(node).module.removeprefix(f"{container}.").split(".")
         numbered = next((part for part in rest if part.isdigit()), None)
         if numbered is not None and is_tint(node, attention_forward):
             inner.setdefault(index, set()).add(numbered)
-    for index, numbers in inner.items():
-        if len(numbers) > 1:
-            raise UnsupportedModelError(
-                f"{container}.{index} is itself a list of {len(numbers)} blocks; expected one "
-                "ModuleList that holds every block, as in model.layers.0, model.layers.1, ..."
-            )
+    return any(len(numbers) > 1 for numbers in inner.values())
 
 
-def inside(module: str, blocks: set[str]) -> bool:
-    return any(module == block or module.startswith(block + ".") for block in blocks)
+def _adds_outside(graph: fx.Graph, blocks: Blocks) -> bool:
+    """Whether layers outside of the blocks are sublayers as well, x + f(x), or stand between two
+    blocks.
+    """
+    parts = blocks.last(len(blocks.parts))
+    for node in graph.nodes:
+        if is_tint(node, residual) and not inside(info(node).module, parts):
+            x, y = argument(node, "x"), argument(node, "y")
+            if _is_layer(y, x, blocks, parts) or _is_layer(x, y, blocks, parts):
+                return True
+    return _between(graph, blocks, parts)
+
+
+def _is_layer(branch: fx.Node, stream: fx.Node, blocks: Blocks, parts: set[str]) -> bool:
+    """Whether the branch is computed from the stream, as it is or as it was one sum before, by
+    layers of which none is in a block.
+    """
+    before = [stream, *(stream.all_input_nodes if is_tint(stream, residual) else [])]
+    pending, seen, layers, joined = [branch], {branch}, 0, False
+    while pending:
+        node = pending.pop()
+        joined = joined or node in before
+        if node in before or node.op != "call_function":
+            continue
+        if inside(info(node).module, parts) or blocks.holds(node, parts):
+            return False
+        layers += is_tint(node, linear_forward) and is_tint(argument(node, "weight"), prefix)
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        pending += new
+    return joined and layers > 0
+
+
+def _between(graph: fx.Graph, blocks: Blocks, parts: set[str]) -> bool:
+    """Whether a layer with weights stands between two blocks, but in none."""
+    behind: set[fx.Node] = set()
+    for node in graph.nodes:
+        if inside(info(node).module, parts) or any(n in behind for n in node.all_input_nodes):
+            behind.add(node)
+    before: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if inside(info(node).module, parts) or any(user in before for user in node.users):
+            before.add(node)
+    return any(
+        is_tint(node, linear_forward, norm_forward)
+        and node in behind
+        and node in before
+        and not blocks.holds(node, parts)
+        for node in graph.nodes
+    )

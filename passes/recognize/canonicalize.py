@@ -45,6 +45,7 @@ from tintc.passes.analysis.patterns import (
     sizes,
     with_defaults,
 )
+from tintc.passes.recognize.batch_first import batch_first
 from tintc.passes.recognize.spell_embeddings import spell_embeddings
 
 _DETACH = (aten.detach, aten.detach_)
@@ -106,6 +107,7 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
         _spell_linear(graph, node)
     for node in list(graph.nodes):
         _take_bias(graph, node)
+    batch_first(graph)
     graph.eliminate_dead_code()
     return graph
 

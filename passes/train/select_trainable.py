@@ -26,19 +26,20 @@ from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.selection import Selection, shortened
-from tintc.passes.analysis.blocks import find_blocks, inside
+from tintc.passes.analysis.blocks import Blocks, find_blocks, parameter_of
+from tintc.passes.analysis.sublayers import inside
 from tintc.passes.train.chosen_weights import mark_chosen, parameters, read_through_slots
 
 
 @graph_pass(
     requires=("tint_only",),
     ensures=("some_trainable",),
-    writes=("blocks", "trained_blocks", "block_path"),
+    writes=("blocks", "trained_blocks", "block_path", "block_parts"),
 )
 def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Raises UsageError when `layers` exceeds the blocks and for
-    patterns that match nothing that can learn; UnsupportedModelError when the model has no stack
-    of blocks, which `train` does not need, or trains a weight that it also uses otherwise."""
+    patterns that match nothing that can learn; UnsupportedModelError when no block has a weight
+    that learns, or one is trained that the model also uses otherwise."""
     selection = Selection(context.config, context.aliases)
     selection.check(parameters(graph), parameters(graph, buffers=True))
     if context.config.train:
@@ -50,10 +51,6 @@ def select_trainable(graph: fx.Graph, context: Context) -> fx.Graph:
 
 
 def _select_by_patterns(graph: fx.Graph, context: Context, selection: Selection) -> None:
-    try:
-        container, blocks = find_blocks(graph)
-    except UnsupportedModelError:  # a stack of blocks is what `layers` counts; patterns need none
-        container, blocks = "", []
     mark_chosen(graph, selection)
     trained = {info(argument(n, "parameter")).parameter or "" for n in _trainable(graph)}
     if not trained:
@@ -62,38 +59,48 @@ def _select_by_patterns(graph: fx.Graph, context: Context, selection: Selection)
             f"train matches {shortened(matched)} only, which no operator reads as a weight or "
             "lr_scale gives no rate; expected a pattern of weights that learn"
         )
-    learning = [i for i in blocks if any(inside(name, {f"{container}.{i}"}) for name in trained)]
-    context.learn(blocks=len(blocks), trained_blocks=len(learning), block_path=container)
+    blocks = find_blocks(graph)
+    learning = [part for part in blocks.parts if any(inside(name, part) for name in trained)]
+    _learn(context, blocks, len(learning))
+
+
+def _learn(context: Context, blocks: Blocks, trained: int) -> None:
+    context.learn(
+        blocks=len(blocks.parts),
+        trained_blocks=trained,
+        block_path=blocks.container,
+        block_parts=() if blocks.container else blocks.parts,
+    )
 
 
 def _select_blocks(graph: fx.Graph, context: Context, selection: Selection) -> None:
-    container, blocks = find_blocks(graph)
-    layers = context.config.layers or len(blocks)
-    if layers > len(blocks):
+    blocks = find_blocks(graph)
+    count = len(blocks.parts)
+    layers = context.config.layers or count
+    if layers > count:
+        where = f" in {blocks.container}" if blocks.container else ""
         raise UsageError(
-            f"layers is {layers}; expected 1 to {len(blocks)}, the blocks of this model in "
-            f"{container}"
+            f"layers is {layers}; expected 1 to {count}, the blocks of this model{where}"
         )
-    context.learn(blocks=len(blocks), trained_blocks=layers, block_path=container)
-    trained = {f"{container}.{index}" for index in blocks[-layers:]}
-    last = f"{container}.{blocks[-1]}"
+    _learn(context, blocks, layers)
+    trained, last = blocks.last(layers), blocks.last(1)
     for node in graph.nodes:
-        if is_tint(node, linear_forward) and _belongs(node, trained):
+        if is_tint(node, linear_forward) and blocks.holds(node, trained):
             _mark(argument(node, "weight"), argument(node, "bias"))
-        elif is_tint(node, norm_forward) and (_belongs(node, trained) or _reads_block(node, last)):
+        elif is_tint(node, norm_forward) and (
+            blocks.holds(node, trained) or _reads_block(node, blocks, last)
+        ):
             gamma = argument(node, "gamma") if context.config.norm_update == "all" else None
             _mark(gamma, argument(node, "beta"))
         elif is_tint(node, island_forward):
             weights = [n for n in argument(node, "inputs") if is_tint(n, prefix)]
-            _mark(*(weight for weight in weights if inside(info(weight).module, trained)))
+            _mark(*(weight for weight in weights if _is_in(weight, blocks, trained)))
         elif is_tint(node, embedding) and _is_of(argument(node, "table"), trained):
             read_through_slots(graph, node, argument(node, "table"))
             _mark(argument(node, "table"))
-    _refuse_between(graph, {f"{container}.{index}" for index in blocks})
     if not _trainable(graph):
         raise UnsupportedModelError(
-            f"nothing to train: the top {layers} blocks in {container} hold no linear layer and no "
-            "norm"
+            f"nothing to train: the top {layers} of {count} blocks hold no linear layer and no norm"
         )
     for node in _trainable(graph):
         name = info(argument(node, "parameter")).parameter or ""
@@ -115,49 +122,25 @@ def _trainable(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if info(node).trainable]
 
 
-def _belongs(node: fx.Node, blocks: set[str]) -> bool:
-    """Whether a layer is called in one of the blocks, or its parameters are theirs."""
-    reads = [source for source in node.all_input_nodes if is_tint(source, prefix)]
-    return any(inside(info(part).module, blocks) for part in (node, *reads))
+def _is_in(weight: fx.Node, blocks: Blocks, trained: set[str]) -> bool:
+    """Whether an island's weight is one of these parts'."""
+    return inside(info(weight).module if blocks.container else parameter_of(weight), trained)
 
 
-def _refuse_between(graph: fx.Graph, blocks: set[str]) -> None:
-    """A layer with weights between two blocks, but in none, has no place in `layers = n`."""
-    behind: set[fx.Node] = set()
-    for node in graph.nodes:
-        if inside(info(node).module, blocks) or any(
-            source in behind for source in node.all_input_nodes
-        ):
-            behind.add(node)
-    before: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if inside(info(node).module, blocks) or any(user in before for user in node.users):
-            before.add(node)
-    for node in graph.nodes:
-        if (
-            is_tint(node, linear_forward, norm_forward)
-            and node in behind
-            and node in before
-            and not _belongs(node, blocks)
-        ):
-            raise UnsupportedModelError(
-                f"{info(node).module or node.name} ({info(node).source or 'no source line'}) "
-                "stands between blocks but in none; "
-                "expected every layer with weights between the first and the last block to be part "
-                "of a block"
-            )
-
-
-def _reads_block(norm: fx.Node, block: str) -> bool:
+def _reads_block(norm: fx.Node, blocks: Blocks, last: set[str]) -> bool:
     """Whether the norm stands behind the block and reads its output, through sums and activations
     outside of blocks if need be.
     """
-    if inside(info(norm).module, {block}):
+
+    def within(node: fx.Node) -> bool:
+        return inside(info(node).module, last) or blocks.holds(node, last)
+
+    if within(norm):
         return False
     stack = [argument(norm, "x")]
     while stack:
         value = stack.pop()
-        if inside(info(value).module, {block}):
+        if within(value):
             return True
         stack += (
             value.all_input_nodes

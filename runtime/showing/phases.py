@@ -61,7 +61,7 @@ def _places(program: Program) -> dict[str, str]:
     computes something before the first of them.
     """
     places: dict[str, str] = {}
-    side = _FRONT if program.facts.block_path else _BEHIND
+    side = _FRONT if program.facts.blocks else _BEHIND
     for node in program.graph.nodes:
         record = info(node)
         if record.phase is None:

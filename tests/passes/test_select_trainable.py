@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,9 +52,21 @@ def test_more_layers_than_blocks_is_refused() -> None:
         stage("select_trainable", SimulatorConfig.paper(layers=4))
 
 
-def test_no_stack_of_blocks_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="no stack of blocks"):
-        stage("select_trainable", model=toy(lambda m, x, ids: m.linear(x)))
+def test_no_stack_of_blocks_is_one_block() -> None:
+    found = stage("select_trainable", model=toy(lambda m, x, ids: x + m.linear(m.norm(x))))
+    assert found.context.facts.block_parts == (("norm", "linear"),)
+    assert trained(found) == {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}
+    with pytest.raises(UsageError, match=r"layers is 2; expected 1 to 1, the blocks of this model"):
+        stage(
+            "select_trainable",
+            SimulatorConfig.exact(layers=2),
+            model=toy(lambda m, x, ids: x + m.linear(m.norm(x))),
+        )
+
+
+def test_a_model_without_layers_has_nothing_to_train() -> None:
+    with pytest.raises(UnsupportedModelError, match="nothing to train: the top 0 of 0 blocks"):
+        stage("select_trainable", model=toy(lambda m, x, ids: x.tanh()))
 
 
 class Stack(nn.Module):
@@ -150,20 +160,8 @@ def test_golden(update_golden: bool) -> None:
     )
 
 
-class Sublayer(nn.Module):
-    """x + f(norm(x)), a list item of its own."""
-
-    def __init__(self, f: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.f = nn.LayerNorm(HIDDEN), f
-
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.f(self.norm(x))
-        return x + added
-
-
 class Listed(nn.Module):
-    """Whatever lists of sublayers `layers` holds, one after the other."""
+    """Whatever lists of blocks `layers` holds, one after the other."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
@@ -173,45 +171,14 @@ class Listed(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.tokens(input_ids)
         for layer in self.layers.modules():
-            if isinstance(layer, (Sublayer, Block)):
+            if isinstance(layer, Block):
                 x = layer(x)
         logits: Tensor = self.head(self.norm(x))
         return logits
 
 
-def attention() -> Sublayer:
-    return Sublayer(MaskedAttention())
-
-
-def feed_forward() -> Sublayer:
-    return Sublayer(FeedForward())
-
-
 def block() -> Block:
     return Block(MaskedAttention(), FeedForward(), nn.LayerNorm, False)
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([attention, feed_forward], r"layers\.1 .* holds linear layers but no attention"),
-        ([feed_forward, attention], r"layers\.0 .* holds linear layers but no attention"),
-        ([attention, feed_forward] * 2, r"layers\.1 .* holds linear layers but no attention"),
-        ([attention, attention, feed_forward], r"layers\.2 .* holds linear layers but no"),
-    ],
-    ids=["last", "first", "both", "end of a list"],
-)
-def test_half_blocks_are_refused(layers: list[Callable[[], nn.Module]], message: str) -> None:
-    """Feed-forward sublayers that are list items by themselves were not trained, silently."""
-    model = Listed(nn.ModuleList(make() for make in layers))
-    with pytest.raises(UnsupportedModelError, match=message):
-        stage("select_trainable", model=model)
-
-
-def test_lists_of_lists_are_refused() -> None:
-    stages = nn.ModuleList(nn.ModuleList(block() for _ in range(2)) for _ in range(2))
-    with pytest.raises(UnsupportedModelError, match=r"layers\.0 is itself a list of 2 blocks"):
-        stage("select_trainable", model=Listed(stages))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

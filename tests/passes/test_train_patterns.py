@@ -72,7 +72,8 @@ def test_blocks_are_those_that_hold_a_trained_weight() -> None:
 def test_no_stack_of_blocks_is_needed() -> None:
     found = selected(exact("linear.*"), toy(lambda m, x, ids: m.linear(x)))
     assert trained(found) == {"linear.weight", "linear.bias"}
-    assert (found.context.facts.blocks, found.context.facts.block_path) == (0, "")
+    facts = found.context.facts
+    assert (facts.blocks, facts.block_path, facts.block_parts) == (1, "", (("linear",),))
 
 
 @pytest.mark.parametrize(

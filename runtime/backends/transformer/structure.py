@@ -11,7 +11,6 @@ Sharing changes no result by one bit: equal constants are equal whoever holds th
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import fx, nn
 
 from tintc.ir.dialect import tint_name
 from tintc.ir.errors import UsageError
+from tintc.ir.facts import ModelFacts
 from tintc.ir.layout import Layout
 from tintc.ir.named import Backend, Share
 from tintc.ir.node_meta import info
@@ -84,12 +84,16 @@ class Structure(nn.Module):
     """
 
     def __init__(
-        self, layout: Layout, share: str, block_path: str, dtype: torch.dtype, device: torch.device
+        self,
+        layout: Layout,
+        share: str,
+        facts: ModelFacts,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.share, self.width = share, layout.head_width
-        self._block = re.compile(re.escape(block_path) + r"\.(\d+)(?=\.|$)") if block_path else None
-        self._dtype, self._device = dtype, device
+        self._facts, self._dtype, self._device = facts, dtype, device
         self.code = nn.Parameter(
             position_code(layout.prefix_tokens, self.width, dtype, device), requires_grad=False
         )
@@ -147,14 +151,12 @@ class Structure(nn.Module):
 
     def _in_block(self, node: fx.Node, part: str, constants: Any) -> Any:
         """Where in a block the use stands, the same for every block; None outside of blocks."""
-        path = info(node).module
-        block = self._block.search(path) if self._block else None
-        if block is None:
+        block, path = self._facts.place(info(node).module)
+        if not block:
             return None
-        path = path[: block.start(1)] + "*" + path[block.end(1) :]
         place = (path, tint_name(node), info(node).phase, info(node).step, part, constants)
-        self._seen[place, block.group(1)] += 1  # a block may hold the same operator several times
-        return place, self._seen[place, block.group(1)]
+        self._seen[place, block] += 1  # a block may hold the same operator several times
+        return place, self._seen[place, block]
 
     def numbers(self, share: str) -> int:
         """Parameters of all modules and the position code under one way of sharing; of
