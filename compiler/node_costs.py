@@ -55,9 +55,10 @@ def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
         weights = weights_without_numbers(program, dtype)
         inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
         call = plain_call(inputs, sizes["segment"], "all")
-        # of what was emitted to be shown, too
-        plain = simulator.on(weights) if simulator.structure is None else None
-        plain = plain or Simulator(program, weights, backend=simulator.backend, share="all")
+        if simulator.structure is None:  # what is counted was emitted to be shown, too
+            plain = simulator.on(weights, torch.empty((), dtype=torch.float64))
+        else:
+            plain = Simulator(program, weights, backend=simulator.backend, share="all")
         return _run(*plain.bound(call))
 
 

@@ -62,12 +62,15 @@ class Switched(nn.Module):
                 "with numbers: move it with to_empty(device=...) and load its state dict"
             )
 
-    def on(self, tensors: Mapping[str, Tensor]) -> Self:
+    def on(self, tensors: Mapping[str, Tensor], inner_lr: Tensor | None = None) -> Self:
         """The same emitted programs on other weights, for the fused back end. tensors: all that the
-        program reads, by name, of these shapes and this type.
+        program reads, by name, of these shapes and this type. inner_lr: another one.
         """
         other = copy.copy(self)
+        other._parameters = dict(self._parameters)
         other.prefix, other._programs = PrefixEmbeddings(tensors), self._programs
+        if inner_lr is not None:
+            other.inner_lr = nn.Parameter(inner_lr)
         return other
 
     @property
