@@ -67,7 +67,7 @@ def _fused_arguments(emitted: Emitted, weights: Mapping[str, Tensor], call: Call
     making = emitted.folded
     folded = making.module(*making.bound({Source.WEIGHT: weights})) if making is not None else {}
     rate = torch.empty((), dtype=torch.float64)
-    inputs = {**call.tensors, "inner_lr": rate, "segment": call.segment}
+    inputs: dict[str, Value] = {**call.tensors, "inner_lr": rate, "segment": call.segment}
     return emitted.bound({Source.WEIGHT: weights, Source.FOLDED: folded, Source.INPUT: inputs})
 
 
