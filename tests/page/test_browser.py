@@ -6,6 +6,7 @@ TINTC_BROWSER names a browser, TINTC_SCREENSHOTS a folder for pictures of every 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -248,8 +249,9 @@ def test_hostile_names_are_text(page: Watched, tmp_path: Path) -> None:
     server = PageServer(found.path, 0)
     server.start()
     before = list(page.requests)
+    page = replace(page, url=server.url)  # the same tab
     try:
-        page.go("#/graph?open=*", server.url)
+        page.go("#/graph?open=*")
         assert page.texts("h1 .model") == [HOSTILE[0]]
         names = page.texts("[role=treeitem] .name")
         for name in HOSTILE:

@@ -42,7 +42,9 @@ async function start(): Promise<void> {
   fill(heading, h("span", { class: "mark" }, "tintc"), " ", h("span", { class: "model" }, site.title));
 
   let shown = "";
+  let asked = 0; // calls of show
   const show = async () => {
+    const turn = (asked += 1);
     const route = current();
     const name = route.view in MAKERS ? route.view : "graph";
     fill(
@@ -64,10 +66,10 @@ async function start(): Promise<void> {
         stage.className = `at-${name}`;
         shown = name;
       }
-      const hash = location.hash; // it may change while the view is drawn
       await made.show(current().params);
       stage.dataset["view"] = name;
-      stage.dataset["shown"] = hash; // for who waits for it
+      // For who waits for it. An older call of this says nothing of what a newer one draws.
+      if (turn === asked) stage.dataset["shown"] = location.hash;
       requestAnimationFrame(() => performance.mark("tintc:shown", { detail: name }));
     } catch (error) {
       views.delete(name);

@@ -64,15 +64,18 @@ export function show(
     const classes = [
       link.quiet ? "quiet" : "",
       link.weight ? "weight" : "",
-      data.bend ? "bent" : "",
+      data.bend ? "bent" : link.paired ? "paired" : "",
     ].join(" ");
     wanted.set(link.id, { group: "edges", data, classes });
   }
+  edges.set(canvas, drawn.length);
   canvas.batch(() => replace(canvas, wanted));
 }
 
 const EMPHASIS = ["selected", "near", "match", "dim", "followed"];
+const emphasised = new WeakSet<Core>();
 const shown = new WeakMap<Core, Map<string, ElementDefinition>>();
+const edges = new WeakMap<Core, number>(); // how many are shown
 
 /** Touches what differs: most of a graph only moves when a block opens. */
 function replace(canvas: Core, wanted: Map<string, ElementDefinition>): void {
@@ -147,6 +150,10 @@ export function emphasise(
   matches: ReadonlySet<string>,
   path: string[] | null,
 ): void {
+  const wanted = Boolean(selected || path || matches.size);
+  if (!wanted && !emphasised.has(canvas)) return;
+  if (wanted) emphasised.add(canvas);
+  else emphasised.delete(canvas);
   canvas.batch(() => {
     canvas.remove(".trail");
     for (const name of EMPHASIS) canvas.$(`.${name}`).removeClass(name);
@@ -181,7 +188,7 @@ export function restyle(canvas: Core): void {
 
 /** While a large picture moves, its edges are left out. */
 export function tune(canvas: Core): void {
-  const many = canvas.edges().length > 1500 && canvas.zoom() < DETAIL;
+  const many = (edges.get(canvas) ?? 0) > 1500 && canvas.zoom() < DETAIL;
   const inner = canvas as unknown as { renderer(): { hideEdgesOnViewport: boolean } };
   inner.renderer().hideEdgesOnViewport = many;
 }
@@ -238,7 +245,7 @@ function stylesheet(): StylesheetJson {
       selector: "edge",
       style: {
         width: 1,
-        "curve-style": "bezier",
+        "curve-style": "straight", // bezier looks for parallel edges, each time that an end moves
         "line-color": colour("edge"),
         "target-arrow-color": colour("edge"),
         "target-arrow-shape": "triangle",
@@ -250,6 +257,7 @@ function stylesheet(): StylesheetJson {
       },
     },
     { selector: ".weight", style: { "line-style": "solid", opacity: 0.55 } },
+    { selector: ".paired", style: { "curve-style": "bezier" } },
     {
       selector: ".bent",
       style: {

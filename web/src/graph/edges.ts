@@ -10,6 +10,7 @@ export interface Link {
   count: number;
   weight: boolean; // of a weight or an input
   quiet: boolean; // drawn only where one of its ends is selected
+  paired: boolean; // another one leads back
 }
 
 const BROADCAST = 12; // readers of what says nothing by its edges
@@ -31,9 +32,10 @@ export function links(graph: Graph, placed: Placed): Link[] {
       if (known) {
         known.count += 1;
         known.quiet &&= quiet;
-      } else found.set(id, { id, from, to, count: 1, weight: from.lane === 0, quiet });
+      } else found.set(id, { id, from, to, count: 1, weight: from.lane === 0, quiet, paired: false });
     }
   }
+  for (const link of found.values()) link.paired = found.has(`${link.to.id}>${link.from.id}`);
   return [...found.values()];
 }
 

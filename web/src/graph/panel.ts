@@ -16,9 +16,12 @@ export interface Panel {
 
 export function createPanel(summary: [string, string][]): Panel {
   const element = h("aside", { class: "panel", "aria-label": "Selected node", tabindex: "0" });
+  let stage: Graph | null = null; // that the panel tells of
   return {
     element,
     show(graph, operators, node) {
+      if (!node && stage === graph) return; // nothing of it depends on what is open
+      stage = node ? null : graph;
       fill(element, node ? ofNode(graph, operators, node) : ofStage(graph, summary));
     },
   };
