@@ -180,7 +180,9 @@ class Adapted:
         vocabulary, device = self.simulator.program.facts.vocab_size, self.simulator.device
         labels = check_labels(labels, input_ids, vocabulary).to(device)
         kinds = (Output.LOSSES, Output.INITIAL_LOSSES) if return_initial else (Output.LOSSES,)
-        found = self.simulator.run(replace(call, outputs=kinds).labelled(labels))
+        # before any update: of all tokens, whatever pass of the program computes it
+        call = replace(call, outputs=kinds, segment=call.shape[1])
+        found = self.simulator.run(call.labelled(labels))
         losses, initial = found[Output.LOSSES], found.get(Output.INITIAL_LOSSES)
         out = SimulatorLosses(losses, mean_loss(losses, labels), initial)
         # none of these tokens is trained on

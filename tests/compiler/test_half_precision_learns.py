@@ -35,6 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
     "sgd": {},
     "three steps": {"steps": 3},
     "six steps": {"steps": 6},
+    "six steps of a block": {"steps": 6, "layers": 1},  # the other one runs once
     "momentum": {"steps": 2, "momentum": 0.9, "nesterov": True},
     "decay": {"steps": 2, "decay": 0.1, "normalize": "weight"},
     "drift": {"steps": 2, "max_drift": 1e-4},

@@ -29,7 +29,7 @@ from tests.support.decoders import DECODERS
 from tests.support.every import model_of, simulator_of
 from tests.support.families import FAMILIES, VOCAB
 from tests.support.grid import some
-from tests.support.models import simulate, tokens
+from tests.support.models import opt, simulate, tokens
 from tests.support.tolerances import HALF_LOGITS, SIMULATOR, error, measured
 from tests.support.variants import VARIANTS
 from tintc.compiler.casts import no_casts
@@ -97,6 +97,20 @@ def test_losses_are_those_of_the_loaded_model(form: Form) -> None:
     assert error(out.losses, out.initial_losses) > 1e-3, "the steps must count"
     told = out.show(SimpleNamespace(decode=lambda ids, **_: str(ids))).losses
     assert not any(token.trained for token in told.tokens)
+
+
+@pytest.mark.parametrize("backend", ["fused", "transformer"])
+def test_losses_before_are_of_all_tokens(backend: str) -> None:
+    simulator = simulate(opt(positions=32), EXACT, backend=backend)
+    if backend == "fused":
+        simulator.optimizations = ()
+    ids = tokens(2, 20, simulator.program.facts.vocab_size)
+    adapted = simulator.adapt(ids, torch.ones_like(ids))
+    found = adapted.losses(ids, ids, return_initial=True).initial_losses
+    assert found is not None
+    logits = simulator.predict_initial(ids)[:, :-1].flatten(0, 1)
+    expected = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+    assert error(found[:, :-1].flatten(), expected) < 1e-4  # float32
 
 
 @pytest.mark.parametrize("form", FORMS)
