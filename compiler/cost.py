@@ -20,7 +20,12 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    bmm_flop,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from tintc.ir.call_sizes import Predict
 from tintc.ir.inputs import INPUTS
@@ -240,6 +245,15 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 _aten = torch.ops.aten
+
+
+def _over_flops(weight: Any, left: Any, right: Any, **_: Any) -> int:
+    return int(bmm_flop(left, right))
+
+
+# Products that write over a weight (`ir/ops/in_place.py`), for FlopCounterMode: torch counts none
+# that is in place.
+WRITTEN_OVER: dict[Any, Any] = {_aten.baddbmm_: _over_flops}
 # torch counts those of other devices only, and before 2.12 none with fewer heads of keys
 _ATTENTION = (
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -270,7 +284,8 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
         return int(sdpa_backward_flop_count(*(x.shape for x in args[:4])))  # type: ignore[no-untyped-call]
     if _is_onednn(func):
         return int(2 * out.numel() * args[0].shape[-1])
-    count = flop_registry.get(func.overloadpacket)
+    packet = func.overloadpacket
+    count = flop_registry.get(_aten.baddbmm if packet in WRITTEN_OVER else packet)
     return 0 if count is None else int(count(*args, **kwargs, out_val=out))
 
 

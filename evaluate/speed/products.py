@@ -21,7 +21,14 @@ from tintc.runtime.calibrating import Shape, measure
 SECONDS = 3.0  # for the products of a program
 _COPIES = ("aten::copy_", "aten::cat", "aten::stack", "aten::_to_copy")
 _aten: Any = torch.ops.aten
-_LEAVES = (torch.ops.mkldnn._linear_pointwise, _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
+_LEAVES = (
+    torch.ops.mkldnn._linear_pointwise,
+    _aten.mm,
+    _aten.addmm,
+    _aten.bmm,
+    _aten.baddbmm,
+    _aten.baddbmm_,
+)
 _FORWARD, _BACKWARD = 2, 5  # products of (T, E) matrices in attention: scores and values; and back
 
 
@@ -51,7 +58,7 @@ def _products(func: Any, args: Any, out: Any) -> Iterator[tuple[str, Shape, int]
     elif name in (_aten.mm, _aten.addmm):
         a, b = args[-2:] if name is _aten.mm else args[1:3]
         yield "blas", (a.shape[0], a.shape[1], b.shape[1]), 1
-    elif name in (_aten.bmm, _aten.baddbmm):
+    elif name in (_aten.bmm, _aten.baddbmm, _aten.baddbmm_):
         a, b = args[:2] if name is _aten.bmm else args[1:3]
         yield "blas", (a.shape[1], a.shape[2], b.shape[2]), a.shape[0]
     elif "scaled_dot_product" in str(name):

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tintc.compiler.autograd_rule import rule_of
+from tintc.compiler.cost import WRITTEN_OVER
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed import memory
@@ -209,7 +210,8 @@ def _counted(
         sides[kind] = _Side.of_loop(copy.deepcopy(model), simulator, one, kind)
     found = {}
     for name, side in sides.items():
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=WRITTEN_OVER)
+        with sdpa_kernel(SDPBackend.MATH), counter:
             side()
         found[name] = counter.get_total_flops()
     return found
