@@ -131,8 +131,7 @@ class MemoryAttention(nn.Module):
     def forward(self, x: Tensor, freqs: Tensor) -> Tensor:
         b, t, _ = x.shape
         q, k, v = (
-            layer(x).view(b, t, H, E).transpose(1, 2)
-            for layer in (self.to_q, self.to_k, self.to_v)
+            layer(x).view(b, t, H, E).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v)
         )
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         q, k = self.turned(q, freqs), self.turned(k, freqs)
@@ -178,9 +177,7 @@ class MatrixBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wq, self.wk, self.wv = (
-            nn.Linear(D, n, bias=False) for n in (D, D // 2, D // 2)
-        )
+        self.wq, self.wk, self.wv = (nn.Linear(D, n, bias=False) for n in (D, D // 2, D // 2))
         self.wo, self.w1, self.w3, self.w2 = (
             nn.Linear(a, b, bias=False) for a, b in ((D, D), (D, 40), (D, 40), (40, D))
         )
@@ -200,9 +197,7 @@ class MatrixBlock(nn.Module):
             (wide(z).reshape(*z.shape[:-1], -1, 1, 2) * freqs[:, None]).sum(-1).flatten(3)
             for z in (q, k)
         )
-        k, v = (
-            z[:, :, :, None].expand(b, t, H // 2, 2, E).reshape(b, t, H, E) for z in (k, v)
-        )
+        k, v = (z[:, :, :, None].expand(b, t, H // 2, 2, E).reshape(b, t, H, E) for z in (k, v))
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.wo(out.transpose(1, 2).contiguous().reshape(b, t, D))
@@ -311,7 +306,9 @@ class Cached(nn.Module):
         self.cache = Cache()
         blocks = nn.ModuleList(CachedBlock(self.cache) for _ in range(N))
         norm = nn.LayerNorm(D, bias=False)
-        self.transformer = nn.ModuleDict({"wte": nn.Embedding(V, D), "blocks": blocks, "ln_f": norm})
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(V, D), "blocks": blocks, "ln_f": norm}
+        )
 
     def bias(self, length: int, device: torch.device) -> Tensor:
         kept = self.cache.get("bias")
