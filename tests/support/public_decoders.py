@@ -502,7 +502,7 @@ class Speed(nn.Module):
 
 
 class Stock(nn.Module):
-    """torch's tutorial: nn.TransformerEncoder with a square mask, sines of positions in a buffer."""
+    """torch's tutorial: nn.TransformerEncoder with a square mask, sines of positions kept."""
 
     def __init__(self) -> None:
         super().__init__()
