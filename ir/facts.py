@@ -36,9 +36,9 @@ class ModelFacts:
             number, dot, rest = path[len(self.block_path) + 1 :].partition(".")
             return (number, f"{self.block_path}.*{dot}{rest}") if number.isdecimal() else ("", path)
         for block, parts in enumerate(self.block_parts):
-            for number, part in enumerate(parts):
+            for each, part in enumerate(parts):
                 if path == part or path.startswith(f"{part}."):
-                    return str(block), f"{number}*{path[len(part) :]}"
+                    return str(block), f"{each}*{path[len(part) :]}"
         return "", path
 
 

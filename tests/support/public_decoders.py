@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tintc
+from tests.support.models import randomized
+from tintc.compiler.reports.islands import islands, said
+
 V, D, H, E, N = 29, 16, 4, 4, 3
 
 
@@ -529,3 +533,16 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
     "value residuals": Speed,
     "nn.TransformerEncoder": Stock,
 }
+
+
+def main() -> None:
+    """Prints, for each, what is in islands."""
+    for name, build in DECODERS.items():
+        torch.manual_seed(1)
+        model = randomized(build()).double().eval()
+        simulator = tintc.compile(model, tintc.SimulatorConfig.exact(), check="none")
+        print(f"{name}: {said(islands(simulator))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
