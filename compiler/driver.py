@@ -164,7 +164,7 @@ def lower(captured: Captured, config: SimulatorConfig, islands: Islands = "allow
         if name == CANONICAL_AFTER:
             stages["canonical"] = to_records(graph)
 
-    facts = ModelFacts(max_tokens=captured.max_tokens)
+    facts = ModelFacts(max_tokens=captured.max_tokens, min_tokens=captured.min_tokens)
     context = Context(
         config,
         captured.tensors,

@@ -14,6 +14,7 @@ class ModelFacts:
     max_positions: int | None = None  # rows of the shortest table of positions
     # The longest sequence for which graph and masks were seen to hold, whatever the positions are.
     max_tokens: int | None = None
+    min_tokens: int = 0  # the shortest sequence for which the graph stands; 0 for any
     blocks: int = 0  # residual blocks
     trained_blocks: int = 0
     block_path: str = ""  # where the numbered blocks are, as in `model.layers`; "" if nowhere
@@ -40,9 +41,9 @@ class ModelFacts:
             number, dot, rest = path[len(self.block_path) + 1 :].partition(".")
             return (number, f"{self.block_path}.*{dot}{rest}") if number.isdecimal() else ("", path)
         for block, parts in enumerate(self.block_parts):
-            for place, part in enumerate(parts):
+            for each, part in enumerate(parts):
                 if path == part or path.startswith(f"{part}."):
-                    return str(block), f"{place}*{path[len(part) :]}"
+                    return str(block), f"{each}*{path[len(part) :]}"
         return "", path
 
 

@@ -71,6 +71,11 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
             f"the sequence has {tokens} tokens; this simulator takes {facts.max_tokens}, up to "
             "which its masks were looked at: cut it"
         )
+    if tokens < facts.min_tokens:
+        raise InputError(
+            f"the sequence has {tokens} tokens; this model computes something else below "
+            f"{facts.min_tokens}: expected at least as many"
+        )
     if plain.position_ids is None:
         _check_length(tokens, facts)
     columns_T = torch.arange(tokens, device=device)
@@ -242,7 +247,8 @@ def _check_values(
     for name, bad in zip(binary, wrong, strict=True):
         if bad:
             raise InputError(f"{name} holds values other than 0 and 1")
-    return _Counts(segment, untrained, begins, scored)
+    needed = min(facts.min_tokens, ids.shape[1])  # tokens further on carry no loss
+    return _Counts(max(segment, needed), untrained, begins, scored)
 
 
 def _check_range(name: str, kind: str, low: int, high: int, size: int | None) -> None:

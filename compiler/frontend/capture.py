@@ -6,13 +6,10 @@ Nothing here knows a model family: later passes recognise operator patterns.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import dataclasses
 import inspect
-import math
 import re
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,20 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind
 
 from tintc.compiler.frontend.functional import functional
+from tintc.compiler.frontend.limits import limits
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 from tintc.ir.inputs import is_reserved
 from tintc.ir.node_meta import KEY, info
-
-_LENGTHS_TRIED = (
-    4098  # guards are read up to this length: passes look at masks and positions up to 4096
-)
 
 
 @dataclass
@@ -43,13 +37,14 @@ class Captured:
     constants: placeholder name -> value, for buffers and constants outside the state dict: masks,
     rotary frequencies, numbers.
     max_tokens: the longest sequence for which the graph stands, where the model's own code sets a
-    limit."""
+    limit. min_tokens: the shortest such; 0 for any."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     aliases: dict[str, str]
     constants: dict[str, Tensor]
     max_tokens: int | None = None
+    min_tokens: int = 0
 
     def copy(self) -> Captured:
         """The same with a graph of its own, since passes rewrite theirs."""
@@ -116,7 +111,7 @@ def capture(model: nn.Module) -> Captured:
     with evaluating(model), untouched(model), _weights_without_numbers(model):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
-        longest = _longest(program, wrapper)
+        shortest, longest = limits(program, wrapper)
         with quietly():
             program = functional(program)
     tensors, aliases = state_of(model)
@@ -126,7 +121,7 @@ def capture(model: nn.Module) -> Captured:
         if node.op == "call_function":
             info(node).module, info(node).source = module_path(node), source_line(node)
     graph.lint()
-    return Captured(graph, tensors, aliases, constants, max_tokens=longest)
+    return Captured(graph, tensors, aliases, constants, longest, shortest)
 
 
 @contextmanager
@@ -214,116 +209,6 @@ def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
         raise_if_interrupted(error)
         raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
     return program
-
-
-def _longest(program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> int | None:
-    """The longest sequence up to which the captured graph stands for the model; None for no limit.
-
-    A model that branches on the batch or the length was captured only along the branch of 2 x 8
-    tokens. Lengths from some number on that leave the branch are a limit; if the graph computes the
-    same at that number itself (a slice that happens to be whole), it is included. Raises
-    UnsupportedModelError for any other branch.
-    """
-    (least, most), (shortest, longest) = _bounds(program)
-    guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
-    compiled = [builtins.compile(guard, "<guard>", "eval") for guard in guards]
-    numbers = {int(number) for guard in guards for number in re.findall(r"\d+", guard)}
-    lengths = (
-        sorted({*range(2, _LENGTHS_TRIED), *(n + d for n in numbers for d in (-1, 0, 1) if n > 2)})
-        if guards
-        else []
-    )
-    outside = [
-        n
-        for n in lengths
-        if not all(_holds(guard, batch, n) for guard in compiled for batch in (1, 2, 3, 5))
-    ]
-    # A length by itself, such as one that a cache was made for, may be computed alike.
-    while outside and (alone := _alone(outside, lengths)) is not None:
-        if not _stands_at(alone, program, wrapper):
-            break
-        outside.remove(alone)
-    broken = next(iter(outside), None)
-    if least > 2 or most is not None or shortest > 2 or (broken or 9) < 9:
-        found = [
-            *guards,
-            *(f"batch >= {n}" for n in (least,) if n > 2),
-            *(f"batch <= {n}" for n in (most,) if n is not None),
-        ]
-        found = [*([f"tokens >= {shortest}"] if shortest > 2 else []), *found]
-        loss = shortest == 3  # two tokens have one target, for which it is traced in another way
-        raise UnsupportedModelError(
-            f"{type(wrapper.auxiliary).__name__} computes different things for different batches "
-            f"or lengths ({'; '.join(found[:3])}); expected one computation for all"
-            + ("; if it computes a loss, have it return the logits alone" if loss else "")
-        )
-    if broken is not None:
-        longest = (
-            broken
-            if broken < _LENGTHS_TRIED and _stands_at(broken, program, wrapper)
-            else broken - 1
-        )
-    return longest
-
-
-def _alone(outside: list[int], lengths: list[int]) -> int | None:
-    """The first length that leaves the branch, if the next one does not."""
-    behind = [n for n in lengths if n > outside[0]]
-    return outside[0] if behind and behind[0] not in outside else None
-
-
-class _Sized(tuple[int, ...]):
-    """Stands for a tensor in a guard, which asks for its sizes alone."""
-
-    def size(self) -> tuple[int, ...]:
-        return self
-
-
-def _holds(guard: types.CodeType, batch: int, length: int) -> bool:
-    """Whether a guard of torch.export, a Python expression in the sizes of the input, holds."""
-    names = {
-        "L": {"input_ids": _Sized((batch, length))},
-        "max": max,
-        "min": min,
-        "math": math,
-        "torch": torch,
-    }
-    try:
-        return bool(eval(guard, {"__builtins__": {}}, names))
-    except Exception:  # a kind of guard that is not known
-        return False
-
-
-def _stands_at(length: int, program: torch.export.ExportedProgram, wrapper: LogitsOnly) -> bool:
-    """Whether the captured graph gives the model's own logits at a length that its guards
-    exclude.
-    """
-    ids = torch.arange(length, device=_device(wrapper))[None] % 2
-    try:
-        with torch.no_grad():
-            expected, found = wrapper(ids), program.module(check_guards=False)(input_ids=ids)
-    except Exception:  # the model, or the graph, cannot do it: whatever it raises
-        return False
-    return isinstance(expected, FakeTensor) or bool(
-        torch.allclose(expected, found, rtol=1e-4, atol=1e-6)
-    )
-
-
-def _bounds(program: torch.export.ExportedProgram) -> list[tuple[int, int | None]]:
-    """(smallest, largest or None) batch and length for which the captured graph stands."""
-    ids = next(
-        n.meta["val"]
-        for n in program.graph.nodes
-        if n.op == "placeholder" and n.name == "input_ids"
-    )
-    ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
-    found = [ranges.get(str(size)) for size in ids.shape]
-    return [
-        (0, None)
-        if b is None
-        else (int(b.lower), None if str(b.upper) == "int_oo" else int(b.upper))
-        for b in found
-    ]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -72,7 +72,8 @@ def find_blocks(graph: fx.Graph) -> Blocks:
         blocks = Blocks(container, tuple((f"{container}.{index}",) for index in indices))
         if not flat and not _adds_outside(graph, blocks):
             return blocks
-    return Blocks("", tuple(repeated_blocks(graph)))
+    container, parts = repeated_blocks(graph)
+    return Blocks(container, tuple(parts))
 
 
 def _read_by_islands(graph: fx.Graph) -> list[fx.Node]:

@@ -49,7 +49,7 @@ class Barred(Untraceable):
 @dataclass(frozen=True)
 class Source:
     """A region with its inputs as ports. shapes: of weights as the model has them. constants: the
-    values of those. vocabulary: ids are below.
+    values of those. vocabulary: ids are below. shortest: the fewest tokens that the model takes.
     """
 
     body: Body
@@ -57,6 +57,7 @@ class Source:
     shapes: tuple[tuple[int, ...], ...]
     constants: tuple[Tensor | None, ...]
     vocabulary: int
+    shortest: int = 2
 
     @property
     def learning(self) -> list[int]:
@@ -254,6 +255,7 @@ def _check_numbers(source: Source, text: str) -> None:
     """The program gives the region's numbers, and its gradients are torch.autograd's."""
     island = read(text)
     for seed, (batch, tokens) in enumerate(_SIZES):
+        tokens = max(tokens, source.shortest)
         given = source.sample(batch, tokens, seed, own=True)
         results = batched(island.forward, given, source.ports)
         widths = [Port("tokens", (width,)) for width in island.widths]
@@ -294,13 +296,14 @@ def _longest(source: Source) -> int | None:
     given = _one(source, source.sample(1, _LONG, 4, own=False), 0)
     most = _LONG
     if not _runs(source, given, most):
-        least = 2
+        least = source.shortest
         while most - least > 1:
             middle = (least + most) // 2
             least, most = (middle, most) if _runs(source, given, middle) else (least, middle)
         most = least
     whole = source.sequence(*_first(source, given, most))
-    for length in (*range(2, min(64, most)), *(n for n in (96, 192, 384) if n < most)):
+    few = range(source.shortest, min(64, most))
+    for length in (*few, *(n for n in (96, 192, 384) if n < most)):
         cut = source.sequence(*_first(source, given, length))
         for found, expected in zip(cut, whole, strict=True):
             if _differ(found, expected[:length], _SAME):

@@ -66,8 +66,15 @@ def regions(graph: fx.Graph) -> list[Region]:
         outside = [user for user in node.users if _is_outside(user, node, of)]
         if outside:
             outputs.setdefault(of.get(node, -1 - order[node]), []).append(node)
-    found = [_region(wanted, of, order) for wanted in outputs.values()]
-    return sorted(found, key=lambda region: levels[region.outputs[0]])
+    found = {own: _region(wanted, of, order) for own, wanted in outputs.items()}
+    pending = list(found.values())
+    while pending:  # what one computes again may begin with a value inside of another
+        for node in pending.pop().inputs:
+            if node in of and node not in (wanted := outputs.setdefault(of[node], [])):
+                wanted.append(node)
+                found[of[node]] = _region(wanted, of, order)
+                pending.append(found[of[node]])
+    return sorted(found.values(), key=lambda region: levels[region.outputs[0]])
 
 
 def _levels(graph: fx.Graph, of_tokens: set[fx.Node]) -> dict[fx.Node, int]:

@@ -34,13 +34,14 @@ def inside(module: str, blocks: Iterable[str]) -> bool:
     return any(module == block or module.startswith(block + ".") for block in blocks)
 
 
-def repeated_blocks(graph: fx.Graph) -> list[Parts]:
-    """Of each block, in order of execution, the names that its weights lie in; one block where
-    nothing repeats, none where there are no weights.
+def repeated_blocks(graph: fx.Graph) -> tuple[str, list[Parts]]:
+    """(a numbered container whose children are the blocks, "" for none; of each block, in order of
+    execution, the names that its weights lie in). One block where nothing repeats, none where there
+    are no weights.
     """
     items = _items(graph)
     if not items:
-        return []
+        return "", []
     joins, within = _stream(graph)
     levels = _levels(graph, joins)
     steps = max(max(levels.values()), 1)
@@ -50,10 +51,13 @@ def repeated_blocks(graph: fx.Graph) -> list[Parts]:
         item.level = min(levels[reader] for reader in item.readers)
     mixers = [(name, levels[node]) for node in graph.nodes if _mixes(node)
               if (name := _name_of_mixer(node, levels))]  # fmt: skip
-    units = _Units(own, mixers, foreign).found()
+    units = _Units(items, mixers, foreign).found()
+    if container := _container(units):
+        mixing = sorted((u for u in units if u.mixing is not None), key=lambda u: u.mixing or 0)
+        return container, [(unit.name,) for unit in mixing]
     names = [item.name for item in items]
     blocks = _grouped(sorted(units, key=lambda unit: unit.first), steps)
-    return [_widened(parts, names) for parts in blocks]
+    return "", [_widened(parts, names) for parts in blocks]
 
 
 @dataclass
@@ -86,6 +90,10 @@ class _Unit:
     @property
     def first(self) -> int:
         return min(item.at for item in self.items)
+
+    @property
+    def has_layer(self) -> bool:
+        return any(is_tint(n, linear_forward) for item in self.items for n in item.readers)
 
     @property
     def level(self) -> int:
@@ -149,12 +157,18 @@ def _stream(graph: fx.Graph) -> tuple[set[fx.Node], set[fx.Node] | None]:
     for node in graph.nodes:
         sources = node.all_input_nodes
         behind[node] = {n for source in sources for n in (source, *behind[source])}
+    through: dict[fx.Node, set[fx.Node]] = {}  # what it is computed from by weights
+    for node in graph.nodes:
+        sources = _activations(node)
+        through[node] = {n for source in sources for n in through[source]}
+        if any(is_tint(n, prefix) for n in node.all_input_nodes):
+            through[node].update(sources, *(behind[n] for n in sources))
     joins: dict[fx.Node, set[fx.Node]] = {}  # -> what its stream was before
     for node in graph.nodes:
         operands = _activations(node) if is_tint(node, residual, island_forward) else []
         for x in operands:
             before = {x} | joins.get(x, set())
-            if any(y is not x and before & behind[y] for y in operands):
+            if any(y is not x and before & through[y] for y in operands):
                 joins.setdefault(node, set()).update(before)
     if not joins:
         return set(), None
@@ -181,26 +195,43 @@ def _activations(node: fx.Node) -> list[fx.Node]:
 class _Units:
     """Names from the top down, until what lies below belongs to one step that mixes tokens."""
 
-    def __init__(self, own: list[_Item], mixers: list[tuple[str, int]], foreign: set[str]) -> None:
-        self.own, self.mixers, self.foreign = own, mixers, foreign
+    def __init__(
+        self, items: list[_Item], mixers: list[tuple[str, int]], foreign: set[str]
+    ) -> None:
+        self.items, self.mixers, self.foreign = items, mixers, foreign
 
     def found(self) -> list[_Unit]:
-        return self._below("", self.own)
+        return self._below("", self.items)
 
     def _below(self, name: str, items: list[_Item]) -> list[_Unit]:
+        own = [item for item in items if item.name not in self.foreign]
+        if not own:
+            return []
         mixing = {level for at, level in self.mixers if not name or inside(at, {name})}
-        others = any(not name or inside(other, {name}) for other in self.foreign)
-        alike = len({(item.level, item.ends) for item in items}) == 1
-        if name and not others and (len(mixing) == 1 or (not mixing and alike)):
+        alike = len({(item.level, item.ends) for item in own}) == 1
+        listed = bool(mixing) and name.rpartition(".")[2].isdigit()  # then all that it holds
+        whole = listed or len(own) == len(items)
+        if name and whole and (len(mixing) == 1 or (not mixing and alike)):
             return [_Unit(name, next(iter(mixing), None), items)]
-        if name in {item.name for item in items}:  # a weight that several steps read
-            return [_Unit(name, None, items)]
+        if name in {item.name for item in own}:  # a weight that several steps read
+            return [_Unit(name, None, own)]
         children: dict[str, list[_Item]] = defaultdict(list)
         prefixed = f"{name}." if name else ""
         for item in items:
             rest = item.name.removeprefix(prefixed)
             children[prefixed + rest.partition(".")[0]].append(item)
         return [unit for child, part in children.items() for unit in self._below(child, part)]
+
+
+def _container(units: list[_Unit]) -> str:
+    """The one list whose items are the units that mix tokens, if no layer stands beside them."""
+    lists = {unit.name.rpartition(".")[0] for unit in units if unit.mixing is not None}
+    beside = [unit for unit in units if unit.mixing is None]
+    numbered = all(u.name.rpartition(".")[2].isdigit() for u in units if u.mixing is not None)
+    if len(lists) != 1 or not numbered or any(unit.has_layer for unit in beside):
+        return ""
+    (container,) = lists
+    return "" if any(inside(unit.name, {container}) for unit in beside) else container
 
 
 def _widened(parts: Parts, names: list[str]) -> Parts:

@@ -48,7 +48,7 @@ _DETACH = (aten.detach, aten.detach_)
 @graph_pass(
     requires=("well_formed", "one_logits_output"),
     ensures=("well_formed", "one_logits_output"),
-    reads=("vocab_size",),
+    reads=("vocab_size", "min_tokens"),
     writes=("tables", "ordered", "max_tokens"),
 )
 def form_islands(graph: fx.Graph, context: Context) -> fx.Graph:
@@ -148,6 +148,8 @@ class _Islands:
     def island(self, region: Region) -> None:
         """Replaces the region's results. One that can be no island is left, and says why."""
         region.inputs = [self._replaced.get(node, node) for node in region.inputs]
+        if any(n.op == "call_function" and not is_recognized(n) for n in region.inputs):
+            return  # a consequence: what it reads could be no island
         try:
             _refuse_barred(region)
             source = self._source(region)
@@ -187,8 +189,10 @@ class _Islands:
         if not any(port.learns for port in ports):
             raise Untraceable("it reads no activation and no weight")
         vocabulary = self.context.facts.vocab_size or 2
+        shortest = max(2, self.context.facts.min_tokens)
         body = Body(region, self.model)
-        return Source(body, tuple(ports), tuple(shapes), tuple(constants), vocabulary)
+        given = tuple(shapes), tuple(constants)
+        return Source(body, tuple(ports), *given, vocabulary, shortest)
 
     def _constant(self, node: fx.Node) -> Tensor:
         record = info(node)

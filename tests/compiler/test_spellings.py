@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ import tintc
 from tests.compiler.test_islands import D, Decoder, V, attention, compare, feed, merged, split
 from tests.support.grid import some
 from tests.support.models import randomized
+from tintc.ir.errors import UnsupportedModelError
 
 
 class Spelled(Decoder):
@@ -148,3 +150,29 @@ class _First(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits[..., : self.count]
+
+
+def through_pieces(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    y = m.up(x)
+    y.unfold(-1, 4, 4).mul_(0.5)
+    return m.down(y.tanh())
+
+
+def through_unsafe_pieces(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    y = m.up(x)
+    y.unsafe_chunk(2, -1)[0].mul_(0.5)
+    return m.down(y.tanh())
+
+
+def test_a_write_through_an_unfolded_view() -> None:
+    """torch's functionalization fixes its sizes to those of the traced call."""
+    compare(made(plain, through_pieces), steps=1, batch=2, padded="right")
+
+
+def test_a_write_that_autograd_does_not_see_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"aten.mul_.Tensor in blocks\.0 \(test_\w+\.py:\d+\) writes in place through "
+        r"aten\.unsafe_chunk\.default",
+    ):
+        tintc.compile(made(plain, through_unsafe_pieces), tintc.SimulatorConfig.exact())

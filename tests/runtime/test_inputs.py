@@ -7,6 +7,7 @@ import torch
 
 from tests.support.models import opt, ragged_train_mask, simulate, tokens
 from tests.support.tolerances import SIMULATOR, error
+from tests.support.toys import toy
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import InputError, UsageError
 from tintc.runtime.simulator import Simulator
@@ -194,3 +195,20 @@ def test_given_positions_equal_the_default_ones(simulator: Simulator) -> None:
     assert torch.equal(
         simulator(IDS, TRAIN, position_ids=given).logits, simulator(IDS, TRAIN).logits
     )
+
+
+def test_shorter_than_the_model_takes() -> None:
+    """A guard of the model's own on short sequences: one clear line, and training passes see as
+    many tokens as are needed.
+    """
+    model = toy(lambda m, x, ids: m.linear(x) if x.shape[1] > 4 else m.norm(x))
+    simulator = simulate(model, SimulatorConfig.exact(inner_lr=0.1))
+    ids, train = IDS % 19, torch.zeros_like(IDS)
+    with pytest.raises(InputError, match=r"has 4 tokens; this model computes something else below"):
+        simulator(ids[:, :4], train[:, :4])
+    train[:, :2] = 1
+    loss = torch.nn.functional.cross_entropy(model(ids[:1])[0, :1], ids[0, 1:2])
+    (gradient,) = torch.autograd.grad(loss, [model.linear.weight])
+    state = simulator.updated_state_dict(ids, train, 0)
+    wanted = model.linear.weight - 0.1 * gradient
+    assert error(state["linear.weight"], wanted.detach()) < SIMULATOR[torch.float64]

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tintc
+from tests.support.models import randomized
+from tintc.compiler.reports.islands import islands, said
+
 V, D, H, E, N = 29, 16, 4, 4, 3
 
 
@@ -306,8 +310,9 @@ class Cached(nn.Module):
         self.cache = Cache()
         blocks = nn.ModuleList(CachedBlock(self.cache) for _ in range(N))
         norm = nn.LayerNorm(D, bias=False)
-        parts = {"wte": nn.Embedding(V, D), "blocks": blocks, "ln_f": norm}
-        self.transformer = nn.ModuleDict(parts)
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(V, D), "blocks": blocks, "ln_f": norm}
+        )
 
     def bias(self, length: int, device: torch.device) -> Tensor:
         kept = self.cache.get("bias")
@@ -501,7 +506,7 @@ class Speed(nn.Module):
 
 
 class Stock(nn.Module):
-    """torch's tutorial: nn.TransformerEncoder with a square mask, sines in a buffer."""
+    """torch's tutorial: nn.TransformerEncoder with a square mask, sines of positions kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -528,3 +533,16 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
     "value residuals": Speed,
     "nn.TransformerEncoder": Stock,
 }
+
+
+def main() -> None:
+    """Prints, for each, what is in islands."""
+    for name, build in DECODERS.items():
+        torch.manual_seed(1)
+        model = randomized(build()).double().eval()
+        simulator = tintc.compile(model, tintc.SimulatorConfig.exact(), check="none")
+        print(f"{name}: {said(islands(simulator))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -158,8 +158,23 @@ def test_a_slice_that_happens_to_be_whole_is_no_limit_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "condition", ["t % 2 == 0", "t == 8", "b == 2", "b < 4", "t > 4", "t != 5"]
+    ("condition", "least", "most"), [("t > 4", 5, None), ("t > 2 and t <= 40", 3, 40)]
 )
+def test_a_guard_of_short_lengths_is_the_shortest(
+    condition: str, least: int, most: int | None
+) -> None:
+    model = toy(lambda m, x, ids: m.linear(x) if eval(condition, {"t": x.shape[1]}) else m.norm(x))
+    found = capture(model)
+    assert (found.min_tokens, found.max_tokens) == (least, most)
+
+
+def test_short_lengths_that_are_computed_alike_are_no_limit() -> None:
+    """One token less than two is one, of which the tracer says that it is another case."""
+    found = capture(toy(lambda m, x, ids: torch.cat((x[:, :1], m.linear(x[:, 1:].clone())), 1)))
+    assert (found.min_tokens, found.max_tokens) == (0, None)
+
+
+@pytest.mark.parametrize("condition", ["t % 2 == 0", "t == 8", "b == 2", "b < 4"])
 def test_other_branches_are_refused(condition: str) -> None:
     model = toy(
         lambda m, x, ids: (

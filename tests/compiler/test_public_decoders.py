@@ -1,0 +1,68 @@
+"""Decoders as public code bases write them: logits and one exact step equal torch.autograd's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tintc
+from tests.compiler.test_islands import RATE, stepped
+from tests.support.models import randomized
+from tests.support.public_decoders import DECODERS, V
+from tests.support.tolerances import error
+
+LIMIT = 1e-9
+BLOCKS = {"sublayers in turn": 2, "value residuals": 4}  # of the others 3
+# Not trained though they are inside of blocks: values of the first block are not mixed in there.
+UNUSED = {"blocks.1.value_mix", "blocks.2.value_mix"}
+OUTSIDE = (
+    *("W_", "b_U", "token_emb", "to_logits", "tok_embeddings", "output", "transformer.wte"),
+    *("model.embedder", "skip_weights", "embed.", "value_embeds", "smear_gate", "lm_head"),
+    *("embedding.", "linear."),
+)
+
+
+class Logits(nn.Module):
+    """The logits of whatever a model returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = self.model(ids)
+        return out["logits"] if isinstance(out, dict) else out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "tables in a cache" else pytest.mark.slow)
+        for name in DECODERS
+    ],
+)
+def test_a_step_equals_autograds(name: str) -> None:
+    torch.manual_seed(1)
+    model = randomized(DECODERS[name]()).double().eval()
+    config = tintc.SimulatorConfig.exact(inner_lr=RATE)
+    simulator = tintc.compile(model, config, check="none")
+    assert simulator.program.facts.blocks == BLOCKS.get(name, 3)
+    trained = {s.parameter for s in simulator.program.layout.prefix.values() if s.trainable}
+    named = {n for n, _ in model.named_parameters() if not n.startswith(OUTSIDE)}
+    assert trained == named - UNUSED
+    ids = torch.randint(V, (1, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros_like(ids)
+    mask[:, :8] = 1
+    own = Logits(model)
+    names = {f"model.{n}" for n in trained}
+    weights = stepped(own, names, ids[0], mask[0], 1)
+    with torch.inference_mode():
+        found = simulator(ids, mask, return_initial=True)
+        assert found.initial_logits is not None
+        initial = own(ids)
+    with torch.no_grad():
+        final = torch.func.functional_call(own, weights, (ids,))
+    assert error(found.initial_logits, initial) < LIMIT
+    assert error(found.logits, final) < LIMIT
+    assert error(initial, final) > 1e-3
