@@ -67,7 +67,21 @@ def regions(graph: fx.Graph) -> list[Region]:
         if outside:
             outputs.setdefault(of.get(node, -1 - order[node]), []).append(node)
     found = [_region(wanted, of, order) for wanted in outputs.values()]
+    while missing := _missing(found, of, outputs):
+        for node in missing:
+            outputs.setdefault(of[node], []).append(node)
+        found = [_region(wanted, of, order) for wanted in outputs.values()]
     return sorted(found, key=lambda region: levels[region.outputs[0]])
+
+
+def _missing(
+    found: list[Region], of: dict[fx.Node, int], outputs: dict[int, list[fx.Node]]
+) -> list[fx.Node]:
+    """What a region reads of another that does not give it yet: by a value of another layout, which
+    is computed again.
+    """
+    read = dict.fromkeys(node for region in found for node in region.inputs if node in of)
+    return [node for node in read if node not in outputs.get(of[node], ())]
 
 
 def _levels(graph: fx.Graph, of_tokens: set[fx.Node]) -> dict[fx.Node, int]:
