@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -273,6 +274,36 @@ def cost_of_shapes() -> str:
     return _table((*header, "FLOP", "of direct", "weights GB", "peak GB", "s"), rows)
 
 
+def coverage() -> str:
+    """The stored lines of `python -m tests.coverage_table`, counted, those that are equal apart."""
+    report = json.loads((MEASURED / "coverage.json").read_text(encoding="utf-8"))
+    lines, versions = report["types"], report["versions"]
+    counts = Counter(line["became"] for line in lines)
+    said = ", ".join(f"{count} {became}" for became, count in counts.most_common())
+    made = " and ".join(f"{name} {version}" for name, version in versions.items())
+    equal: list[tuple[str, ...]] = [
+        (f"`{line['type']}`", f"{line['exact']['cast_free']:.0e}", str(line["exact"]["islands"]))
+        for line in lines
+        if line["became"] == "equal"
+    ]
+    others: list[tuple[str, ...]] = [
+        (f"`{line['type']}`", line["became"], _quoted(line.get("reason", "")))
+        for line in lines
+        if line["became"] != "equal"
+    ]
+    return (
+        f"`{report['command']}` with {made}: {len(lines)} of {report['known']} "
+        f"types have a line, {said}.\n\n"
+        f"{_table(('equal autograd', 'largest difference', 'islands'), equal)}\n\n"
+        f"{_table(('type', 'is', 'reason'), others)}"
+    )
+
+
+def _quoted(reason: str) -> str:
+    words = reason.removeprefix("UnsupportedModelError: ").replace("`", "'")
+    return f"`{words if len(words) <= 300 else words[:297] + '...'}`"
+
+
 def _keys(document: Any) -> str:
     rows = [(f"`{path}`", kind, example) for path, kind, example in _walk(document, "")]
     return _table(("key", "type", "example"), rows)
@@ -360,6 +391,7 @@ PARTS: dict[str, Callable[..., str]] = {
         help_texts,
         json_outputs,
         cost_of_shapes,
+        coverage,
         result,
         rules,
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NotRequired, TypedDict
 
-from torch import fx
+from torch import SymInt, Tensor, fx
 
 from tintc.ir.dialect import AnyOperator, operator_of
 from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, is_reserved
@@ -134,6 +134,17 @@ def ancestors(wanted: Iterable[fx.Node], stop: Collection[fx.Node] = ()) -> set[
             found.add(node)
             stack += [] if node in stop else node.all_input_nodes
     return found
+
+
+def gives_floats(region: fx.Node) -> bool:
+    """Whether a captured region gives numbers that have gradients: no places, masks or counts."""
+    values = [user.meta.get("val") for user in region.users]
+    return not values or any(
+        value.is_floating_point() or value.is_complex()
+        if isinstance(value, Tensor)
+        else not isinstance(value, (int, SymInt))
+        for value in values
+    )
 
 
 def descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind
 
+from tintc.compiler.frontend.experts import experts_looked_up
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.limits import limits
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
@@ -108,7 +109,12 @@ def capture(model: nn.Module) -> Captured:
     Raises UnsupportedModelError if torch.export cannot trace the model or its output is not (B, T,
     V).
     """
-    with evaluating(model), untouched(model), _weights_without_numbers(model):
+    with (
+        evaluating(model),
+        untouched(model),
+        _weights_without_numbers(model),
+        experts_looked_up(model),
+    ):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))
         shortest, longest = limits(program, wrapper)

@@ -18,7 +18,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from tintc.compiler.frontend.origin import module_path, source_line
-from tintc.ir.builder import ancestors
+from tintc.ir.builder import ancestors, gives_floats
 from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.writes import writes_in_place
 
@@ -86,6 +86,8 @@ def _stops_gradients(program: torch.export.ExportedProgram) -> bool:
     regions = [
         node
         for node in program.graph.nodes
-        if "wrap_with_set_grad_enabled" in str(node.target) and node.args[0] is False
+        if "wrap_with_set_grad_enabled" in str(node.target)
+        and node.args[0] is False
+        and gives_floats(node)
     ]
     return any(node.name in weights for node in ancestors(regions))

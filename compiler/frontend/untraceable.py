@@ -1,8 +1,8 @@
-"""Why torch.export could not trace a model: its own words, and the operators that tintc does not
-simulate.
+"""Why torch.export could not trace a model: its own words, the loop over the tokens in its code, or
+the operators that tintc does not simulate.
 
 A recurrence is unrolled while it is traced, so it stands for one length only. At a fixed length it
-can be traced nevertheless, and then every operator can be named.
+can be traced nevertheless: what there is more of at a greater length stands in the loop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tintc.compiler.frontend.origin import module_path, source_line
 from tintc.ir.builder import ancestors
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 
+_LONGER = 11  # tokens of the second length at which a model is looked at
 _ORDINARY = """
     embedding linear addmm mm matmul bmm baddbmm scaled_dot_product_attention softmax
     layer_norm rms_norm add sub mul div pow square mean rsqrt sqrt tanh sigmoid gelu silu relu
@@ -55,7 +56,15 @@ def untraceable(
     """
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     reason = reason.removesuffix('! For more information, run with TORCH_LOGS="+dynamic".')
-    strange = _strange_operators(wrapper, ids)
+    first = _fixed(wrapper, ids)
+    loops = _loops(first, _fixed(wrapper, ids.new_zeros(ids.shape[0], _LONGER))) if first else []
+    if loops:
+        return UnsupportedModelError(
+            f"cannot simulate {name}: its code loops over the tokens in Python, at "
+            f"{'; '.join(loops[:3])}, so torch.export traces it for one length only ({reason}); "
+            "expected a computation of the same operators for every length"
+        )
+    strange = _strange_operators(first) if first else []
     if strange:
         return UnsupportedModelError(
             f"cannot simulate {name}: {'; '.join(strange)}. It computes with operators that tintc "
@@ -70,18 +79,49 @@ def untraceable(
     )
 
 
-def _strange_operators(wrapper: nn.Module, ids: Tensor) -> list[str]:
-    """`operator xN in module (source line)` of what computes with activations and is not ordinary,
-    traced at one length.
-    """
+def _fixed(wrapper: nn.Module, ids: Tensor) -> fx.Graph | None:
+    """The model traced at one length; None if it cannot be traced at all."""
     try:
         with quietly(), torch.enable_grad():
-            graph = torch.export.export(
+            graph: fx.Graph = torch.export.export(
                 wrapper, (), {"input_ids": torch.zeros_like(ids)}, strict=False
             ).graph  # a tensor without marks
+            return graph
     except Exception as error:  # the model's or the tracer's: then there is nothing to name
         raise_if_interrupted(error)
+        return None
+
+
+def _loops(short: fx.Graph, longer: fx.Graph | None) -> list[str]:
+    """`file:line in module (operators)` of the lines that run more often for more tokens."""
+    if longer is None:
         return []
+    before, after = _by_line(short), _by_line(longer)
+    grown = [line for line, nodes in after.items() if len(nodes) > len(before.get(line, ()))]
+    found = []
+    for line in grown:
+        node = after[line][0]
+        names = list(dict.fromkeys(_name(each) for each in after[line]))
+        found.append(f"{line} in {module_path(node) or 'the model'} ({', '.join(names[:4])})")
+    return found
+
+
+def _by_line(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    found: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_function" and source_line(node):
+            found[source_line(node)].append(node)
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _strange_operators(graph: fx.Graph) -> list[str]:
+    """`operator xN in module (source line)` of what computes with activations and is not
+    ordinary.
+    """
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)

@@ -57,11 +57,16 @@ class Body:
             shape = sizes_at(source, batch, tokens)
             if calls(node, aten.sym_size):
                 return shape[args[1]]
-            args[0] = torch.empty(shape, dtype=self._type(source.meta["val"].dtype))
+            value = source.meta.get("val")  # none of what a pass made
+            args[0] = torch.empty(
+                shape, dtype=self._type(value.dtype if value is not None else TRACED)
+            )
         args, kwargs = fx.node.map_arg((args, kwargs), values.__getitem__)
         args, kwargs = fx.node.map_aggregate((args, kwargs), self._leaf)
         if calls(node, aten.copy):  # what a write in place is; torch does not differentiate it
             return torch.broadcast_to(args[1].to(args[0].dtype), args[0].shape)
+        if calls(node, aten.index_put) and _fills(*args):
+            return torch.where(args[1][0], args[2].to(args[0].dtype), args[0])
         return function_of(node)(*args, **kwargs)
 
     def _leaf(self, leaf: Any) -> Any:
@@ -85,6 +90,12 @@ class Body:
                 yield
         finally:
             torch.set_default_dtype(before)
+
+
+def _fills(x: Tensor, places: Any, value: Tensor, accumulate: bool = False) -> bool:
+    """Whether one number is put where a mask says: torch.vmap takes no mask as places."""
+    masks = len(places) == 1 and places[0].dtype == torch.bool
+    return masks and places[0].shape == x.shape and value.numel() == 1 and not accumulate
 
 
 def _is_parameter(node: fx.Node) -> bool:

@@ -31,9 +31,9 @@ from tintc.passes.analysis.island_body import TRACED, Body
 R = TypeVar("R")
 
 _OF_TOKENS = ("tokens", "ids")
-_HINT = 19  # tokens of the sequence that is traced
+_HINT = 19  # tokens of the sequence that is traced; fewer where the model takes no more
 _LONG = 640  # how far it is looked at whether the length matters
-_SIZES = ((2, 7), (3, 19), (1, 2))  # sequences and tokens at which it is compared
+_SIZES = ((2, 7), (3, _HINT), (1, 2))  # sequences and tokens at which it is compared
 _LIMIT = 1e-6  # of differences, relative to the largest number: the region may round to float32
 _SAME = 1e-9  # of what has to be the same computation
 
@@ -49,7 +49,7 @@ class Barred(Untraceable):
 @dataclass(frozen=True)
 class Source:
     """A region with its inputs as ports. shapes: of weights as the model has them. constants: the
-    values of those. vocabulary: ids are below. shortest: the fewest tokens that the model takes.
+    values of those. vocabulary: ids are below. shortest, most: tokens that the model takes.
     """
 
     body: Body
@@ -58,6 +58,13 @@ class Source:
     constants: tuple[Tensor | None, ...]
     vocabulary: int
     shortest: int = 2
+    most: int | None = None
+
+    @property
+    def hint(self) -> int:
+        """Tokens of the sequence that is traced: not the most, where nothing would be padded."""
+        most = _HINT if self.most is None else min(_HINT, self.most - 3)
+        return max(self.shortest, most)
 
     @property
     def learning(self) -> list[int]:
@@ -127,7 +134,7 @@ def traced(source: Source, names: Sequence[str]) -> Traced:
     Raises Untraceable, with the reason, for a region that can be no island.
     """
     with source.body.types(), torch.inference_mode(False), torch.no_grad():
-        example = source.sample(1, _HINT, 0, own=False)
+        example = source.sample(1, source.hint, 0, own=False)
         values = [x[0] if p.kind in _OF_TOKENS else x
                   for x, p in zip(example, source.ports, strict=True)]  # fmt: skip
         results = _ran(lambda: source.sequence(*values))
@@ -159,7 +166,7 @@ def _ran(function: Callable[[], R]) -> R:
 
 
 def _program(source: Source, values: Sequence[Tensor], widths: tuple[int, ...]) -> str:
-    gradients = [torch.ones(_HINT, width, dtype=TRACED) for width in widths]
+    gradients = [torch.ones(source.hint, width, dtype=TRACED) for width in widths]
     ports = [*(Port("tokens", (width,)) for width in widths), *source.ports]
     parts = [
         _graph(source.sequence, values, source.ports),
@@ -203,7 +210,7 @@ def _check_batches(source: Source) -> None:
 
 def _check_causal(source: Source, names: Sequence[str]) -> None:
     """No result depends on a later token; and it is the same twice."""
-    for tokens, changed in ((7, range(1, 7)), (19, (5, 18))):
+    for tokens, changed in ((7, range(1, 7)), (source.hint, (source.hint // 4, source.hint - 1))):
         given = _one(source, source.sample(1, tokens, 2, own=False), 0)
         before = source.sequence(*given)
         again = source.sequence(*given)
@@ -255,7 +262,7 @@ def _check_numbers(source: Source, text: str) -> None:
     """The program gives the region's numbers, and its gradients are torch.autograd's."""
     island = read(text)
     for seed, (batch, tokens) in enumerate(_SIZES):
-        tokens = max(tokens, source.shortest)
+        tokens = max(source.shortest, min(tokens, source.hint))
         given = source.sample(batch, tokens, seed, own=True)
         results = batched(island.forward, given, source.ports)
         widths = [Port("tokens", (width,)) for width in island.widths]
@@ -293,8 +300,8 @@ def _longest(source: Source) -> int | None:
     Raises Untraceable where a token's result depends on how many tokens follow: training passes see
     the first tokens alone.
     """
-    given = _one(source, source.sample(1, _LONG, 4, own=False), 0)
-    most = _LONG
+    most = limit = min(_LONG, source.most or _LONG)
+    given = _one(source, source.sample(1, limit, 4, own=False), 0)
     if not _runs(source, given, most):
         least = source.shortest
         while most - least > 1:
@@ -311,7 +318,7 @@ def _longest(source: Source) -> int | None:
                     f"it depends on the length of the sequence: with {length} tokens the first "
                     f"results are others than with {most}"
                 )
-    return None if most == _LONG else most
+    return None if most == limit else most
 
 
 def _runs(source: Source, given: Sequence[Tensor], length: int) -> bool:

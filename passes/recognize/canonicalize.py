@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import operands
+from tintc.ir.builder import gives_floats, operands
 from tintc.ir.context import Context
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.pass_manager import graph_pass
@@ -132,7 +132,7 @@ def _inline_regions(graph: fx.Graph) -> None:
 def _body_argument(node: fx.Node) -> int | None:
     """Which argument of a region holds its body; None for what is no region to inline."""
     if "wrap_with_set_grad_enabled" in str(node.target):
-        if node.args[0] is False and reads_weights(node):
+        if node.args[0] is False and gives_floats(node) and reads_weights(node):
             info(node).refused = "it stops the gradient of a value that depends on weights"
             return None
         return 1

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from tintc.ir.builder import Builder, input_node, short_label
+from tintc.ir.builder import Builder, input_node, logits_node, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_recognized, is_tint
 from tintc.ir.inputs import table_name
@@ -38,7 +38,7 @@ from tintc.passes.analysis.evaluation import is_weight
 from tintc.passes.analysis.island_body import Body
 from tintc.passes.analysis.island_trace import Barred, Source, Traced, traced
 from tintc.passes.analysis.ordering import in_order
-from tintc.passes.analysis.patterns import aten, binary, calls, is_of_tokens, sizes
+from tintc.passes.analysis.patterns import aten, binary, calls, is_of_tokens, last_size, sizes
 from tintc.passes.analysis.regions import Region, carried, left, regions
 from tintc.passes.analysis.slots import read_slot
 
@@ -49,25 +49,35 @@ _DETACH = (aten.detach, aten.detach_)
     requires=("well_formed", "one_logits_output"),
     ensures=("well_formed", "one_logits_output"),
     reads=("vocab_size", "min_tokens"),
-    writes=("tables", "ordered", "max_tokens"),
+    writes=("tables", "ordered", "max_tokens", "vocab_size"),
 )
 def form_islands(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. Does nothing where islands are refused."""
     graph.eliminate_dead_code()
     if context.islands == "refuse" or not left(graph):
         return graph
+    _learn_vocabulary(graph, context)
     _read_once(graph)
     in_order(graph)
     _take_sums(graph)
     makes = _Islands(graph, context)
     for region in regions(graph):
         makes.island(region)
+    in_order(graph)  # an island stands before its first result, whatever the others need
     for node in reversed(left(graph)):  # torch takes attention for impure, and would keep it
         if not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    in_order(graph)
     return graph
+
+
+def _learn_vocabulary(graph: fx.Graph, context: Context) -> None:
+    """Of a model whose table of tokens an island reads: one for every logit. Where the table has
+    fewer rows, the island says so when it is computed.
+    """
+    width = last_size(logits_node(graph))
+    if not context.facts.vocab_size and width is not None:
+        context.learn(vocab_size=width)
 
 
 def _read_once(graph: fx.Graph) -> None:
@@ -188,11 +198,10 @@ class _Islands:
             constants.append(None if value is None else value.to(torch.float64) if own else value)
         if not any(port.learns for port in ports):
             raise Untraceable("it reads no activation and no weight")
-        vocabulary = self.context.facts.vocab_size or 2
-        shortest = max(2, self.context.facts.min_tokens)
-        body = Body(region, self.model)
-        given = tuple(shapes), tuple(constants)
-        return Source(body, tuple(ports), *given, vocabulary, shortest)
+        facts, body = self.context.facts, Body(region, self.model)
+        each = tuple(ports), tuple(shapes), tuple(constants)
+        lengths = max(2, facts.min_tokens), facts.max_tokens
+        return Source(body, *each, facts.vocab_size or 2, *lengths)
 
     def _constant(self, node: fx.Node) -> Tensor:
         record = info(node)

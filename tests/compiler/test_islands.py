@@ -122,6 +122,35 @@ def into_copy(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     return m.down(y)
 
 
+def chosen(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Two of eight rows for each token: chosen without gradients, weighed with them."""
+    scores = x @ m.by_head[0]
+    with torch.no_grad():
+        places = scores.topk(2, -1).indices
+    weights = scores.softmax(-1).gather(-1, places)
+    return (weights[..., None] * m.into.T[:8][places]).sum(-2)
+
+
+def in_one_chunk(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Padded to a chunk of 16 tokens, of which there is one: the model takes no more."""
+    chunk = F.pad(x, (0, 0, 0, -x.shape[1] % 16)).view(x.shape[0], 16, D)
+    return feed(m, chunk.cumsum(1)[:, : x.shape[1]], ids)
+
+
+def streams(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Two streams on an axis of their own, read before and behind a recognised layer."""
+    first = m.out(x)
+    both = torch.stack([first, first / (1 + first.abs())])
+    return (both * feed(m, both.sum(0), ids).sigmoid()).prod(0)
+
+
+def replaced(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    """One id stands for another, as for pictures in a text."""
+    ids = ids.clone()
+    ids[ids == 3] = 0
+    return m.token(ids)
+
+
 def before(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 1, 0))[:, :-1]
 
@@ -145,10 +174,15 @@ FEED: dict[str, Change] = {
     "token before": lambda m, x, ids: feed(m, x + torch.sigmoid(m.gain) * before(x), ids),
     "written norm": lambda m, x, ids: feed(m, x / (x.std(-1, keepdim=True) + 1e-5) * m.gain, ids),
     "written into": into_copy,
+    "rows chosen without gradients": chosen,
+    "one chunk": in_one_chunk,
+    "two streams": streams,
+    "sizes of another": lambda m, x, ids: m.down(torch.ones_like(m.up(x)).cumsum(-1) * x[..., :1]),
     "by token": lambda m, x, ids: feed(m, x * (1 + (ids % 3)[..., None] * m.number), ids),
 }
 EMBED: dict[str, Any] = {
     "a part of the first": lambda m, x, ids: torch.cat((x[:, :1], x[:, 1:] + 0.3 * x[:, :-1]), 1),
+    "a token replaced": replaced,
     "token type": lambda m, x, ids: x + F.embedding(torch.zeros_like(ids), m.position.weight * 0.5),
 }
 
@@ -236,7 +270,8 @@ def decoder(kind: str, name: str) -> nn.Module:
     default=[
         *(("attend", name) for name in ("sink", "weights of heads", "convolution", "gated")),
         *(("feed", name) for name in ("mish", "transposed", "token before", "by token")),
-        ("embed", "token type"),
+        *(("feed", name) for name in ("rows chosen without gradients", "one chunk", "two streams")),
+        *(("embed", name) for name in ("token type", "a token replaced")),
     ],
 )
 def test_steps_equal_autograds(kind: str, name: str) -> None:

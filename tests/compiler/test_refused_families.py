@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,17 +24,20 @@ EXPERTS = {
 RECURRENT = {**BASE, "hidden_size": 12}
 
 REFUSED = {
-    "mixtral": (builder("mixtral", **EXPERTS), ("aten.topk", "aten.sort", "mlp.gate")),
+    "mixtral": (builder("mixtral", **EXPERTS), ("aten.topk", "aten.index", "mlp.gate")),
     "qwen2_moe": (builder("qwen2_moe", **EXPERTS), ("aten.topk", "mlp.gate")),
     "gpt_oss": (builder("gpt_oss", **GROUPED), ("aten.cat", "self_attn")),
     "mamba": (
         builder("mamba", **RECURRENT, state_size=4),
-        ("aten.conv1d", "aten.softplus", "aten.exp", "mixer"),
+        ("loops over the tokens", "modeling_mamba.py", "backbone.layers.0.mixer"),
     ),
-    "rwkv": (builder("rwkv", **RECURRENT), ("aten.exp", "aten.maximum", "attention")),
+    "rwkv": (
+        builder("rwkv", **RECURRENT),
+        ("loops over the tokens", "modeling_rwkv.py", "blocks.0.attention"),
+    ),
     "recurrent_gemma": (
         builder("recurrent_gemma", **{**GROUPED, "num_hidden_layers": 3}),
-        ("aten.conv1d", "rg_lru"),
+        ("loops over the tokens", "modeling_recurrent_gemma.py", "rg_lru"),
     ),
     "norms of single heads": (
         builder("stablelm", **STABLELM, qk_layernorm=True),
@@ -83,6 +88,33 @@ def test_recurrent_layers_are_named(
     with pytest.raises(UnsupportedModelError, match=rf"{operator}.* x1 in layer"):
         capture(Recurrent(kind).eval())
     assert capfd.readouterr() == ("", "")
+
+
+class Decaying(nn.Module):
+    """A running sum that forgets, token by token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(29, 8), nn.Linear(8, 29)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids)
+        state, states = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            state = 0.5 * state + x[:, t].tanh()  # the line that is named
+            states.append(state)
+        logits: Tensor = self.head(torch.stack(states, 1))
+        return logits
+
+
+def test_a_loop_over_tokens_is_named_with_its_line() -> None:
+    source = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = 1 + next(i for i, text in enumerate(source) if "# the line that is named" in text)
+    with pytest.raises(UnsupportedModelError) as caught:
+        capture(Decaying().eval())
+    assert f"loops over the tokens in Python, at test_refused_families.py:{line} in the model" in (
+        str(caught.value)
+    )
 
 
 def test_data_dependent_positions_are_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -173,35 +173,7 @@ class TestRefusedByItsConfig:
         "mamba": transformers.MambaConfig(
             vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1
         ),
-        "mixtral": transformers.MixtralConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            num_local_experts=2,
-        ),
-        "gemma3": transformers.Gemma3Config(
-            text_config={
-                "vocab_size": 64,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "head_dim": 8,
-            },
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            mm_tokens_per_image=1,
-        ),
+        "rwkv": transformers.RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1),
     }
 
     @pytest.mark.parametrize(
@@ -210,8 +182,7 @@ class TestRefusedByItsConfig:
             ("mamba", package.compile),
             ("mamba", Auxiliary),
             ("mamba", benched),
-            pytest.param("mixtral", package.compile, marks=pytest.mark.slow),
-            pytest.param("gemma3", package.compile, marks=pytest.mark.slow),
+            pytest.param("rwkv", package.compile, marks=pytest.mark.slow),
         ],
     )
     def test_nothing_is_fetched(
