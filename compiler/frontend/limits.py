@@ -10,7 +10,6 @@ import builtins
 import math
 import re
 import types
-from typing import cast
 
 import torch
 from torch import fx, nn
@@ -142,7 +141,7 @@ def _unguarded(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """Its graph without what only asserts, and without what nobody reads: a loss beside logits.
     Its `forward` asks no hook for the range of lengths.
     """
-    module = cast(fx.GraphModule, program.module(check_guards=False))
+    module = program.module(check_guards=False)
     for node in list(module.graph.nodes):
         if "_assert_scalar" in str(node.target) or "sym_constrain_range" in str(node.target):
             module.graph.erase_node(node)
