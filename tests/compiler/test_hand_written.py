@@ -268,7 +268,6 @@ def test_a_models_own_limit_of_length_is_the_simulators() -> None:
         ("clamped", "neither the token ids nor consecutive positions"),
         ("computed table", "its table is not in the state dict"),
         ("foreign table", "its table is not in the state dict"),
-        ("between blocks", r"mixers\.0 .* stands between blocks but in none"),
         ("even", "computes different things for different batches or lengths"),
         ("large batch", "computes different things for different batches or lengths"),
         ("hidden states", "returns 8 numbers a position; expected logits over its 17 tokens"),

@@ -65,7 +65,8 @@ def capture_once(model: nn.Module) -> Captured:
     if kind not in _EXPORTED:
         _put(_EXPORTED, kind, dataclasses.replace(capture(model), tensors={}))
     kept = _EXPORTED[kind].copy()
-    return Known(kept.graph, *state_of(model), dict(kept.constants), kept.max_tokens, kind)
+    limits = kept.max_tokens, kept.min_tokens
+    return Known(kept.graph, *state_of(model), dict(kept.constants), *limits, kind)
 
 
 def lower_once(captured: Captured, config: SimulatorConfig, islands: Islands = "allow") -> Program:
