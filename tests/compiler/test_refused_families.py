@@ -24,7 +24,7 @@ EXPERTS = {
 RECURRENT = {**BASE, "hidden_size": 12}
 
 REFUSED = {
-    "mixtral": (builder("mixtral", **EXPERTS), ("aten.topk", "aten.index", "mlp.gate")),
+    "mixtral": (builder("mixtral", **EXPERTS), ("aten.topk", "aten.bmm", "mlp.gate")),
     "qwen2_moe": (builder("qwen2_moe", **EXPERTS), ("aten.topk", "mlp.gate")),
     "gpt_oss": (builder("gpt_oss", **GROUPED), ("aten.cat", "self_attn")),
     "mamba": (

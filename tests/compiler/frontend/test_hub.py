@@ -173,7 +173,7 @@ class TestRefusedByItsConfig:
         "mamba": transformers.MambaConfig(
             vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1
         ),
-        "rwkv": transformers.RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1),
+        "rwkv": transformers.RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2),
     }
 
     @pytest.mark.parametrize(
