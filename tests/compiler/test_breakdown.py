@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
 from tintc.compiler.cost import estimate
@@ -53,9 +53,7 @@ def counted(compiled: Simulator, predict: Predict = "all") -> int:
     ids = tokens(BATCH, TOKENS, VOCAB)
     mask = (torch.arange(TOKENS) <= SEGMENT).long().expand(BATCH, TOKENS)
     # torch counts no fused attention of a CPU, which is written out instead
-    # nor any product in place: (B, O, S) times (B, S, I)
-    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a.numel() * b[-1]}
-    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    counter = counting()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         compiled(ids, mask, predict=predict)
     return int(counter.get_total_flops())

@@ -15,6 +15,7 @@ from tintc.compiler import checks
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.ops import activation
+from tintc.ir.ops.activation import RELUS
 
 
 class Halved(FeedForward):
@@ -87,12 +88,13 @@ def test_kinks() -> None:
 
 
 def test_zeros_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's functionalization does not know that unsafe_chunk returns views; a layer that starts
-    at zero gives the right logits all the same.
-    """
-    model = decoder(lambda: Halved(lambda y: y.unsafe_chunk(2, -1)[0]))
+    """A wrong activation behind a layer that starts at zero gives the right logits."""
+    wrong = activation.Activation(lambda x: 2 * torch.relu(x), lambda x: (2 * (x > 0), 0 * x))
+    monkeypatch.setattr(activation, "RELUS", {})
+    monkeypatch.setattr(activation, "SMOOTH", {**activation.SMOOTH, **dict.fromkeys(RELUS, wrong)})
+    model = decoder(Clamped)
     with pytest.raises(NumericalError, match="the compiled forward pass differs"):
-        tintc.compile(model)
+        tintc.compile(model, check="forward")
     monkeypatch.setattr(checks, "_perturbed", lambda weights: {})
     tintc.compile(model, check="forward")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
+from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import FAMILIES, opt, simulate, tokens
 from tintc.compiler import cost
@@ -115,7 +115,7 @@ def test_estimates(case: tuple[str, str], shape: str, backend: str) -> None:
     simulator, sizes, ids, train_mask = prepared(family, CONFIGS[config], shape, backend)
     # torch does not count its fused attention on a CPU; the plain one is counted as the products
     # that it is.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:
         simulator(ids, train_mask)
@@ -132,7 +132,7 @@ def test_estimates_of_inner_rules(rule: str, shape: str) -> None:
     simulator, sizes, ids, train_mask = prepared("opt", RULED[rule], shape, "fused")
     with torch.no_grad():
         simulator(ids, train_mask)  # what weights are turned into once is part of no call
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:
         simulator(ids, train_mask)
@@ -152,7 +152,7 @@ def test_a_loop_on_the_transformer_back_end() -> None:
         )
         costs[steps] = cost_of(simulator, **sizes)
         if steps == 6:
-            counter = FlopCounterMode(display=False)
+            counter = counting()
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
                 simulator(ids, train_mask)
             assert costs[steps].flops == counter.get_total_flops()
@@ -165,7 +165,7 @@ def test_a_loop_on_the_transformer_back_end() -> None:
 def test_estimates_without_optimizations(config: str) -> None:
     simulator, sizes, ids, train_mask = prepared("opt", CONFIGS[config], "long", "fused")
     simulator.optimizations = ()
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:
         simulator(ids, train_mask)
@@ -218,7 +218,7 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
     )
     sizes = {"batch": batch, "tokens": length, "segment": 63}
     assert slices.slice_size(batch, length, fixed("cpu")) < batch
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:
         simulator(ids, train_mask)

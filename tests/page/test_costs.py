@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
 from tests.support.artifacts import artifact
+from tests.support.flops import counting
 from tests.support.nano import nano
 from tests.support.pages import column, content
 from tests.support.speeds import SPEEDS
@@ -107,11 +107,11 @@ class TestPhases:
         ids = torch.arange(TOKENS)[None] % VOCAB
         mask = (torch.arange(TOKENS) <= SEGMENT)[None].long()
         # torch counts no fused attention of a CPU, which is written out instead
-        counting = FlopCounterMode(display=False)
-        with counting, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        counter = counting()
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             compiled(ids, mask)
         costs = stage_costs(compiled, "optimized")
-        assert sum(cost.flops for cost in costs.values()) == counting.get_total_flops()
+        assert sum(cost.flops for cost in costs.values()) == counter.get_total_flops()
 
     @pytest.mark.parametrize(
         ("preset", "backend", "changes"),

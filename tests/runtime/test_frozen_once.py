@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
 from tests.support.families import FAMILIES
+from tests.support.flops import counting
 from tests.support.models import opt, simulate, tokens
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
@@ -87,7 +87,7 @@ def test_what_it_saves() -> None:
     counts = []
     for on in (False, True):
         switched(simulator, on)
-        counter = FlopCounterMode(display=False)
+        counter = counting()
         simulator.optimizations = tuple(
             n for n in simulator.optimizations if n in (frozen.NAME, "chunk_head")
         )

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
 from tests.support.families import FAMILIES
+from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
 from tests.support.once import compiling_once
@@ -104,7 +104,7 @@ def test_losses_beside_logits() -> None:
     wanted = both(simulator, inputs, labels=labels, return_initial=True)[0]
     counts = []
     for given in ({}, {"labels": inputs["input_ids"]}):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with counting() as counter, sdpa_kernel(SDPBackend.MATH):
             found = both(simulator, inputs, return_initial=True, **given)[1]
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
@@ -159,7 +159,7 @@ def test_what_it_saves() -> None:
     ids, mask = tokens(1, length, vocab), (torch.arange(length) < trained).long()[None]
     counts = []
     for predict in ("all", "rest"):
-        counter = FlopCounterMode(display=False)
+        counter = counting()
         with counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             simulator(ids, mask, predict=predict)
         counts.append(counter.get_total_flops())
@@ -217,7 +217,7 @@ def test_losses_begin_at_the_first_label(backend: str) -> None:
         every = simulator.losses(**inputs, labels=labels)
         for first in (1, 7):
             some = labels.masked_fill(torch.arange(LENGTH) < first, -100)
-            counter = FlopCounterMode(display=False)
+            counter = counting()
             with counter, sdpa_kernel(SDPBackend.MATH):
                 found = simulator.losses(**inputs, labels=some)
             counts.append(counter.get_total_flops())

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import tintc
 from tests.support.families import FAMILIES
+from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
 from tests.support.scenarios import SCENARIOS
@@ -100,7 +100,7 @@ def test_what_it_saves() -> None:
     counts = []
     for names in ((), ("scored_loss", "kept_first")):
         simulator.optimizations = names
-        counter = FlopCounterMode(display=False)
+        counter = counting()
         with counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
             simulator.updates(ids, train, mask)
         counts.append(counter.get_total_flops())
