@@ -43,6 +43,7 @@ def ids_of(text: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("fraction", [None, 0.5])
+@pytest.mark.slow
 def test_a_checkpoint_of_what_a_call_learns(fraction: float | None, tmp_path: Path) -> None:
     part = () if fraction is None else ("--train-fraction", fraction)
     options = ("--text", TEXT, "-o", tmp_path / "out", "--format", "hf", *EXACT)

@@ -357,6 +357,7 @@ class TestChecks:
             in bench("--inner-lr", 1e30).refused(5)
         )
 
+    @pytest.mark.slow
     def test_float64_of_a_model_that_rounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A model whose own code casts to float32 is compared as `tintc verify` does."""
         monkeypatch.setattr(bench_report, "in_turn", benchmark.in_turn)
@@ -395,6 +396,7 @@ SETTINGS = {
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_errors_of_the_process_come_back(self) -> None:
         with pytest.raises(TintcError, match="absent-model") as caught:
             bench_memory.measure("loop", SETTINGS)

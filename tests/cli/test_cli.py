@@ -146,6 +146,7 @@ class TestCompile:
         assert done.document["output"] == str(tmp_path / "sim")
         assert done.document["seconds"] > 0
 
+    @pytest.mark.slow
     def test_config_file_preset_and_flags(self, tmp_path: Path) -> None:
         file = tmp_path / "config.json"
         file.write_text(json.dumps({"preset": "exact", "steps": 2, "inner_lr": 0.1}))

@@ -141,6 +141,7 @@ class TestConfig:
         }
         assert SimulatorConfig.preset(found.pop("preset"), **found) == config
 
+    @pytest.mark.slow
     def test_compile(self, folder: Path, tmp_path: Path) -> None:
         assert tintc("compile", folder, "-o", tmp_path / "a", "--steps", 1, "-q").code == 0
         again = package.load(tmp_path / "a")
@@ -156,6 +157,7 @@ class TestConfig:
         done = tintc("compile", folder, "-o", tmp_path / "b", "--preset", "paper", "-q")
         assert (done.code, package.load(tmp_path / "b").config) == (0, SimulatorConfig.paper())
 
+    @pytest.mark.slow
     def test_cost(self, folder: Path) -> None:
         facts = tintc("cost", folder, "--tokens", 20, "--json").document
         assert facts["parameters"] == parameter_report(package.load(folder))

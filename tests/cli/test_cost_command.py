@@ -107,6 +107,7 @@ class TestCommand:
             assert expected in done.out
         assert all(line == line.rstrip() for line in done.out.splitlines())
 
+    @pytest.mark.slow
     def test_json(self) -> None:
         done = tintc(
             "cost",
@@ -126,6 +127,7 @@ class TestCommand:
         assert facts["weight_bytes"] == 2 * (facts["parameters"]["total"] - 1) + 8
         assert facts["parameters"]["share"] == "all"
 
+    @pytest.mark.slow
     def test_breakdown(self) -> None:
         """By phase and operator, each beside the lower bound; the sums are those of the call."""
         asked = ("cost", source_directory(), "--breakdown")
@@ -222,6 +224,7 @@ class TestCompiled:
         ).refused(4)
         assert not (tmp_path / "sim").exists()
 
+    @pytest.mark.slow
     def test_params_of_an_artifact(self, tmp_path: Path) -> None:
         folder = tmp_path / "sim"
         assert (

@@ -41,6 +41,7 @@ def lm(text: Path, *more: object) -> Any:
     return tintc("eval", "lm", source_directory(), "--data", text, *small, *more)
 
 
+@pytest.mark.slow
 def test_a_table_for_people_and_one_document_for_machines(text: Path) -> None:
     shown = lm(text)
     assert shown.code == 0, shown
@@ -306,6 +307,7 @@ def test_bad_ablation_options(text: Path, more: tuple[object, ...], message: str
     assert message in ablate(text, *more).refused(2)
 
 
+@pytest.mark.slow
 def test_rules(text: Path) -> None:
     """Of everyone; what is chosen is said beside the rate, and the rest below the table."""
     rule = ("--steps", 2, "--schedule", "linear", "--lr-scale", "*.bias=2", "--lr-scale", "*.0.*=0")

@@ -56,6 +56,7 @@ class TestExport:
             r"wrote \S+ in [\d.]+ s; next: tintc run \S+ --text '\.\.\.'\n", done.err
         )
 
+    @pytest.mark.slow
     def test_json(self, tmp_path: Path) -> None:
         further = [
             part

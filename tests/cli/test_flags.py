@@ -358,6 +358,7 @@ def test_nothing_that_every_command_has_is_left_out_there() -> None:
     assert {name for name in names - own if not name.startswith("--no-")} == set(COMMON)
 
 
+@pytest.mark.slow
 def test_one_name_for_one_thing() -> None:
     """The length of a text, the preset, and lists of several."""
     for command, option in {

@@ -70,6 +70,7 @@ def test_documents_of_like_lengths_share_a_call(
     assert shapes == [(2, lengths[0]), (2, lengths[2]), (1, lengths[4])]
 
 
+@pytest.mark.slow
 def test_a_directory_and_what_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, text in enumerate(TEXTS[:2]):
         (tmp_path / f"{number}.txt").write_text(text)

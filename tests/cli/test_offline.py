@@ -69,6 +69,7 @@ class TestNoRequest:
     def test_language(self, hub: Hub) -> None:
         assert both(hub, "eval", "lm", NAME, "--data", "wikitext-2", *SMALL).code == 0
 
+    @pytest.mark.slow
     def test_classification(self, hub: Hub) -> None:
         assert both(hub, "eval", "classify", NAME, "--task", "sst2", *FEW).code == 0
 

@@ -91,6 +91,7 @@ def test_a_compiled_simulator_runs_and_brings_its_own(folder: Path) -> None:
     assert manifest["statistics"]["chunk"] == 8
 
 
+@pytest.mark.slow
 def test_commands_that_compile_take_the_file(folder: Path) -> None:
     source, file = source_directory(), ("--statistics", folder / "rms")
     assert tintc("verify", source, *RMS, *file).code == 0

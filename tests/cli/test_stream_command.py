@@ -202,6 +202,7 @@ class TestBadInput:
             text = ran("--file", tmp_path / "docs.jsonl", *more, code=2).out
             assert "docs.jsonl, line 4: the text is empty" in text
 
+    @pytest.mark.slow
     def test_nothing_but_bad_documents(self, tmp_path: Path) -> None:
         (tmp_path / "docs.jsonl").write_text('{"text": ""}\n')
         for more in (SIZES, ()):

@@ -108,6 +108,7 @@ class TestRoundTrip:
         assert simulator.source == compiled.source
         assert simulator.source["sha256"]
 
+    @pytest.mark.slow
     def test_no_tokenizer(self, tmp_path: Path) -> None:
         saved = save(simulate(opt(), SimulatorConfig.paper()), tmp_path / "saved")
         assert sorted(file.name for file in saved.iterdir()) == [
@@ -131,6 +132,7 @@ class TestRoundTrip:
         state = loaded.updated_state_dict(tokens(1, 5, 29), torch.ones(1, 5))
         assert state[head] is state[loaded.program.aliases[head]]
 
+    @pytest.mark.slow
     def test_untied_weights_twice(self, tmp_path: Path) -> None:
         saved = save(
             simulate(opt(tie_word_embeddings=False), SimulatorConfig.paper()), tmp_path / "saved"

@@ -84,6 +84,7 @@ def test_each_rule(rule: str) -> None:
 
 @settings(max_examples=60)
 @given(config=rules([name for name, _ in Small().named_parameters()]))
+@pytest.mark.slow
 def test_combined(config: SimulatorConfig) -> None:
     assert_follows(config)
 

@@ -111,6 +111,7 @@ class TestRows:
         without = phases(breakdown(simulator(CONFIGS["paper"]), sizes(), optimize=plain))
         assert without["step 0 forward"]["flops"] - found["step 0 forward"]["flops"] == both // 2
 
+    @pytest.mark.slow
     def test_updates_stand_where_they_are_made_or_read(self) -> None:
         """Factors have no descent: what they need stands beside the products with them."""
         low_rank = breakdown(simulator(CONFIGS["paper"]), sizes(), optimize=["low_rank_updates"])
@@ -148,6 +149,7 @@ class TestRows:
         assert found["direct_flops"] > found["lower_bound"]
 
 
+@pytest.mark.slow
 def test_the_transformer_has_phases_too() -> None:
     fused = simulator(CONFIGS["paper"])
     built = Simulator(fused.program, fused.prefix.tensors(), backend="transformer", share="all")

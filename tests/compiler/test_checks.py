@@ -77,6 +77,7 @@ def exact_error(model: nn.Module, simulator: tintc.Simulator, rate: float) -> fl
     [lambda y: y.flatten(0, 1), lambda y: y.view_as(y), lambda y: y.expand_as(y)],
     ids=["flatten", "view_as", "expand_as"],
 )
+@pytest.mark.slow
 def test_writes_through_views_of_layers_that_start_at_zero(
     view: Callable[[Tensor], Tensor],
 ) -> None:

@@ -198,6 +198,7 @@ TYPES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", TYPES)
+@pytest.mark.slow
 def test_token_types_are_islands_or_refused_with_their_place(name: str) -> None:
     def finish(m: Any, x: Tensor, ids: Tensor, targets: Tensor | None) -> Any:
         return with_loss(m, x + m.types(TYPES[name](ids)), ids, targets)
@@ -229,6 +230,7 @@ def test_a_loss_of_its_own_is_left_out() -> None:
     assert simulator.program.facts.min_tokens == 0
 
 
+@pytest.mark.slow
 def test_blocks_in_a_flat_sequential() -> None:
     model = randomized(nn.Sequential(Embedded(), Block(), Block(), Head())).double().eval()
     facts = tintc.compile(model, tintc.SimulatorConfig.exact()).program.facts

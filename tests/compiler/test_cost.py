@@ -238,6 +238,7 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_cost_grows_as_it_should(backend: str) -> None:
     """Steps and trained tokens cost; tokens cost more than linearly by attention; batches are
     nearly linear in FLOPs.

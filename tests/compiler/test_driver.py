@@ -37,6 +37,7 @@ class TestSources:
         assert simulator.program.facts.trained_blocks == LAYERS
         assert simulator.tokenizer is not None
 
+    @pytest.mark.slow
     def test_plain_module_that_is_no_transformers_model(self) -> None:
         class Wrapped(nn.Module):
             def __init__(self) -> None:

@@ -130,6 +130,7 @@ def test_paper(name: str, wide: bool) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_paper_in_the_top_block(name: str) -> None:
     """With a small scale the differences are far from the derivatives; padding stands on the
     left.
@@ -141,6 +142,7 @@ def test_paper_in_the_top_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_value_attention(name: str) -> None:
     """The only deviation from exact gradients."""
     assert_trains_like_autograd(
@@ -171,6 +173,7 @@ def test_loss_gradients(name: str, loss: Any) -> None:
     [(name, preset) for name in (*VARIANTS, *DECODERS) for preset in ("exact", "paper")],
     default=[(name, "exact") for name in (*VARIANTS, *DECODERS)],
 )
+@pytest.mark.slow
 def test_variant(name: str, preset: str) -> None:
     config, scenario = {
         "exact": (EXACT[2], "ragged"),

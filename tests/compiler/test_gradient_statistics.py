@@ -59,6 +59,7 @@ def inputs() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["opt", "gpt2", "llama"])
 @pytest.mark.parametrize("train", [(), ("*",)])
+@pytest.mark.slow
 def test_steps_are_divided_by_what_was_gathered(
     name: str, train: tuple[str, ...], tmp_path: Path
 ) -> None:

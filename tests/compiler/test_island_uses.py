@@ -93,6 +93,7 @@ def test_streams(by_token: tintc.Simulator, ordered: tintc.Simulator, keys: Any)
         assert error(found[:, 1:], torch.cat(plain)[:, 1:]) < LIMIT
 
 
+@pytest.mark.slow
 def test_generation_recomputes_where_an_island_looks_at_other_tokens(
     by_token: tintc.Simulator, ordered: tintc.Simulator
 ) -> None:

@@ -107,6 +107,7 @@ def test_families(name: str, backend: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("preset", "steps"), [("paper", 2), ("exact", 1)])
+@pytest.mark.slow
 def test_presets_and_steps(preset: str, steps: int, backend: str, tmp_path: Path) -> None:
     exported(simulator("gpt2" if backend == "fused" else "opt", backend, preset, steps), tmp_path)
 
@@ -143,6 +144,7 @@ def test_inputs(name: str, backend: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore:.*no training target")
+@pytest.mark.slow
 def test_rate_segment_and_batch_of_a_call(backend: str, tmp_path: Path) -> None:
     """The learning rate is an input; so is, through the mask, how much is trained: nothing, one
     target or everything, of two tokens too.
@@ -304,6 +306,7 @@ class TestFiles:
         assert again.data is None
         assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
+    @pytest.mark.slow
     def test_above_the_largest_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tintc.compiler.onnx.LARGEST", 1000)
         assert exported(simulator("llama"), tmp_path)[0].data == tmp_path / "model.onnx.data"

@@ -138,6 +138,7 @@ def test_inner_rules(fields: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.slow
 def test_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     sim = simulate(FAMILIES["bloom"].build(dtype), SimulatorConfig.exact(inner_lr=RATE))
     done = export_onnx_pair(sim, tmp_path / "pair")
@@ -145,6 +146,7 @@ def test_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     assert all(found.error < ONNX[dtype] for found in done.check.outputs.values())
 
 
+@pytest.mark.slow
 def test_64_tokens_of_tiny_opt(tmp_path: Path) -> None:
     """Greedy, by runtime/onnx_pair.py: the tokens of torch's `generate`, and its logits."""
     sim = tintc.compile("tiny-opt", SimulatorConfig.exact(inner_lr=1e-3))
@@ -307,6 +309,7 @@ class TestFolder:
             export_onnx_pair(sim, tmp_path / "pair")
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_a_plain_module(self, tmp_path: Path) -> None:
         sim = tintc.compile(nano().float(), SimulatorConfig.exact(inner_lr=RATE))
         assert export_onnx_pair(sim, tmp_path / "pair", optimize=True).check is not None

@@ -116,11 +116,13 @@ def test_looped(rule: str, steps: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", COMBINED)
+@pytest.mark.slow
 def test_looped_and_combined(case: str, tmp_path: Path) -> None:
     name, rule = COMBINED[case]
     assert_follows(tmp_path, *made(name, steps=5, **rule), sizes=((3, 9),))
 
 
+@pytest.mark.slow
 def test_without_a_rule(tmp_path: Path) -> None:
     """By the paper's approximations, and with factors of a schedule, one of them negative."""
     factors = (1.0, 0.5, 0.0, -0.5, 2.0, 1.0, 0.25)
@@ -166,6 +168,7 @@ def test_rate_and_segment_of_a_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.slow
 def test_other_types(steps: int, dtype: torch.dtype, tmp_path: Path) -> None:
     rule: dict[str, Any] = {"momentum": 0.9, "clip_norm": 0.5, "decay": 0.1, "schedule": "linear"}
     config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, **rule)
@@ -202,6 +205,7 @@ def test_the_loop_holds_what_differs_from_step_to_step(tmp_path: Path) -> None:
     assert len(lower) == 1
 
 
+@pytest.mark.slow
 def test_optimized(tmp_path: Path) -> None:
     sim, _ = made("opt", steps=6, momentum=0.9)
     done, _ = exported(sim, tmp_path, optimize=True, external_data=True)

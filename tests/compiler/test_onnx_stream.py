@@ -108,6 +108,7 @@ def test_every_rule(name: str, keys: str, rule: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", ["recompute", "cache"])
 @pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.slow
 def test_several_steps(steps: int, keys: str, tmp_path: Path) -> None:
     """More than four are a Loop behind the first one, at its own factors of the schedule."""
     schedule = (0.5, 2.0, *[0.25] * (steps - 2))
@@ -155,6 +156,7 @@ def test_paper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", ["recompute", "cache"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.slow
 def test_other_types(dtype: torch.dtype, keys: str, tmp_path: Path) -> None:
     """ALiBi's biases too, which half precision would lose."""
     for name in ("opt", "bloom"):

@@ -168,6 +168,7 @@ def test_each_alone_with_padding() -> None:
     [("opt", "exact"), ("llama", "paper")],
     default=[("opt", "exact")],
 )
+@pytest.mark.slow
 def test_each_alone_in_float32(name: str, preset: str) -> None:
     simulator = simulator_of(name, preset, 2, None, FLOAT32)
     expected = called(simulator, False, **inputs_of("ragged", 5))
@@ -297,6 +298,7 @@ def test_outer_gradients(name: str, preset: str) -> None:
     assert_equal(found[True], found[False], FLOAT64, "outer gradients")
 
 
+@pytest.mark.slow
 def test_updates_are_materialized() -> None:
     """Whoever asks for updated weights gets them, and predicting with them is the same as the
     call.

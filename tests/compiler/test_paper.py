@@ -154,6 +154,7 @@ inner_lrs = pytest.mark.parametrize("inner_lr", [1.0, 1e-4])
 
 @inner_lrs
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_float32_update_of_a_small_model(family: str, inner_lr: float) -> None:
     model = FAMILIES[family](hidden=24, ffn=50, dtype=torch.float32)
     cosines = update_cosines(

@@ -133,6 +133,7 @@ class TestFullRank:
         assert saved == ["transformer.wte", "lm_head"]
         assert_loads(FAMILIES["gpt2"].build(), adapted, tmp_path / "lora", torch.float64)
 
+    @pytest.mark.slow
     def test_in_half_precision_the_factors_are_not(self, tmp_path: Path) -> None:
         model = FAMILIES["llama"].build(torch.bfloat16)
         adapted = adapted_model(model)
@@ -165,6 +166,7 @@ class TestFullRank:
 
 
 class TestRanks:
+    @pytest.mark.slow
     def test_no_more_than_positions_and_sizes(self, tmp_path: Path) -> None:
         """The gradient reaches the positions in front of the last target, once a step."""
         model = FAMILIES["llama"].build()

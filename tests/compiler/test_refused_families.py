@@ -51,6 +51,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.slow
 def test_operators_are_named(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     build, expected = REFUSED[name]
     model = build()

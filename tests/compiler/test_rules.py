@@ -205,6 +205,7 @@ def test_of_some_weights(name: str, pattern: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["momentum", "normalize", "decay", "adam", "muon"])
+@pytest.mark.slow
 def test_a_sequence_without_targets_keeps_its_weights(rule: str) -> None:
     config = SimulatorConfig.exact(inner_lr=RATE, steps=2, **ALONE[rule])
     inputs = inputs_of((LENGTH, 1))

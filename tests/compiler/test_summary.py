@@ -90,6 +90,7 @@ def test_memory_slots(case: tuple[Any, Simulator]) -> None:
     assert facts["memory_width"] == max(slot.coordinates.stop for slot in slots.values())
 
 
+@pytest.mark.slow
 def test_operators_and_depth(case: tuple[Any, Simulator]) -> None:
     _, simulator = case
     facts, records = report(simulator), simulator.program.stages["lowered"]
@@ -157,6 +158,7 @@ def test_more_steps_are_deeper() -> None:
     assert three["prefix_slots"] == one["prefix_slots"]
 
 
+@pytest.mark.slow
 def test_states_of_the_rule() -> None:
     """One of each kind for every trained weight: of matrices and the rest alike; adam counts."""
     model = opt(layers=3)

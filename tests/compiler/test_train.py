@@ -234,6 +234,7 @@ def test_padding_changes_no_update() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.slow
 def test_everything_by_the_papers_approximations(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,6 @@ def errors(row: dict[str, Any]) -> list[float]:
     return [row["cosine"], row["relative_error"], row["length"]]
 
 
-@pytest.mark.slow
 def test_exact_has_the_exact_gradient() -> None:
     row = rows(ablate("exact"))["exact"]
     assert row["cosine"] == pytest.approx(1, abs=1e-9)
@@ -172,6 +171,7 @@ def test_exact_has_the_exact_gradient() -> None:
         "paper",
     ],
 )
+@pytest.mark.slow
 def test_errors_are_those_of_autograd(name: str) -> None:
     """Value attention is autograd with constant probabilities; the others likewise
     (tests/oracle/reference.py). Of all parameters, and of each block. Exact gradients are kept in
@@ -255,6 +255,7 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "rows": [{**row, "seconds": 0} for row in report["rows"]]}
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
     first = ablate("attention-value", inner_lr=None, store=Store(tmp_path / "units.jsonl", {}))
     store = Store(tmp_path / "units.jsonl", {})
@@ -263,6 +264,7 @@ def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
     assert store.computed == 0 and store.found > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     whole = Store(None, {})
     expected = ablate("paper", "exact-bfloat16", inner_lr=None, store=whole)
@@ -472,6 +474,7 @@ def test_kinds_come_from_the_graph(name: str) -> None:
     assert {"query_key", "value_output", "feed_forward", "norm"} <= set(kinds.values())
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
     report = ablate(
         "attention-value", "loss-*", "paper", model={"name": "a model"}, data={"name": "a text"}

@@ -148,6 +148,7 @@ def test_a_run_that_was_killed_goes_on(
 
 
 @pytest.mark.parametrize("form", ["sequence", "separate"])
+@pytest.mark.slow
 def test_progress_counts_to_the_end(root: Path, form: Any) -> None:
     seen: list[tuple[int, int]] = []
     run(

@@ -160,6 +160,7 @@ def test_without_other_text_the_first_quarter_is_kept_for_choosing() -> None:
         language.run(auxiliary(), TEXT, Text("again", TEXT.text), SETTINGS, Store(None, {}))
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_and_the_numbers_come_twice() -> None:
     whole = auxiliary()
     first = numbers(run(whole=whole))

@@ -578,6 +578,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_task_runs_with_the_bundled_model(task: Path) -> None:
     manager = TaskManager(include_path=str(task), include_defaults=False)
     arguments = "source=tiny-opt,preset=paper,inner_lr=1e-3,steps=1"

@@ -91,6 +91,7 @@ def test_lora_needs_a_linear_layer() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow
 def test_onnxruntime_runs_the_simulator(dtype: torch.dtype) -> None:
     simulator = simulate(gpt2(dtype=dtype), SimulatorConfig.paper(inner_lr=RATE))
     work = random_workload(29, batch=3, tokens=11, trained=7)

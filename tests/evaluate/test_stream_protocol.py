@@ -84,6 +84,7 @@ def test_rows_are_those_of_an_independent_loop(keys: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.slow
 def test_variants_have_the_first_preset_and_moments_of_their_own(optimizer: str) -> None:
     """A momentum, which is everyone's but adam's."""
     chosen = settings(
@@ -109,6 +110,7 @@ def test_without_a_reset_weights_go_on_in_each_row(batch: int) -> None:
         assert rows[name]["nll"] == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_shuffled_control_scores_as_usual_and_trains_on_other_order() -> None:
     (passage,) = passages(1)
     config = SimulatorConfig.exact(inner_lr=RATE)

@@ -207,6 +207,7 @@ def test_a_report_is_a_table_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_on_the_command_line_results_are_kept_and_the_same_command_goes_on(tmp_path: Path) -> None:
     lines = [{"text": text} for text in DOCUMENTS]
     data, out = tmp_path / "story.jsonl", tmp_path / "out"

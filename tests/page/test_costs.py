@@ -40,6 +40,7 @@ def simulator(preset: str = "paper", backend: str = "fused", **changes: Any) -> 
 
 
 class TestNodes:
+    @pytest.mark.slow
     def test_products_by_their_formula(self) -> None:
         costs = stage_costs(simulator(), "lowered")
         assert costs["blocks_0_up"].flops == 2 * SEGMENT * HIDDEN * FFN
@@ -123,6 +124,7 @@ class TestPhases:
             ("exact", "fused", {"steps": 6}),
         ],
     )
+    @pytest.mark.slow
     def test_sum_is_the_calls(
         self, preset: str, backend: str, changes: dict[str, Any], tmp_path: Path
     ) -> None:

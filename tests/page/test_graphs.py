@@ -144,6 +144,7 @@ class TestSlots:
             record.name for record in lowered() if record.kind == "call"
         ]
 
+    @pytest.mark.slow
     def test_a_weight_through_all_steps(self, tmp_path: Path) -> None:
         """prefix -> forward -> backward, descent -> next forward, for each of three steps."""
         config = SimulatorConfig.exact(inner_lr=0.01, steps=3)

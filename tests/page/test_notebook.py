@@ -67,6 +67,7 @@ def test_is_served_until_it_is_closed(simulator: Simulator) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_nobody_need_hold_it_and_another_takes_its_place(simulator: Simulator) -> None:
     url = package.show(simulator, model=False).url
     assert fetched(url + "data/site.json")["views"]["run"]["available"] is False

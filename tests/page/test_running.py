@@ -108,6 +108,7 @@ class TestPair:
         assert pair["vocabulary"] == content("run")["vocab"]
         assert {entry["name"] for entry in pair["cache"]} >= {"0.key", "0.value"}
 
+    @pytest.mark.slow
     def test_none_of_the_transformer(self, tmp_path: Path) -> None:
         """Its model runs; there is no decoding with cached keys."""
         config = SimulatorConfig.paper(inner_lr=0.01)
@@ -141,6 +142,7 @@ class TestWithout:
         numbers = sum(tensor.numel() for tensor in loaded().prefix.tensors().values())
         assert "the limit of this page" in self.reason(tmp_path, limit_mb=numbers * 4.001 / 1e6)
 
+    @pytest.mark.slow
     def test_no_tokenizer(self, tmp_path: Path) -> None:
         simulator = tintc.compile(nano(), SimulatorConfig.paper(inner_lr=0.01))
         assert "no tokenizer" in self.reason(tmp_path, simulator)

@@ -50,6 +50,7 @@ def test_leaves_alibi() -> None:
     assert_left_alone(causal_attention, at)
 
 
+@pytest.mark.slow
 def test_leaves_windows() -> None:
     """Gemma 2 looks through a window in every other block only."""
     at = pruned(exact(), model=FAMILIES["gemma2"].build(), longest=32)

@@ -77,6 +77,7 @@ def test_losses() -> None:
         ]
 
 
+@pytest.mark.slow
 def test_what_stands_behind_the_head() -> None:
     at = capped(paper(), outputs=("losses",))
     found = assert_same_results(chunk_head, at)

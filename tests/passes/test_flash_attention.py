@@ -103,6 +103,7 @@ def test_leaves_heads_of_two_sizes() -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", "llama", "falcon"])  # falcon: one key/value head
+@pytest.mark.slow
 def test_same_numbers(name: str) -> None:
     assert_same_results(flash_attention, masked_away(exact(steps=2), model=FAMILIES[name].build()))
 

@@ -276,6 +276,7 @@ def test_further_spellings(name: str) -> None:
     agree(FURTHER[name])
 
 
+@pytest.mark.slow
 def test_alibi_that_is_rounded_to_float32() -> None:
     """As every model in float32 computes it: slopes that are no powers of two round differently at
     each distance.

@@ -317,6 +317,7 @@ def test_inner_lr_is_a_parameter_that_counts() -> None:
     assert error(simulator(IDS, TRAIN).logits, simulator.predict_initial(IDS)) < LIMIT
 
 
+@pytest.mark.slow
 def test_torch_export_takes_a_whole_simulator() -> None:
     """Masks, inner steps and all, with dynamic batch and length; checks of values are skipped while
     it is traced.

@@ -93,6 +93,7 @@ def test_several_steps(steps: int, keys: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.slow
 def test_a_schedule_whose_first_factor_is_not_one(steps: int) -> None:
     schedule = (0.25, 2.0, *[0.5] * (steps - 2))
     config = SimulatorConfig.exact(inner_lr=RATE, steps=steps, schedule=schedule)

@@ -198,6 +198,7 @@ def test_initial_logits_are_not_overwritten_by_later_steps() -> None:
 
 
 @grid(family=["opt", "gpt2"], dtype=[torch.float32, *HALF], preset=PRESETS)
+@pytest.mark.slow
 def test_lower_precision(family: str, dtype: torch.dtype, preset: str) -> None:
     """Compiled in that dtype, and converted to it."""
     inputs = SCENARIOS["padded_left"](3, 11, 29)

@@ -103,6 +103,7 @@ def test_as_the_fused_back_end(rule: str, name: str, preset: str, steps: int) ->
 
 
 @grid(together=1, rule=["clipped momentum", "scaled adam", "rms"], name=["gpt2", "llama"])
+@pytest.mark.slow
 def test_on_small_pages(rule: str, name: str) -> None:
     config = SimulatorConfig.exact(inner_lr=RATE, steps=2, **SMALL, **RULES[rule])
     fused, found = both_of(name, config, "all")

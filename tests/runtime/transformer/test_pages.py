@@ -77,6 +77,7 @@ def layouts(draw: st.DrawFn) -> dict[str, int | None]:
 
 @given(st.sampled_from(sorted(FAMILIES)), layouts())
 @moderate
+@pytest.mark.slow
 def test_round_trip(family: str, sizes: dict[str, int | None]) -> None:
     layout, tensors, tables = place(family, **sizes)
     held = PrefixPages(layout, tensors, tables)

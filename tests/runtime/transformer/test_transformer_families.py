@@ -231,6 +231,7 @@ def test_masks_follow_from_inputs_alone() -> None:
 
 
 @pytest.mark.parametrize(("name", "preset"), [("gemma2", "exact"), ("bloom", "paper")])
+@pytest.mark.slow
 def test_float32(name: str, preset: str) -> None:
     inputs, exact = SCENARIOS["ragged"](2, 9, VOCAB), simulators(name, preset)["fused"]
     config = SimulatorConfig.preset(preset, inner_lr=0.002, steps=2)
