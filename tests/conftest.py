@@ -3,6 +3,7 @@ the end.
 """
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,10 @@ from tests.support.tolerances import MEASURED, measured
 # Graphs are many small objects, and they are kept for other tests: looking for garbage among them
 # took a tenth of the run.
 gc.set_threshold(100_000, 50, 1000)
+
+# pytest from 9.1 on listens to loggers that do not propagate; with a listener torch.export writes
+# down all that it does, which takes long.
+logging.getLogger("torch.__trace").propagate = True
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
