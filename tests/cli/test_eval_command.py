@@ -64,6 +64,7 @@ def test_a_table_for_people_and_one_document_for_machines(text: Path) -> None:
     assert report["command"].startswith("tintc eval lm ") and report["machine"]["torch"]
 
 
+@pytest.mark.slow
 def test_results_are_kept_and_a_second_run_computes_nothing(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     first = lm(text, "-o", folder, "--json").document

@@ -36,6 +36,7 @@ def test_the_report(compiled: Path) -> None:
     assert "no gradient reaches" in tintc("inspect", compiled, columns=200).out
 
 
+@pytest.mark.slow
 def test_slots_say_who_learns(compiled: Path) -> None:
     rows = tintc("inspect", compiled, "--slots", columns=200).out.split("memory slot")[0]
     said = {

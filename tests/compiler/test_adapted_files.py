@@ -358,6 +358,7 @@ class TestWriting:
                 tintc.save_adapted(adapted, tmp_path / name, force=True)
         assert listing(tmp_path) == before
 
+    @pytest.mark.slow
     def test_killed_while_writing(self, tmp_path: Path) -> None:
         """What it leaves is not at the target, and the next call removes it."""
         tintc.save(compiled(), tmp_path / "sim")

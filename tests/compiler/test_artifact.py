@@ -407,6 +407,7 @@ class TestWriting:
         assert listing(tmp_path) == before
 
     @pytest.mark.parametrize("limit", [1_000, 50_000, 250_000])
+    @pytest.mark.slow
     def test_real_limit_on_file_size(self, limit: int, tmp_path: Path) -> None:
         """The kernel refuses to write on, somewhere in the graph, the weights or the tokenizer."""
         code = """

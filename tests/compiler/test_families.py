@@ -183,6 +183,7 @@ def test_variant(name: str, preset: str) -> None:
 
 
 @grid(together=1, name=[*FAMILIES, *DECODERS], preset=["exact", "paper"])
+@pytest.mark.slow
 def test_both_back_ends_agree(name: str, preset: str) -> None:
     config = {"paper": PAPER if name in FAMILIES else PAPER_OF_VARIANTS, "exact": EXACT[2]}[preset]
     inputs, wide = SCENARIOS["ragged"](2, 9, VOCAB), name in CASTING

@@ -130,6 +130,7 @@ class TestRefuses:
     def test_another_optimizer(self) -> None:
         self.refused("optimizer is adam; expected rms", statistics=gathered(), optimizer="adam")
 
+    @pytest.mark.slow
     def test_another_model(self) -> None:
         other = type(model_of("opt"))(model_of("opt").config).double()
         self.refused("gathered on another model", statistics=gathered(), model=other)

@@ -170,7 +170,7 @@ class TestOnACpu:
         assert {value.dtype for value in found.values()} == {torch.float16}
 
 
-class TestWhereProductsAreInHalfPrecision:
+class TestHalfProducts:
     @grid(name=RULES, dtype=HALF)
     def test_updates_point_where_those_of_float64_do(
         self, name: str, dtype: torch.dtype, in_half: None

@@ -201,6 +201,7 @@ def test_outputs(backend: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["opt", "mpt"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.slow
 def test_other_types(dtype: torch.dtype, name: str, backend: str, tmp_path: Path) -> None:
     """GELU of float64 is spelled out, since onnxruntime has no kernel for erf; float16 is compared
     with float32.

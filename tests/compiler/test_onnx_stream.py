@@ -223,6 +223,7 @@ def _window(stream: OnnxStream, windows: Any, targets: Any, new: list[bool]) -> 
 
 
 class TestFile:
+    @pytest.mark.slow
     def test_weights_are_in_it_once(self, tmp_path: Path) -> None:
         """With a rule that reads W_0 too; and what a call's export holds is as large."""
         sim, _ = made("llama", decay=0.1, max_drift=0.5)

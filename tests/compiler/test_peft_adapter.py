@@ -309,6 +309,7 @@ def raw_model(change: Callable[[Raw], None] = lambda raw: None) -> nn.Module:
 
 
 class TestHandWritten:
+    @pytest.mark.slow
     def test_parameters_of_other_modules(self, tmp_path: Path) -> None:
         """Which wrap everything that is in them, once for each."""
         model = raw_model()

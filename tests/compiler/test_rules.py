@@ -132,6 +132,7 @@ def without_key_bias(name: str, found: Tensor, wanted: Tensor) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_without_rules(name: str) -> None:
     """What the tests below rest on: with no rule, the oracle and every program agree."""
     assert_follows(name, SimulatorConfig.exact(steps=3, inner_lr=0.01))

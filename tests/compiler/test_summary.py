@@ -118,6 +118,7 @@ def test_operators_and_depth(case: tuple[Any, Simulator]) -> None:
     ("dtype", "positions", "tokens"),
     [(torch.float32, 300, 256), (torch.float64, 17, 17), (torch.bfloat16, 16, 16)],
 )
+@pytest.mark.slow
 def test_estimate(dtype: torch.dtype, positions: int, tokens: int) -> None:
     model = gpt2(dtype=dtype, positions=positions)
     simulator = simulate(model, SimulatorConfig.paper())

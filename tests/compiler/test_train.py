@@ -200,6 +200,7 @@ def test_both_ends(make: Any, patterns: tuple[str, ...], steps: int) -> None:
 
 @pytest.mark.parametrize("kind", ["mean_embedding", "quadratic"])
 @pytest.mark.parametrize("patterns", [("lm_head.*",), ("lm_head.*", "*.1.fc2.*"), ("*",)])
+@pytest.mark.slow
 def test_the_head_under_other_gradients(kind: str, patterns: tuple[str, ...]) -> None:
     model = untied_opt()
     for steps in (1, 2):
@@ -215,6 +216,7 @@ def test_the_tied_head_under_mean_embedding() -> None:
     agree(simulate(model, exact(*patterns, loss_gradient="mean_embedding")), model, patterns)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_update() -> None:
     """Padding on the left of a sequence: its positions and training tokens are the same."""
     model, patterns = gpt2(), ("*",)

@@ -39,6 +39,7 @@ class TestAgrees:
         assert max(update.worst for update in found.updates) <= TOLERANCE
 
     @pytest.mark.parametrize("rule", ["clipped momentum", "scaled adam", "muon with momentum"])
+    @pytest.mark.slow
     def test_rules(self, rule: str) -> None:
         """At the rate that the simulator has now; what is not its rule is noticed."""
         config = SimulatorConfig.exact(inner_lr=1.0, steps=2, **ALONE[rule])

@@ -189,6 +189,7 @@ def test_errors_are_those_of_autograd(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["norm-n10", "attention-value"])
+@pytest.mark.slow
 def test_errors_by_kind_of_parameter(name: str) -> None:
     names = {
         "query_key": ("q_proj", "k_proj"),
@@ -376,6 +377,7 @@ def test_top_layers_and_steps() -> None:
     assert rows(found)["exact"]["cosine"] == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_rule_changes_what_is_gained_and_no_error_of_the_gradient() -> None:
     rule = {"momentum": 0.9, "schedule": (1.0, 0.5), "clip_norm": 0.01, "decay": 0.1}
     base = SimulatorConfig.exact(steps=2, **rule)

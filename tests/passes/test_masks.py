@@ -244,6 +244,7 @@ def test_masks_that_read_tokens_or_weights_are_refused() -> None:
         assert f"its mask or bias depends on {reason}" in refusal(attended(mask))
 
 
+@pytest.mark.slow
 def test_attention_is_a_softmax_over_keys() -> None:
     def attended(probabilities: Callable[[Tensor, Tensor], Tensor]) -> Toy:
         def middle(m: Toy, x: Tensor, ids: Tensor) -> Tensor:

@@ -247,6 +247,7 @@ def test_padding_may_stand_anywhere(
 
 @pytest.mark.parametrize("form", FORMS)
 @some("name", ["llama", "bloom", "gemma2"], default=["bloom"])
+@pytest.mark.slow
 def test_bfloat16(name: str, form: Form) -> None:
     """Cached is near uncached, and both are near float64."""
     model = FAMILIES[name].build(torch.bfloat16)

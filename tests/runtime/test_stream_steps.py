@@ -216,6 +216,7 @@ class TestState:
         assert same(torch.cat([one, two], 1), whole)
         assert other.chunks == 3 + len(parts)
 
+    @pytest.mark.slow
     def test_half_precision_keeps_biases_of_positions_wide(self) -> None:
         """And the stream goes on from them: BLOOM's ALiBi, with keys=cache."""
         model = FAMILIES["bloom"].build(torch.float16)

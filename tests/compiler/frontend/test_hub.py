@@ -211,6 +211,7 @@ class TestRefusedByItsConfig:
             package.compile("owner/good", config, cache_dir=cache)
         assert WEIGHTS not in hub.fetched()
 
+    @pytest.mark.slow
     def test_what_is_in_the_cache_is_not_looked_at_twice(
         self, hub: Hub, cache: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

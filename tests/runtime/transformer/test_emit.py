@@ -67,6 +67,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @grid(together=1, name=MODELS, preset=PRESETS)
+@pytest.mark.slow
 def test_other_models(name: str, preset: str) -> None:
     found = on_all_backends(
         odd_model("opt", **MODELS[name]), SimulatorConfig.preset(preset, inner_lr=0.01, steps=2)

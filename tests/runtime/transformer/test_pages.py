@@ -252,6 +252,7 @@ def test_slot_values_are_what_operators_read() -> None:
     )
 
 
+@pytest.mark.slow
 def test_pages_are_parameters_in_the_models_dtype() -> None:
     layout, _, tables = place("opt")
     tensors = {

@@ -91,6 +91,7 @@ def has(simulator: Simulator) -> set[str]:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_the_models_have_what_they_stand_for(name: str) -> None:
     assert has(simulators(name, "paper")["fused"]) == MODELS[name]
 
