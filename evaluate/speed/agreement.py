@@ -51,18 +51,20 @@ def check(simulator: Simulator, rival: Rival, work: Workload, kind: Kind) -> lis
     return [plain, _compared(name, kind.named, found, expected, tolerance)]
 
 
-def check_kernels(logits: Sequence[Tensor], own: Sequence[Tensor]) -> dict[str, Any]:
-    """Of a loop on the simulator's kernels, beside itself on those of torch.matmul. Raises
+def check_kernels(
+    simulator: Simulator, work: Workload, logits: Sequence[Tensor], own: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Of a loop on the simulator's kernels, beside itself on those of torch.matmul: `own`. Raises
     NumericalError.
     """
-    limit = benchmark.TOLERANCE[own[0].dtype]
+    limit = _limit(simulator, work, own)
     return _compared(
         "kernels", "the loop on its own kernels", logits, own, limit, who="the loop on the others"
     )
 
 
 @torch.inference_mode()
-def _limit(simulator: Simulator, work: Workload, logits: Tensor) -> float:
+def _limit(simulator: Simulator, work: Workload, logits: Sequence[Tensor] | Tensor) -> float:
     """Largest difference that counts as none: `benchmark.TOLERANCE` of the largest logit, and in
     float32 a part of what training changes, which grows with the learning rate as rounding does.
     """

@@ -235,7 +235,7 @@ def _rival(
     taken, left = after["replaced"], after["linear"]
     share = taken / (taken + left) if taken + left else 0.0
     facts = {"flops": after["all"], "same_kernels": share}
-    return loop, _Products(facts, check_kernels(found, own))
+    return loop, _Products(facts, check_kernels(simulator, checked, found, own))
 
 
 def _facts(

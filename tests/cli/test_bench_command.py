@@ -198,7 +198,7 @@ class TestAgainst:
         facts = bench("--json", "--kernels", "same").document
         *_, kernels = facts["checks"]
         assert (facts["kernels"], kernels["name"]) == ("same", "kernels")
-        assert kernels["difference"] <= kernels["tolerance"] == 1e-4
+        assert kernels["difference"] <= kernels["tolerance"] < 3e-3
         assert facts["loop_products"]["same_kernels"] == 1.0
         assert facts["loop_products"]["flops"] > 0
         shown = " ".join(bench("--kernels", "same").out.split())
