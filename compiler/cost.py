@@ -10,6 +10,7 @@ kernel allocates inside and the Python process come on top. Only what the logits
 from __future__ import annotations
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -227,6 +228,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = _product(func, args) if _is_onednn(func) else func(*args, **(kwargs or {}))
         for value in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:
+                gc.collect(0)  # torch leaves cycles behind fake tensors, which hold what is over
                 self._count(value.untyped_storage())
         self.peak = max(self.peak, self.live)
         self.flops += _flops(func, args, kwargs or {}, out)

@@ -133,7 +133,7 @@ class TestWhich:
 def test_a_loop_holds_one_copy_of_every_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     sim = simulator(torch.float32, steps=6)
     own = sum(4 * v[0].numel() for v in sim.updates(*inputs()).values() if v.ndim == 3)
-    size: dict[str, Any] = {"batch": 1, "tokens": 8, "segment": 4}
+    size: dict[str, Any] = {"batch": 1, "tokens": 4, "segment": 2}
     ours = estimate(sim.program, "fused", torch.float32, **size).peak_bytes
     monkeypatch.setattr(programs, "written_over", lambda *_: frozenset())
     plain = estimate(sim.program, "fused", torch.float32, **size).peak_bytes
