@@ -232,8 +232,8 @@ def _updates(
 
 def _layer(simulator: Simulator, slot: str) -> str:
     """The number of the block that holds a slot's parameter."""
-    block = simulator.program.facts.block_of(simulator.program.layout.prefix[slot].parameter)
-    return OUTSIDE if block is None else str(block)
+    parameter = simulator.program.layout.prefix[slot].parameter
+    return simulator.program.facts.place(parameter)[0] or OUTSIDE
 
 
 def _sums(exact: Tensor, found: Tensor | None) -> Sums:

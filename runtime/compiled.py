@@ -170,12 +170,7 @@ class Compiled(Switched):
                 "inner_lr": self._rate(call),
                 "segment": call.segment,
             },
-            Source.GIVEN: {
-                **(call.given or {}),
-                **(call.states or {}),
-                **(call.cache or {}),
-                **(call.frozen or {}),
-            },
+            Source.GIVEN: call.known,
         }
         return emitted.module, emitted.bound(values)
 

@@ -28,13 +28,7 @@ from tintc.runtime.compiled import Compiled
 from tintc.runtime.decoding.form import Form, factored_slots
 from tintc.runtime.decoding.program import Updates
 from tintc.runtime.description import as_html, as_text, describe, graph_of_phases
-from tintc.runtime.inputs import (
-    Inputs,
-    check_tensor,
-    check_updates,
-    placed,
-    prepare,
-)
+from tintc.runtime.inputs import Inputs, check_tensor, check_updates, placed, prepare
 from tintc.runtime.labels import (
     check_labels,
     kept_positions,

@@ -63,9 +63,9 @@ class LogitsOnly(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.auxiliary = model
-        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-        self.options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
-        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+        self.keeps = "logits_to_keep" in takes
 
     def kept_from_calls(self) -> bool:
         """Whether a module has tensors among its plain attributes, or in containers there."""

@@ -10,6 +10,8 @@ import builtins
 import math
 import re
 import types
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import fx, nn
@@ -34,18 +36,19 @@ def limits(program: torch.export.ExportedProgram, wrapper: nn.Module) -> tuple[i
     """
     (least, most), (shortest, longest) = _bounds(program)
     guards = [str(guard) for guard in getattr(program, "_guards_code", [])]
-    outside, mixed = _outside(guards)
+    lengths, graph = _lengths(guards), cache(lambda: _unguarded(program))
+    outside, mixed = _outside(guards, lengths)
     few = [n for n in {*range(2, min(shortest, _SURE)), *outside} if n < _SURE - 1]
     outside = [n for n in outside if n not in few]
     fewest = 0
     if not mixed & set(few):
-        fewest = next((n + 1 for n in sorted(few)[::-1] if not stands_at(n, program, wrapper)), 0)
+        fewest = next((n + 1 for n in sorted(few)[::-1] if not _stands_at(n, graph, wrapper)), 0)
         shortest = 2 if shortest < _SURE else shortest
     else:
         outside = few
     # A length by itself, such as one that a cache was made for, may be computed alike.
-    while outside and (alone := _alone(outside, _lengths(guards))) is not None:
-        if not stands_at(alone, program, wrapper):
+    while outside and (alone := _alone(outside, lengths)) is not None:
+        if not _stands_at(alone, graph, wrapper):
             break
         outside.remove(alone)
     broken = next(iter(outside), None)
@@ -62,7 +65,7 @@ def limits(program: torch.export.ExportedProgram, wrapper: nn.Module) -> tuple[i
             f"({'; '.join(found[:3])}); expected one computation for all"
         )
     if broken is not None:
-        included = broken < _LENGTHS_TRIED and stands_at(broken, program, wrapper)
+        included = broken < _LENGTHS_TRIED and _stands_at(broken, graph, wrapper)
         longest = broken if included else broken - 1
     return fewest, longest
 
@@ -80,11 +83,11 @@ def _lengths(guards: list[str]) -> list[int]:
     return sorted({*range(2, _LENGTHS_TRIED), *near})
 
 
-def _outside(guards: list[str]) -> tuple[list[int], set[int]]:
+def _outside(guards: list[str], lengths: list[int]) -> tuple[list[int], set[int]]:
     """(lengths at which some guard does not hold, those of them at which a batch decides it)."""
     compiled = [builtins.compile(guard, "<guard>", "eval") for guard in guards]
     outside, mixed = [], set()
-    for length in _lengths(guards):
+    for length in lengths:
         held = [all(_holds(guard, batch, length) for guard in compiled) for batch in _BATCHES]
         if not all(held):
             outside.append(length)
@@ -121,15 +124,15 @@ def _holds(guard: types.CodeType, batch: int, length: int) -> bool:
         return False
 
 
-def stands_at(length: int, program: torch.export.ExportedProgram, wrapper: nn.Module) -> bool:
+def _stands_at(length: int, graph: Callable[[], fx.GraphModule], wrapper: nn.Module) -> bool:
     """Whether the captured graph gives the model's own logits at a length that its guards
-    exclude.
+    exclude. graph: makes it without them.
     """
     device = next((p.device for p in wrapper.parameters()), torch.device("cpu"))
     ids = torch.arange(length, device=device)[None] % 2
     try:
         with torch.no_grad():
-            expected, found = wrapper(ids), _unguarded(program).forward(input_ids=ids)
+            expected, found = wrapper(ids), graph().forward(input_ids=ids)
     except Exception:  # the model, or the graph, cannot do it: whatever it raises
         return False
     return isinstance(expected, FakeTensor) or bool(

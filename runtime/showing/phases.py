@@ -66,9 +66,9 @@ def _places(program: Program) -> dict[str, str]:
         record = info(node)
         if record.phase is None:
             continue
-        block = program.facts.block_of(record.module)
-        side = side if block is None else _BEHIND
-        places.setdefault(record.module, side if block is None else str(block))
+        block, _ = program.facts.place(record.module)
+        side = _BEHIND if block else side
+        places.setdefault(record.module, block or side)
     return places
 
 

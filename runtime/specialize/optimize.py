@@ -47,7 +47,8 @@ def optimize(program: Program, choices: Choices) -> fx.Graph:
     """The graph of one kind of call. Its output is a dict of the wanted ones."""
     context = Context(program.config, facts=program.facts, layout=program.layout, choices=choices)
     graph = run_passes(copy_graph(program.graph), context, _updates(choices))
-    _keep(graph, choices, frozen_names(program.graph))
+    asked = choices.frozen or Output.FROZEN in choices.outputs
+    _keep(graph, choices, frozen_names(program.graph) if asked else ())
     return run_passes(
         graph,
         context,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -142,7 +143,7 @@ class Programs:
                 self._layers = cached_layers(self.program)
             return self._layers
 
-    @property
+    @cached_property
     def shares_frozen(self) -> bool:
         """Whether it is on, and there is something to share."""
         if frozen.NAME not in self.enabled or self.structure is not None:

@@ -15,6 +15,7 @@ import tintc
 from tests.support.families import FAMILIES
 from tests.support.flops import counting
 from tests.support.models import opt, simulate, tokens
+from tests.support.outer import assert_same_gradients
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
@@ -67,15 +68,10 @@ def test_a_stream(keys: Any) -> None:
 
 
 def test_an_outer_loss_reaches_frozen_weights() -> None:
-    simulator, found = simulate(opt(), config("top block")), []
+    simulator = simulate(opt(), config("top block"))
     inputs = SCENARIOS["ragged"](2, LENGTH, VOCAB)
-    for on in (False, True):
-        logits = switched(simulator, on)(**inputs).logits
-        parameters = [*simulator.prefix.parameters(), simulator.inner_lr]
-        found.append(torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True))
-    for a, b in zip(*found, strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or error(b, a) < LIMIT
+    off, on = (switched(simulator, on)(**inputs).logits for on in (False, True))
+    assert_same_gradients(simulator, off, on, LIMIT)
 
 
 def test_what_it_saves() -> None:

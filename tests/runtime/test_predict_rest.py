@@ -16,6 +16,7 @@ from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
 from tests.support.once import compiling_once
+from tests.support.outer import assert_same_gradients
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
@@ -116,15 +117,9 @@ def test_losses_beside_logits() -> None:
 def test_an_outer_loss_reaches_weights_and_rate() -> None:
     simulator = simulator_of("llama", "exact, 2 steps")
     inputs = SCENARIOS["padded_left"](BATCH, LENGTH, VOCAB)
-    first, found = first_of_rest(inputs), []
-    for more in ({"predict": "rest"}, {}):
-        logits = simulator(**inputs, **more).logits
-        kept = logits if more else logits[:, first:]
-        parameters = [*simulator.prefix.parameters(), simulator.inner_lr]
-        found.append(torch.autograd.grad(kept.square().sum(), parameters, allow_unused=True))
-    for a, b in zip(*found, strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or error(a, b) < LIMIT
+    rest = simulator(**inputs, predict="rest").logits
+    every = simulator(**inputs).logits[:, first_of_rest(inputs) :]
+    assert_same_gradients(simulator, every, rest, LIMIT)
 
 
 def test_the_transformer_back_end() -> None:

@@ -14,6 +14,7 @@ from tests.support.families import FAMILIES
 from tests.support.flops import counting
 from tests.support.grid import grid
 from tests.support.models import opt, simulate, tokens
+from tests.support.outer import assert_same_gradients
 from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
@@ -77,14 +78,10 @@ def test_adapting(form: Any) -> None:
 
 
 def test_an_outer_loss_reaches_weights_and_rate() -> None:
-    simulator, inputs, found = simulate(opt(), CONFIGS["exact"]), given("ragged"), []
-    for off in ((), ("scored_loss", "kept_first")):
-        logits = without(simulator, *off)(**inputs).logits
-        parameters = [*simulator.prefix.parameters(), simulator.inner_lr]
-        found.append(torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True))
-    for a, b in zip(*found, strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or error(a, b) < LIMIT
+    simulator, inputs = simulate(opt(), CONFIGS["exact"]), given("ragged")
+    on = without(simulator)(**inputs).logits
+    off = without(simulator, "scored_loss", "kept_first")(**inputs).logits
+    assert_same_gradients(simulator, off, on, LIMIT)
 
 
 def test_what_it_saves() -> None:
