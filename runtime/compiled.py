@@ -278,7 +278,9 @@ class Compiled(Switched):
         tokens, segment, programs = sizes["tokens"], sizes["segment"], self._programs
 
         def held(sequences: int) -> int:
-            known = programs.usual(kind, self._weight, {**sizes, "batch": sequences})
+            """Of the program that runs so many: results of a slice are written into the whole."""
+            of_a_slice = replace(kind, into=kind.into and sequences < sizes["batch"])
+            known = programs.usual(of_a_slice, self._weight, {**sizes, "batch": sequences})
             counts = {"B": sequences, "T": tokens, "S": segment}
             return bytes_held(programs.get(known).values, counts, known.dtype.itemsize)
 

@@ -28,6 +28,16 @@ def spoils_a_shape(graph: fx.Graph, context: Context) -> fx.Graph:
     return graph
 
 
+@graph_pass(ensures=("shapes_agree",))
+def spoils_a_promised_shape(graph: fx.Graph, context: Context) -> fx.Graph:
+    return spoils_a_shape(graph, context)
+
+
+@graph_pass()
+def changes_nothing(graph: fx.Graph, context: Context) -> fx.Graph:
+    return graph
+
+
 def fresh() -> tuple[fx.Graph, Context]:
     captured = nano_captured()
     return captured.graph, Context(SimulatorConfig.paper(), captured.tensors, captured.constants)
@@ -65,6 +75,28 @@ def test_verify_each_checks_what_no_contract_names(monkeypatch: pytest.MonkeyPat
     at = stage("refuse_unsupported")
     monkeypatch.delenv("TINTC_VERIFY")
     run_passes(at.graph, at.context, [spoils_a_shape])
+
+
+def test_what_is_ensured_of_the_whole_graph_is_checked_at_the_end() -> None:
+    seen: list[str] = []
+    passes = [spoils_a_promised_shape, changes_nothing]
+    at = stage("refuse_unsupported")
+    with pytest.raises(
+        CompilerBug,
+        match=r"shapes_agree does not hold after a pipeline in which spoils_a_promised_shape "
+        r"ensure it: blocks_0_up has shape .* its rule gives .*; TINTC_VERIFY=1 says after which",
+    ):
+        run_passes(
+            at.graph,
+            at.context,
+            passes,
+            verify_each=False,
+            on_pass=lambda done, _: seen.append(done),
+        )
+    assert seen == ["spoils_a_promised_shape", "changes_nothing"]
+    at = stage("refuse_unsupported")
+    with pytest.raises(CompilerBug, match="pass spoils_a_promised_shape ensures shapes_agree"):
+        run_passes(at.graph, at.context, passes, verify_each=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -107,8 +107,9 @@ def test_threads_share_an_adapted_simulator(form: Any) -> None:
     assert_as_in_one_thread(uses_of_adapted(one), uses_of_adapted(other))
 
 
-def test_each_program_is_emitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulator, counted, emit = own_simulator("opt"), Counter[Any](), Programs._emit_fused
+def _counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """Kinds of call and how often their program was emitted."""
+    counted, emit = Counter[Any](), Programs._emit_fused
 
     def slowly(self: Programs, choices: Any) -> Any:
         counted[choices] += 1
@@ -116,8 +117,21 @@ def test_each_program_is_emitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return emit(self, choices)
 
     monkeypatch.setattr(Programs, "_emit_fused", slowly)
+    return counted
+
+
+def test_each_program_is_emitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator, counted = own_simulator("opt"), _counted(monkeypatch)
     together([lambda: simulator.predict_initial(IDS).detach()])
     assert set(counted.values()) == {1}
+
+
+def test_a_batch_that_runs_whole_needs_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one whose memory was asked for, before the slices were chosen, is the one that runs."""
+    simulator, counted = own_simulator("opt"), _counted(monkeypatch)
+    with torch.inference_mode():
+        simulator(**context())
+    assert list(counted.values()) == [1]
 
 
 class _Scored(Dataset[Tensor]):
