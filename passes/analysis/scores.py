@@ -203,16 +203,16 @@ def _same_looks(long: Looks, short: Looks, length: int) -> bool:
 def _at(scores: Scores, heads: int, values: Evaluation) -> Looks:
     """Looks at one length."""
     length = values.length
-    whole = torch.ones(length, length, dtype=torch.bool)
-    visible = whole.tril() if scores.is_causal else whole
+    causal = torch.ones(length, length, dtype=torch.bool).tril_()
+    visible = causal if scores.is_causal else torch.ones_like(causal)
     conditions = [(_planes(values.of(condition)), when) for condition, when, _ in scores.hidden]
     offsets = [_planes(values.of(node)) * factor for node, factor in scores.offsets]
     for planes in (*(planes != when for planes, when in conditions), *map(_kept, offsets)):
-        if not bool((planes == planes[:1]).all()):
+        if len(planes) > 1 and not bool((planes == planes[:1]).all()):
             raise Untraceable("its heads have different masks")
         visible = visible & planes[0]
-    window = int(visible.sum(-1).max())
-    if not torch.equal(visible, whole.tril().triu(1 - window)):
+    window = int(visible[-1].sum())  # the last row sees as many as any other
+    if not torch.equal(visible, causal if window == length else causal.triu(1 - window)):
         raise Untraceable("its mask is not the causal one, nor a window of it")
     bias = torch.zeros(1, length, dtype=torch.float64)
     for planes in offsets:

@@ -36,6 +36,11 @@ def as_flags(message: str, app: App) -> str:
     them: force=True is --force, memory=False is --no-memory, data=FILE is --data FILE.
     """
 
+    named = re.compile(r"\b([a-z_]+)=(\w+)")
+    if not named.search(message):
+        return message  # to list all options takes a third of a second
+    known = set(_options(app))
+
     def flag(found: re.Match[str]) -> str:
         name, value = found.groups()
         option = "--" + name.replace("_", "-")
@@ -45,8 +50,7 @@ def as_flags(message: str, app: App) -> str:
             value, f"{option} {value}"
         )
 
-    known = set(_options(app))
-    return re.sub(r"\b([a-z_]+)=(\w+)", flag, message)
+    return named.sub(flag, message)
 
 
 def _options(app: App) -> Iterator[str]:
