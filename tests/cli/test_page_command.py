@@ -39,6 +39,7 @@ class TestWrite:
         assert done.code == 0 and "too much for a browser" in " ".join(done.out.split())
         assert content("site", tmp_path / "site")["views"]["run"]["available"] is False
 
+    @pytest.mark.slow
     def test_force(self, tmp_path: Path) -> None:
         out = tmp_path / "site"
         assert tintc("page", artifact(), "-o", out, "--no-model", "-q").code == 0

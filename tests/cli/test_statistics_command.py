@@ -80,6 +80,7 @@ def test_bad_options(folder: Path, tmp_path: Path, more: tuple[Any, ...], messag
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_compiled_simulator_runs_and_brings_its_own(folder: Path) -> None:
     sim = folder / "sim"
     assert tintc("run", sim, "--text", TEXT).code == 0

@@ -172,7 +172,7 @@ class TestOnACpu:
 
 class TestHalfProducts:
     @grid(name=RULES, dtype=HALF)
-    def test_updates_point_where_those_of_float64_do(
+    def test_updates_point_as_in_float64(
         self, name: str, dtype: torch.dtype, in_half: None
     ) -> None:
         low, high = both(dtype, torch.float64, **RULES[name])

@@ -13,6 +13,7 @@ import pytest
 from tests.docs.snippets import ROOT
 
 
+@pytest.mark.slow
 def test_the_inner_rate_converges(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,6 +153,7 @@ def errors(row: dict[str, Any]) -> list[float]:
     return [row["cosine"], row["relative_error"], row["length"]]
 
 
+@pytest.mark.slow
 def test_exact_has_the_exact_gradient() -> None:
     row = rows(ablate("exact"))["exact"]
     assert row["cosine"] == pytest.approx(1, abs=1e-9)

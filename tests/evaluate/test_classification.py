@@ -110,6 +110,7 @@ def test_every_row_with_its_settings(report: dict[str, Any]) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_batch_changes_nothing(root: Path, report: dict[str, Any], batch: int) -> None:
     assert timeless(run(auxiliary(), settings(root, batch=batch), Store(None, {}))) == timeless(

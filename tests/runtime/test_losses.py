@@ -88,6 +88,7 @@ def test_logits_to_keep(kept: int | Tensor, mode: str, backend: str) -> None:
     assert error(found.initial_loss, whole.initial_loss) < LIMIT
 
 
+@pytest.mark.slow
 def test_a_capped_and_scaled_head() -> None:
     """What stands behind the head is computed for the kept positions, and in the chunks of the
     losses.
