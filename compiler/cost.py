@@ -29,7 +29,7 @@ from torch.utils.flop_counter import (
 )
 
 from tintc.ir.call_sizes import Predict
-from tintc.ir.inputs import INPUTS
+from tintc.ir.inputs import INPUTS, OPTIONAL_INPUTS
 from tintc.ir.node_meta import info
 from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.outputs import SLOTS, Output
@@ -145,7 +145,7 @@ def inputs_without_numbers(
             dtype=dtypes[kind],
             device=device,
         )
-        for name, (shape, kind) in INPUTS.items()
+        for name, (shape, kind) in (INPUTS | OPTIONAL_INPUTS).items()
         if shape
     }
     inputs["attention_mask"] = inputs["attention_mask"][

@@ -14,7 +14,7 @@ from torch import fx
 
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, has_several, is_tint, operator_of
-from tintc.ir.inputs import INPUTS
+from tintc.ir.inputs import INPUTS, OPTIONAL_INPUTS
 from tintc.ir.layout import PrefixSlot, Rows, beside
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import embedding, embedding_descent, segment
@@ -72,7 +72,8 @@ def _of_placeholder(node: fx.Node) -> Problems:
     found = info(node)
     if found.role == "parameter":
         return [] if isinstance(found.parameter, str) else [f"{node.name} is no weight's value"]
-    if found.role != "input" or INPUTS.get(node.name) != (found.shape, found.dtype):
+    known = (INPUTS | OPTIONAL_INPUTS).get(node.name)
+    if found.role != "input" or known != (found.shape, found.dtype):
         return [f"{node.name} is no input of a lowered graph"]
     return []
 

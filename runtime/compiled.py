@@ -239,16 +239,23 @@ class Compiled(Switched):
         return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor
 
     def _results(self, call: Call) -> dict[str, Result]:
-        """All outputs of a call; of more steps than a graph holds, by a loop over one's program."""
-        if not (self.config.looped and call.trains):
+        """All outputs of a call. More steps than a graph holds are a loop over one's program; where
+        training and the whole text have lengths of their own, each is a program.
+        """
+        by_length = bool(self.program.facts.by_length)
+        if not ((self.config.looped or by_length) and call.trains):
             return self._result(call)
-        after = self._all_steps(replace(call, outputs=SLOTS, kept=None))
-        updates = after[Output.UPDATES]
-        assert isinstance(updates, dict)
-        rest = tuple(kind for kind in call.outputs if kind is not Output.UPDATES)
-        last = replace(call, outputs=rest, given=updates, frozen=frozen_of(after))
-        found = self._result(last) if rest else {}
-        return found | ({Output.UPDATES: updates} if Output.UPDATES in call.outputs else {})
+        rest = tuple(kind for kind in call.outputs if kind not in SLOTS)
+        wanted = tuple(kind for kind in SLOTS if kind in call.outputs)
+        trained = SLOTS if self.config.looped else wanted if not rest else (Output.UPDATES,)
+        after = self._all_steps(replace(call.of_training, outputs=trained, kept=None))
+        found: dict[str, Result] = {kind: after[kind] for kind in wanted}
+        if rest:
+            updates = after[Output.UPDATES]
+            assert isinstance(updates, dict)
+            frozen = None if by_length else frozen_of(after)  # of another length
+            found |= self._result(replace(call, outputs=rest, given=updates, frozen=frozen))
+        return found
 
     def _result(self, call: Call) -> dict[str, Result]:
         """Of one program."""

@@ -1,0 +1,171 @@
+"""Rotary tables whose frequencies depend on how many positions a call has.
+
+cos, sin (positions, R), others for every length  ->  a cos(p f(length)), a sin(p f(length))
+
+The captured graph computes f from one number, the greatest position plus one. That number is set to
+every length there may be, at a sequence of two tokens: at position 1 an angle is its frequency.
+Which angle a coordinate of the table is of, and by what it is multiplied, is asked of the graph
+behind the cosines, with 0 and 1 in their place. The tables that come of it are then compared with
+those that the graph has itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from tintc.ir.builder import ancestors
+from tintc.ir.context import Context
+from tintc.passes.analysis.coordinates import Untraceable
+from tintc.passes.analysis.evaluation import Evaluation, lengths_below
+from tintc.passes.analysis.heads import Entry, Rotation, table_of
+from tintc.passes.analysis.patterns import aten, calls
+
+_TRIED = (2, 5, 11)  # lengths at which a number is seen to be the length
+_WAVES = {"cos": aten.cos, "sin": aten.sin}
+
+
+class Rows(NamedTuple):
+    """A row for each length: row i is of length first + i, the first also of all that are shorter,
+    the last of all that are longer.
+    """
+
+    table: Tensor  # (N, R)
+    first: int
+
+
+class Wave(NamedTuple):
+    """amplitude * function(position * frequency), both of the call's length."""
+
+    function: str
+    frequency: Rows
+    amplitude: Rows
+
+
+def waves_of(rotation: Rotation, longest: int, context: Context) -> tuple[Wave, Wave]:
+    """cos and sin of a rotation for lengths up to `longest`. Raises Untraceable for any other
+    dependence on the length.
+    """
+    try:
+        return _read(rotation.cos, longest, context), _read(rotation.sin, longest, context)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise Untraceable(
+            "its rotation depends on the length of the sequence, and its frequencies cannot be "
+            f"read ({str(error).splitlines()[0][:100]})"
+        ) from None
+
+
+def _read(entries: tuple[Entry, ...], longest: int, context: Context) -> Wave:
+    graph = _Graph(entries, context)
+    found = graph.wave(torch.arange(1, longest + 1))
+    for length in (*lengths_below(longest), longest):
+        expected = table_of(entries, Evaluation(1, length, context))
+        computed = _computed(found, length)
+        if not torch.allclose(computed, expected, rtol=1e-5, atol=graph.rounding):
+            raise Untraceable(
+                f"its rotation depends on the length of the sequence: at {length} tokens it is "
+                "not position times frequency"
+            )
+    return found
+
+
+class _Graph:
+    """What computes one table."""
+
+    def __init__(self, entries: tuple[Entry, ...], context: Context) -> None:
+        self.entries, self.context = entries, context
+        nodes = [node for entry in entries for node, _ in entry.factors]
+        before = [n for n in ancestors(nodes) if n.op == "call_function"]
+        self.waves = [n for n in before if calls(n, *_WAVES.values())]
+        self.lengths = [n for n in before if _is_length(n, context)]
+        if not self.waves or not self.lengths:
+            raise Untraceable(
+                "its rotation depends on the length of the sequence by something else than "
+                "frequencies of the greatest position"
+            )
+        types = [node.meta["val"].dtype for node in nodes]
+        floats = [torch.finfo(kind).eps for kind in types if kind.is_floating_point]
+        self.rounding = max([1e-6, *(4 * eps for eps in floats)])  # of the model's own table
+
+    def wave(self, lengths: Tensor) -> Wave:
+        """At each of the lengths 1, 2, ..."""
+        index = self._index()
+        angles, amplitude = torch.vmap(self._at)(lengths)
+        sizes = [angle[0].numel() for angle in angles]
+        kinds = {self._kind(i, sizes) for i in index.tolist()}
+        if len(kinds) != 1:
+            raise Untraceable("one table of its rotation has cosines and sines")
+        frequency = torch.cat([angle.flatten(1) for angle in angles], 1)[:, index]
+        return Wave(kinds.pop(), _rows(frequency), _rows(amplitude))
+
+    def _at(self, length: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(angles of the first two tokens, amplitudes) in a call of that length."""
+        angles = self._values(length).of([wave.args[0] for wave in self.waves])
+        ones = self._values(length)
+        for wave, angle in zip(self.waves, angles, strict=True):
+            ones.put(wave, torch.ones_like(angle))
+        return angles, table_of(self.entries, ones)[1]
+
+    def _values(self, length: Tensor) -> Evaluation:
+        values = Evaluation(1, 2, self.context)
+        for node in self.lengths:
+            known = node.meta["val"]
+            values.put(node, length.reshape(known.shape).to(known.dtype))
+        return values
+
+    def _index(self) -> Tensor:
+        """(R,) which number of all angles, side by side, each coordinate at position 1 is of: digit
+        by digit, since a model may round them to few.
+        """
+        angles = self._values(torch.tensor(2)).of([wave.args[0] for wave in self.waves])
+        count = sum(angle.numel() for angle in angles)
+        number, found = torch.arange(count), torch.tensor(0)
+        for digit in range(count.bit_length()):
+            values, first = self._values(torch.tensor(2)), 0
+            for wave, angle in zip(self.waves, angles, strict=True):
+                own = number[first : first + angle.numel()].view(angle.shape)
+                values.put(wave, ((own >> digit) & 1).to(angle.dtype))
+                first += angle.numel()
+            found = found + ((table_of(self.entries, values)[1] != 0).long() << digit)
+        return found
+
+    def _kind(self, index: int, sizes: list[int]) -> str:
+        """The function whose argument is the number `index` of all angles."""
+        for wave, size in zip(self.waves, sizes, strict=True):
+            if index < size:
+                return next(name for name, packet in _WAVES.items() if calls(wave, packet))
+            index -= size
+        raise IndexError(index)
+
+
+def _is_length(node: fx.Node, context: Context) -> bool:
+    """Whether it is one whole number, which is the length of the sequence."""
+    found = node.meta.get("val")
+    if not isinstance(found, Tensor) or found.dtype != torch.int64:
+        return False
+    if any(size != 1 for size in found.shape):
+        return False
+    return all(int(Evaluation(1, n, context).of(node)) == n for n in _TRIED)
+
+
+def _rows(values_LR: Tensor) -> Rows:
+    """Of lengths 1, 2, ..., without what only repeats."""
+    same = (values_LR[1:] == values_LR[:-1]).all(-1)
+    changes = (~same).nonzero()[:, 0].tolist()
+    if not changes:
+        return Rows(values_LR[:1], 1)
+    return Rows(values_LR[changes[0] : changes[-1] + 2], changes[0] + 1)
+
+
+def _computed(found: Wave, length: int) -> Tensor:
+    """The table of a call of that length."""
+    frequency, amplitude = (_row(rows, length) for rows in (found.frequency, found.amplitude))
+    angle = torch.arange(length, dtype=frequency.dtype)[:, None] * frequency
+    turned: Tensor = getattr(angle, found.function)()
+    return amplitude * turned.double()
+
+
+def _row(rows: Rows, length: int) -> Tensor:
+    return rows.table[min(max(length - rows.first, 0), len(rows.table) - 1)]
