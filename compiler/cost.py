@@ -166,6 +166,9 @@ def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int, predict
     meter = Meter()
     if simulator.config.looped:
         call = _looped(simulator, call, meter)
+    elif simulator.program.apart:
+        trained = _run(simulator, replace(call, outputs=(Output.UPDATES,), kept=None), meter)
+        call = replace(call, given=trained[Output.UPDATES])
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits, meter.island_flops)
 
@@ -183,6 +186,8 @@ def _looped(simulator: Simulator, call: Call, meter: Meter) -> Call:
     found = _run(simulator, replace(step, donated=True), meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
     meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
+    if simulator.program.facts.by_length:
+        frozen = None
     return replace(call, given=found[Output.UPDATES], frozen=frozen)
 
 

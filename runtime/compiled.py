@@ -242,8 +242,7 @@ class Compiled(Switched):
         """All outputs of a call. More steps than a graph holds are a loop over one's program; where
         training and the whole text have lengths of their own, each is a program.
         """
-        by_length = bool(self.program.facts.by_length)
-        if not ((self.config.looped or by_length) and call.trains):
+        if not (self.program.apart and call.trains):
             return self._result(call)
         rest = tuple(kind for kind in call.outputs if kind not in SLOTS)
         wanted = tuple(kind for kind in SLOTS if kind in call.outputs)
@@ -253,7 +252,8 @@ class Compiled(Switched):
         if rest:
             updates = after[Output.UPDATES]
             assert isinstance(updates, dict)
-            frozen = None if by_length else frozen_of(after)  # of another length
+            # of another length what no step changes is another, too
+            frozen = None if self.program.facts.by_length else frozen_of(after)
             found |= self._result(replace(call, outputs=rest, given=updates, frozen=frozen))
         return found
 

@@ -157,9 +157,7 @@ def _fused(
     inputs: Inputs,
     outputs: tuple[Output, ...],
 ) -> Values:
-    by_length = bool(simulator.program.facts.by_length)
-    apart = simulator.config.looped or by_length  # training has a program of its own
-    if not apart or all(kind.is_before for kind in outputs):
+    if not simulator.program.apart or all(kind.is_before for kind in outputs):
         found: Values = _run(simulator, graph, inputs, Choices(outputs))
         return found
     updates = trace_updates(simulator, graph, inputs)

@@ -11,20 +11,20 @@ those that the graph has itself.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import ancestors
 from tintc.ir.context import Context
+from tintc.ir.ops.position import WAVES
 from tintc.passes.analysis.coordinates import Untraceable
 from tintc.passes.analysis.evaluation import Evaluation, lengths_below
 from tintc.passes.analysis.heads import Entry, Rotation, table_of
 from tintc.passes.analysis.patterns import aten, calls
 
 _TRIED = (2, 5, 11)  # lengths at which a number is seen to be the length
-_WAVES = {"cos": aten.cos, "sin": aten.sin}
 
 
 class Rows(NamedTuple):
@@ -78,7 +78,8 @@ class _Graph:
         self.entries, self.context = entries, context
         nodes = [node for entry in entries for node, _ in entry.factors]
         before = [n for n in ancestors(nodes) if n.op == "call_function"]
-        self.waves = [n for n in before if calls(n, *_WAVES.values())]
+        self.waves = [n for n in before if calls(n, aten.cos, aten.sin, aten.polar)]
+        self.angles: list[Any] = [n.args[1 if calls(n, aten.polar) else 0] for n in self.waves]
         self.lengths = [n for n in before if _is_length(n, context)]
         if not self.waves or not self.lengths:
             raise Untraceable(
@@ -86,27 +87,23 @@ class _Graph:
                 "frequencies of the greatest position"
             )
         types = [node.meta["val"].dtype for node in nodes]
-        floats = [torch.finfo(kind).eps for kind in types if kind.is_floating_point]
-        self.rounding = max([1e-6, *(4 * eps for eps in floats)])  # of the model's own table
+        inexact = [kind for kind in types if kind.is_floating_point or kind.is_complex]
+        rounding = (4 * torch.finfo(kind).eps for kind in inexact)
+        self.rounding = max([1e-6, *rounding])  # of the model's own table
+        self.function = self._function()
 
     def wave(self, lengths: Tensor) -> Wave:
         """At each of the lengths 1, 2, ..."""
         index = self._index()
         angles, amplitude = torch.vmap(self._at)(lengths)
-        sizes = [angle[0].numel() for angle in angles]
-        kinds = {self._kind(i, sizes) for i in index.tolist()}
-        if len(kinds) != 1:
-            raise Untraceable("one table of its rotation has cosines and sines")
         frequency = torch.cat([angle.flatten(1) for angle in angles], 1)[:, index]
-        return Wave(kinds.pop(), _rows(frequency), _rows(amplitude))
+        return Wave(self.function, _rows(frequency), _rows(amplitude))
 
     def _at(self, length: Tensor) -> tuple[list[Tensor], Tensor]:
         """(angles of the first two tokens, amplitudes) in a call of that length."""
-        angles = self._values(length).of([wave.args[0] for wave in self.waves])
-        ones = self._values(length)
-        for wave, angle in zip(self.waves, angles, strict=True):
-            ones.put(wave, torch.ones_like(angle))
-        return angles, table_of(self.entries, ones)[1]
+        angles = self._values(length).of(self.angles)
+        ones = [torch.ones_like(angle) for angle in angles]
+        return angles, self._table(length, self.function, ones)
 
     def _values(self, length: Tensor) -> Evaluation:
         values = Evaluation(1, 2, self.context)
@@ -115,29 +112,47 @@ class _Graph:
             values.put(node, length.reshape(known.shape).to(known.dtype))
         return values
 
+    def _table(self, length: Tensor, function: str, numbers: list[Tensor]) -> Tensor:
+        """(R,) the table at position 1 with these numbers in place of one function of the angles,
+        and 0 in place of the other.
+        """
+        values = self._values(length)
+        for wave, number in zip(self.waves, numbers, strict=True):
+            none = torch.zeros_like(number)
+            if calls(wave, aten.polar):
+                parts = (number, none) if function == "cos" else (none, number)
+                values.put(wave, torch.complex(*parts))
+            else:
+                own = calls(wave, aten.cos if function == "cos" else aten.sin)
+                values.put(wave, number if own else none)
+        return table_of(self.entries, values)[1]
+
+    def _function(self) -> str:
+        """The one that all of the table is made of."""
+        two = torch.tensor(2)
+        ones = [torch.ones_like(angle) for angle in self._values(two).of(self.angles)]
+        whole = [f for f in WAVES if bool((self._table(two, f, ones) != 0).all())]
+        part = [f for f in WAVES if bool((self._table(two, f, ones) != 0).any())]
+        if len(whole) != 1 or part != whole:
+            raise Untraceable(
+                "its rotation depends on the length of the sequence, and one of its tables is "
+                "neither of cosines nor of sines"
+            )
+        return whole[0]
+
     def _index(self) -> Tensor:
         """(R,) which number of all angles, side by side, each coordinate at position 1 is of: digit
         by digit, since a model may round them to few.
         """
-        angles = self._values(torch.tensor(2)).of([wave.args[0] for wave in self.waves])
-        count = sum(angle.numel() for angle in angles)
-        number, found = torch.arange(count), torch.tensor(0)
-        for digit in range(count.bit_length()):
-            values, first = self._values(torch.tensor(2)), 0
-            for wave, angle in zip(self.waves, angles, strict=True):
-                own = number[first : first + angle.numel()].view(angle.shape)
-                values.put(wave, ((own >> digit) & 1).to(angle.dtype))
-                first += angle.numel()
-            found = found + ((table_of(self.entries, values)[1] != 0).long() << digit)
+        two = torch.tensor(2)
+        angles = self._values(two).of(self.angles)
+        sizes = [angle.numel() for angle in angles]
+        found = torch.tensor(0)
+        for digit in range(sum(sizes).bit_length()):
+            bits = torch.split((torch.arange(sum(sizes)) >> digit) & 1, sizes)
+            numbers = [b.view(a.shape).to(a.dtype) for b, a in zip(bits, angles, strict=True)]
+            found = found + ((self._table(two, self.function, numbers) != 0).long() << digit)
         return found
-
-    def _kind(self, index: int, sizes: list[int]) -> str:
-        """The function whose argument is the number `index` of all angles."""
-        for wave, size in zip(self.waves, sizes, strict=True):
-            if index < size:
-                return next(name for name, packet in _WAVES.items() if calls(wave, packet))
-            index -= size
-        raise IndexError(index)
 
 
 def _is_length(node: fx.Node, context: Context) -> bool:

@@ -21,7 +21,11 @@ from tintc.passes.analysis.patterns import sizes
 
 
 class OfLength(Untraceable):
-    """A rotation that is another one for calls of another length."""
+    """A rotation that is another one for calls of another length, up to the longest there is."""
+
+    def __init__(self, reason: str, longest: int) -> None:
+        super().__init__(reason)
+        self.longest = longest
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Rotation:
                 if not torch.allclose(table_of(entries, few), table[:length], rtol=1e-5, atol=1e-6):
                     raise OfLength(
                         f"its rotation depends on the length of the sequence: {length} and "
-                        f"{values.length} tokens have different ones"
+                        f"{values.length} tokens have different ones",
+                        values.length,
                     )
         return cos, sin
 

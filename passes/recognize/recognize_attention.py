@@ -235,13 +235,12 @@ def _turned(
 
 
 def _tables(rotation: Rotation, context: Context) -> Tables:
-    longest = evaluated_length(context)
     try:
-        return rotation.tables(longest, context)
-    except OfLength:
-        found = waves_of(rotation, longest, context)
-    context.limit_positions(longest)
-    return found
+        return rotation.tables(evaluated_length(context), context)
+    except OfLength as reason:
+        found = waves_of(rotation, reason.longest, context)
+        context.limit_positions(reason.longest)
+        return found
 
 
 def _mask(build: Builder, window: int) -> fx.Node:
