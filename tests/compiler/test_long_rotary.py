@@ -17,9 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tintc
 from tests.oracle.reference import call as called_as_is
+from tests.support.flops import counting
 from tests.support.grid import some
 from tests.support.long_rotary import (
     LONG,
@@ -33,7 +35,11 @@ from tests.support.models import simulate
 from tests.support.tolerances import CASTS, HALF_LOGITS, SIMULATOR, error, measured
 from tintc import SimulatorConfig
 from tintc.compiler.casts import no_casts
+from tintc.compiler.cost import estimate
+from tintc.compiler.reports.breakdown import breakdown
+from tintc.compiler.reports.cost import COUNTED
 from tintc.compiler.verification import verify
+from tintc.ir.call_sizes import CallSizes, Predict
 from tintc.ir.dialect import tint_name
 from tintc.runtime.simulator import Simulator
 
@@ -394,3 +400,23 @@ def test_a_length_that_no_sequence_has_changes_nothing() -> None:
     sim = simulate(type(model(DYNAMIC))(described).double().eval(), EXACT)
     assert not sim.program.facts.by_length
     assert "wave" not in {tint_name(node) for node in sim.program.graph.nodes}
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.parametrize("predict", ["all", "rest"])
+def test_costs_count_both_programs(steps: int, predict: Predict) -> None:
+    """The FLOPs of a call, as a whole and row by row, are those that torch counts of a real one."""
+    names = [name for name in COUNTED if name != "flash_attention"]
+    made = simulator(DYNAMIC, dataclasses.replace(EXACT, steps=steps, layers=1))
+    tensors = {name: value.float() for name, value in made.prefix.tensors().items()}
+    sim = Simulator(made.program, tensors, optimize=names)
+    sizes: CallSizes = {"batch": 2, "tokens": 24, "segment": 11}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
+        sim(tokens_of(2, 24), trained(2, 24, 12), predict=predict)
+    whole = estimate(
+        sim.program, "fused", torch.float32, optimize=names, predict=predict, **sizes
+    ).flops
+    assert whole == counter.get_total_flops()
+    rows = breakdown(sim, sizes, optimize=names, predict=predict)
+    assert rows["flops"] == whole
+    assert rows["lower_bound"] <= whole
