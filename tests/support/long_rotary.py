@@ -62,6 +62,20 @@ LONG: dict[str, Callable[..., Any]] = {
     "gpt_neox, dynamic, part of a head": builder(
         "gpt_neox", **_PLAIN | _dynamic(partial_rotary_factor=0.5)
     ),
+    "gemma3, each kind of layer its own": builder(
+        "gemma3_text",
+        **GROUPED
+        | {
+            "head_dim": 6,
+            "max_position_embeddings": ORIGINAL,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+                "full_attention": _dynamic()["rope_parameters"],
+            },
+        },
+    ),
 }
 
 
