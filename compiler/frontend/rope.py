@@ -67,7 +67,7 @@ def _by_length(found: _Decorated) -> Callable[..., Any]:
             return found.plain(self, x, position_ids, **of_layer)
         name = "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
         kept = self._buffers[name]
-        length = torch.max(position_ids) + 1
+        length = position_ids.amax() + 1
         self._buffers[name] = _frequencies(self, found.kinds[kind], kind, length, x, layer_type)
         try:
             return found.plain(self, x, position_ids, **of_layer)

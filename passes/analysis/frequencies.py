@@ -11,6 +11,7 @@ those that the graph has itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,13 @@ from tintc.ir.builder import ancestors
 from tintc.ir.context import Context
 from tintc.ir.ops.position import WAVES
 from tintc.passes.analysis.coordinates import Untraceable
-from tintc.passes.analysis.evaluation import Evaluation, lengths_below
+from tintc.passes.analysis.evaluation import (
+    SIZE_ONLY,
+    Evaluation,
+    evaluated_length,
+    is_positional,
+    lengths_below,
+)
 from tintc.passes.analysis.heads import Entry, Rotation, table_of
 from tintc.passes.analysis.patterns import aten, calls
 
@@ -160,9 +167,43 @@ def _is_length(node: fx.Node, context: Context) -> bool:
     found = node.meta.get("val")
     if not isinstance(found, Tensor) or found.dtype != torch.int64:
         return False
-    if any(size != 1 for size in found.shape):
+    if any(size != 1 for size in found.shape) or not is_positional(node):
         return False
     return all(int(Evaluation(1, n, context).of(node)) == n for n in _TRIED)
+
+
+def other_by_length(nodes: Sequence[fx.Node], context: Context) -> dict[fx.Node, str]:
+    """Why no island may read a value: of those among the nodes, in order, that are computed from the
+    greatest position alone, and have other first rows in a call of another length. They may change
+    far behind the lengths at which an island is looked at.
+    """
+    behind: set[fx.Node] = set()
+    for node in nodes:
+        reads = () if calls(node, *SIZE_ONLY) else node.all_input_nodes
+        if any(n in behind for n in reads) or _is_length(node, context):
+            behind.add(node)
+    read = [
+        node
+        for node in nodes
+        if node in behind
+        and is_positional(node)
+        and isinstance(node.meta.get("val"), Tensor)
+        and not all(is_positional(user) for user in node.users)
+    ]
+    found: dict[fx.Node, str] = {}
+    longest = evaluated_length(context)
+    whole = Evaluation(1, longest, context)
+    for length in lengths_below(longest) if read else ():
+        few = Evaluation(1, length, context)
+        for node in [n for n in read if n not in found]:
+            value = few.of(node)
+            first = whole.of(node)[tuple(slice(0, size) for size in value.shape)]
+            if not torch.allclose(value, first, rtol=1e-5, atol=1e-6):
+                found[node] = (
+                    f"it depends on the length of the sequence: what it reads of positions is "
+                    f"another with {length} tokens than with {longest}"
+                )
+    return found
 
 
 def _rows(values_LR: Tensor) -> Rows:

@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tests.support.spelled import agree, calls_of, counted, refusal, rotated, turned
 from tests.support.stages import assert_golden, printed
+from tintc.compiler.driver import lower
+from tintc.compiler.frontend.capture import capture
+from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument
+from tintc.ir.errors import UnsupportedModelError
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import embedding
 from tintc.ir.ops.position import at_length, rotary, wave
@@ -155,3 +160,26 @@ def test_a_fixed_rule_is_a_table() -> None:
     found = agree(turned(plain(lambda n: INVERSE)))
     assert not calls_of(found, wave) and not found.context.facts.by_length
     assert calls_of(found, embedding)
+
+
+class Faded(nn.Module):
+    """An activation that no pass knows, halved in calls of more than `most` tokens."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.tokens, self.up, self.head = nn.Embedding(19, 6), nn.Linear(6, 6), nn.Linear(6, 19)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        x = x + F.mish(self.up(x)) * torch.where(length(x) > self.most, 0.5, 1.0).double()
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_an_island_of_another_length_is_refused() -> None:
+    """However far out that length is: islands themselves are looked at up to 640 tokens."""
+    with pytest.raises(UnsupportedModelError, match="what it reads of positions is another with"):
+        lower(capture(Faded(2000).double().eval()), SimulatorConfig.exact())
+    program = lower(capture(Faded(5000).double().eval()), SimulatorConfig.exact())
+    assert not program.facts.by_length
