@@ -173,7 +173,7 @@ def _is_length(node: fx.Node, context: Context) -> bool:
 
 
 def other_by_length(nodes: Sequence[fx.Node], context: Context) -> dict[fx.Node, str]:
-    """Why no island may read a value: of those among the nodes, in order, that are computed from the
+    """Why no island may read a value: of those among the nodes, in order, that follow from the
     greatest position alone, and have other first rows in a call of another length. They may change
     far behind the lengths at which an island is looked at.
     """

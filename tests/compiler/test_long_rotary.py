@@ -380,6 +380,7 @@ def test_onnx_computes_the_same(tmp_path: Path) -> None:
     assert tintc.export_onnx(sim, tmp_path / "b.onnx", stream=True, chunk=5, context=8).check
 
 
+@pytest.mark.slow
 def test_torch_exports_it() -> None:
     """Both programs, for any batch and length."""
     sim = simulator(LONGROPE)
