@@ -29,13 +29,14 @@ from torch.utils.flop_counter import (
 )
 
 from tintc.ir.call_sizes import Predict
-from tintc.ir.inputs import INPUTS
+from tintc.ir.inputs import INPUTS, OPTIONAL_INPUTS
 from tintc.ir.node_meta import info
 from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.program import Program
 from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime import slices
+from tintc.runtime.apart import last_of
 from tintc.runtime.backends.transformer.modules.parts import Place, Range
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
@@ -92,12 +93,17 @@ def estimate(
         )
         full, rest = divmod(batch, size)
         calls = {
-            n: _call(simulator, inputs_without_numbers(n, tokens, dtype, device), segment, predict)
+            n: _call(
+                simulator,
+                inputs_without_numbers(program, n, tokens, dtype, device),
+                segment,
+                predict,
+            )
             for n in {size, rest} - {0}
         }
         inputs = sum(
             value.untyped_storage().nbytes()
-            for value in inputs_without_numbers(batch, tokens, dtype, device).values()
+            for value in inputs_without_numbers(program, batch, tokens, dtype, device).values()
         )
     one = calls[size]
     flops = full * one.flops + (calls[rest].flops if rest else 0)
@@ -134,10 +140,11 @@ def weights_without_numbers(program: Program, dtype: torch.dtype) -> dict[str, T
 
 
 def inputs_without_numbers(
-    batch: int, tokens: int, dtype: torch.dtype, device: str
+    program: Program, batch: int, tokens: int, dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
     """An empty tensor for every input of a call on sequences without padding."""
     sizes = {"B": batch, "T": tokens}
+    known = INPUTS | (OPTIONAL_INPUTS if program.facts.by_length else {})
     dtypes = {"int": torch.int64, "bool": torch.bool, "float": dtype}
     inputs = {
         name: torch.empty(
@@ -145,7 +152,7 @@ def inputs_without_numbers(
             dtype=dtypes[kind],
             device=device,
         )
-        for name, (shape, kind) in INPUTS.items()
+        for name, (shape, kind) in known.items()
         if shape
     }
     inputs["attention_mask"] = inputs["attention_mask"][
@@ -166,6 +173,11 @@ def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int, predict
     meter = Meter()
     if simulator.config.looped:
         call = _looped(simulator, call, meter)
+    elif simulator.program.apart:
+        training = simulator.training_of(call)
+        last = last_of(call, training, _run(simulator, training, meter), simulator.program.facts)
+        assert last is not None
+        call = last
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits, meter.island_flops)
 
@@ -183,6 +195,8 @@ def _looped(simulator: Simulator, call: Call, meter: Meter) -> Call:
     found = _run(simulator, replace(step, donated=True), meter)
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
     meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
+    if simulator.program.facts.by_length:
+        frozen = None
     return replace(call, given=found[Output.UPDATES], frozen=frozen)
 
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from tintc.compiler.checks import check as check_program
 from tintc.compiler.frontend.capture import Captured, capture, untouched
 from tintc.compiler.frontend.model_checks import check_prefix_memory
+from tintc.compiler.frontend.rope import rope_of_each_call
 from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.gradient_statistics import Statistics, chosen_statistics
 from tintc.ir.config import SimulatorConfig
@@ -135,7 +136,7 @@ def compile(
         statistics=None if gathered is None else gathered.about.model_dump(),
     )
     say("check")
-    with untouched(loaded.model):
+    with untouched(loaded.model), rope_of_each_call(loaded.model):
         check_program(simulator, loaded.model, check)
     return simulator
 

@@ -39,13 +39,17 @@ class NodeCost:
 NodeCosts = Mapping[str, NodeCost]  # by the node's name; placeholders have none
 
 
-def graph_costs(graph: fx.Graph, dtype: torch.dtype, sizes: CallSizes) -> NodeCosts:
-    """Of a graph of `tint` operators: canonical, lowered or optimized."""
+def graph_costs(
+    graph: fx.Graph, dtype: torch.dtype, sizes: CallSizes, *, steps: int = 1
+) -> NodeCosts:
+    """Of a graph of `tint` operators: canonical, lowered or optimized. steps: of which it is given
+    the factors of updates.
+    """
     module = fx.GraphModule(nn.Module(), graph)
     with without_numbers("fused") as device, torch.no_grad():
         computed = computed_dtype(dtype, device)
         placeholders = graph.find_nodes(op="placeholder")
-        return _run(module, [_value(node, computed, sizes, device) for node in placeholders])
+        return _run(module, [_value(node, computed, sizes, device, steps) for node in placeholders])
 
 
 def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
@@ -53,7 +57,7 @@ def emitted_costs(simulator: Simulator, sizes: CallSizes) -> NodeCosts:
     program, dtype = simulator.program, simulator.dtype
     with without_numbers(simulator.backend) as device, torch.no_grad():
         weights = weights_without_numbers(program, dtype)
-        inputs = inputs_without_numbers(sizes["batch"], sizes["tokens"], dtype, device)
+        inputs = inputs_without_numbers(program, sizes["batch"], sizes["tokens"], dtype, device)
         call = plain_call(inputs, sizes["segment"], "all")
         if simulator.structure is None:  # what is counted was emitted to be shown, too
             plain = simulator.on(weights, torch.empty((), dtype=torch.float64))
@@ -86,7 +90,7 @@ class _Counted(Walk):
         return result
 
 
-def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str) -> Any:
+def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str, steps: int) -> Any:
     """A tensor without numbers for a placeholder, by its recorded shape; the segment's length is a
     number.
     """
@@ -95,5 +99,8 @@ def _value(node: fx.Node, dtype: torch.dtype, sizes: CallSizes, device: str) -> 
     record = info(node)
     number = torch.float64 if node.name == "inner_lr" else dtype  # the rate has a type of its own
     kinds = {"int": torch.int64, "bool": torch.bool, "float": number}
-    shape = [length(sizes, size) for size in record.shape]
+    # factors have a row for each training token of all steps
+    shape = [
+        steps * sizes["segment"] if size == "F" else length(sizes, size) for size in record.shape
+    ]
     return torch.empty(shape, dtype=kinds[record.dtype], device=device)

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 from torch import SymInt, Tensor, fx
 
 from tintc.ir.dialect import AnyOperator, operator_of
-from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, is_reserved
+from tintc.ir.inputs import FURTHER_INPUTS, INPUTS, OPTIONAL_INPUTS, is_reserved
 from tintc.ir.node_meta import KEY, NodeInfo, Shape, info
 
 
@@ -87,14 +87,14 @@ class Builder:
         return item
 
     def input(self, name: str) -> fx.Node:
-        """The placeholder of one of INPUTS; put behind the existing ones if the graph has none
-        yet.
+        """The placeholder of one of INPUTS or OPTIONAL_INPUTS; put behind the existing ones if the
+        graph has none yet.
         """
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name == name:
                 found: fx.Node = node
                 return found
-        shape, dtype = INPUTS[name]
+        shape, dtype = (INPUTS | OPTIONAL_INPUTS)[name]
         return self.placeholder(name, shape, role="input", dtype=dtype)
 
     def placeholder(self, label: str, shape: Shape, **fields: Any) -> fx.Node:

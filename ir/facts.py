@@ -22,6 +22,8 @@ class ModelFacts:
     block_parts: tuple[tuple[str, ...], ...] = ()
     # Module of an island whose results depend on where a token stands, or on other tokens.
     ordered: str = ""
+    # Module of an attention whose rotation depends on how many positions the call has.
+    by_length: str = ""
 
     def block_of(self, path: str) -> int | None:
         """Number of the block that a module or parameter is part of; None outside of blocks."""

@@ -19,6 +19,11 @@ INPUTS: dict[str, tuple[Shape, DType]] = {
     "segment": ((), "int"),
 }
 
+# Of the graphs of some models: how many positions each sequence has. To train is a call of the
+# training segment alone, so training passes get its length in place of the whole text's.
+LENGTH, TRAINED_LENGTH = "text_length", "trained_length"
+OPTIONAL_INPUTS: dict[str, tuple[Shape, DType]] = {LENGTH: (("B", 1), "int")}
+
 # Of optimized graphs only: labels are those of the next token, kept are positions whose logits are
 # wanted, scored those that carry loss in any sequence, the others take logits in.
 FURTHER_INPUTS: dict[str, tuple[Shape, DType]] = {
@@ -79,6 +84,7 @@ def is_reserved(label: str) -> bool:
     """
     return (
         label in INPUTS
+        or label in OPTIONAL_INPUTS
         or label in FURTHER_INPUTS
         or label == CODE
         or re.fullmatch(r"page_\d+", label) is not None

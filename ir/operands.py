@@ -14,7 +14,7 @@ from torch import fx
 
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, has_several, is_tint, operator_of
-from tintc.ir.inputs import INPUTS
+from tintc.ir.inputs import INPUTS, LENGTH, OPTIONAL_INPUTS
 from tintc.ir.layout import PrefixSlot, Rows, beside
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import embedding, embedding_descent, segment
@@ -72,7 +72,8 @@ def _of_placeholder(node: fx.Node) -> Problems:
     found = info(node)
     if found.role == "parameter":
         return [] if isinstance(found.parameter, str) else [f"{node.name} is no weight's value"]
-    if found.role != "input" or INPUTS.get(node.name) != (found.shape, found.dtype):
+    known = (INPUTS | OPTIONAL_INPUTS).get(node.name)
+    if found.role != "input" or known != (found.shape, found.dtype):
         return [f"{node.name} is no input of a lowered graph"]
     return []
 
@@ -128,12 +129,14 @@ def _is_tensor(value: Any, kind: str, dtype: str | None) -> bool:
 
 def slots_fit(graph: fx.Graph, context: Context) -> Problems:
     """Every read of a slot is of the rows that the layout has for it, values of a slot have its
-    shape, inner rules mix what stands beside one weight alone, and tables have a row for every
-    token id and position.
+    shape, inner rules mix what stands beside one weight alone, tables have a row for every token id
+    and position, and lengths are read only where calls have some.
     """
     slots = context.layout.prefix if context.layout is not None else {}
     problems = []
     for node in graph.nodes:
+        if node.op == "placeholder" and node.name == LENGTH and not context.facts.by_length:
+            problems.append(f"{node.name} is read, and calls of this model have no length")
         if is_tint(node, prefix):
             slot = slots.get(info(node).slot or "")
             names = ("start", "stop", "period", "transpose")

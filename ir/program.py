@@ -29,6 +29,13 @@ class Program:
     # Records of the graph and of the earlier stages: captured, canonical, lowered.
     stages: dict[str, list[NodeRecord]] = field(default_factory=dict)
 
+    @property
+    def apart(self) -> bool:
+        """Whether training and the last forward pass are programs of their own: steps are a loop,
+        or each of both has a length, on which the model's rotation depends.
+        """
+        return self.config.looped or bool(self.facts.by_length)
+
     def __getstate__(self) -> dict[str, Any]:
         """The graph as records, as an artifact has it: operators of torch cannot be pickled."""
         return {**self.__dict__, "graph": [record.to_dict() for record in to_records(self.graph)]}

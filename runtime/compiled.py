@@ -24,6 +24,7 @@ from tintc.ir.precision import HALF
 from tintc.ir.program import Program
 from tintc.passes.optimize.chunk_head import chunk_head
 from tintc.runtime import slices
+from tintc.runtime.apart import last_of, training_of
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import Structure, check_backend
@@ -45,7 +46,7 @@ from tintc.runtime.specialize.programs import (
     Value,
     WeightState,
 )
-from tintc.runtime.steps import Results, all_steps, frozen_of
+from tintc.runtime.steps import Results, all_steps
 from tintc.runtime.switched import Switched
 
 
@@ -151,10 +152,13 @@ class Compiled(Switched):
 
     def program_of(self, call: Call) -> Emitted:
         """The emitted program of a call."""
+        return self._programs.get(self._choices(call))
+
+    def _choices(self, call: Call) -> Choices:
+        """The kind of a call."""
         kind = call.kind(differentiable=self._differentiable)
         batch, tokens = call.shape
-        chosen = self._programs.choose(kind, self._weight, tokens, call.segment, batch)
-        return self._programs.get(chosen)
+        return self._programs.choose(kind, self._weight, tokens, call.segment, batch)
 
     def bound(self, call: Call) -> tuple[fx.GraphModule, list[Value]]:
         """The emitted program and what one call passes to it. The transformer back end knows no
@@ -239,16 +243,24 @@ class Compiled(Switched):
         return self.inner_lr if call.lr_factor == 1 else self.inner_lr * call.lr_factor
 
     def _results(self, call: Call) -> dict[str, Result]:
-        """All outputs of a call; of more steps than a graph holds, by a loop over one's program."""
-        if not (self.config.looped and call.trains):
+        """All outputs of a call. More steps than a graph holds are a loop over one's program; where
+        training and the whole text have lengths of their own, each is a program.
+        """
+        if not (self.program.apart and call.trains):
             return self._result(call)
-        after = self._all_steps(replace(call, outputs=SLOTS, kept=None))
-        updates = after[Output.UPDATES]
-        assert isinstance(updates, dict)
-        rest = tuple(kind for kind in call.outputs if kind is not Output.UPDATES)
-        last = replace(call, outputs=rest, given=updates, frozen=frozen_of(after))
-        found = self._result(last) if rest else {}
-        return found | ({Output.UPDATES: updates} if Output.UPDATES in call.outputs else {})
+        training = self.training_of(call)
+        after = self._all_steps(training)
+        last = last_of(call, training, after, self.program.facts)
+        rest = {} if last is None else self._result(last)
+        return rest | {kind: after[kind] for kind in SLOTS if kind in call.outputs}
+
+    def training_of(self, call: Call) -> Call:
+        """The training of a call that is a program of its own."""
+        looped = self.config.looped
+        factored = frozenset[str]() if looped else self._choices(call).low_rank
+        if factored:
+            factored &= self._programs.factorable
+        return training_of(call, factored, looped=looped)
 
     def _result(self, call: Call) -> dict[str, Result]:
         """Of one program."""

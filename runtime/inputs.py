@@ -79,7 +79,7 @@ def prepare(facts: ModelFacts, dtype: torch.dtype, device: torch.device, batch: 
     if plain.position_ids is None:
         _check_length(tokens, facts)
     columns_T = torch.arange(tokens, device=device)
-    completed = complete(plain, columns_T, dtype)
+    completed = complete(plain, columns_T, dtype, by_length=bool(facts.by_length))
     if facts.ordered:
         _check_order(facts.ordered, plain, columns_T, dtype)
     causal = plain.attention_mask is None

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.inputs import LENGTH, TRAINED_LENGTH
 from tintc.runtime.batch import Batch
 
 
@@ -25,11 +26,13 @@ class Completed:
     valid_BT: Tensor | None  # bool: tokens that are no padding; None for all
 
 
-def complete(batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> Completed:
+def complete(
+    batch: Batch, columns_T: Tensor, dtype: torch.dtype, *, by_length: bool = False
+) -> Completed:
     """Masks of who looks at whom and of what carries loss, positions, and targets.
 
     batch: int64 ids and positions. dtype: of the loss mask. Position t carries loss iff token t + 1
-    is a target and neither token is padding.
+    is a target and neither token is padding. by_length: also how many positions each sequence has.
     """
     attention = None if batch.attention_mask is None else batch.attention_mask != 0
     allowed_BxTT, valid_BT = _allowed(attention, columns_T)
@@ -44,7 +47,26 @@ def complete(batch: Batch, columns_T: Tensor, dtype: torch.dtype) -> Completed:
         "targets": next_token(batch.input_ids),
         "loss_mask": carries_BT.to(dtype),
     }
+    if by_length:
+        tensors |= _lengths(positions_BT, batch.train_mask, valid_BT, columns_T)
     return Completed(tensors, carries_BT, valid_BT)
+
+
+def _lengths(
+    positions_BT: Tensor, train_mask: Tensor | None, valid_BT: Tensor | None, columns_T: Tensor
+) -> dict[str, Tensor]:
+    """(B, 1): one more than the greatest position of each text, and of its tokens up to the last
+    one of the training segment; where there is none, of all. Padding has no position.
+    """
+    known_BT = positions_BT if valid_BT is None else torch.where(valid_BT, positions_BT, 0)
+    found = {LENGTH: known_BT.amax(-1, keepdim=True) + 1}
+    found[TRAINED_LENGTH] = found[LENGTH]
+    if train_mask is not None:
+        train_BT = train_mask != 0 if valid_BT is None else (train_mask != 0) & valid_BT
+        last_B1 = torch.where(train_BT, columns_T, -1).amax(-1, keepdim=True)
+        within_BT = torch.ge(last_B1, columns_T) | ~torch.ge(last_B1, 0)
+        found[TRAINED_LENGTH] = torch.where(within_BT, known_BT, 0).amax(-1, keepdim=True) + 1
+    return found
 
 
 def past_mask(seen_BP: Tensor, valid_BT: Tensor, columns_T: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ class StreamRows:
         if self.cache is None:
             valid = None if bool(seen.valid.all()) else seen.valid.to(device)
             batch = Batch(ids_BT, torch.zeros_like(ids_BT), attention_mask=valid)
-            return complete(batch, columns_T, self.simulator.dtype).tensors
+            by_length = bool(self.simulator.program.facts.by_length)
+            found = complete(batch, columns_T, self.simulator.dtype, by_length=by_length)
+            return found.tensors
         return {
             "input_ids": ids_BT,
             "position_ids": self.cache.positions(active, seen.valid).to(device),

@@ -15,4 +15,10 @@ def uncached(simulator: Compiled) -> str:
             f"the island in {island} looks at other tokens or at positions, whose values no cache "
             "keeps"
         )
+    attention = simulator.program.facts.by_length
+    if attention:
+        return (
+            f"the rotary frequencies of {attention} depend on the length of the text, so that keys "
+            "of a shorter one are others"
+        )
     return ""

@@ -24,6 +24,7 @@ from tintc.compiler.frontend.experts import experts_looked_up
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.limits import limits
 from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.frontend.rope import rope_of_each_call
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
@@ -114,6 +115,7 @@ def capture(model: nn.Module) -> Captured:
         untouched(model),
         _weights_without_numbers(model),
         experts_looked_up(model),
+        rope_of_each_call(model),
     ):
         wrapper = LogitsOnly(model)
         program = _export(wrapper, _device(model))

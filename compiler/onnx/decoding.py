@@ -99,7 +99,9 @@ def _adapt(
     simulator: Simulator, names: tuple[str, ...], graph: Graph, about: dict[str, str]
 ) -> Model:
     with graph.scope("inputs"):
-        given = add_inputs(graph, names, simulator.dtype, labels=False, whole=False)
+        given = add_inputs(
+            graph, names, simulator.dtype, labels=False, whole=False, by_length=False
+        )
     found = trace_updates(simulator, graph, given)
     return finished(graph, {f"{UPDATE}{slot}": value for slot, value in found.items()}, about)
 

@@ -225,6 +225,8 @@ for _torch, _onnx in {
     "sigmoid": "Sigmoid",
     "exp": "Exp",
     "sqrt": "Sqrt",
+    "cos": "Cos",
+    "sin": "Sin",
 }.items():
     operator(_torch)(_unary(_onnx))
 

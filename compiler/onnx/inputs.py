@@ -42,12 +42,19 @@ def check_inputs(names: Collection[str]) -> tuple[str, ...]:
 
 
 def add_inputs(
-    graph: Graph, names: Collection[str], dtype: torch.dtype, *, labels: bool, whole: bool
+    graph: Graph,
+    names: Collection[str],
+    dtype: torch.dtype,
+    *,
+    labels: bool,
+    whole: bool,
+    by_length: bool,
 ) -> dict[str, Value | None]:
     """The inputs of a lowered graph by name, as `ir/inputs.py` lists them, and `labels` of the next
     token.
 
     names: optional inputs. whole: training passes see all tokens; `segment` is then None.
+    by_length: also how many positions each sequence has.
     """
     shape = (BATCH, TOKENS)
     ids: Any = _ids(graph)
@@ -62,7 +69,7 @@ def add_inputs(
     rate = _rate(graph, dtype)
 
     columns: Any = _columns(graph)
-    completed: Any = complete(Batch(ids, **given), columns, dtype)
+    completed: Any = complete(Batch(ids, **given), columns, dtype, by_length=by_length)
     found = {**completed.tensors, "inner_lr": rate, "segment": None}
     if not whole:
         found["segment"] = segment_length(completed.carries_BT, columns)
@@ -73,7 +80,9 @@ def add_inputs(
     return found
 
 
-def window_inputs(graph: Graph, dtype: torch.dtype, *, cached: bool) -> dict[str, Value | None]:
+def window_inputs(
+    graph: Graph, dtype: torch.dtype, *, cached: bool, by_length: bool
+) -> dict[str, Value | None]:
     """The same of a window of a stream, whose labels are those of the next token as they come. All
     of its tokens are trained on; loss stands at `kept`, from the first label of any sequence on.
 
@@ -100,7 +109,7 @@ def window_inputs(graph: Graph, dtype: torch.dtype, *, cached: bool) -> dict[str
         }
     else:
         batch: Any = Batch(ids, ids, attention_mask=valid)
-        found = complete(batch, columns, dtype).tensors
+        found = complete(batch, columns, dtype, by_length=by_length).tensors
     has_target: Any = labels != -100
     return {
         **found,

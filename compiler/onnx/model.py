@@ -58,7 +58,10 @@ def build(
     graph = new_graph(simulator, opset)
     whole, labels = any(kind.is_before for kind in wanted), any(kind.of_losses for kind in wanted)
     with graph.scope("inputs"):
-        given = add_inputs(graph, names, simulator.dtype, labels=labels, whole=whole)
+        by_length = bool(simulator.program.facts.by_length)
+        given = add_inputs(
+            graph, names, simulator.dtype, labels=labels, whole=whole, by_length=by_length
+        )
     found = trace(simulator, graph, given, wanted)
     return finished(graph, {kind.value: found[kind] for kind in wanted}, metadata(simulator))
 

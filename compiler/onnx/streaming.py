@@ -57,7 +57,12 @@ def build_window(simulator: Simulator, settings: StreamSettings, opset: int) -> 
     check_stream(simulator, settings)
     graph = new_graph(simulator, opset)
     with graph.scope("inputs"):
-        inputs = window_inputs(graph, simulator.dtype, cached=settings.keys == "cache")
+        inputs = window_inputs(
+            graph,
+            simulator.dtype,
+            cached=settings.keys == "cache",
+            by_length=bool(simulator.program.facts.by_length),
+        )
         new = graph.input("new_document", (BATCH,), torch.bool)
         start = {
             slot: _rows(new, value, graph.input(f"{SLOT}{slot}", (BATCH, *sizes), value.dtype))

@@ -27,7 +27,7 @@ from tintc.ir.choices import Choices
 from tintc.ir.config import UNROLLED
 from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
-from tintc.ir.inputs import CODE
+from tintc.ir.inputs import CODE, LENGTH, TRAINED_LENGTH
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import last_keys, own_tokens, with_past
 from tintc.ir.ops.embedding import embedding
@@ -157,10 +157,10 @@ def _fused(
     inputs: Inputs,
     outputs: tuple[Output, ...],
 ) -> Values:
-    if not simulator.config.looped or all(kind.is_before for kind in outputs):
+    if not simulator.program.apart or all(kind.is_before for kind in outputs):
         found: Values = _run(simulator, graph, inputs, Choices(outputs))
         return found
-    updates = looped(simulator, graph, inputs, lambda *call: _run(simulator, graph, *call))
+    updates = trace_updates(simulator, graph, inputs)
     return _run(simulator, graph, inputs, Choices(outputs, from_updates=True), updates)
 
 
@@ -172,9 +172,14 @@ def trace_updates(simulator: Simulator, graph: Graph, inputs: Inputs) -> Values:
         return _run(simulator, graph, *call)
 
     if not simulator.config.looped:
-        return dict(run(inputs, Choices((Output.UPDATES,)))[Output.UPDATES])
-    last = looped(simulator, graph, inputs, run)
+        return dict(run(_of_training(inputs), Choices((Output.UPDATES,)))[Output.UPDATES])
+    last = looped(simulator, graph, _of_training(inputs), run)
     return {slot: last[slot] for slot in named_outputs(simulator.program.graph)["updates"]}
+
+
+def _of_training(inputs: Inputs) -> Inputs:
+    """Those of a call of the training segments alone."""
+    return {**inputs, LENGTH: inputs[TRAINED_LENGTH]} if TRAINED_LENGTH in inputs else inputs
 
 
 @torch.no_grad()

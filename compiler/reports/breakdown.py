@@ -139,12 +139,18 @@ def _fused(
         step = replace(plain, outputs=SLOTS, some_tokens=False)
         first = replace(step, outputs=(*SLOTS, Output.FROZEN)) if shared else step
         later = replace(step, from_states=True, frozen=shared)
-        last = replace(plain, from_updates=True, frozen=shared)
+        last = replace(plain, from_updates=True, frozen=shared and not program.facts.by_length)
         kinds = [(first, 1), (later, program.config.steps - 1), (last, 1)]
+    elif program.apart:
+        whole = programs.choose(plain, weight, sizes["tokens"], sizes["segment"])
+        plain = replace(plain, factored=whole.low_rank & programs.factorable)
+        trained = replace(plain, outputs=(Output.UPDATES,), some_tokens=False)
+        kinds = [(trained, 1), (replace(plain, from_updates=True), 1)]
+    steps = program.config.unrolled_steps
     for kind, times in kinds:
         chosen = programs.choose(kind, weight, sizes["tokens"], sizes["segment"])
         graph = optimized_graph(program, chosen)
-        yield Ran(to_records(graph), graph_costs(graph, dtype, sizes), times)
+        yield Ran(to_records(graph), graph_costs(graph, dtype, sizes, steps=steps), times)
 
 
 def _transformer(simulator: Simulator, sizes: CallSizes) -> Ran:

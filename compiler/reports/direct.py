@@ -63,6 +63,6 @@ def _of_rule(simulator: Simulator, learning: Sequence[str]) -> int:
 
 def _forward(simulator: Simulator, batch: int, tokens: int) -> torch.Tensor:
     """Logits of the auxiliary model as it is."""
-    inputs = inputs_without_numbers(batch, tokens, simulator.dtype, "cpu")
+    inputs = inputs_without_numbers(simulator.program, batch, tokens, simulator.dtype, "cpu")
     call = Call((Output.INITIAL_LOGITS,), inputs, tokens, causal=True)
     return simulator.run(call)[Output.INITIAL_LOGITS]

@@ -1,4 +1,4 @@
-"""Rotary positions and sliding windows.
+"""Rotary positions, whether by fixed tables or by the length of the call, and sliding windows.
 
 Shapes: x (B, T, H*E) with H heads; cos and sin (B, T, R), rows of position tables with R <= E. Only
 the first R coordinates of a head turn. Source: TINT.md section 2, "Self-attention"; RoFormer, arXiv
@@ -6,6 +6,7 @@ the first R coordinates of a head turn. Source: TINT.md section 2, "Self-attenti
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.dialect import operator
@@ -13,6 +14,7 @@ from tintc.ir.node_meta import Shape
 from tintc.ir.ops.shapes import demand, demand_activation, demand_one_of, part, said
 
 PAIRINGS = ("half", "interleaved")
+WAVES = ("cos", "sin")
 
 
 def _rotary_shape(
@@ -66,6 +68,58 @@ def partner(x: Tensor, size: int, pairing: str) -> Tensor:
     if pairing == "half":
         return torch.cat([x[..., size // 2 :], x[..., : size // 2]], -1)
     return torch.unflatten(x, -1, (size // 2, 2)).flip(-1).flatten(-2)
+
+
+def _at_length_shape(table: Shape, length: Shape, first: int) -> Shape:
+    demand(len(table) == 2, f"a table has shape {said(table)}; expected (N, R)")
+    demand(
+        len(length) == 2 and length[1] == 1,
+        f"lengths have shape {said(length)}; expected (B, 1)",
+    )
+    return (length[0], 1, table[1])
+
+
+@operator(
+    "(Tensor table, Tensor length, int first) -> Tensor",
+    shape=_at_length_shape,
+    meaning="the row of a table for the length of the call",
+    kind="read",
+    takes={"length": "int"},
+    wide=True,
+)
+def at_length(table_NR: Tensor, length_B1: Tensor, first: int) -> Tensor:
+    """Row length - first of a table, (B, 1, R): the first row for shorter calls, the last for
+    longer ones. So a rule that stays the same up to some length, or from some length on, needs no
+    further rows.
+    """
+    row_B1 = (length_B1 - first).clamp(min=0, max=table_NR.shape[0] - 1)
+    return F.embedding(row_B1, table_NR)
+
+
+def _wave_shape(frequency: Shape, amplitude: Shape, positions: Shape, function: str) -> Shape:
+    demand_one_of(function, WAVES)
+    demand(len(positions) == 2, f"positions have shape {said(positions)}; expected (B, T)")
+    demand(
+        frequency == amplitude == (positions[0], 1, frequency[-1]),
+        f"frequencies {said(frequency)} and amplitudes {said(amplitude)} are none of sequences "
+        f"with positions {said(positions)}",
+    )
+    return (*positions, frequency[-1])
+
+
+@operator(
+    "(Tensor frequency, Tensor amplitude, Tensor positions, str function) -> Tensor",
+    shape=_wave_shape,
+    meaning="rotary tables of frequencies that each call has for itself",
+    kind="read",
+    takes={"positions": "int"},
+)
+def wave(
+    frequency_B1R: Tensor, amplitude_B1R: Tensor, positions_BT: Tensor, function: str
+) -> Tensor:
+    """a cos(p f), or a sin(p f): what `rotary` reads at position p, (B, T, R). Signs are in a."""
+    angle_BTR = positions_BT.unsqueeze(-1).to(frequency_B1R.dtype) * frequency_B1R
+    return amplitude_B1R * (angle_BTR.cos() if function == "cos" else angle_BTR.sin())
 
 
 @operator(

@@ -20,6 +20,14 @@ from tintc.passes.analysis.evaluation import SHORT, Evaluation, evaluable, lengt
 from tintc.passes.analysis.patterns import sizes
 
 
+class OfLength(Untraceable):
+    """A rotation that is another one for calls of another length, up to the longest there is."""
+
+    def __init__(self, reason: str, longest: int) -> None:
+        super().__init__(reason)
+        self.longest = longest
+
+
 @dataclass(frozen=True)
 class Entry:
     """coefficient * product of table entries, one for each of some coordinates of a head: factors
@@ -59,7 +67,7 @@ class Rotation:
         """
         nodes = [node for entry in (*self.cos, *self.sin) for node, _ in entry.factors]
         values = evaluable(nodes, length, context)
-        cos, sin = _table(self.cos, values), _table(self.sin, values)
+        cos, sin = table_of(self.cos, values), table_of(self.sin, values)
         few = Evaluation(2, min(SHORT, values.length), context)
         for node in nodes:
             has_batch = str(node.meta["val"].shape[0]) == str(
@@ -70,10 +78,11 @@ class Rotation:
         for length in lengths_below(values.length):
             few = Evaluation(1, length, context)
             for entries, table in ((self.cos, cos), (self.sin, sin)):
-                if not torch.allclose(_table(entries, few), table[:length], rtol=1e-5, atol=1e-6):
-                    raise Untraceable(
+                if not torch.allclose(table_of(entries, few), table[:length], rtol=1e-5, atol=1e-6):
+                    raise OfLength(
                         f"its rotation depends on the length of the sequence: {length} and "
-                        f"{values.length} tokens have different ones"
+                        f"{values.length} tokens have different ones",
+                        values.length,
                     )
         return cos, sin
 
@@ -289,7 +298,7 @@ def _real(value: Tensor) -> Tensor:
     return torch.view_as_real(value) if value.is_complex() else value
 
 
-def _table(entries: tuple[Entry, ...], values: Evaluation) -> Tensor:
+def table_of(entries: tuple[Entry, ...], values: Evaluation) -> Tensor:
     """(positions, size): the sum of the entries."""
     total: Tensor | None = None
     for entry in entries:

@@ -38,7 +38,7 @@ from tintc.ir.ops.embedding import (
 from tintc.ir.ops.linear import bias_descent, linear_backward, linear_descent, linear_forward
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.norm import norm_backward, norm_descent, norm_forward
-from tintc.ir.ops.position import rotary
+from tintc.ir.ops.position import rotary, wave
 from tintc.ir.ops.rates import token_products
 from tintc.ir.ops.states import linear_square
 from tintc.ir.pass_manager import graph_pass
@@ -53,6 +53,7 @@ _TOKEN_BY_TOKEN: dict[AnyOperator, tuple[str, ...]] = {
     multiply: ("x", "y"),
     scale: ("x",),
     rotary: ("x", "cos", "sin"),
+    wave: ("positions",),
     embedding: ("index",),
     low_rank: ("y", "x"),
     low_rank_of_scores: ("y", "scores"),

@@ -35,6 +35,7 @@ from tintc.ir.precision import dtype_name
 from tintc.ir.writes import writes_in_place
 from tintc.passes.analysis.coordinates import Untraceable, remembered
 from tintc.passes.analysis.evaluation import is_weight
+from tintc.passes.analysis.frequencies import other_by_length
 from tintc.passes.analysis.island_body import Body
 from tintc.passes.analysis.island_trace import Barred, Source, Traced, traced
 from tintc.passes.analysis.ordering import in_order
@@ -48,7 +49,7 @@ _DETACH = (aten.detach, aten.detach_)
 @graph_pass(
     requires=("well_formed", "one_logits_output"),
     ensures=("well_formed", "one_logits_output"),
-    reads=("vocab_size", "min_tokens"),
+    reads=("vocab_size", "min_tokens", "max_positions"),
     writes=("tables", "ordered", "max_tokens", "vocab_size"),
 )
 def form_islands(graph: fx.Graph, context: Context) -> fx.Graph:
@@ -152,6 +153,7 @@ class _Islands:
     def __init__(self, graph: fx.Graph, context: Context) -> None:
         self.graph, self.context, self.build = graph, context, Builder(graph)
         self.model = next(t.dtype for t in context.tensors.values() if t.is_floating_point())
+        self._lengths = other_by_length(left(graph), context)
         self._traced: dict[Any, Traced | Untraceable] = {}
         self._replaced: dict[fx.Node, fx.Node] = {}  # results of regions -> those of islands
 
@@ -162,12 +164,18 @@ class _Islands:
             return  # a consequence: what it reads could be no island
         try:
             _refuse_barred(region)
+            self._refuse_lengths(region)
             source = self._source(region)
             found = self._program(region, source)
         except Untraceable as reason:
             self._bar(region, reason)
             return
         self._replace(region, source, found)
+
+    def _refuse_lengths(self, region: Region) -> None:
+        reason = next((self._lengths[n] for n in region.nodes if n in self._lengths), None)
+        if reason is not None:
+            raise Untraceable(reason)
 
     def _bar(self, region: Region, why: Untraceable) -> None:
         reason = str(why)

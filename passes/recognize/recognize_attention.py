@@ -8,7 +8,8 @@
 Operands are followed back to the layers that made them (`passes/analysis/heads.py`), scores from
 the softmax to their product (`passes/analysis/scores.py`). Masks are evaluated: the simulator owns
 them, so the graph gets an `attention_mask` input, narrowed by tint.window_mask for a sliding
-window. Rotary tables and biases of keys become tables of positions.
+window. Rotary tables and biases of keys become tables of positions; where their frequencies depend
+on how many positions the call has, `tint.wave` makes them in every call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from tintc.passes.analysis.coordinates import (
     remembered,
 )
 from tintc.passes.analysis.evaluation import Evaluation, evaluated_length
-from tintc.passes.analysis.heads import Heads, read_heads
+from tintc.passes.analysis.frequencies import Wave, waves_of
+from tintc.passes.analysis.heads import Heads, OfLength, Rotation, read_heads
 from tintc.passes.analysis.patterns import (
     VIEWS,
     aten,
@@ -50,9 +52,10 @@ from tintc.passes.analysis.patterns import (
 )
 from tintc.passes.analysis.scores import Looks, Scores, read_looks, read_scores
 from tintc.passes.analysis.slots import take_rows
-from tintc.passes.analysis.tables import read_table
+from tintc.passes.analysis.tables import read_table, read_wave
 
 _Key = tuple[Any, ...]
+Tables = tuple[Tensor, Tensor] | tuple[Wave, Wave]  # cos and sin
 
 
 @dataclass
@@ -60,13 +63,13 @@ class _Known:
     """What layers share: masks and rotations that were looked at before."""
 
     looks: dict[_Key, Looks | Untraceable] = field(default_factory=dict)
-    rotations: dict[_Key, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    rotations: dict[_Key, Tables] = field(default_factory=dict)
 
 
 @graph_pass(
     requires=("well_formed",),
     ensures=("well_formed",),
-    writes=("max_positions", "max_tokens", "tables"),
+    writes=("max_positions", "max_tokens", "tables", "by_length"),
 )
 def recognize_attention(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. A refused match says why on its node."""
@@ -211,10 +214,12 @@ def _turned(
         return x
     key = heads.rotation.key()
     if key not in known.rotations:
-        known.rotations[key] = heads.rotation.tables(evaluated_length(context), context)
+        known.rotations[key] = _tables(heads.rotation, context)
     cos, sin = known.rotations[key]
     rows = [
         read_table(build, context, table, name, like)
+        if isinstance(table, Tensor)
+        else read_wave(build, context, table, name, like)
         for table, name in ((cos, "rotary_cos"), (sin, "rotary_sin"))
     ]
     return build.call(
@@ -227,6 +232,15 @@ def _turned(
         like=like,
         label=f"{label}_rotary",
     )
+
+
+def _tables(rotation: Rotation, context: Context) -> Tables:
+    try:
+        return rotation.tables(evaluated_length(context), context)
+    except OfLength as reason:
+        found = waves_of(rotation, reason.longest, context)
+        context.limit_positions(reason.longest)
+        return found
 
 
 def _mask(build: Builder, window: int) -> fx.Node:

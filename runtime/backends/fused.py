@@ -22,6 +22,7 @@ from tintc.ir.ops.in_place import IN_PLACE
 from tintc.ir.ops.island import island_backward, island_forward
 from tintc.ir.ops.linear import prefix, stack_rows
 from tintc.ir.ops.onednn import onednn_product
+from tintc.ir.ops.position import wave
 from tintc.ir.outputs import Output
 from tintc.ir.precision import HALF, wide_dtype
 from tintc.passes.stream.cached_keys import cached_dtype
@@ -106,6 +107,8 @@ class _Emission:
 
     def _is_of_weights_alone(self, node: fx.Node) -> bool:
         """Whether what is computed has the type of weights, which is another one, or may have."""
+        if is_tint(node, wave):  # of wide frequencies
+            return self.dtype in HALF
         if is_tint(node, embedding):
             return self._type(argument(node, "table")) != self.dtype
         return self.dtype in HALF and _is_of_island(node)

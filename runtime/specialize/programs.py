@@ -27,6 +27,7 @@ from tintc.ir.ops.linear import linear_forward
 from tintc.ir.outputs import SLOTS
 from tintc.ir.precision import computed_dtype, wide_dtype
 from tintc.ir.program import Program
+from tintc.passes.analysis.factored import factorable
 from tintc.runtime.backends import fused
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.structure import Structure
@@ -142,6 +143,11 @@ class Programs:
             if self._layers is None:
                 self._layers = cached_layers(self.program)
             return self._layers
+
+    @cached_property
+    def factorable(self) -> frozenset[str]:
+        """Slots whose updates can leave a program as factors."""
+        return frozenset(factorable(self.program.graph))
 
     @cached_property
     def shares_frozen(self) -> bool:

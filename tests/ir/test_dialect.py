@@ -178,6 +178,22 @@ class Strange(nn.Module):
         return x + self.down(F.mish(self.up(x) * self.gain.exp()))
 
 
+class Scaled(Turning):
+    """The same, with frequencies that fall as the greatest position grows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1], device=x.device)
+        frequency = torch.tensor([1.0, 0.1]).double() / (positions.max() + 1)
+        angle = (positions[:, None] * frequency).repeat(1, 2)
+        q, k, v = (heads(y) for y in self.wide(x).chunk(3, -1))
+        q, k = (rotated(y, angle.cos(), angle.sin()) for y in (q, k))
+        return x + self.out(merged(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+
+
+def scaled() -> nn.Module:
+    return nn.Sequential(nn.Embedding(19, 8), nn.Sequential(Scaled()), nn.Linear(8, 19)).double()
+
+
 def strange() -> nn.Module:
     return nn.Sequential(nn.Embedding(19, 8), nn.Sequential(Strange()), nn.Linear(8, 19)).double()
 
@@ -248,7 +264,8 @@ def test_every_operator_occurs_and_says_what_it_means() -> None:
         ]
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
-    program = lower(capture(strange()), SimulatorConfig.exact())
-    seen |= {name for node in program.graph.nodes if (name := tint_name(node))}
+    for model in (strange(), scaled()):
+        program = lower(capture(model), SimulatorConfig.exact())
+        seen |= {name for node in program.graph.nodes if (name := tint_name(node))}
     assert seen == set(OPERATORS)
     assert all(operator.meaning for operator in OPERATORS.values())

@@ -50,6 +50,8 @@ def arguments(name: str, b: int, t: int, d: int, o: int, own: bool, draw: Draw) 
             "interleaved" if own else "half",
             d % 2 == 0,
         ),
+        "at_length": (draw(o + 2, d), ids[:, :1] + 1, 2),
+        "wave": (draw(b, 1, d), draw(b, 1, d), ids, "sin" if own else "cos"),
         "window_mask": (mask, 1 + o % 3),
         "segment": (x, cut),
         "segment_mask": (mask, cut),

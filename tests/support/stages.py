@@ -106,6 +106,7 @@ def inputs(batch: int = 2, length: int = 7, vocab: int = 19) -> dict[str, Any]:
     return {
         "input_ids": ids,
         "position_ids": torch.arange(length).expand(batch, length),
+        "text_length": torch.full((batch, 1), length),
         "attention_mask": torch.ones(length, length, dtype=torch.bool).tril()[None, None],
         "targets": torch.nn.functional.pad(ids[:, 1:], (0, 1)),
         "loss_mask": carries,

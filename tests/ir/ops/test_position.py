@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.support.shapes import Draw, batches, lengths, seeds
 from tests.support.tolerances import PRIMITIVE, error
-from tintc.ir.ops.position import PAIRINGS, partner, rotary, window_mask
+from tintc.ir.ops.position import PAIRINGS, WAVES, at_length, partner, rotary, wave, window_mask
 
 LIMIT = PRIMITIVE[torch.float64]
 pairings = st.sampled_from(PAIRINGS)
@@ -94,6 +94,32 @@ def test_partners() -> None:
     x = torch.arange(6)
     assert partner(x, 6, "half").tolist() == [3, 4, 5, 0, 1, 2]
     assert partner(x, 6, "interleaved").tolist() == [1, 0, 3, 2, 5, 4]
+
+
+@given(batches, st.integers(1, 5), st.integers(1, 9), st.integers(1, 20), seeds)
+def test_rows_of_lengths(b: int, rows: int, first: int, most: int, seed: int) -> None:
+    """Row 0 up to the first length, the last row from the last one on."""
+    draw = Draw(seed)
+    table = draw(rows, 4)
+    length = torch.randint(1, most + 1, (b, 1), generator=draw.generator)
+    found = at_length(table, length, first)
+    assert found.shape == (b, 1, 4)
+    for n, each in enumerate(length[:, 0].tolist()):
+        known = dict(enumerate(table, first))
+        assert torch.equal(found[n, 0], known[min(max(each, first), first + rows - 1)])
+
+
+@given(batches, lengths, st.sampled_from(WAVES), seeds)
+def test_waves(b: int, t: int, function: str, seed: int) -> None:
+    """Real and imaginary part of a e^(i p f)."""
+    draw = Draw(seed)
+    frequency, amplitude = draw(b, 1, 6), draw(b, 1, 6)
+    positions = torch.randint(0, 50, (b, t), generator=draw.generator)
+    found = wave(frequency, amplitude, positions, function)
+    for n in range(b):
+        for i in range(t):
+            whole = torch.exp(1j * float(positions[n, i]) * frequency[n, 0]) * amplitude[n, 0]
+            assert error(found[n, i], whole.real if function == "cos" else whole.imag) < LIMIT
 
 
 @given(batches, lengths, st.integers(1, 8), seeds)

@@ -1,0 +1,454 @@
+"""Rotary frequencies that depend on the length of the call (`dynamic`, `longrope`): each pass of a
+simulator has those of a call of its own tokens, as the first call of Hugging Face's module.
+
+Training is a call of the training segment alone, the last pass one of the whole text; both are
+tried below, at and above the length that the model was made for (`long_rotary.ORIGINAL`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import tintc
+from tests.oracle.reference import call as called_as_is
+from tests.support.artifacts import seal
+from tests.support.flops import counting
+from tests.support.grid import grid, some
+from tests.support.long_rotary import (
+    LONG,
+    ORIGINAL,
+    first_call,
+    short_simulator,
+    stepped,
+    tokens_of,
+)
+from tests.support.models import simulate
+from tests.support.tolerances import CASTS, HALF_LOGITS, SIMULATOR, error, measured
+from tintc import SimulatorConfig
+from tintc.compiler.casts import no_casts
+from tintc.compiler.cost import estimate
+from tintc.compiler.reports.breakdown import breakdown
+from tintc.compiler.reports.cost import COUNTED
+from tintc.compiler.verification import verify
+from tintc.ir.call_sizes import CallSizes, Predict
+from tintc.ir.dialect import tint_name
+from tintc.runtime.simulator import Simulator
+from tintc.runtime.specialize import programs
+
+LIMIT = SIMULATOR[torch.float64]
+RATE = 0.01
+EXACT, PAPER = (SimulatorConfig.preset(p, inner_lr=RATE, steps=2) for p in ("exact", "paper"))
+# tokens of the text and of its training segment: below, at and above ORIGINAL
+LENGTHS = [(7, 4), (10, 6), (11, 10), (13, 8), (14, 11), (24, 15)]
+DYNAMIC, LONGROPE = "llama, dynamic", "phi3, longrope"
+
+
+@cache
+def model(name: str) -> Any:
+    return LONG[name]()
+
+
+@cache
+def simulator(name: str, config: SimulatorConfig = EXACT) -> Simulator:
+    """Without the reference's casts."""
+    own = copy.deepcopy(model(name))
+    with no_casts():
+        return short_simulator(own, config)
+
+
+def trained(batch: int, length: int, train: int) -> Tensor:
+    return (torch.arange(length) < train).long().expand(batch, -1)
+
+
+def assert_steps_as_autograd(name: str, config: SimulatorConfig, length: int, train: int) -> None:
+    sim, ids = simulator(name, config), tokens_of(2, length)
+    with torch.inference_mode():
+        out = sim(ids, trained(2, length, train), return_initial=True)
+    assert out.initial_logits is not None
+    for b in range(2):
+        with no_casts():
+            initial, final = stepped(model(name), config, ids[b], train)
+        assert error(initial, final) > 1e-3, "the steps say nothing"
+        assert measured("by length: initial", error(out.initial_logits[b], initial)) < LIMIT
+        assert measured("by length: after steps", error(out.logits[b], final)) < LIMIT
+
+
+@some(
+    ("name", "length", "train"),
+    [(name, *lengths) for name in LONG for lengths in LENGTHS],
+    default=[(name, *lengths) for name in (DYNAMIC, LONGROPE) for lengths in LENGTHS]
+    + [(name, 13, 8) for name in LONG if name.startswith(("gpt_neox", "gemma3"))],
+)
+def test_exact(name: str, length: int, train: int) -> None:
+    assert_steps_as_autograd(name, EXACT, length, train)
+
+
+@some(
+    ("name", "length", "train"),
+    [(name, *lengths) for name in LONG for lengths in LENGTHS],
+    default=[(DYNAMIC, 13, 8), (LONGROPE, 24, 15)],
+)
+def test_paper(name: str, length: int, train: int) -> None:
+    assert_steps_as_autograd(name, PAPER, length, train)
+
+
+@some("name", LONG, default=[LONGROPE])
+def test_the_length_matters(name: str) -> None:
+    """So that a wrong one shows: the first tokens of a long call are not those of a short one, and
+    their values are the model's own as it is, casts included.
+    """
+    weights, ids = dict(model(name).named_parameters()), tokens_of(24)
+    short, long = (first_call(model(name), weights, ids[:n]) for n in (ORIGINAL, 24))
+    assert error(long[:ORIGINAL], short) > 1e-3
+    sim = short_simulator(copy.deepcopy(model(name)), EXACT)
+    for n, expected in ((ORIGINAL, short), (24, long)):
+        assert error(sim.predict_initial(ids[None, :n])[0], expected) < CASTS
+
+
+@pytest.mark.parametrize("name", [DYNAMIC, LONGROPE])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_texts_are_as_they_are_alone(name: str, side: str) -> None:
+    """A batch of texts below and above the original length; trained segments of lengths of their
+    own. Padding has no position.
+    """
+    sim, texts = simulator(name), [(6, 4), (14, 8), (19, 13)]
+    ids, seen, train = (torch.zeros(3, 19, dtype=torch.int64) for _ in range(3))
+    places = []
+    for b, (length, segment) in enumerate(texts):
+        first = 19 - length if side == "left" else 0
+        places.append(slice(first, first + length))
+        ids[b, places[b]] = tokens_of(length, seed=b)
+        seen[b, places[b]] = 1
+        train[b, first : first + segment] = 1
+    with torch.inference_mode():
+        out = sim(ids, train, attention_mask=seen, return_initial=True)
+        one_at_a_time = sim.losses(ids, train, ids, attention_mask=seen, predict="rest")
+    for b, (_, segment) in enumerate(texts):
+        with no_casts():
+            initial, final = stepped(model(name), EXACT, ids[b, places[b]], segment)
+        assert out.initial_logits is not None
+        assert error(out.initial_logits[b, places[b]], initial) < LIMIT
+        assert error(out.logits[b, places[b]], final) < LIMIT
+        losses = F.cross_entropy(final[:-1], ids[b, places[b]][1:], reduction="none")
+        found = one_at_a_time.losses[b, places[b]][:-1]
+        assert error(found[segment - 1 :], losses[segment - 1 :]) < LIMIT
+
+
+def test_the_training_segment_is_what_train_mask_says() -> None:
+    """`loss_mask` narrows the targets, not the call that they are trained in."""
+    ids, train = tokens_of(1, 14), trained(1, 14, 12)
+    targets = (torch.arange(14) < 5)[None]
+    with torch.inference_mode():
+        found = simulator(DYNAMIC)(ids, train, loss_mask=targets.long()).logits[0]
+    with no_casts():
+        _, final = stepped(model(DYNAMIC), EXACT, ids[0], 12, targets[0])
+        _, shorter = stepped(model(DYNAMIC), EXACT, ids[0], 5)
+    assert error(found, final) < LIMIT < error(found, shorter)
+
+
+@pytest.mark.parametrize("name", [DYNAMIC, LONGROPE])
+def test_the_length_is_the_greatest_position(name: str) -> None:
+    """Of positions that the caller gives, as Hugging Face has it: few tokens far out."""
+    ids, positions = tokens_of(1, 6), torch.arange(6)[None] + 8
+    weights = dict(model(name).named_parameters())
+    allowed = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    with no_casts(), torch.no_grad():
+        far = called_as_is(copy.deepcopy(model(name)), weights, ids, allowed, positions)
+        near = first_call(model(name), weights, ids[0])
+    found = simulator(name).predict_initial(ids, position_ids=positions)
+    assert error(found, far) < LIMIT < error(found[0], near)
+
+
+def attributes(module: nn.Module) -> list[dict[str, Any]]:
+    """Of every part, tensors by their numbers."""
+    return [
+        {
+            name: (id(value), value.clone()) if isinstance(value, Tensor) else value
+            for held in (vars(part), part._buffers)
+            for name, value in held.items()
+        }
+        for part in module.modules()
+    ]
+
+
+class TestTheModule:
+    @some("name", [DYNAMIC, LONGROPE], default=[DYNAMIC])
+    def test_is_left_as_it_was(self, name: str) -> None:
+        own = LONG[name]()
+        own(tokens_of(1, 24), use_cache=False)  # its tables are those of 24 tokens
+        before = attributes(own)
+        tintc.compile(own, EXACT, check="step")
+        after = attributes(own)
+        assert len(before) == len(after)
+        for then, now in zip(before, after, strict=True):
+            assert then.keys() == now.keys()
+            for key, value in then.items():
+                if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Tensor):
+                    assert value[0] == now[key][0] and torch.equal(value[1], now[key][1])
+                else:
+                    assert value is now[key] or value == now[key]
+
+    @some("name", [DYNAMIC, LONGROPE], default=[LONGROPE])
+    def test_its_earlier_calls_change_nothing(self, name: str) -> None:
+        own, ids = LONG[name](), tokens_of(2, 13)
+        with no_casts():
+            own(tokens_of(1, 24), use_cache=False)
+            sim = short_simulator(own, EXACT)
+        train = trained(2, 13, 8)
+        assert torch.equal(sim(ids, train).logits, simulator(name)(ids, train).logits)
+
+
+def ways(name: str) -> dict[str, tuple[Simulator, SimulatorConfig]]:
+    """Other ways to run: without optimizations, one sequence at a time, and in a loop over steps
+    with frozen blocks.
+    """
+    plain = simulator(name)
+    deep = dataclasses.replace(EXACT, steps=6, layers=1)
+    top = dataclasses.replace(EXACT, layers=1)
+    tensors = plain.prefix.tensors()
+    return {
+        "plain": (Simulator(plain.program, tensors, optimize=False), EXACT),
+        "slices": (Simulator(plain.program, tensors, memory="lowest"), EXACT),
+        "frozen blocks": (simulator(name, top), top),
+        "loop": (simulator(name, deep), deep),
+    }
+
+
+@some(
+    ("name", "way"),
+    [
+        (name, way)
+        for name in (DYNAMIC, LONGROPE)
+        for way in ("plain", "slices", "frozen blocks", "loop")
+    ],
+    default=[
+        (DYNAMIC, "plain"),
+        (DYNAMIC, "loop"),
+        (LONGROPE, "slices"),
+        (LONGROPE, "frozen blocks"),
+    ],
+)
+def test_however_it_runs(name: str, way: str) -> None:
+    sim, config = ways(name)[way]
+    ids, train = tokens_of(3, 14), trained(3, 14, 8)
+    with torch.inference_mode():
+        out = sim(ids, train, return_initial=True)
+        last = sim(ids, train, logits_to_keep=2).logits
+    assert out.initial_logits is not None
+    for b in range(3):
+        with no_casts():
+            initial, final = stepped(model(name), config, ids[b], 8)
+        assert error(out.initial_logits[b], initial) < LIMIT
+        assert error(out.logits[b], final) < LIMIT
+        assert error(last[b], final[-2:]) < LIMIT
+
+
+def test_it_can_be_trained_from_outside() -> None:
+    """The gradient of an outer loss by the inner rate, against a difference."""
+    sim, ids, train = copy.deepcopy(simulator(DYNAMIC)), tokens_of(1, 14), trained(1, 14, 8)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(sim(ids, train).logits[0, 8:-1], ids[0, 9:])
+
+    (found,) = torch.autograd.grad(loss(), sim.inner_lr)
+    values = []
+    for change in (1e-5, -1e-5):
+        sim.inner_lr.data.add_(change)
+        with torch.no_grad():
+            values.append(float(loss()))
+        sim.inner_lr.data.sub_(change)
+    assert float(found) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+def test_adapted_weights_predict_texts_of_any_length() -> None:
+    sim, ids, train = simulator(LONGROPE), tokens_of(1, 14), trained(1, 14, 8)
+    for form in ("weights", "factors"):
+        adapted = sim.adapt(ids, train, form=form)
+        for length in (7, 14):
+            with torch.no_grad():
+                found = adapted(ids[:, :length]).logits[0]
+            with no_casts():
+                after = stepped(model(LONGROPE), EXACT, ids[0, :length], min(length, 8))
+            if length == 14:
+                assert error(found, after[1]) < LIMIT
+        state = sim.updated_state_dict(ids, train)
+        with no_casts(), torch.no_grad():
+            weights = {name: state[name] for name, _ in model(LONGROPE).named_parameters()}
+            assert (
+                error(
+                    adapted(ids[:, :7]).logits[0], first_call(model(LONGROPE), weights, ids[0, :7])
+                )
+                < LIMIT
+            )
+
+
+@pytest.mark.parametrize("name", [DYNAMIC, LONGROPE])
+def test_generated_text_is_read_anew(name: str) -> None:
+    """Every token is what the model, called with all tokens before, holds for the likeliest: keys
+    of a shorter text are others.
+    """
+    sim, ids = simulator(name), tokens_of(1, 8)
+    adapted = sim.adapt(ids, trained(1, 8, 6))
+    with pytest.warns(UserWarning, match="reads the whole text anew: the rotary frequencies of"):
+        found = adapted.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None)[0]
+    state = sim.updated_state_dict(ids, trained(1, 8, 6))
+    weights = {each: state[each] for each, _ in model(name).named_parameters()}
+    expected = ids[0]
+    for _ in range(5):
+        with no_casts(), torch.no_grad():
+            logits = first_call(model(name), weights, expected)
+        expected = torch.cat([expected, logits[-1:].argmax(-1)])
+    assert len(expected) > ORIGINAL
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", [DYNAMIC, LONGROPE])
+def test_streams(name: str) -> None:
+    """A window is a call of its own tokens: the first ones are shorter than the original length,
+    the others longer.
+    """
+    config = dataclasses.replace(EXACT, steps=1)
+    sim, ids = simulator(name, config), tokens_of(24)
+    found = sim.score_first(ids[None], chunk=5, context=8).losses[0]
+    weights = {each: value.detach() for each, value in model(name).named_parameters()}
+    names = [slot.parameter for slot in sim.program.layout.prefix.values() if slot.trainable]
+    losses = []
+    for start in range(1, 24, 5):
+        end = min(start + 5, 24)
+        window = ids[max(0, start - 1 - 8) : end - 1]
+        leaves = {each: weights[each].requires_grad_() for each in dict.fromkeys(names)}
+        with no_casts():
+            logits = first_call(model(name), {**weights, **leaves}, window)[start - end :]
+            each = F.cross_entropy(logits, ids[start:end], reduction="none")
+        gradients = torch.autograd.grad(each.sum(), list(leaves.values()))
+        moved = zip(leaves.items(), gradients, strict=True)
+        weights |= {n: (w - RATE * g).detach() for (n, w), g in moved}
+        losses.append(each.detach())
+    expected = torch.cat(losses)
+    assert error(found[~found.isnan()], expected) < LIMIT
+
+
+def test_an_artifact_runs_the_same(tmp_path: Path) -> None:
+    """And a forged one, which does not say that its calls have a length, is refused."""
+    sim, ids, train = simulator(LONGROPE), tokens_of(2, 14), trained(2, 14, 8)
+    tintc.save(sim, tmp_path / "sim")
+    loaded = tintc.load(tmp_path / "sim")
+    assert loaded.program.facts.by_length == "model.layers.0.self_attn"
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids, train).logits, sim(ids, train).logits)
+    seal(tmp_path / "sim", lambda manifest: manifest["facts"].update(by_length=""))
+    with pytest.raises(tintc.ArtifactError, match="calls of this model have no length"):
+        tintc.load(tmp_path / "sim")
+
+
+@some("name", [DYNAMIC, LONGROPE], default=[LONGROPE])
+def test_verify_agrees(name: str) -> None:
+    sim = tintc.compile(LONG[name](), EXACT, check="none")
+    found = verify(sim, tokens=26)
+    assert found.agrees and found.reference.endswith("ForCausalLM")
+
+
+@some("in_half", [False, True], default=[True])
+def test_half_precision_is_near(in_half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frequencies stay in float32. in_half: computed as on a GPU."""
+    if in_half:
+        monkeypatch.setattr(programs, "computed_dtype", lambda stored, device: stored)
+    ids, train = tokens_of(2, 24), trained(2, 24, 8)
+    sim = short_simulator(LONG[DYNAMIC]().to(torch.bfloat16), EXACT)
+    with torch.inference_mode():
+        found, expected = sim(ids, train).logits, simulator(DYNAMIC)(ids, train).logits
+    assert found.dtype == torch.bfloat16
+    assert error(found, expected) < HALF_LOGITS[torch.bfloat16]
+
+
+def test_onnx_computes_the_same(tmp_path: Path) -> None:
+    """A call and a window of a stream; what is exported is compared at 2, 19 and 64 tokens."""
+    sim = short_simulator(copy.deepcopy(model(DYNAMIC)), EXACT)
+    outputs = ("logits", "initial_logits")
+    found = tintc.export_onnx(sim, tmp_path / "a.onnx", inputs=["attention_mask"], outputs=outputs)
+    assert found.check is not None and any("64" in each for each in found.check.inputs)
+    assert tintc.export_onnx(sim, tmp_path / "b.onnx", stream=True, chunk=5, context=8).check
+
+
+@pytest.mark.slow
+def test_torch_exports_it() -> None:
+    """Both programs, for any batch and length."""
+    sim = simulator(LONGROPE)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.simulator = sim
+
+        def forward(self, ids: Tensor, train: Tensor) -> Tensor:
+            logits: Tensor = self.simulator(ids, train).logits
+            return logits
+
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    given = tokens_of(2, 9), trained(2, 9, 5)
+    exported = torch.export.export(Logits(), given, dynamic_shapes=(sizes, sizes), strict=False)
+    ids, train = tokens_of(3, 24), trained(3, 24, 8)
+    with torch.no_grad():
+        assert error(exported.module()(ids, train), sim(ids, train).logits) < LIMIT
+
+
+class TestRefused:
+    def test_keys_that_stay(self) -> None:
+        with pytest.raises(
+            tintc.UsageError, match=r"keys=cache: the rotary frequencies of model\."
+        ):
+            simulator(DYNAMIC).stream(chunk=5, context=8, keys="cache")
+
+    def test_a_cache(self) -> None:
+        adapted = simulator(DYNAMIC).adapt(tokens_of(1, 8), trained(1, 8, 6))
+        with pytest.raises(tintc.UsageError, match="keys of a shorter one are others"):
+            adapted(tokens_of(1, 8), use_cache=True)
+
+    def test_a_pair_of_onnx_models(self, tmp_path: Path) -> None:
+        with pytest.raises(tintc.UsageError, match="a pair caches keys: the rotary frequencies"):
+            tintc.export_onnx_pair(simulator(DYNAMIC), tmp_path / "pair")
+        assert not list(tmp_path.iterdir())
+
+    def test_the_transformer_back_end(self) -> None:
+        with pytest.raises(
+            tintc.UnsupportedModelError, match=r"frequencies that depend on the leng"
+        ):
+            tintc.compile(LONG[DYNAMIC](), EXACT, backend="transformer")
+
+
+def test_a_length_that_no_sequence_has_changes_nothing() -> None:
+    """Up to 4096 tokens there is one table, as before."""
+    described = copy.deepcopy(model(DYNAMIC).config)
+    described.max_position_embeddings = 4096
+    sim = simulate(type(model(DYNAMIC))(described).double().eval(), EXACT)
+    assert not sim.program.facts.by_length
+    assert "wave" not in {tint_name(node) for node in sim.program.graph.nodes}
+
+
+@grid(together=1, steps=[2, 6], predict=["all", "rest"])
+def test_costs_count_both_programs(steps: int, predict: Predict) -> None:
+    """The FLOPs of a call, as a whole and row by row, are those that torch counts of a real one."""
+    names = [name for name in COUNTED if name != "flash_attention"]
+    made = simulator(DYNAMIC, dataclasses.replace(EXACT, steps=steps, layers=1))
+    tensors = {name: value.float() for name, value in made.prefix.tensors().items()}
+    sim = Simulator(made.program, tensors, optimize=names)
+    sizes: CallSizes = {"batch": 2, "tokens": 24, "segment": 11}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
+        sim(tokens_of(2, 24), trained(2, 24, 12), predict=predict)
+    whole = estimate(
+        sim.program, "fused", torch.float32, optimize=names, predict=predict, **sizes
+    ).flops
+    assert whole == counter.get_total_flops()
+    rows = breakdown(sim, sizes, optimize=names, predict=predict)
+    assert rows["flops"] == whole
+    assert rows["lower_bound"] <= whole
