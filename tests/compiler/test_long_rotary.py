@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import tintc
 from tests.oracle.reference import call as called_as_is
@@ -452,3 +453,15 @@ def test_costs_count_both_programs(steps: int, predict: Predict) -> None:
     rows = breakdown(sim, sizes, optimize=names, predict=predict)
     assert rows["flops"] == whole
     assert rows["lower_bound"] <= whole
+
+
+def test_frequencies_are_the_librarys_to_the_bit() -> None:
+    """In float32, where the last digit of a frequency is 4096 times as much at position 4096."""
+    described = copy.deepcopy(model(DYNAMIC).config)
+    described.head_dim = 128
+    sim = short_simulator(type(model(DYNAMIC))(described).eval(), EXACT)
+    table = sim.program.tables["tintc.wide_table_0"]
+    compute = ROPE_INIT_FUNCTIONS["dynamic"]
+    for row, length in zip(table, range(ORIGINAL, 65), strict=True):
+        expected, _ = compute(described, torch.device("cpu"), seq_len=torch.tensor(length))
+        assert torch.equal(row, torch.cat([expected, expected]))
