@@ -103,8 +103,16 @@ class _Graph:
         """At each of the lengths 1, 2, ..."""
         index = self._index()
         angles, amplitude = torch.vmap(self._at)(lengths)
-        frequency = torch.cat([angle.flatten(1) for angle in angles], 1)[:, index]
-        return Wave(self.function, _rows(frequency), _rows(amplitude))
+        frequency = _rows(torch.cat([angle.flatten(1) for angle in angles], 1)[:, index])
+        # Many at a time may round otherwise than one, and positions multiply that.
+        each = range(frequency.first, frequency.first + len(frequency.table))
+        table = torch.stack([self._frequency(n)[index] for n in each])
+        return Wave(self.function, Rows(table, frequency.first), _rows(amplitude))
+
+    def _frequency(self, length: int) -> Tensor:
+        """All angles at the first two tokens, side by side."""
+        angles = self._values(torch.tensor(length)).of(self.angles)
+        return torch.cat([angle.flatten() for angle in angles])
 
     def _at(self, length: Tensor) -> tuple[list[Tensor], Tensor]:
         """(angles of the first two tokens, amplitudes) in a call of that length."""

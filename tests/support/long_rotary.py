@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +24,15 @@ from tests.oracle.reference import (
 from tests.oracle.rules import Rule
 from tests.support.families import BASE, GROUPED, VOCAB, builder
 from tests.support.once import capture_once
+from tintc.compiler.casts import no_casts
 from tintc.compiler.driver import lower
 from tintc.ir.config import SimulatorConfig
 from tintc.runtime.simulator import Simulator
 
 ORIGINAL = 10  # positions that the models were made for
+RATE = 0.01
+EXACT, PAPER = (SimulatorConfig.preset(p, inner_lr=RATE, steps=2) for p in ("exact", "paper"))
+DYNAMIC, LONGROPE = "llama, dynamic", "phi3, longrope"
 
 
 def _dynamic(**more: Any) -> dict[str, Any]:
@@ -123,3 +128,22 @@ def stepped(
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         weights |= rule.step(dict(zip(names, gradients, strict=True)))
     return initial, first_call(changed, weights, ids_T).detach()
+
+
+@cache
+def model(name: str) -> Any:
+    """One of them: do not call it, which changes it."""
+    return LONG[name]()
+
+
+@cache
+def simulator(name: str, config: SimulatorConfig = EXACT) -> Simulator:
+    """Without the reference's casts."""
+    own = copy.deepcopy(model(name))
+    with no_casts():
+        return short_simulator(own, config)
+
+
+def trained(batch: int, length: int, train: int) -> Tensor:
+    """(B, T): the first tokens of every sequence."""
+    return (torch.arange(length) < train).long().expand(batch, -1)
