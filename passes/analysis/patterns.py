@@ -105,6 +105,12 @@ def is_of_tokens(node: fx.Node) -> bool:
     )
 
 
+def is_whole(node: fx.Node) -> bool:
+    """Whether the leading sizes are those of the input, or 1."""
+    leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
+    return all(str(size) in (*leading, "B", "T", "1") for size in sizes(node)[:2])
+
+
 def number(value: Any) -> float | None:
     """A plain Python number, or None."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
