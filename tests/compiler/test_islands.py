@@ -157,6 +157,29 @@ def streams_in_a_row(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     return first * second.tanh()
 
 
+def rows_of_a_kind(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Each kind of token its own layers, which read the rows of that kind alone."""
+    y = torch.zeros_like(x)
+    for kind in range(2):
+        here = ids % 2 == kind
+        y[here] = feed(m, x[here], ids) * m.gain[kind]
+    return y
+
+
+def cut_by_counts(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Two of eight weights for each token: rows sorted by weight, cut by how many each has."""
+    flat = x.flatten(0, 1)
+    scores = flat @ m.by_head[0]
+    best = scores.topk(2, -1)
+    counts = torch.zeros_like(scores).scatter(1, best.indices, 1).long().sum(0).tolist()
+    order = best.indices.flatten().sort(0).indices
+    rows = order.div(2, rounding_mode="trunc")
+    pieces = zip(flat[rows].split(counts), m.into.T[:, :, None], strict=False)
+    y = torch.cat([F.linear(piece, weight.expand(-1, D).sin()) for piece, weight in pieces])
+    y = y * best.values.softmax(-1).flatten()[order][:, None]
+    return torch.zeros_like(flat).index_add(0, rows, y).view(x.shape)
+
+
 def replaced(m: Any, x: Tensor, ids: Tensor) -> Tensor:
     """One id stands for another, as for pictures in a text."""
     ids = ids.clone()
@@ -192,6 +215,8 @@ FEED: dict[str, Change] = {
     "one chunk": in_one_chunk,
     "two streams": streams,
     "streams in a row": streams_in_a_row,
+    "rows of a kind": rows_of_a_kind,
+    "cut by counts": cut_by_counts,
     "sizes of another": lambda m, x, ids: m.down(torch.ones_like(m.up(x)).cumsum(-1) * x[..., :1]),
     "by token": lambda m, x, ids: feed(m, x * (1 + (ids % 3)[..., None] * m.number), ids),
 }
@@ -286,7 +311,7 @@ def decoder(kind: str, name: str) -> nn.Module:
         *(("attend", name) for name in ("sink", "weights of heads", "taps of tokens", "gated")),
         *(("feed", name) for name in ("mish", "transposed", "token before", "by token")),
         *(("feed", name) for name in ("rows chosen without gradients", "one chunk", "two streams")),
-        ("feed", "streams in a row"),
+        *(("feed", name) for name in ("streams in a row", "rows of a kind")),
         *(("embed", name) for name in ("token type", "a token replaced")),
     ],
 )
