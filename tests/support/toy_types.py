@@ -50,7 +50,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_num_experts", "num_zero_experts", "zero_expert_num"), 4),
     **dict.fromkeys(("expert_ffn_hidden_size", "shared_experts_intermediate_size"), 8),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "adapter_rank"), 4),
-    **dict.fromkeys(("index_head_dim", "index_n_heads", "index_topk"), 4),
+    **dict.fromkeys(("index_head_dim", "index_topk"), 4),
+    "index_n_heads": 32,  # with few heads scores of the indexer are 0 together, and choices a tie
     **dict.fromkeys(("num_kv_shared_layers", "num_dense_layers", "first_k_dense_replace"), 0),
     **dict.fromkeys(("pronunciation_vocab_size", "shape_vocab_size"), 29),
     **dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
