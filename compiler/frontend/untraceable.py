@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import operator
+import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from tintc.compiler.frontend.origin import module_path, source_line
+from tintc.compiler.frontend.origin import in_model, line_outside, module_path, source_line
 from tintc.ir.builder import ancestors
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 
@@ -72,11 +73,23 @@ def untraceable(
             f"traces it for one length only ({reason}); expected a decoder of linear layers, "
             "norms, attention and activations"
         )
+    place = _place(wrapper, error)
     return UnsupportedModelError(
-        f"torch.export cannot trace {name}: {reason} (tintc needs model(input_ids) to run for any "
-        "batch and length without control flow "
-        "that depends on the data)"
+        f"torch.export cannot trace {name}: {reason}{place and f', at {place}'} (tintc needs "
+        "model(input_ids) to run for any batch and length without control flow that depends on "
+        "the data)"
     )
+
+
+def _place(wrapper: nn.Module, error: Exception) -> str:
+    """`file:line in module` of the model's code that was running; "" if none was."""
+    names = {module: name for name, module in wrapper.named_modules()}
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [(frame.f_code.co_filename, line) for frame, line in frames]
+    inside = [frame.f_locals.get("self") for frame, _ in frames]
+    paths = [names[m] for m in inside if isinstance(m, nn.Module) and m in names]
+    line = line_outside(lines)
+    return f"{line} in {in_model(paths[-1]) or 'the model'}" if line and paths[1:] else ""
 
 
 def _fixed(wrapper: nn.Module, ids: Tensor) -> fx.Graph | None:
