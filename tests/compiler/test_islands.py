@@ -218,6 +218,9 @@ FEED: dict[str, Change] = {
     "rows of a kind": rows_of_a_kind,
     "cut by counts": cut_by_counts,
     "sizes of another": lambda m, x, ids: m.down(torch.ones_like(m.up(x)).cumsum(-1) * x[..., :1]),
+    "some tokens hidden": lambda m, x, ids: m.down(
+        m.up(x.sin()) * (ids > 2)[..., None].to(x.dtype)
+    ),
     "by token": lambda m, x, ids: feed(m, x * (1 + (ids % 3)[..., None] * m.number), ids),
 }
 EMBED: dict[str, Any] = {
