@@ -99,9 +99,10 @@ def _is_outside(user: fx.Node, node: fx.Node, of: dict[fx.Node, int]) -> bool:
 
 def _crosses(node: fx.Node) -> bool:
     """Whether the value can be an island's result."""
+    if not is_of_tokens(node):
+        return False
     value = node.meta.get("val")
-    floats = value is None or value.is_floating_point()
-    return is_of_tokens(node) and floats and _learns(node)
+    return (value is None or value.is_floating_point()) and _learns(node)
 
 
 def _learns(node: fx.Node) -> bool:
