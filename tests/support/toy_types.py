@@ -69,14 +69,14 @@ _MLP_EVERY_OTHER = ["sliding_attention", "mlp", "full_attention", "mlp", "slidin
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "blt": {
         "encoder_hash_byte_group_vocab": 64,
-        **dict.fromkeys(
-            ("patcher_config", "encoder_config", "decoder_config", "global_config"),
-            {
+        **{
+            f"{name}_config": {
                 **dict.fromkeys(("hidden_size", "hidden_size_global", "intermediate_size"), 16),
                 **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 2),
                 **dict.fromkeys(("vocab_size", "max_position_embeddings"), 64),
-            },
-        ),
+            }
+            for name in ("patcher", "encoder", "decoder", "global")
+        },
     },
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
@@ -90,7 +90,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "layer_types": _MLP_EVERY_OTHER,
         "num_hidden_layers": 6,
     },
-    "dots3_note": dict.fromkeys(("vision_config", "audio_config"), {"adapter_out_dim": 16}),
+    "dots3_note": {name: {"adapter_out_dim": 16} for name in ("vision_config", "audio_config")},
     "dots3_note_text": {"per_layer_config": {}, "head_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 6},
     "granitemoehybrid": {"layer_types": _HYBRID, "layers_block_type": _HYBRID},
