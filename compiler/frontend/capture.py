@@ -38,7 +38,8 @@ class Captured:
     constants: placeholder name -> value, for buffers and constants outside the state dict: masks,
     rotary frequencies, numbers.
     max_tokens: the longest sequence for which the graph stands, where the model's own code sets a
-    limit. min_tokens: the shortest such; 0 for any."""
+    limit. min_tokens: the shortest such; 0 for any.
+    vocabulary: how many tokens the model's own config names; 0 where it names none."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
@@ -46,6 +47,7 @@ class Captured:
     constants: dict[str, Tensor]
     max_tokens: int | None = None
     min_tokens: int = 0
+    vocabulary: int = 0
 
     def copy(self) -> Captured:
         """The same with a graph of its own, since passes rewrite theirs."""
@@ -127,7 +129,9 @@ def capture(model: nn.Module) -> Captured:
         if node.op == "call_function":
             info(node).module, info(node).source = module_path(node), source_line(node)
     graph.lint()
-    return Captured(graph, tensors, aliases, constants, longest, shortest)
+    found = Captured(graph, tensors, aliases, constants, longest, shortest)
+    found.vocabulary = _vocabulary(model)
+    return found
 
 
 @contextmanager
@@ -215,6 +219,12 @@ def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
         raise_if_interrupted(error)
         raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
     return program
+
+
+def _vocabulary(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None)
+    return size if isinstance(size, int) else 0
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -180,6 +180,12 @@ def cut_by_counts(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     return torch.zeros_like(flat).index_add(0, rows, y).view(x.shape)
 
 
+def one_token_before(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """A layer of one token, none of the text's, in front of the others."""
+    first = m.out(x.new_zeros(x.shape[0], 1, D))
+    return feed(m, x * torch.cat([first, m.out(x)[:, :-1]], 1), ids)
+
+
 def replaced(m: Any, x: Tensor, ids: Tensor) -> Tensor:
     """One id stands for another, as for pictures in a text."""
     ids = ids.clone()
@@ -215,6 +221,7 @@ FEED: dict[str, Change] = {
     "one chunk": in_one_chunk,
     "two streams": streams,
     "streams in a row": streams_in_a_row,
+    "one token before": one_token_before,
     "rows of a kind": rows_of_a_kind,
     "cut by counts": cut_by_counts,
     "sizes of another": lambda m, x, ids: m.down(torch.ones_like(m.up(x)).cumsum(-1) * x[..., :1]),
