@@ -68,7 +68,8 @@ def _as_is(found: dict[str, Any], model: Any) -> dict[str, Any]:
     with compiling_once():
         exact = _against_autograd(model, "exact", removed=False)
         paper = _against_autograd(model, "paper", removed=False)
-    return {**found, "exact": {**exact, **found["exact"]}, "paper": paper}
+    cast_free = {name: found["exact"][name] for name in ("cast_free", "islands")}
+    return {**found, "exact": {**exact, **cast_free}, "paper": paper}
 
 
 def _casts(model: Any, trained: set[str]) -> float:

@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 from tintc.compiler.frontend.experts import experts_looked_up
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.limits import limits
-from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, region_line, source_line
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
@@ -127,7 +127,8 @@ def capture(model: nn.Module) -> Captured:
     constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
         if node.op == "call_function":
-            info(node).module, info(node).source = module_path(node), source_line(node)
+            info(node).module = module_path(node)
+            info(node).source = source_line(node) or region_line(node)
     graph.lint()
     found = Captured(graph, tensors, aliases, constants, longest, shortest)
     found.vocabulary = _vocabulary(model)

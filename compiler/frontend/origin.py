@@ -30,6 +30,15 @@ def in_model(path: str) -> str:
     return path.removeprefix(ATTRIBUTE).removeprefix(".")
 
 
+def region_line(node: fx.Node) -> str:
+    """The first line of a region's body: the node that holds it has none."""
+    for read in node.all_input_nodes if node.graph.owning_module is not None else ():
+        body = getattr(node.graph.owning_module, str(read.target), None)
+        if read.op == "get_attr" and isinstance(body, fx.GraphModule):
+            return next(filter(None, map(source_line, body.graph.nodes)), "")
+    return ""
+
+
 def source_line(node: fx.Node) -> str:
     """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

@@ -264,7 +264,7 @@ def test_a_models_own_limit_of_length_is_the_simulators() -> None:
     ("oddity", "message"),
     [
         ("detached", r"aten\.detach\.default x2 in blocks\.0 .*stops the gradient"),
-        ("no_grad", r"wrap_with_set_grad_enabled x2 .*stops the gradient"),
+        ("no_grad", r"wrap_with_set_grad_enabled x2 .*_hand_written\.py:\d+\).*stops the gradient"),
         ("wrapped", "neither the token ids nor consecutive positions"),
         ("clamped", "neither the token ids nor consecutive positions"),
         ("computed table", "its table is not in the state dict"),
