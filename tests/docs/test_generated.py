@@ -127,7 +127,7 @@ def test_coverage() -> None:
     whole = {line["type"] for line in lines if "paper" in line}
     compared = {kind for kind, row in rows.items() if "|  |  |" not in row and row.count("|") == 6}
     assert compared == whole
-    assert f"{len(whole)} of them also as they are" in page
+    assert f"{len(whole)} were also compared as they are" in page
 
 
 def test_all_parts_are_used() -> None:
