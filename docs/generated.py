@@ -278,29 +278,25 @@ def coverage() -> str:
     """The stored lines of `python -m tests.coverage_table`: counts, equal ones, others."""
     report = json.loads((MEASURED / "coverage.json").read_text(encoding="utf-8"))
     lines = report["types"]
-    counts = Counter(line["became"] for line in lines)
-    said = ", ".join(f"{count} {became}" for became, count in counts.most_common())
-    made = " and ".join(f"{name} {version}" for name, version in report["versions"].items())
+    counts = Counter(line["became"] for line in lines).most_common()
+    said = ", ".join(f"{count} {became}" for became, count in counts)
+    made = " and ".join(map(" ".join, report["versions"].items()))
     equal = [line for line in lines if line["became"] == "equal"]
     others = [line for line in lines if line["became"] != "equal"]
-    whole = [line["exact"]["as_is"] for line in equal if "paper" in line]
     header = ("equal autograd", "without casts", "as it is", "paper, as it is", "islands")
     rows = [(f"`{line['type']}`", *_figures(line)) for line in equal]
     left = [(f"`{line['type']}`", line["became"], _quoted(line["reason"])) for line in others]
-    over = sum(found > 1e-6 for found in whole)
     return (
         f"`{report['command']}` with {made}: {len(lines)} of {report['known']} types have a line, "
-        f"{said}. {len(whole)} were also compared as they are, by `--complete`; {over} of them "
-        f"differ by more than 1e-6.\n\n{_table(header, rows)}\n\n"
-        f"{_table(('type', 'is', 'reason'), left)}"
+        f"{said}. {sum('paper' in line for line in equal)} were also compared as they are, by "
+        f"`--complete`.\n\n{_table(header, rows)}\n\n{_table(('type', 'is', 'reason'), left)}"
     )
 
 
 def _figures(line: dict[str, Any]) -> Iterator[str]:
     """Largest differences of a step of exact, and of paper's first logits; islands."""
     for preset, name in (("exact", "cast_free"), ("exact", "as_is"), ("paper", "as_is")):
-        found = line.get(preset, {}).get(name)
-        yield "" if found is None else f"{found:.0e}"
+        yield f"{line[preset][name]:.0e}" if name in line.get(preset, {}) else ""
     yield str(line["exact"]["islands"])
 
 
