@@ -173,6 +173,7 @@ def lower(captured: Captured, config: SimulatorConfig, islands: Islands = "allow
         facts,
         islands=islands,
         aliases=captured.aliases,
+        vocabulary=captured.vocabulary,
     )
     graph = run_passes(captured.graph, context, DEFAULT_PIPELINE, on_pass=keep)
     stages["lowered"] = to_records(graph)

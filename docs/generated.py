@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -275,28 +275,29 @@ def cost_of_shapes() -> str:
 
 
 def coverage() -> str:
-    """The stored lines of `python -m tests.coverage_table`, counted, those that are equal apart."""
+    """The stored lines of `python -m tests.coverage_table`: counts, equal ones, others."""
     report = json.loads((MEASURED / "coverage.json").read_text(encoding="utf-8"))
-    lines, versions = report["types"], report["versions"]
-    counts = Counter(line["became"] for line in lines)
-    said = ", ".join(f"{count} {became}" for became, count in counts.most_common())
-    made = " and ".join(f"{name} {version}" for name, version in versions.items())
-    equal: list[tuple[str, ...]] = [
-        (f"`{line['type']}`", f"{line['exact']['cast_free']:.0e}", str(line["exact"]["islands"]))
-        for line in lines
-        if line["became"] == "equal"
-    ]
-    others: list[tuple[str, ...]] = [
-        (f"`{line['type']}`", line["became"], _quoted(line.get("reason", "")))
-        for line in lines
-        if line["became"] != "equal"
-    ]
+    lines = report["types"]
+    counts = Counter(line["became"] for line in lines).most_common()
+    said = ", ".join(f"{count} {became}" for became, count in counts)
+    made = " and ".join(map(" ".join, report["versions"].items()))
+    equal = [line for line in lines if line["became"] == "equal"]
+    others = [line for line in lines if line["became"] != "equal"]
+    header = ("equal autograd", "without casts", "as it is", "paper, as it is", "islands")
+    rows = [(f"`{line['type']}`", *_figures(line)) for line in equal]
+    left = [(f"`{line['type']}`", line["became"], _quoted(line["reason"])) for line in others]
     return (
-        f"`{report['command']}` with {made}: {len(lines)} of {report['known']} "
-        f"types have a line, {said}.\n\n"
-        f"{_table(('equal autograd', 'largest difference', 'islands'), equal)}\n\n"
-        f"{_table(('type', 'is', 'reason'), others)}"
+        f"`{report['command']}` with {made}: {len(lines)} of {report['known']} types have a line, "
+        f"{said}. {sum('paper' in line for line in equal)} were also compared as they are, by "
+        f"`--complete`.\n\n{_table(header, rows)}\n\n{_table(('type', 'is', 'reason'), left)}"
     )
+
+
+def _figures(line: dict[str, Any]) -> Iterator[str]:
+    """Largest differences of a step of exact, and of paper's first logits; islands."""
+    for preset, name in (("exact", "cast_free"), ("exact", "as_is"), ("paper", "as_is")):
+        yield f"{line[preset][name]:.0e}" if name in line.get(preset, {}) else ""
+    yield str(line["exact"]["islands"])
 
 
 def _quoted(reason: str) -> str:
@@ -360,7 +361,7 @@ def _type(hint: Any) -> str:
     return f"`{hint.__name__ if isinstance(hint, type) else hint}`"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header)]
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (*lines, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

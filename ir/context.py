@@ -56,6 +56,7 @@ class Context:
     islands: Islands = "refuse"  # whether what no pass recognises may become islands
     # Further state-dict names of tied parameters -> the name that holds the value.
     aliases: dict[str, str] = field(default_factory=dict)
+    vocabulary: int = 0  # how many tokens the model's own config names; 0 for none
     _access: Access | None = field(default=None, repr=False)
 
     def learn(self, **values: Any) -> None:

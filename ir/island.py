@@ -202,6 +202,8 @@ def _spelled(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The call, in a spelling that depends on no strides and leaves no number undefined."""
     if node.target in (_aten.view.default, _aten._unsafe_view.default):
         return _aten.reshape.default, node.args, node.kwargs
+    if node.target is _aten.unfold.default:
+        return _aten.unfold_copy.default, node.args, node.kwargs
     if node.target is _aten.empty_permuted.default:
         return _aten.full.default, (node.args[0], 0), node.kwargs
     if node.target is _aten.empty.memory_format:

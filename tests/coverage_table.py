@@ -25,6 +25,7 @@ import psutil
 
 SECONDS = 150  # of the processor, for one type: other work on the machine changes no result
 LENGTH, TRAINED, RATE = 13, 8, 1e-2
+EXACT, AS_IS = 1e-9, 1e-6  # limits of differences, without the reference's casts and with them
 
 
 def compared(kind: str, *, quick: bool = False) -> dict[str, Any]:
@@ -39,34 +40,89 @@ def compared(kind: str, *, quick: bool = False) -> dict[str, Any]:
     except Exception as error:  # of transformers
         return {"type": kind, "became": "not built", "reason": _short(error)}
     found: dict[str, Any] = {"type": kind, "became": "equal"}
-    for preset in ("exact",) if quick else ("exact", "paper"):
-        try:
-            found[preset] = _against_autograd(model, preset, quick=quick)
-        except Exception as error:
-            refused = type(error).__name__ == "UnsupportedModelError"
-            became = "refused" if refused else "failed"
-            return {**found, "became": became, "reason": f"{type(error).__name__}: {_short(error)}"}
-    exact = found["exact"]
-    if not exact["cast_free"] <= 1e-9 or not exact.get("as_is", 0) <= 1e-6:
-        found["became"] = "differs"
-    return found
+    try:
+        found["exact"] = _against_autograd(model, "exact", removed=True)
+        return _judged(found if quick else _as_is(found, model))
+    except Exception as error:
+        return _raised(found, error)
 
 
-def _against_autograd(model: Any, preset: str, *, quick: bool) -> dict[str, Any]:
-    """Largest relative differences of initial logits and, of exact, of one step."""
+def completed(found: dict[str, Any]) -> dict[str, Any]:
+    """A line that was compared without the casts alone, with what the model gives as it is."""
+    from tests.support.toy_types import toy_model
 
+    known = {name: found[name] for name in ("type", "exact")}
+    try:
+        return _judged(_as_is(known, toy_model(found["type"])))
+    except Exception as error:
+        return _raised(known, error)
+
+
+def _as_is(found: dict[str, Any], model: Any) -> dict[str, Any]:
+    from tests.support.once import compiling_once
+
+    try:
+        _logits(model, dict(model.named_parameters()), _ids()[:1])
+    except Exception as error:  # of transformers: it mixes types
+        return {**found, "not_as_is": _short(error)}
+    with compiling_once():
+        exact = _against_autograd(model, "exact", removed=False)
+        paper = _against_autograd(model, "paper", removed=False)
+    cast_free = {name: found["exact"][name] for name in ("cast_free", "islands")}
+    return {**found, "exact": {**exact, **cast_free}, "paper": paper}
+
+
+def _casts(model: Any, trained: set[str]) -> float:
+    """How much the model's own casts change of its logits after a step."""
+    from tintc.compiler.casts import no_casts
+
+    worst, weights = 0.0, dict(model.named_parameters())
+    for ids in _ids().split(1):
+        after = []
+        for removed in (False, True):
+            with no_casts(removed):
+                stepped = _stepped(model, weights, trained, ids)
+                after.append(_logits(model, stepped, ids).detach())
+        worst = max(worst, _relative(*after))
+    return worst
+
+
+def _judged(found: dict[str, Any]) -> dict[str, Any]:
+    """As it is, a model is no closer than what its own casts to float32 round."""
+    figures = [found[preset] for preset in ("exact", "paper") if preset in found]
+    rounded = 2 * found["exact"].get("casts", 0.0)
+    limits = {"cast_free": EXACT, "as_is": max(AS_IS, rounded)}
+    equal = all(
+        each[name] <= limit for each in figures for name, limit in limits.items() if name in each
+    )
+    return {**found, "became": "equal" if equal else "differs"}
+
+
+def _raised(found: dict[str, Any], error: Exception) -> dict[str, Any]:
+    became = "refused" if type(error).__name__ == "UnsupportedModelError" else "failed"
+    return {**found, "became": became, "reason": f"{type(error).__name__}: {_short(error)}"}
+
+
+def _against_autograd(model: Any, preset: str, *, removed: bool) -> dict[str, Any]:
+    """Largest relative difference of initial logits and, of exact, of one step; with the model's
+    casts to float32, unless they are removed, also what these change.
+    """
     import tintc
     from tintc.compiler.casts import no_casts
     from tintc.compiler.reports.islands import island_kinds
 
-    errors = {}
-    for name, removed in (("as_is", False), ("cast_free", True))[quick:]:
-        with no_casts(removed):
-            config = tintc.SimulatorConfig.preset(preset, inner_lr=RATE)
-            simulator = tintc.compile(model, config, check="none")
-            errors[name] = _difference(model, simulator, _ids(), step=preset == "exact")
+    with no_casts(removed):
+        config = tintc.SimulatorConfig.preset(preset, inner_lr=RATE)
+        simulator = tintc.compile(model, config, check="none")
+        worst = _difference(model, simulator, _ids(), step=preset == "exact")
     islands = sum(kind["count"] for kind in island_kinds(simulator.program))
-    return {**errors, "islands": islands}
+    if removed or preset == "paper":
+        return {"cast_free" if removed else "as_is": worst, "islands": islands}
+    return {"as_is": worst, "casts": _casts(model, _trained(simulator)), "islands": islands}
+
+
+def _trained(simulator: Any) -> set[str]:
+    return {s.parameter for s in simulator.program.layout.prefix.values() if s.trainable}
 
 
 def _ids() -> Any:
@@ -81,8 +137,7 @@ def _difference(model: Any, simulator: Any, ids: Any, *, step: bool) -> float:
     train = (torch.arange(LENGTH) < TRAINED).long().expand(2, -1)
     with torch.inference_mode():
         found = simulator(ids, train, return_initial=True)
-    trained = {s.parameter for s in simulator.program.layout.prefix.values() if s.trainable}
-    worst = 0.0
+    trained, worst = _trained(simulator), 0.0
     for b in range(2):
         weights = dict(model.named_parameters())
         initial = _logits(model, weights, ids[b : b + 1])
@@ -137,7 +192,8 @@ class Worker:
         self.quick = quick
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, kind: str) -> dict[str, Any]:
+    def ask(self, kind: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The line of a type; known: what is to be completed of it."""
         if self.process is None:
             command = [sys.executable, "-m", "tests.coverage_table", "--worker"]
             command += ["--quick"] if self.quick else []
@@ -148,7 +204,7 @@ class Worker:
             self.answers: queue.Queue[str] = queue.Queue()
             threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{kind}\n")
+        self.process.stdin.write(f"{json.dumps(known or {'type': kind})}\n")
         self.process.stdin.flush()
         answer = self._answer(psutil.Process(self.process.pid))
         if not answer:
@@ -189,8 +245,10 @@ class Worker:
 
 def work(*, quick: bool) -> None:
     warnings.filterwarnings("ignore")
-    for kind in sys.stdin:
-        print(json.dumps(compared(kind.strip(), quick=quick)), flush=True)
+    for asked in map(json.loads, sys.stdin):
+        known = "exact" in asked
+        found = completed(asked) if known else compared(asked["type"], quick=quick)
+        print(json.dumps(found), flush=True)
 
 
 def types() -> list[str]:
@@ -209,26 +267,41 @@ def line(found: dict[str, Any]) -> str:
         parts.append(f"exact as it is {exact['as_is']:.0e}")
     parts.append(f"exact without casts {exact['cast_free']:.0e}")
     if "paper" in found:
-        parts.append(f"paper's first logits {found['paper']['cast_free']:.0e}")
+        parts.append(f"paper's first logits as it is {found['paper']['as_is']:.0e}")
     return f"{start} {', '.join(parts)}; {exact['islands']} islands"
 
 
-def report(lines: list[dict[str, Any]], *, quick: bool) -> dict[str, Any]:
+def report(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """What `--json` writes, and the page of the docs is made of."""
     versions = {name: importlib.metadata.version(name) for name in ("transformers", "torch")}
-    command = "python -m tests.coverage_table" + (" --quick" if quick else "")
+    command = "python -m tests.coverage_table" + ("" if all(map(_whole, lines)) else " --quick")
     order = {kind: i for i, kind in enumerate(types())}
     found = sorted(lines, key=lambda each: order[each["type"]])
     return {"command": command, "versions": versions, "known": len(order), "types": found}
 
 
-def earlier(path: Path | None, asked: list[str], *, rest: bool) -> list[dict[str, Any]]:
-    """Lines of a file that stay: those of types that were not asked for by name; all for the
-    rest.
+def _whole(found: dict[str, Any]) -> bool:
+    """Whether there is nothing to complete."""
+    became = found["became"]
+    done = "paper" in found or "not_as_is" in found
+    return became not in ("equal", "differs") or (became == "equal" and done)
+
+
+def stored(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The lines of a file by type; none where there is no file."""
+    if path is None or not path.exists():
+        return {}
+    return {found["type"]: found for found in json.loads(path.read_text())["types"]}
+
+
+def store(path: Path, found: dict[str, Any], *, fresh: bool = False) -> None:
+    """Puts a line into the file, in place of the type's earlier one; fresh: of all others. Others
+    may write lines meanwhile, and whoever reads finds a whole file.
     """
-    if path is None or not (asked or rest) or not path.exists():
-        return []
-    return [found for found in json.loads(path.read_text())["types"] if found["type"] not in asked]
+    lines = {**({} if fresh else stored(path)), found["type"]: found}
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(report(list(lines.values())), indent=1) + "\n")
+    beside.replace(path)
 
 
 def main() -> None:
@@ -240,17 +313,27 @@ def main() -> None:
         "--json", type=Path, help="write the lines; types named here replace theirs"
     )
     parser.add_argument("--rest", action="store_true", help="types that the file has no line of")
+    parser.add_argument(
+        "--complete", action="store_true", help="lines of the file that --quick found equal, whole"
+    )
     asked = parser.parse_args()
     if asked.worker:
         work(quick=asked.quick)
         return
-    worker, lines = Worker(quick=asked.quick), earlier(asked.json, asked.types, rest=asked.rest)
-    had = {found["type"] for found in lines}
-    for kind in asked.types or [kind for kind in types() if kind not in had]:
-        lines.append(worker.ask(kind))
+    worker, had, lines = Worker(quick=asked.quick), stored(asked.json), []
+    wanted = [
+        kind
+        for kind in asked.types or types()
+        if not (asked.rest and kind in had)
+        and not (asked.complete and "exact" not in had.get(kind, {}))
+        and not (asked.complete and not asked.types and _whole(had[kind]))
+    ]
+    for kind in wanted:
+        lines.append(worker.ask(kind, had[kind] if asked.complete else None))
         print(line(lines[-1]), flush=True)
         if asked.json is not None:  # a run that is cut off leaves what it had
-            asked.json.write_text(json.dumps(report(lines, quick=asked.quick), indent=1) + "\n")
+            all_anew = not (asked.types or asked.rest or asked.complete)
+            store(asked.json, lines[-1], fresh=all_anew and len(lines) == 1)
     worker.end()
     equal = sum(found["became"] == "equal" for found in lines)
     print(f"{equal} of {len(lines)} equal autograd")

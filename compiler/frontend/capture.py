@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 from tintc.compiler.frontend.experts import experts_looked_up
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.limits import limits
-from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, source_line
+from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, region_line, source_line
 from tintc.compiler.frontend.rope import rope_of_each_call
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
@@ -39,7 +39,8 @@ class Captured:
     constants: placeholder name -> value, for buffers and constants outside the state dict: masks,
     rotary frequencies, numbers.
     max_tokens: the longest sequence for which the graph stands, where the model's own code sets a
-    limit. min_tokens: the shortest such; 0 for any."""
+    limit. min_tokens: the shortest such; 0 for any.
+    vocabulary: how many tokens the model's own config names; 0 where it names none."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
@@ -47,6 +48,7 @@ class Captured:
     constants: dict[str, Tensor]
     max_tokens: int | None = None
     min_tokens: int = 0
+    vocabulary: int = 0
 
     def copy(self) -> Captured:
         """The same with a graph of its own, since passes rewrite theirs."""
@@ -127,9 +129,12 @@ def capture(model: nn.Module) -> Captured:
     constants = _name_placeholders(graph, program, tensors, aliases)
     for node in graph.nodes:
         if node.op == "call_function":
-            info(node).module, info(node).source = module_path(node), source_line(node)
+            info(node).module = module_path(node)
+            info(node).source = source_line(node) or region_line(node)
     graph.lint()
-    return Captured(graph, tensors, aliases, constants, longest, shortest)
+    found = Captured(graph, tensors, aliases, constants, longest, shortest)
+    found.vocabulary = _vocabulary(model)
+    return found
 
 
 @contextmanager
@@ -217,6 +222,12 @@ def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
         raise_if_interrupted(error)
         raise untraceable(wrapper, type(wrapper.auxiliary).__name__, ids, error) from error
     return program
+
+
+def _vocabulary(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None)
+    return size if isinstance(size, int) else 0
 
 
 def _device(model: nn.Module) -> torch.device:

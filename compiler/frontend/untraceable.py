@@ -11,17 +11,21 @@ import contextlib
 import io
 import logging
 import operator
+import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from types import FrameType
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.sym_node import SymNode
 
-from tintc.compiler.frontend.origin import module_path, source_line
+from tintc.compiler.frontend.origin import in_model, line_outside, module_path, source_line
 from tintc.ir.builder import ancestors
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 
+Frames = list[tuple[FrameType, int]]  # outermost first, each with its line
 _LONGER = 11  # tokens of the second length at which a model is looked at
 _ORDINARY = """
     embedding linear addmm mm matmul bmm baddbmm scaled_dot_product_attention softmax
@@ -72,11 +76,47 @@ def untraceable(
             f"traces it for one length only ({reason}); expected a decoder of linear layers, "
             "norms, attention and activations"
         )
+    frames = list(traceback.walk_tb(error.__traceback__))
+    place = _place(wrapper, frames) or _made_a_number(wrapper, ids)
     return UnsupportedModelError(
-        f"torch.export cannot trace {name}: {reason} (tintc needs model(input_ids) to run for any "
-        "batch and length without control flow "
-        "that depends on the data)"
+        f"torch.export cannot trace {name}: {reason}{place and f', at {place}'} (tintc needs "
+        "model(input_ids) to run for any batch and length without control flow that depends on "
+        "the data)"
     )
+
+
+def _place(wrapper: nn.Module, frames: Frames) -> str:
+    """`file:line in module` of the model's code among running frames; "" if none was."""
+    names = {module: name for name, module in wrapper.named_modules()}
+    inside = [frame.f_locals.get("self") for frame, _ in frames]
+    paths = [names[m] for m in inside if isinstance(m, nn.Module) and m in names]
+    line = line_outside([(frame.f_code.co_filename, line) for frame, line in frames])
+    return f"{line} in {in_model(paths[-1]) or 'the model'}" if line and paths[1:] else ""
+
+
+def _made_a_number(wrapper: nn.Module, ids: Tensor) -> str:
+    """Where the model's code makes a Python number of the batch or the length, as `range` does:
+    torch.export tells only which of them. "" where it does not.
+    """
+    found: list[str] = []
+    before = SymNode.guard_int
+
+    def noted(node: SymNode, file: str, line: int) -> int:
+        if not found:
+            found.append(_place(wrapper, list(traceback.walk_stack(None))[::-1]))
+        return before(node, file, line)
+
+    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    SymNode.guard_int = noted  # type: ignore[method-assign,assignment]
+    try:
+        with quietly(), torch.enable_grad():
+            given = {"input_ids": torch.zeros_like(ids)}
+            torch.export.export(wrapper, (), given, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # the one that is being explained
+        raise_if_interrupted(error)
+    finally:
+        SymNode.guard_int = before  # type: ignore[method-assign]
+    return next(iter(found), "")
 
 
 def _fixed(wrapper: nn.Module, ids: Tensor) -> fx.Graph | None:

@@ -105,6 +105,17 @@ def is_of_tokens(node: fx.Node) -> bool:
     )
 
 
+def is_whole(node: fx.Node) -> bool:
+    """Whether the leading sizes are batch and tokens as the input has them, or 1; of one token a
+    sequence they are not.
+    """
+    leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
+    found = [str(size) for size in sizes(node)[:2]]
+    allowed = [(size, name, "1") for size, name in zip(leading, "BT", strict=True)]
+    whole = all(size in each for size, each in zip(found, allowed, strict=False))
+    return whole and (found[1:] != ["1"] or found[0] == "1")
+
+
 def number(value: Any) -> float | None:
     """A plain Python number, or None."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

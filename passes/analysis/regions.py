@@ -4,8 +4,8 @@ An operator is *carried* if its value depends on an activation or on the token i
 masks, positions and arithmetic of weights, are free: every island that reads one computes it. An
 island is a connected region of carried operators that no path leaves and enters again: regions are
 told apart by how many recognised operators stand between them and the input. What passes from one
-to another, or to a recognised operator, is (batch, tokens, width); a value of another layout is
-computed again where it is read.
+to another, or to a recognised operator, is (batch, tokens, width); a value of another layout, or of
+the token ids alone, is computed again where it is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 
 from tintc.ir.builder import input_node
 from tintc.ir.dialect import is_recognized
-from tintc.passes.analysis.evaluation import SIZE_ONLY
+from tintc.passes.analysis.evaluation import SIZE_ONLY, is_weight
 from tintc.passes.analysis.patterns import calls, is_of_tokens
 
 
@@ -99,8 +99,23 @@ def _is_outside(user: fx.Node, node: fx.Node, of: dict[fx.Node, int]) -> bool:
 
 def _crosses(node: fx.Node) -> bool:
     """Whether the value can be an island's result."""
+    if not is_of_tokens(node):
+        return False
     value = node.meta.get("val")
-    return is_of_tokens(node) and (value is None or value.is_floating_point())
+    return (value is None or value.is_floating_point()) and _learns(node)
+
+
+def _learns(node: fx.Node) -> bool:
+    """Whether the value depends on an activation or a weight, and not on the token ids alone."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        if is_recognized(current) or is_weight(current):
+            return True
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return False
 
 
 def _region(outputs: list[fx.Node], of: dict[fx.Node, int], order: dict[fx.Node, int]) -> Region:

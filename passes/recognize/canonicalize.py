@@ -16,6 +16,8 @@
       ->  embedding(W, ids)
     y = f(x); z = f(x)
       ->  y, twice
+    y[m] = f(x[m]), and other work on some of the rows
+      ->  where(m, f(x), y): `whole_rows.py`
 
 A view that merges batch and tokens goes only if every operator until the view that restores them
 works token by token. Safe in eval mode, which capture sets.
@@ -47,6 +49,7 @@ from tintc.passes.analysis.patterns import (
 )
 from tintc.passes.recognize.batch_first import batch_first
 from tintc.passes.recognize.spell_embeddings import spell_embeddings
+from tintc.passes.recognize.whole_rows import whole_rows
 
 _DETACH = (aten.detach, aten.detach_)
 _NO_OPS = (aten.alias, aten.contiguous, aten.clone, *_DETACH, aten.lift_fresh_copy)
@@ -100,6 +103,7 @@ def canonicalize(graph: fx.Graph, context: Context) -> fx.Graph:
             graph.erase_node(node)
     spell_embeddings(graph)
     _merge_repeated(graph)
+    whole_rows(graph)
     for node in list(graph.nodes):
         if _merges_tokens(node):
             _unmerge(node)

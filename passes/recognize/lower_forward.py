@@ -5,8 +5,9 @@
           follow, and outputs {"logits", "initial_logits", "updates"}; every operator belongs to
           phase forward, step 0
 
-A head that is cut to the vocabulary, which pads its table, leaves that many tokens. `segment` is
-the number of leading tokens that a training pass needs.
+A head that is cut to the vocabulary, which pads its table, leaves that many tokens; so does one of
+as many columns as the model's own config names tokens, where the table has more rows, for pictures
+or a first token. `segment` is the number of leading tokens that a training pass needs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def lower_forward(graph: fx.Graph, context: Context) -> fx.Graph:
     """
     width, vocabulary = info(logits_node(graph)).shape[-1], context.facts.vocab_size
     if isinstance(width, int) and width < vocabulary:
-        if _is_cut(logits_node(graph), vocabulary):
+        if width == context.vocabulary or _is_cut(logits_node(graph), vocabulary):
             context.learn(vocab_size=width)
             return _lowered(graph)
         raise UnsupportedModelError(

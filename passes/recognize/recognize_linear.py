@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, input_node, logits_node, operands, short_label
+from tintc.ir.builder import Builder, logits_node, operands, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Rows
@@ -30,7 +30,7 @@ from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import Untraceable, is_rearrangement
 from tintc.passes.analysis.heads import read_columns
-from tintc.passes.analysis.patterns import aten, calls, is_parameter, last_size, sizes
+from tintc.passes.analysis.patterns import aten, calls, is_parameter, is_whole, last_size, sizes
 from tintc.passes.analysis.slots import read_slot, take_rows
 
 
@@ -53,7 +53,7 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
             info(
                 node
             ).refused = f"its result has {len(sizes(node))} axes; expected (batch, tokens, width)"
-        elif not _whole(node):
+        elif not is_whole(node):
             info(node).refused = "its result has a part of the tokens; expected all of them"
         elif node is head and not transpose:
             _replace_head(graph, node, x, matrix, bias)
@@ -62,12 +62,6 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     _take_columns(graph, context)
     graph.eliminate_dead_code()
     return graph
-
-
-def _whole(node: fx.Node) -> bool:
-    """Whether the leading sizes are those of the input, or 1."""
-    leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
-    return all(str(size) in (*leading, "B", "T", "1") for size in sizes(node)[:2])
 
 
 def _head(graph: fx.Graph) -> fx.Node:

@@ -37,6 +37,7 @@ from tintc.passes.analysis.patterns import (
     binary,
     calls,
     is_parameter,
+    is_whole,
     last_size,
     number,
     only_user,
@@ -239,6 +240,8 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
     if len(sizes(node)) not in (3, 4):
         raise Untraceable(f"a value of {len(sizes(node))} axes")
     flat = len(sizes(node)) == 3
+    if flat and not is_whole(node):
+        raise Untraceable("a part of the tokens, or more than there are")
     by_token = not flat and str(sizes(node)[1]) == str(
         input_node(graph, "input_ids").meta["val"].shape[1]
     )

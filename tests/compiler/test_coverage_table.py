@@ -4,14 +4,16 @@ the lines of it that the docs keep.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 
-from tests.coverage_table import compared, earlier, line, report, types
+import pytest
+
+from tests.coverage_table import _judged, compared, line, store, stored, types
 from tests.support.grid import some
 
 STORED = Path(__file__).parents[2] / "docs" / "measured" / "coverage.json"
-LINES = {each["type"]: each for each in json.loads(STORED.read_text(encoding="utf-8"))["types"]}
+LINES = stored(STORED)
 EQUAL = [kind for kind, each in LINES.items() if each["became"] == "equal"]
 
 
@@ -28,10 +30,38 @@ def test_no_line_is_wrong() -> None:
     assert all(each.get("reason") for kind, each in LINES.items() if kind not in EQUAL)
 
 
-def test_lines_of_types_named_again_are_replaced(tmp_path: Path) -> None:
-    lines = [{"type": kind, "became": "refused"} for kind in ("llama", "bert")]
+def test_limits_of_lines() -> None:
+    """Without casts 1e-9; as it is 1e-6, or twice what the model's own casts round."""
+    for each in (LINES[kind] for kind in EQUAL):
+        exact, paper = each["exact"], each.get("paper", {"as_is": 0.0})
+        assert exact["cast_free"] <= 1e-9
+        limit = max(1e-6, 2 * exact.get("casts", 0.0))
+        assert max(exact.get("as_is", 0.0), paper["as_is"]) <= limit, each
+    assert sum("paper" in each for each in LINES.values()) >= 40
+
+
+@pytest.mark.parametrize(
+    ("exact", "became"),
+    [
+        ({"cast_free": 1e-10}, "equal"),
+        ({"cast_free": 1e-8}, "differs"),
+        ({"cast_free": math.nan}, "differs"),
+        ({"cast_free": 1e-10, "as_is": 9e-7, "casts": 0.0}, "equal"),
+        ({"cast_free": 1e-10, "as_is": 3e-6, "casts": 1e-6}, "differs"),
+        ({"cast_free": 1e-10, "as_is": 3e-6, "casts": 2e-6}, "equal"),
+    ],
+)
+def test_what_is_equal(exact: dict[str, float], became: str) -> None:
+    assert _judged({"exact": exact})["became"] == became
+
+
+def test_lines_are_put_into_the_file_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "lines.json"
-    path.write_text(json.dumps(report(lines, quick=True)))
-    assert [each["type"] for each in earlier(path, ["bert"], rest=False)] == ["llama"]
-    assert earlier(path, [], rest=False) == []
-    assert len(earlier(path, [], rest=True)) == 2
+    assert stored(path) == {}
+    for kind, became in (("llama", "failed"), ("bert", "refused"), ("llama", "refused")):
+        store(path, {"type": kind, "became": became})
+    assert {k: each["became"] for k, each in stored(path).items()} == {
+        "bert": "refused", "llama": "refused",
+    }  # fmt: skip
+    store(path, {"type": "opt", "became": "refused"}, fresh=True)
+    assert list(stored(path)) == ["opt"]

@@ -5,6 +5,7 @@ never computed wrong.
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,7 +264,7 @@ def test_a_models_own_limit_of_length_is_the_simulators() -> None:
     ("oddity", "message"),
     [
         ("detached", r"aten\.detach\.default x2 in blocks\.0 .*stops the gradient"),
-        ("no_grad", r"wrap_with_set_grad_enabled x2 .*stops the gradient"),
+        ("no_grad", r"wrap_with_set_grad_enabled x2 .*_hand_written\.py:\d+\).*stops the gradient"),
         ("wrapped", "neither the token ids nor consecutive positions"),
         ("clamped", "neither the token ids nor consecutive positions"),
         ("computed table", "its table is not in the state dict"),
@@ -275,7 +276,20 @@ def test_a_models_own_limit_of_length_is_the_simulators() -> None:
 )
 def test_refused(oddity: str, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        tintc.compile(decoder(oddity))
+        tintc.compile(decoder(oddity), islands="refuse")
+
+
+def test_a_table_with_more_rows_than_the_config_names_tokens() -> None:
+    """For pictures, or a first token; the head has a column for every token that is named."""
+    model = decoder("")
+    model.tok = nn.Embedding(21, 8).to(model.head.weight.dtype)
+    with pytest.raises(UnsupportedModelError, match=r"17 numbers a position.* over its 21 tokens"):
+        tintc.compile(model)
+    model.config = SimpleNamespace(vocab_size=17)  # type: ignore[assignment]
+    simulator = tintc.compile(model, check="step")
+    assert simulator.program.facts.vocab_size == 17
+    with pytest.raises(tintc.InputError, match="this model's tokens are 0 to 16"):
+        simulator.predict_initial(torch.tensor([[1, 17]]))
 
 
 class Odd(nn.Module):

@@ -107,6 +107,12 @@ def convolved(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     return F.conv1d(F.pad(x.transpose(1, 2), (2, 0)), weight, groups=D).transpose(1, 2)
 
 
+def tapped(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """A convolution whose taps are each token's own, over windows that `unfold` reads."""
+    windows = F.pad(x.transpose(1, 2), (2, 0)).unfold(-1, 3, 1).transpose(1, 2)
+    return feed(m, (windows * (m.into.T[:3, :D].T + m.number * x[..., None])).sum(-1), ids)
+
+
 def turned(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     q, k, v = split(m, x)
     angle = torch.arange(x.shape[1])[:, None] * 10.0 ** -torch.arange(0, 1, 2 * H / D)
@@ -144,6 +150,42 @@ def streams(m: Part, x: Tensor, ids: Tensor) -> Tensor:
     return (both * feed(m, both.sum(0), ids).sigmoid()).prod(0)
 
 
+def streams_in_a_row(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Two streams one behind the other on the axis of the tokens, normed and fed together."""
+    both = feed(m, m.norm(torch.cat([x, m.out(x)], 1)), ids)
+    first, second = both.split(x.shape[1], 1)
+    return first * second.tanh()
+
+
+def rows_of_a_kind(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Each kind of token its own layers, which read the rows of that kind alone."""
+    y = torch.zeros_like(x)
+    for kind in range(2):
+        here = ids % 2 == kind
+        y[here] = feed(m, x[here], ids) * m.gain[kind]
+    return y
+
+
+def cut_by_counts(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """Two of eight weights for each token: rows sorted by weight, cut by how many each has."""
+    flat = x.flatten(0, 1)
+    scores = flat @ m.by_head[0]
+    best = scores.topk(2, -1)
+    counts = torch.zeros_like(scores).scatter(1, best.indices, 1).long().sum(0).tolist()
+    order = best.indices.flatten().sort(0).indices
+    rows = order.div(2, rounding_mode="trunc")
+    pieces = zip(flat[rows].split(counts), m.into.T[:, :, None], strict=False)
+    y = torch.cat([F.linear(piece, weight.expand(-1, D).sin()) for piece, weight in pieces])
+    y = y * best.values.softmax(-1).flatten()[order][:, None]
+    return torch.zeros_like(flat).index_add(0, rows, y).view(x.shape)
+
+
+def one_token_before(m: Part, x: Tensor, ids: Tensor) -> Tensor:
+    """A layer of one token, none of the text's, in front of the others."""
+    first = m.out(x.new_zeros(x.shape[0], 1, D))
+    return feed(m, x * torch.cat([first, m.out(x)[:, :-1]], 1), ids)
+
+
 def replaced(m: Any, x: Tensor, ids: Tensor) -> Tensor:
     """One id stands for another, as for pictures in a text."""
     ids = ids.clone()
@@ -161,6 +203,7 @@ ATTEND: dict[str, Change] = {
     "weights of heads": heads_of_weights,
     "running mean": running_mean,
     "convolution": convolved,
+    "taps of tokens": tapped,
     "rotation by matrices": turned,
     "gated": lambda m, x, ids: torch.sigmoid(m.number * x) * attention(m, x, ids),
     "normed": lambda m, x, ids: attention(m, F.normalize(x, dim=-1) * m.gain, ids),
@@ -177,7 +220,14 @@ FEED: dict[str, Change] = {
     "rows chosen without gradients": chosen,
     "one chunk": in_one_chunk,
     "two streams": streams,
+    "streams in a row": streams_in_a_row,
+    "one token before": one_token_before,
+    "rows of a kind": rows_of_a_kind,
+    "cut by counts": cut_by_counts,
     "sizes of another": lambda m, x, ids: m.down(torch.ones_like(m.up(x)).cumsum(-1) * x[..., :1]),
+    "some tokens hidden": lambda m, x, ids: m.down(
+        m.up(x.sin()) * (ids > 2)[..., None].to(x.dtype)
+    ),
     "by token": lambda m, x, ids: feed(m, x * (1 + (ids % 3)[..., None] * m.number), ids),
 }
 EMBED: dict[str, Any] = {
@@ -268,9 +318,10 @@ def decoder(kind: str, name: str) -> nn.Module:
     ("kind", "name"),
     PARTS,
     default=[
-        *(("attend", name) for name in ("sink", "weights of heads", "convolution", "gated")),
+        *(("attend", name) for name in ("sink", "weights of heads", "taps of tokens", "gated")),
         *(("feed", name) for name in ("mish", "transposed", "token before", "by token")),
         *(("feed", name) for name in ("rows chosen without gradients", "one chunk", "two streams")),
+        *(("feed", name) for name in ("streams in a row", "rows of a kind")),
         *(("embed", name) for name in ("token type", "a token replaced")),
     ],
 )

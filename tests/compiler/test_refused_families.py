@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.sym_node import SymNode
 
 from tests.support.families import BASE, COHERE, GROUPED, STABLELM, builder
 from tintc.compiler.driver import lower
@@ -118,6 +119,25 @@ def test_a_loop_over_tokens_is_named_with_its_line() -> None:
     )
 
 
+def test_a_length_that_becomes_a_number_is_named() -> None:
+    """Its line; what torch itself says holds only which size it was."""
+
+    class Listed(Recurrent):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            back = torch.tensor(list(range(input_ids.shape[1]))[::-1])
+            logits: Tensor = self.head(self.tokens(input_ids) + back[:, None])
+            return logits
+
+    line = Listed.forward.__code__.co_firstlineno + 1
+    before = SymNode.guard_int
+    with pytest.raises(
+        UnsupportedModelError,
+        match=rf"Constraints violated .*, at test_refused_families.py:{line} in the model ",
+    ):
+        capture(Listed(nn.GRU).eval())
+    assert SymNode.guard_int is before
+
+
 class Choosing(nn.Module):
     """Chooses by its tokens what it computes."""
 
@@ -137,7 +157,8 @@ def test_what_depends_on_the_tokens_is_refused(capfd: pytest.CaptureFixture[str]
     """Nothing of torch's own report reaches the user."""
     with pytest.raises(
         UnsupportedModelError,
-        match=r"torch.export cannot trace Choosing: Could not guard on data-dependent",
+        match=r"torch.export cannot trace Choosing: Could not guard on data-dependent.*, "
+        r"at test_refused_families.py:\d+ in the model ",
     ):
         capture(Choosing().eval())
     assert capfd.readouterr() == ("", "")

@@ -118,6 +118,18 @@ def _reports() -> list[Path]:
     return sorted((ROOT / "docs" / "results").glob("*.json"))
 
 
+def test_coverage() -> None:
+    """Every type in one row; what was not compared as it is has empty cells."""
+    lines = json.loads((generated.MEASURED / "coverage.json").read_text(encoding="utf-8"))["types"]
+    page = generated.coverage()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert set(rows) == {line["type"] for line in lines}
+    whole = {line["type"] for line in lines if "paper" in line}
+    compared = {kind for kind, row in rows.items() if "|  |  |" not in row and row.count("|") == 6}
+    assert compared == whole
+    assert f"{len(whole)} were also compared as they are" in page
+
+
 def test_all_parts_are_used() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
     named = set(re.findall(r"<!-- generated: ([a-z_]+)", pages))

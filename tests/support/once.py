@@ -65,7 +65,7 @@ def capture_once(model: nn.Module) -> Captured:
     if kind not in _EXPORTED:
         _put(_EXPORTED, kind, dataclasses.replace(capture(model), tensors={}))
     kept = _EXPORTED[kind].copy()
-    limits = kept.max_tokens, kept.min_tokens
+    limits = kept.max_tokens, kept.min_tokens, kept.vocabulary
     return Known(kept.graph, *state_of(model), dict(kept.constants), *limits, kind)
 
 

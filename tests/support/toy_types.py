@@ -50,7 +50,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_num_experts", "num_zero_experts", "zero_expert_num"), 4),
     **dict.fromkeys(("expert_ffn_hidden_size", "shared_experts_intermediate_size"), 8),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "adapter_rank"), 4),
-    **dict.fromkeys(("index_head_dim", "index_n_heads", "index_topk"), 4),
+    **dict.fromkeys(("index_head_dim", "index_topk"), 4),
+    "index_n_heads": 32,  # with few heads scores of the indexer are 0 together, and choices a tie
     **dict.fromkeys(("num_kv_shared_layers", "num_dense_layers", "first_k_dense_replace"), 0),
     **dict.fromkeys(("pronunciation_vocab_size", "shape_vocab_size"), 29),
     **dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
@@ -64,11 +65,33 @@ _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 
 # What no rule gives: sizes that have to fit each other, or parts that a text model has no use for.
 _HYBRID = ["mamba", "attention"]
+_MLP_EVERY_OTHER = ["sliding_attention", "mlp", "full_attention", "mlp", "sliding_attention", "mlp"]
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64,
+        **{
+            f"{name}_config": {
+                **dict.fromkeys(("hidden_size", "hidden_size_global", "intermediate_size"), 16),
+                **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 2),
+                **dict.fromkeys(("vocab_size", "max_position_embeddings"), 64),
+            }
+            for name in ("patcher", "encoder", "decoder", "global")
+        },
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 16, "ffn_hidden_size": 20, "moe_top_k": 2},
     },
+    "dory": {
+        **dict.fromkeys(("n_input_layers", "n_recurrent_layers", "n_output_layers"), 2),
+        "layer_types": _MLP_EVERY_OTHER,
+        "num_hidden_layers": 6,
+    },
+    "dots3_note": {name: {"adapter_out_dim": 16} for name in ("vision_config", "audio_config")},
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 6},
     "granitemoehybrid": {"layer_types": _HYBRID, "layers_block_type": _HYBRID},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -76,6 +99,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba": {"intermediate_size": 32},
     "mamba2": {"head_dim": 8, "num_heads": 4, "n_groups": 1},
     "nemotron_h": {"n_groups": 2},
+    "phi4_multimodal": {
+        "vision_config": {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1},
+        "audio_config": {
+            **dict.fromkeys(("hidden_size", "intermediate_size", "nemo_conv_channels"), 16),
+            **dict.fromkeys(("ext_pw_out_channel", "depthwise_separable_out_channel"), 16),
+            "num_blocks": 1,
+        },
+    },
     "reformer": {"axial_pos_shape": (8, 8), "axial_pos_embds_dim": (8, 8)},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba"], "num_hidden_layers": 3},
@@ -118,7 +149,7 @@ def _sizes(default: Any) -> dict[str, Any]:
     for name in getattr(default, "sub_configs", {}):
         part = getattr(default, name, None)
         if name in ("text_config", "decoder") and part is not None:
-            given[name] = _sizes(part)
+            given[name] = {**_sizes(part), **EXCEPTIONS.get(part.model_type, {})}
         elif part is not None and not set(_BY_LAYER) & set(part.to_dict()):
             # what sees or hears, which no token reaches
             given[name] = {each: 1 for each in (*_COUNTS, "depth") if each in part.to_dict()}
