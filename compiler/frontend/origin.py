@@ -5,14 +5,30 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
 
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch's word for none
 ATTRIBUTE = (
     "auxiliary"  # where the wrapper that is exported holds the model; stripped from every name
 )
+
+
+@contextmanager
+def lines_of_strings() -> Iterator[None]:
+    """In it, torch also notes the lines of code that was made by exec, whose file is `<string>`."""
+    left_out = uninteresting_files()
+    before = "<string>" in left_out
+    left_out.discard("<string>")
+    try:
+        yield
+    finally:
+        if before:
+            left_out.add("<string>")
 
 
 def module_path(node: fx.Node) -> str:
@@ -30,7 +46,7 @@ def source_line(node: fx.Node) -> str:
     libraries = tuple(
         os.path.dirname(str(module.__file__)) for module in (torch, sys.modules[__name__])
     )
-    outside = [frame for frame in frames if not frame[0].startswith(libraries)] or frames
+    outside = [frame for frame in frames if not frame[0].startswith(libraries)]
     if not outside:
         return ""
     path, line = outside[-1]
