@@ -105,6 +105,14 @@ def is_of_tokens(node: fx.Node) -> bool:
     )
 
 
+def has_every_token(node: fx.Node) -> bool:
+    """Whether the first two sizes are those of the input, or 1: no part of the tokens, and none
+    beside them.
+    """
+    leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
+    return all(str(size) in (*leading, "B", "T", "1") for size in sizes(node)[:2])
+
+
 def number(value: Any) -> float | None:
     """A plain Python number, or None."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -19,18 +19,23 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, input_node, logits_node, operands, short_label
+from tintc.ir.builder import Builder, operands, short_label
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.ops.activation import activation_forward
-from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import Untraceable, is_rearrangement
 from tintc.passes.analysis.heads import read_columns
-from tintc.passes.analysis.patterns import aten, calls, is_parameter, last_size, sizes
+from tintc.passes.analysis.last_layer import last_layer
+from tintc.passes.analysis.patterns import (
+    aten,
+    calls,
+    has_every_token,
+    is_parameter,
+    last_size,
+    sizes,
+)
 from tintc.passes.analysis.slots import read_slot, take_rows
 
 
@@ -41,7 +46,7 @@ from tintc.passes.analysis.slots import read_slot, take_rows
 )
 def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    head = _head(graph)
+    head = last_layer(graph)
     for node in [n for n in graph.nodes if calls(n, aten.linear)]:
         x, weight, *rest = operands(node)
         bias = rest[0] if rest else None
@@ -53,7 +58,7 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
             info(
                 node
             ).refused = f"its result has {len(sizes(node))} axes; expected (batch, tokens, width)"
-        elif not _whole(node):
+        elif not has_every_token(node):
             info(node).refused = "its result has a part of the tokens; expected all of them"
         elif node is head and not transpose:
             _replace_head(graph, node, x, matrix, bias)
@@ -62,20 +67,6 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     _take_columns(graph, context)
     graph.eliminate_dead_code()
     return graph
-
-
-def _whole(node: fx.Node) -> bool:
-    """Whether the leading sizes are those of the input, or 1."""
-    leading = [str(size) for size in sizes(input_node(node.graph, "input_ids"))]
-    return all(str(size) in (*leading, "B", "T", "1") for size in sizes(node)[:2])
-
-
-def _head(graph: fx.Graph) -> fx.Node:
-    """The last layer: what the output reads, through multiples and a soft-cap if need be."""
-    node = logits_node(graph)
-    while is_tint(node, scale, activation_forward):
-        node = argument(node, "x")
-    return node
 
 
 def _replace_head(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias: Any) -> None:

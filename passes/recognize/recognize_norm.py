@@ -36,6 +36,7 @@ from tintc.passes.analysis.patterns import (
     aten,
     binary,
     calls,
+    has_every_token,
     is_parameter,
     last_size,
     number,
@@ -239,6 +240,8 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
     if len(sizes(node)) not in (3, 4):
         raise Untraceable(f"a value of {len(sizes(node))} axes")
     flat = len(sizes(node)) == 3
+    if flat and not has_every_token(node):
+        raise Untraceable("it has a part of the tokens, or other rows beside them")
     by_token = not flat and str(sizes(node)[1]) == str(
         input_node(graph, "input_ids").meta["val"].shape[1]
     )
