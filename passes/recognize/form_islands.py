@@ -14,13 +14,14 @@ and `refuse_unsupported` names them. Regions that are the same in several layers
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from tintc.ir.builder import Builder, input_node, logits_node, short_label
+from tintc.ir.builder import Builder, ancestors, input_node, logits_node, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_recognized, is_tint
 from tintc.ir.inputs import table_name
@@ -123,7 +124,11 @@ def _take_sums(graph: fx.Graph) -> None:
         of_tokens = carried(graph)
         for x, y in binary(node, aten.add):
             alike = all(isinstance(v, fx.Node) and is_of_tokens(v) for v in (x, y))
-            if alike and x in of_tokens and is_recognized(y) and y not in _read_by(x, of_tokens):
+            if not alike or last_size(x) != last_size(y) or not is_recognized(y):
+                continue
+            # A sum before may have made a recognised stream of this one's.
+            own = x in of_tokens and y not in _read_by(x, of_tokens) and _learns(x)
+            if is_recognized(x) or own:
                 with graph.inserting_before(node):
                     label, shape = f"{short_label(info(node).module)}_residual", info(y).shape
                     new = Builder(graph).call(residual, x, y, like=node, label=label, shape=shape)
@@ -144,6 +149,11 @@ def _read_by(node: fx.Node, of_tokens: set[fx.Node]) -> set[fx.Node]:
                 seen.add(source)
                 (pending.append if source in of_tokens else found.add)(source)
     return found
+
+
+def _learns(node: fx.Node) -> bool:
+    """Whether a gradient goes on from a value: what is made of the ids alone is no stream."""
+    return any(is_recognized(n) or is_weight(n) for n in ancestors([node]) if n is not node)
 
 
 class _Islands:
@@ -285,11 +295,21 @@ def _barred(node: fx.Node) -> str:
     if writes_in_place(node):
         return info(node).refused or "it writes in place"
     tags = node.target.tags if isinstance(node.target, OpOverload) else ()
+    if torch.Tag.dynamic_output_shape in tags and any(_is_counted(n) for n in sizes(node)):
+        return (
+            "how much it gives depends on the numbers that it reads: the sizes of an island's "
+            "values depend on the number of tokens alone"
+        )
     if torch.Tag.nondeterministic_seeded in tags and not calls(
         node, aten.scaled_dot_product_attention
     ):
         return "it draws random numbers"
     return ""
+
+
+def _is_counted(size: Any) -> bool:
+    """Whether torch would have to count to know a size: what it calls u0, u1, ..."""
+    return bool(re.search(r"\bu\d+\b", str(size)))
 
 
 def _key(region: Region, source: Source) -> Any:
