@@ -199,17 +199,22 @@ def _weights_without_numbers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Puts every attribute of the modules back: a model that keeps tables from call to call would
-    else keep those of the tracer, which have no numbers.
+    """Puts every attribute of the modules back, and what their dicts and lists hold: a model that
+    keeps tables from call to call would else keep those of the tracer, which have no numbers.
     """
     before = [(vars(module), dict(vars(module))) for module in model.modules()]
-    held = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    inner = [value for _, held in before for value in held.values()]
+    dicts = [(value, dict(value)) for value in inner if isinstance(value, dict)]
+    lists = [(value, list(value)) for value in inner if isinstance(value, list)]
     try:
         yield
     finally:
-        for now, then in (*before, *held):
-            now.clear()
-            now.update(then)
+        for now, then in (*before, *dicts):
+            if list(now) != list(then) or any(now[name] is not then[name] for name in then):
+                now.clear()
+                now.update(then)
+        for values, kept in lists:
+            values[:] = kept
 
 
 @contextmanager
