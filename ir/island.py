@@ -275,7 +275,7 @@ def _decoded(leaf: Any, known: int) -> Any:
 def _port(kind: Kind, shape: list[int], dtype: str) -> Port:
     if kind not in ("tokens", "ids", "weight", "constant"):
         raise ValueError(f"an input of kind {kind!r}")
-    if dtype != OWN and dtype not in _DTYPES:
+    if dtype not in (OWN, OWN_COMPLEX, *_DTYPES):
         raise ValueError(f"an input of type {dtype!r}")
     return Port(kind, tuple(_whole(size) for size in shape), dtype)
 
@@ -296,6 +296,8 @@ def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 def constant_dtype(port: Port, own: torch.dtype) -> torch.dtype:
     """The type in which a constant is read."""
+    if port.dtype == OWN_COMPLEX:
+        return own.to_complex()
     return own if port.dtype == OWN else _DTYPES[port.dtype]
 
 

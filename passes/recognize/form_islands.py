@@ -25,7 +25,7 @@ from tintc.ir.builder import Builder, ancestors, input_node, logits_node, short_
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_recognized, is_tint
 from tintc.ir.inputs import table_name
-from tintc.ir.island import OWN, Kind, Port
+from tintc.ir.island import OWN, OWN_COMPLEX, Kind, Port
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.elementwise import residual
@@ -195,8 +195,8 @@ class _Islands:
         for node in region.inputs:
             kind, shape = _kind(node), tuple(sizes(node))
             value = self._constant(node) if kind == "constant" else None
-            own = value is None or value.dtype == self.model
-            name = OWN if own or value is None else dtype_name(value.dtype)
+            name = OWN if value is None else self._type_of(value)
+            own = name == OWN
             port = {
                 "tokens": shape[-1:],
                 "ids": (),
@@ -212,6 +212,17 @@ class _Islands:
         each = tuple(ports), tuple(shapes), tuple(constants)
         lengths = max(2, facts.min_tokens), facts.max_tokens
         return Source(body, *each, facts.vocab_size or 2, *lengths)
+
+    def _type_of(self, constant: Tensor) -> str:
+        """The island's own type also for one that is finer than the model's: where the model's code
+        rounds what it computes with it is not in the program, which is traced in one type.
+        """
+        finer = self.model != torch.float64
+        if constant.dtype == self.model or (finer and constant.dtype == torch.float64):
+            return OWN
+        if finer and constant.dtype == torch.complex128:
+            return OWN_COMPLEX
+        return dtype_name(constant.dtype)
 
     def _constant(self, node: fx.Node) -> Tensor:
         record = info(node)
