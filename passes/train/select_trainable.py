@@ -99,8 +99,10 @@ def _select_blocks(graph: fx.Graph, context: Context, selection: Selection) -> N
         elif is_tint(node, island_forward):
             weights = [n for n in argument(node, "inputs") if is_tint(n, prefix)]
             _mark(*(weight for weight in weights if _is_in(weight, blocks, trained)))
-            if _reads_block(node, blocks, last):
-                _mark(*norm_weights(node))
+            # A final norm may be in one island with the end of the last block.
+            if _reads_block(node, blocks, last) or inside(info(node).module, last):
+                own = [w for w in norm_weights(node) if len(argument(w, "parameter").users) == 1]
+                _mark(*own)
         elif is_tint(node, embedding) and _is_of(argument(node, "table"), trained):
             read_through_slots(graph, node, argument(node, "table"))
             _mark(argument(node, "table"))
