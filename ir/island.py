@@ -32,6 +32,7 @@ Kind = Literal["tokens", "ids", "weight", "constant"]
 _aten = torch.ops.aten
 
 OWN = "own"  # the float type that the island computes in, wherever a type is named
+OWN_COMPLEX = "own complex"
 _DTYPES = {
     dtype_name(dtype): dtype
     for dtype in (
@@ -66,9 +67,14 @@ class Ref(NamedTuple):
 
 
 class Own(NamedTuple):
-    """The island's own float type, or its device, as an argument."""
+    """The island's own float type, or its device, as an argument. complex: of such numbers."""
 
     device: bool
+    complex: bool = False
+
+    def among(self, device: torch.device, dtype: torch.dtype) -> torch.device | torch.dtype:
+        """Which of the two it stands for."""
+        return device if self.device else dtype.to_complex() if self.complex else dtype
 
 
 class Node(NamedTuple):
@@ -102,7 +108,7 @@ class Part:
             def value(leaf: Any) -> Any:
                 if isinstance(leaf, Ref):
                     return found[leaf.number]
-                return (device if leaf.device else dtype) if isinstance(leaf, Own) else leaf
+                return leaf.among(device, dtype) if isinstance(leaf, Own) else leaf
 
             args, kwargs = _mapped(node.args, value), _mapped(node.kwargs, value)
             found.append(node.function(*args, **kwargs))
@@ -218,13 +224,16 @@ def _encoded(leaf: Any, index: dict[fx.Node, int], own: torch.dtype) -> Any:
     if isinstance(leaf, fx.Node):
         return {"v": index[leaf]}
     if isinstance(leaf, torch.dtype):
-        return {"dtype": OWN if leaf == own else dtype_name(leaf)}
+        of_complex = leaf == own.to_complex()
+        return {"dtype": OWN_COMPLEX if of_complex else OWN if leaf == own else dtype_name(leaf)}
     if isinstance(leaf, torch.device):
         return {"device": OWN}
     if isinstance(leaf, torch.memory_format):
         return {"memory_format": str(leaf)}
     if isinstance(leaf, float) and not math.isfinite(leaf):
         return {"float": str(leaf)}
+    if isinstance(leaf, complex):
+        return {"complex": str(leaf)}
     if leaf is None or isinstance(leaf, (bool, int, float, str)):
         return leaf
     raise ValueError(f"an argument {leaf}")
@@ -253,20 +262,22 @@ def _decoded(leaf: Any, known: int) -> Any:
     if kind == "v" and _whole(value) < known:
         return Ref(value)
     if kind == "dtype":
-        return Own(device=False) if value == OWN else _DTYPES[value]
+        if value in (OWN, OWN_COMPLEX):
+            return Own(device=False, complex=value == OWN_COMPLEX)
+        return _DTYPES[value]
     if kind == "device":
         return Own(device=True)
     if kind == "memory_format":
         return _FORMATS[value]
-    if kind == "float":
-        return float(value)
+    if kind in ("float", "complex"):
+        return {"float": float, "complex": complex}[kind](value)
     raise ValueError(f"an argument {leaf}")
 
 
 def _port(kind: Kind, shape: list[int], dtype: str) -> Port:
     if kind not in ("tokens", "ids", "weight", "constant"):
         raise ValueError(f"an input of kind {kind!r}")
-    if dtype != OWN and dtype not in _DTYPES:
+    if dtype not in (OWN, OWN_COMPLEX, *_DTYPES):
         raise ValueError(f"an input of type {dtype!r}")
     return Port(kind, tuple(_whole(size) for size in shape), dtype)
 
@@ -287,6 +298,8 @@ def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 def constant_dtype(port: Port, own: torch.dtype) -> torch.dtype:
     """The type in which a constant is read."""
+    if port.dtype == OWN_COMPLEX:
+        return own.to_complex()
     return own if port.dtype == OWN else _DTYPES[port.dtype]
 
 

@@ -32,6 +32,17 @@ _FURTHER = (
     *("cummax.default", "cummin.default", "logcumsumexp.default", "mish_backward.default"),
     *("diagonal_scatter.default", "diagonal.default", "select_backward.default"),
     *("hardswish_backward.default", "leaky_relu_backward.default", "baddbmm.default"),
+    *("_fft_r2c.default", "_fft_c2r.default", "_fft_c2c.default", "angle.default", "sgn.default"),
+    *("_cdist_backward.default", "_euclidean_dist.default", "hypot.default", "lgamma.default"),
+    *("_prelu_kernel.default", "_prelu_kernel_backward.default", "digamma.default"),
+    *("erfinv.default", "bucketize.Tensor", "searchsorted.Tensor", "kthvalue.default"),
+    *("__rshift__.Scalar", "__lshift__.Scalar", "__rshift__.Tensor", "__lshift__.Tensor"),
+    *("bitwise_right_shift.Tensor_Scalar", "bitwise_left_shift.Tensor_Scalar"),
+    *("bitwise_right_shift.Tensor", "bitwise_left_shift.Tensor", "linalg_inv_ex.default"),
+    *("linalg_solve_triangular.default", "linalg_lu_factor_ex.default", "linalg_lu_solve.default"),
+    *("_linalg_solve_ex.default", "linalg_cholesky_ex.default", "linalg_matrix_exp.default"),
+    *("linalg_householder_product.default", "linalg_qr.default", "clamp_min.Tensor"),
+    *("clamp_max.Tensor", "clamp.Tensor"),
 )
 _NEVER = ("empty.memory_format", "empty_strided.default", "as_strided.default")
 _NUMBERS: dict[str, Callable[..., Any]] = {

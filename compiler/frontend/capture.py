@@ -23,13 +23,22 @@ from torch.export.graph_signature import InputKind
 from tintc.compiler.frontend.experts import experts_looked_up
 from tintc.compiler.frontend.functional import functional
 from tintc.compiler.frontend.limits import limits
-from tintc.compiler.frontend.origin import ATTRIBUTE, module_path, region_line, source_line
+from tintc.compiler.frontend.origin import (
+    ATTRIBUTE,
+    lines_of_strings,
+    module_path,
+    region_line,
+    source_line,
+)
 from tintc.compiler.frontend.rope import rope_of_each_call
 from tintc.compiler.frontend.state import state_of
 from tintc.compiler.frontend.untraceable import quietly, untraceable
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 from tintc.ir.inputs import is_reserved
 from tintc.ir.node_meta import KEY, info
+
+# What a forward pass takes to compute a loss, and often every token's logits only then.
+_TARGETS = ("targets", "target", "labels")
 
 
 @dataclass
@@ -61,7 +70,9 @@ class Captured:
 
 
 class LogitsOnly(nn.Module):
-    """Calls a model without a cache and returns its logits, whatever container they come in."""
+    """Calls a model without a cache and returns its logits, whatever container they come in. One
+    that gives the last token's alone is given targets as well.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,6 +80,9 @@ class LogitsOnly(nn.Module):
         takes = inspect.signature(model.forward).parameters
         self.options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
         self.keeps = "logits_to_keep" in takes
+        optional = (name for name in _TARGETS if name in takes and takes[name].default is None)
+        self.targets = next(optional, None)
+        self.given: set[str] = set()  # found when it is called; torch.export lets a set alone
 
     def kept_from_calls(self) -> bool:
         """Whether a module has tensors among its plain attributes, or in containers there."""
@@ -82,7 +96,16 @@ class LogitsOnly(nn.Module):
     def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
         """Logits (B, T, V) of the positions from `first` on; a head that can computes no others."""
         kept = {"logits_to_keep": input_ids.shape[1] - first} if first and self.keeps else {}
-        logits = _logits(self.auxiliary(input_ids, **self.options, **kept))
+        logits = self._called(input_ids, kept)
+        if _is_last_alone(logits, input_ids.shape[1] - (first if kept else 0)):
+            if self.targets is None or self.given:
+                raise UnsupportedModelError(
+                    f"{type(self.auxiliary).__name__} returned logits of one token; expected those "
+                    "of every token: let its forward pass compute them all when it is called as "
+                    "model(input_ids)"
+                )
+            self.given.add(self.targets)
+            logits = self._called(input_ids, kept)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             shape = (
                 f"a tensor of {logits.ndim} dimensions"
@@ -96,13 +119,27 @@ class LogitsOnly(nn.Module):
             )
         return logits[:, first:] if first and not kept else logits
 
+    def _called(self, input_ids: Tensor, kept: dict[str, Any]) -> Any:
+        targets = dict.fromkeys(self.given, input_ids)
+        return _logits(self.auxiliary(input_ids, **self.options, **kept, **targets))
+
+
+def _is_last_alone(logits: Any, tokens: Any) -> bool:
+    """Whether these are of one token, of several: what generating needs, as nanoGPT computes it."""
+    alone = isinstance(logits, Tensor) and logits.ndim == 3
+    # The size of a traced axis is no int: asking for its number would be a guard.
+    return bool(alone and type(logits.shape[1]) is int and logits.shape[1] == 1 and tokens != 1)
+
 
 def _logits(out: Any) -> Any:
-    """What is called so in an output or a dict; the first of several values; else the value."""
+    """What is called so in an output or a dict; the first of several values that may be, as in
+    (loss, logits); else the value.
+    """
     if isinstance(out, Mapping):
         return out.get("logits", out)
     if isinstance(out, (tuple, list)) and not hasattr(out, "logits"):
-        return out[0] if out else out
+        shaped = (each for each in out if isinstance(each, Tensor) and each.ndim == 3)
+        return next(shaped, out[0]) if out else out
     return getattr(out, "logits", out)
 
 
@@ -170,17 +207,22 @@ def _weights_without_numbers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Puts every attribute of the modules back: a model that keeps tables from call to call would
-    else keep those of the tracer, which have no numbers.
+    """Puts every attribute of the modules back, and what their dicts and lists hold: a model that
+    keeps tables from call to call would else keep those of the tracer, which have no numbers.
     """
     before = [(vars(module), dict(vars(module))) for module in model.modules()]
-    held = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    inner = [value for _, held in before for value in held.values()]
+    dicts = [(value, dict(value)) for value in inner if isinstance(value, dict)]
+    lists = [(value, list(value)) for value in inner if isinstance(value, list)]
     try:
         yield
     finally:
-        for now, then in (*before, *held):
-            now.clear()
-            now.update(then)
+        for now, then in (*before, *dicts):
+            if list(now) != list(then) or any(now[name] is not then[name] for name in then):
+                now.clear()
+                now.update(then)
+        for values, kept in lists:
+            values[:] = kept
 
 
 @contextmanager
@@ -212,10 +254,13 @@ def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
     try:
         # With gradients on, as a user would train it, so that a model's own no_grad regions show in
         # the graph.
-        with quietly(), torch.enable_grad():
+        with quietly(), lines_of_strings(), torch.enable_grad():
+            before = set(wrapper.given)
             program = torch.export.export(
                 wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False
             )
+            if wrapper.given != before:  # the first trace holds both calls
+                return _exported(wrapper, ids)
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export raises whatever the traced code or the tracer raises

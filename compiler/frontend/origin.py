@@ -5,15 +5,30 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
 
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch's word for none
 ATTRIBUTE = (
     "auxiliary"  # where the wrapper that is exported holds the model; stripped from every name
 )
+
+
+@contextmanager
+def lines_of_strings() -> Iterator[None]:
+    """In it, torch also notes the lines of code that was made by exec, whose file is `<string>`."""
+    left_out = uninteresting_files()
+    before = "<string>" in left_out
+    left_out.discard("<string>")
+    try:
+        yield
+    finally:
+        if before:
+            left_out.add("<string>")
 
 
 def module_path(node: fx.Node) -> str:
@@ -42,25 +57,17 @@ def region_line(node: fx.Node) -> str:
 def source_line(node: fx.Node) -> str:
     """`package/file.py:12` of the innermost frame outside torch; no folder of this machine."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    libraries = _libraries()
-    return _short([f for f in frames if not f[0].startswith(libraries)] or frames)
+    return line_outside(frames)
 
 
-def line_outside(frames: Sequence[tuple[str, int]]) -> str:
+def line_outside(frames: Sequence[tuple[str, str | int]]) -> str:
     """The same of frames of a traceback; "" if all are torch's or ours."""
-    libraries = _libraries()
-    return _short([f for f in frames if not f[0].startswith(libraries)])
-
-
-def _libraries() -> tuple[str, ...]:
     own = os.path.dirname(str(sys.modules[__name__].__file__))
-    return os.path.dirname(str(torch.__file__)), os.path.dirname(own)
-
-
-def _short(frames: Sequence[tuple[str, str | int]]) -> str:
-    if not frames:
+    libraries = os.path.dirname(str(torch.__file__)), os.path.dirname(own)
+    outside = [frame for frame in frames if not frame[0].startswith(libraries)]
+    if not outside:
         return ""
-    path, line = frames[-1]
+    path, line = outside[-1]
     parts = path.replace("\\", "/").split("/site-packages/")
     short = parts[-1] if len(parts) > 1 else path.replace("\\", "/").rsplit("/", 1)[-1]
     return f"{short}:{line}"

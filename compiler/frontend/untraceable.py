@@ -60,6 +60,11 @@ def untraceable(
     """
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     reason = reason.removesuffix('! For more information, run with TORCH_LOGS="+dynamic".')
+    if "Constraints violated" in reason:
+        reason = (
+            f"{reason}: its code makes a plain number of how many sequences or tokens there are, "
+            "as len(x) does and x.shape[0] does not"
+        )
     first = _fixed(wrapper, ids)
     loops = _loops(first, _fixed(wrapper, ids.new_zeros(ids.shape[0], _LONGER))) if first else []
     if loops:

@@ -19,7 +19,8 @@ from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.island import island_forward
 from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.ops.norm import norm_forward
-from tintc.passes.analysis.sublayers import Parts, inside, repeated_blocks
+from tintc.passes.analysis.last_layer import last_layer
+from tintc.passes.analysis.sublayers import Parts, inside, repeated_blocks, steps_and_sums
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def parameter_of(read: fx.Node) -> str:
 
 def find_blocks(graph: fx.Graph) -> Blocks:
     """The blocks of a model; none if it has no weights but embeddings and the head."""
-    anchors = [n for n in graph.nodes if is_tint(n, attention_forward)]
+    head = last_layer(graph)  # reads a slot where it is cut to the vocabulary
+    attends = anchors = [n for n in graph.nodes if is_tint(n, attention_forward)]
     layers = [
         n
         for n in graph.nodes
-        if is_tint(n, linear_forward) and is_tint(argument(n, "weight"), prefix)
+        if is_tint(n, linear_forward) and is_tint(argument(n, "weight"), prefix) and n is not head
     ]
     anchors = anchors or layers or _read_by_islands(graph)
     paths = [info(node).module.split(".") for node in anchors]
@@ -68,9 +70,11 @@ def find_blocks(graph: fx.Graph) -> Blocks:
     if found:
         # Where a whole stack is one child of a Sequential, the blocks are the stack's children.
         container, indices = next((one for one in found if len(one[1]) > 1), found[0])
-        flat = _is_flat(container, indices, layers) or _is_nested(container, anchors)
+        every = _children(container, [n for n in graph.nodes if n in {*anchors, *layers}])
+        if len(every) > len(indices) or not attends:
+            indices = _whole(graph, container, indices, every)
         blocks = Blocks(container, tuple((f"{container}.{index}",) for index in indices))
-        if not flat and not _adds_outside(graph, blocks):
+        if indices and not _is_nested(container, anchors) and not _adds_outside(graph, blocks):
             return blocks
     container, parts = repeated_blocks(graph)
     return Blocks(container, tuple(parts))
@@ -85,13 +89,27 @@ def _read_by_islands(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
-def _is_flat(container: str, blocks: list[str], layers: list[fx.Node]) -> bool:
-    """Whether a child without attention, beside those with one, is half a block."""
-    for node in layers:
-        index, _, _ = info(node).module.removeprefix(f"{container}.").partition(".")
-        if inside(info(node).module, {container}) and index.isdigit() and index not in blocks:
-            return True
-    return False
+def _children(container: str, nodes: list[fx.Node]) -> list[str]:
+    """The numbered children of a container that these stand in, in their order."""
+    inner = [info(n).module for n in nodes if inside(info(n).module, {container})]
+    found = [name.removeprefix(container).lstrip(".").partition(".")[0] for name in inner]
+    return [index for index in dict.fromkeys(found) if index.isdigit()]
+
+
+def _whole(graph: fx.Graph, container: str, found: list[str], every: list[str]) -> list[str]:
+    """The children that are blocks, of those found by attention or layers or of every one; none
+    where a child that does not mix tokens is half a block, the feed-forward of the one beside it.
+    Where those that mix have a feed-forward as well, it is a block of its own.
+    """
+    steps, sums = steps_and_sums(graph)
+    parts = [f"{container}.{index}" for index in every]
+    mixing = {
+        next((p for name in names for p in parts if inside(name, {p})), "") for names in steps
+    }
+    mixing.discard("")
+    if mixing and all(sum(inside(module, {part}) for module in sums) > 1 for part in mixing):
+        return every
+    return found if len(found) == len(every) and len(mixing) in (0, len(every)) else []
 
 
 def _is_nested(container: str, anchors: list[fx.Node]) -> bool:

@@ -6,6 +6,8 @@ however a model writes it.
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import torch
@@ -49,13 +51,30 @@ def lengths_below(longest: int) -> list[int]:
     return [length for length in (*range(2, 64), *ladder) if length < min(longest, 1025)]
 
 
+# What torch calls in a size: `arange` of floats has CeilToInt(FloatTrueDiv(...)) numbers.
+_ARITHMETIC: dict[str, Any] = {
+    "Max": max,
+    "Min": min,
+    "CeilToInt": math.ceil,
+    "FloorToInt": math.floor,
+    "TruncToInt": math.trunc,
+    "ToFloat": torch.sym_float,
+    "FloorDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv,
+    "CeilDiv": lambda a, b: -(-a // b),
+}
+
+
 def sizes_at(source: fx.Node, batch: Any, tokens: Any) -> list[Any]:
     """The sizes of a value for so many sequences and tokens, which may be symbols: numbers, or
     expressions in both, as torch.export or the passes left them.
     """
     ids = input_node(source.graph, "input_ids").meta["val"]
     known = {str(ids.shape[0]): batch, str(ids.shape[1]): tokens, "B": batch, "T": tokens}
-    names: dict[str, Any] = {"__builtins__": {}, "Max": max, "Min": min}
+    names: dict[str, Any] = {"__builtins__": {}, **_ARITHMETIC}
     names |= {name: size for name, size in known.items() if name.isidentifier()}
     return [
         known[str(s)] if str(s) in known else s if isinstance(s, int) else eval(str(s), names)

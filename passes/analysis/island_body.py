@@ -65,6 +65,8 @@ class Body:
         args, kwargs = fx.node.map_aggregate((args, kwargs), self._leaf)
         if calls(node, aten.copy):  # what a write in place is; torch does not differentiate it
             return torch.broadcast_to(args[1].to(args[0].dtype), args[0].shape)
+        if calls(node, aten._weight_norm):  # fused, it has a gradient that torch.vmap does not take
+            return _weight_norm(*args)
         if calls(node, aten.index_put) and _fills(*args):
             return torch.where(args[1][0], args[2].to(args[0].dtype), args[0])
         return function_of(node)(*args, **kwargs)
@@ -90,6 +92,13 @@ class Body:
                 yield
         finally:
             torch.set_default_dtype(before)
+
+
+def _weight_norm(v: Tensor, g: Tensor, kept: int = 0) -> Tensor:
+    """g v / |v|, |v| over all axes but one; for -1 over all."""
+    axes = [axis for axis in range(v.ndim) if axis != kept]
+    length: Tensor = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    return v * (g / length)
 
 
 def _fills(x: Tensor, places: Any, value: Tensor, accumulate: bool = False) -> bool:

@@ -14,7 +14,7 @@ residual connections. So projections of embeddings and of the head are in no blo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -50,7 +50,7 @@ def repeated_blocks(graph: fx.Graph) -> tuple[str, list[Parts]]:
     for item in own:
         item.level = min(levels[reader] for reader in item.readers)
     mixers = [(name, levels[node]) for node in graph.nodes if _mixes(node)
-              if (name := _name_of_mixer(node, levels))]  # fmt: skip
+              if (name := next(_names_of_mixer(node, levels), ""))]  # fmt: skip
     units = _Units(items, mixers, foreign).found()
     if container := _container(units):
         mixing = sorted((u for u in units if u.mixing is not None), key=lambda u: u.mixing or 0)
@@ -58,6 +58,16 @@ def repeated_blocks(graph: fx.Graph) -> tuple[str, list[Parts]]:
     names = [item.name for item in items]
     blocks = _grouped(sorted(units, key=lambda unit: unit.first), steps)
     return "", [_widened(parts, names) for parts in blocks]
+
+
+def steps_and_sums(graph: fx.Graph) -> tuple[list[list[str]], list[str]]:
+    """(of every step that mixes tokens, its own weights and those of layers before it, nearest
+    first; the modules in which residual connections stand).
+    """
+    joins = _stream(graph)[0]
+    levels = _levels(graph, joins)
+    names = [list(_names_of_mixer(node, levels)) for node in graph.nodes if _mixes(node)]
+    return names, [info(node).module for node in joins]
 
 
 @dataclass
@@ -137,18 +147,17 @@ def _levels(graph: fx.Graph, joins: set[fx.Node]) -> dict[fx.Node, int]:
     return levels
 
 
-def _name_of_mixer(node: fx.Node, levels: dict[fx.Node, int]) -> str:
-    """Of a weight that is its own, or of the layer that made its values."""
+def _names_of_mixer(node: fx.Node, levels: dict[fx.Node, int]) -> Iterator[str]:
+    """Of weights that are its own, then of the layers that made its values."""
     pending, seen = [node], set()
     while pending:
         current = pending.pop(0)
         for source in reversed(current.all_input_nodes):
             if is_tint(source, prefix):
-                return info(argument(source, "parameter")).parameter or ""
-            if source not in seen and levels[source] >= levels[node] - 1:
+                yield info(argument(source, "parameter")).parameter or ""
+            elif source not in seen and levels[source] >= levels[node] - 1:
                 seen.add(source)
                 pending.append(source)
-    return ""
 
 
 def _stream(graph: fx.Graph) -> tuple[set[fx.Node], set[fx.Node] | None]:
@@ -172,10 +181,9 @@ def _stream(graph: fx.Graph) -> tuple[set[fx.Node], set[fx.Node] | None]:
                 joins.setdefault(node, set()).update(before)
     if not joins:
         return set(), None
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    start = min(set().union(*joins.values()), key=order.__getitem__)
+    starts = set().union(*joins.values())  # several where tables of values are added as well
     end = _normed(list(joins)[-1])
-    return set(joins), {n for n in (end, *behind[end]) if start in behind[n]}
+    return set(joins), {n for n in (end, *behind[end]) if starts & behind[n]}
 
 
 def _normed(stream: fx.Node) -> fx.Node:

@@ -14,17 +14,18 @@ and `refuse_unsupported` names them. Regions that are the same in several layers
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from tintc.ir.builder import Builder, input_node, logits_node, short_label
+from tintc.ir.builder import Builder, ancestors, input_node, logits_node, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_recognized, is_tint
 from tintc.ir.inputs import table_name
-from tintc.ir.island import OWN, Kind, Port
+from tintc.ir.island import OWN, OWN_COMPLEX, Kind, Port
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.elementwise import residual
@@ -124,7 +125,11 @@ def _take_sums(graph: fx.Graph) -> None:
         of_tokens = carried(graph)
         for x, y in binary(node, aten.add):
             alike = all(isinstance(v, fx.Node) and is_of_tokens(v) for v in (x, y))
-            if alike and x in of_tokens and is_recognized(y) and y not in _read_by(x, of_tokens):
+            if not alike or last_size(x) != last_size(y) or not is_recognized(y):
+                continue
+            # A sum before may have made a recognised stream of this one's.
+            own = x in of_tokens and y not in _read_by(x, of_tokens) and _learns(x)
+            if is_recognized(x) or own:
                 with graph.inserting_before(node):
                     label, shape = f"{short_label(info(node).module)}_residual", info(y).shape
                     new = Builder(graph).call(residual, x, y, like=node, label=label, shape=shape)
@@ -145,6 +150,11 @@ def _read_by(node: fx.Node, of_tokens: set[fx.Node]) -> set[fx.Node]:
                 seen.add(source)
                 (pending.append if source in of_tokens else found.add)(source)
     return found
+
+
+def _learns(node: fx.Node) -> bool:
+    """Whether a gradient goes on from a value: what is made of the ids alone is no stream."""
+    return any(is_recognized(n) or is_weight(n) for n in ancestors([node]) if n is not node)
 
 
 class _Islands:
@@ -193,8 +203,8 @@ class _Islands:
         for node in region.inputs:
             kind, shape = _kind(node), tuple(sizes(node))
             value = self._constant(node) if kind == "constant" else None
-            own = value is None or value.dtype == self.model
-            name = OWN if own or value is None else dtype_name(value.dtype)
+            name = OWN if value is None else self._type_of(value)
+            own = name == OWN
             port = {
                 "tokens": shape[-1:],
                 "ids": (),
@@ -210,6 +220,17 @@ class _Islands:
         each = tuple(ports), tuple(shapes), tuple(constants)
         lengths = max(2, facts.min_tokens), facts.max_tokens
         return Source(body, *each, facts.vocab_size or 2, *lengths)
+
+    def _type_of(self, constant: Tensor) -> str:
+        """The island's own type also for one that is finer than the model's: where the model's code
+        rounds what it computes with it is not in the program, which is traced in one type.
+        """
+        finer = self.model != torch.float64
+        if constant.dtype == self.model or (finer and constant.dtype == torch.float64):
+            return OWN
+        if finer and constant.dtype == torch.complex128:
+            return OWN_COMPLEX
+        return dtype_name(constant.dtype)
 
     def _constant(self, node: fx.Node) -> Tensor:
         record = info(node)
@@ -293,11 +314,21 @@ def _barred(node: fx.Node) -> str:
     if writes_in_place(node):
         return info(node).refused or "it writes in place"
     tags = node.target.tags if isinstance(node.target, OpOverload) else ()
+    if torch.Tag.dynamic_output_shape in tags and any(_is_counted(n) for n in sizes(node)):
+        return (
+            "how much it gives depends on the numbers that it reads: the sizes of an island's "
+            "values depend on the number of tokens alone"
+        )
     if torch.Tag.nondeterministic_seeded in tags and not calls(
         node, aten.scaled_dot_product_attention
     ):
         return "it draws random numbers"
     return ""
+
+
+def _is_counted(size: Any) -> bool:
+    """Whether torch would have to count to know a size: what it calls u0, u1, ..."""
+    return bool(re.search(r"\bu\d+\b", str(size)))
 
 
 def _key(region: Region, source: Source) -> Any:

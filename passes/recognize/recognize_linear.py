@@ -19,17 +19,15 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, logits_node, operands, short_label
+from tintc.ir.builder import Builder, operands, short_label
 from tintc.ir.context import Context
-from tintc.ir.dialect import argument, is_tint
 from tintc.ir.layout import Rows
 from tintc.ir.node_meta import info
-from tintc.ir.ops.activation import activation_forward
-from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.passes.analysis.coordinates import Untraceable, is_rearrangement
 from tintc.passes.analysis.heads import read_columns
+from tintc.passes.analysis.last_layer import last_layer
 from tintc.passes.analysis.patterns import aten, calls, is_parameter, is_whole, last_size, sizes
 from tintc.passes.analysis.slots import read_slot, take_rows
 
@@ -41,7 +39,7 @@ from tintc.passes.analysis.slots import read_slot, take_rows
 )
 def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines."""
-    head = _head(graph)
+    head = last_layer(graph)
     for node in [n for n in graph.nodes if calls(n, aten.linear)]:
         x, weight, *rest = operands(node)
         bias = rest[0] if rest else None
@@ -62,14 +60,6 @@ def recognize_linear(graph: fx.Graph, context: Context) -> fx.Graph:
     _take_columns(graph, context)
     graph.eliminate_dead_code()
     return graph
-
-
-def _head(graph: fx.Graph) -> fx.Node:
-    """The last layer: what the output reads, through multiples and a soft-cap if need be."""
-    node = logits_node(graph)
-    while is_tint(node, scale, activation_forward):
-        node = argument(node, "x")
-    return node
 
 
 def _replace_head(graph: fx.Graph, node: fx.Node, x: Any, weight: fx.Node, bias: Any) -> None:

@@ -241,7 +241,7 @@ def _replace(graph: fx.Graph, norm: _Norm, context: Context) -> None:
         raise Untraceable(f"a value of {len(sizes(node))} axes")
     flat = len(sizes(node)) == 3
     if flat and not is_whole(node):
-        raise Untraceable("a part of the tokens, or more than there are")
+        raise Untraceable("it has a part of the tokens, or other rows beside them")
     by_token = not flat and str(sizes(node)[1]) == str(
         input_node(graph, "input_ids").meta["val"].shape[1]
     )

@@ -5,11 +5,14 @@
 Trained are, without `train`, all linear weights and biases in the top `config.layers` blocks
 (`passes/analysis/blocks.py`), tables of tokens there and all weights there that an island reads,
 the shifts of norms there and of the norm that reads the last block's output, and gains of norms
-when `norm_update` is `all` (TINT.md section 2, "Which layers learn"); with `train`, what its
-patterns match, and nothing else. What `lr_scale` gives factor 0 is not trained (section 7).
+when `norm_update` is `all` (TINT.md section 2, "Which layers learn"); of such a norm in an island,
+both. With `train`, what its patterns match, and nothing else. What `lr_scale` gives factor 0 is not
+trained (section 7).
 """
 
 from __future__ import annotations
+
+import operator
 
 from torch import fx
 
@@ -27,6 +30,7 @@ from tintc.ir.ops.norm import norm_forward
 from tintc.ir.pass_manager import graph_pass
 from tintc.ir.selection import Selection, shortened
 from tintc.passes.analysis.blocks import Blocks, find_blocks, parameter_of
+from tintc.passes.analysis.island_norms import norm_weights
 from tintc.passes.analysis.sublayers import inside
 from tintc.passes.train.chosen_weights import mark_chosen, parameters, read_through_slots
 
@@ -95,6 +99,10 @@ def _select_blocks(graph: fx.Graph, context: Context, selection: Selection) -> N
         elif is_tint(node, island_forward):
             weights = [n for n in argument(node, "inputs") if is_tint(n, prefix)]
             _mark(*(weight for weight in weights if _is_in(weight, blocks, trained)))
+            # A final norm may be in one island with the end of the last block.
+            if _reads_block(node, blocks, last) or inside(info(node).module, last):
+                own = [w for w in norm_weights(node) if len(argument(w, "parameter").users) == 1]
+                _mark(*own)
         elif is_tint(node, embedding) and _is_of(argument(node, "table"), trained):
             read_through_slots(graph, node, argument(node, "table"))
             _mark(argument(node, "table"))
@@ -128,8 +136,8 @@ def _is_in(weight: fx.Node, blocks: Blocks, trained: set[str]) -> bool:
 
 
 def _reads_block(norm: fx.Node, blocks: Blocks, last: set[str]) -> bool:
-    """Whether the norm stands behind the block and reads its output, through sums and activations
-    outside of blocks if need be.
+    """Whether the norm stands behind the block and reads its output, through sums, activations and
+    islands outside of blocks if need be.
     """
 
     def within(node: fx.Node) -> bool:
@@ -137,17 +145,19 @@ def _reads_block(norm: fx.Node, blocks: Blocks, last: set[str]) -> bool:
 
     if within(norm):
         return False
-    stack = [argument(norm, "x")]
+    stack = _read_values(norm)
     while stack:
         value = stack.pop()
         if within(value):
             return True
-        stack += (
-            value.all_input_nodes
-            if is_tint(value, residual, multiply, scale, activation_forward)
-            else []
-        )
+        through = is_tint(value, residual, multiply, scale, activation_forward, island_forward)
+        stack += _read_values(value) if through or value.target is operator.getitem else []
     return False
+
+
+def _read_values(node: fx.Node) -> list[fx.Node]:
+    """The activations that an operator reads."""
+    return [n for n in node.all_input_nodes if n.op == "call_function" and not is_tint(n, prefix)]
 
 
 def _refuse_ambiguous(graph: fx.Graph) -> None:

@@ -71,7 +71,41 @@ class Sub(nn.Module):
         return x + self.f(self.norm(x))
 
 
-KINDS: dict[str, Callable[[], nn.Module]] = {"a": Attention, "h": Heads, "f": Feed}
+class Clipped(Attention):
+    """Attention that no pass recognises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (H, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        weights = F.softplus(q @ k.mT).masked_fill(later, 0.0)
+        return self.out(merged(weights @ v / (1 + weights.sum(-1, keepdim=True))))
+
+
+class NormedBehind(nn.Module):
+    """x + norm(f(x))."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(D), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.f(x))
+
+
+class Length(nn.Module):
+    """A norm that no pass recognises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "a": Attention, "h": Heads, "f": Feed, "c": Clipped
+}  # fmt: skip
 
 
 def subs(kinds: str) -> list[nn.Module]:
@@ -198,6 +232,17 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: Model(weights, qkv=matrices(3 * D), out=matrices(D), up=matrices(D)), 2
     ),
     "no attention": (lambda: listed("f"), 1),
+    "attention in islands, in turn": (lambda: listed("cfcf"), 2),
+    "last norm in an island": (
+        lambda: Model(in_order("layers"), layers=nn.Sequential(*blocks(2)), last=Length()), 2
+    ),
+    "embedding in an island": (
+        lambda: Model(
+            lambda m, x: m.get_submodule("layers")(torch.sin(x)),
+            layers=nn.Sequential(*(NormedBehind(KINDS[kind]()) for kind in "afaf")),
+        ),
+        2,
+    ),
 }  # fmt: skip
 
 
@@ -212,6 +257,7 @@ def made(name: str) -> nn.Module:
     default=[
         *("attention, feed-forward", "in turn, feed-forward first", "heads as modules"),
         *("two lists of one", "lists of norms", "side by side", "two stacks", "lists of weights"),
+        *("attention in islands, in turn", "last norm in an island", "embedding in an island"),
     ],
 )
 def test_all_between_embedding_and_head_learns(name: str) -> None:

@@ -5,15 +5,17 @@ has in the half type.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import tintc
-from tests.compiler.test_islands import V, decoder
+from tests.compiler.test_islands import Decoder, V, decoder, feed
 from tests.support.grid import grid
-from tests.support.tolerances import UPDATE_COSINE_HALF, cosine
+from tests.support.models import randomized
+from tests.support.tolerances import UPDATE_COSINE_HALF, cosine, error
 from tintc.runtime.specialize import programs
 
 KINDS = {
@@ -46,3 +48,24 @@ def test_small_steps_are_those_of_float64(
     assert float(expected.norm()) > 0
     assert cosine(found, expected) >= UPDATE_COSINE_HALF
     assert abs(float(found.norm() / expected.norm()) - 1) < 0.03
+
+
+@pytest.mark.parametrize("fine", [torch.float64, torch.complex128])
+def test_a_table_finer_than_the_model(fine: torch.dtype) -> None:
+    """Its code rounds what it computes with the table; an island is traced in one type."""
+
+    def turned(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+        y = x.unflatten(-1, (-1, 2)).to(fine.to_real()) * m.norm.table.real.abs()[: x.shape[1]]
+        return m.out((y.flatten(2).to(x.dtype) @ x.mT).sin().tril() @ x)
+
+    torch.manual_seed(1)
+    model = randomized(Decoder(turned, feed)).eval()
+    for block in model.blocks:
+        table = torch.rand(64, 1, 2, dtype=torch.float64).to(fine)
+        block.norm.register_buffer("table", table, persistent=False)
+    simulator = tintc.compile(model, tintc.SimulatorConfig.exact(inner_lr=0.05))
+    ids = torch.randint(23, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = simulator(ids, torch.ones_like(ids), return_initial=True)
+        assert found.initial_logits is not None
+        assert error(found.initial_logits, model(ids)) < 1e-4

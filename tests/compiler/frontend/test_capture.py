@@ -1,7 +1,9 @@
 import re
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.models import FAMILIES, gpt2, opt
@@ -128,6 +130,62 @@ def test_a_model_may_return_logits_first_in_a_tuple() -> None:
     model.__class__ = Pair
     given = inputs()
     assert error(numbers(stage(None, model=model), given), model(given["input_ids"])[0]) < 1e-12
+
+
+def test_what_a_model_keeps_in_dicts_and_lists_is_left_as_it_was() -> None:
+    """Tables of the tracer have no numbers: the model would fail, or be traced, with them."""
+
+    def kept(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+        known = m.tables.get("angles")
+        if known is None or known.shape[0] < x.shape[1]:
+            m.tables["angles"] = torch.arange(x.shape[1], device=x.device)[:, None].to(x.dtype)
+            m.history.append(m.tables["angles"])
+        return x + m.tables["angles"][: x.shape[1]].cos()
+
+    model = toy(kept)
+    model.tables, model.history = {}, []  # type: ignore[assignment]
+    first, again = capture(model), capture(model)
+    assert not model.tables and not model.history
+    assert [str(n.target) for n in first.graph.nodes] == [str(n.target) for n in again.graph.nodes]
+    given = inputs(length=5)
+    before = model(given["input_ids"])
+    assert len(model.history) == 1
+    assert error(numbers(stage(None, model=model), given), before) < 1e-12
+    assert len(model.history) == 1
+
+
+@pytest.mark.parametrize("name", ["targets", "labels", "more"])
+def test_a_model_may_give_all_logits_only_with_targets(name: str) -> None:
+    """As nanoGPT does; one that takes none is refused."""
+
+    class Last(Toy):
+        def forward(self, ids: Tensor, targets: Tensor | None = None) -> Any:  # type: ignore[override]
+            logits = super().forward(ids)
+            if targets is None:
+                return logits[:, [-1], :], None
+            return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    class Labelled(Last):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:  # type: ignore[override]
+            return super().forward(input_ids, labels)
+
+    class Bare(Last):
+        def forward(self, input_ids: Tensor, more: Tensor | None = None) -> Any:  # type: ignore[override]
+            return super().forward(input_ids, more)
+
+    model = toy(lambda m, x, ids: m.linear(x))
+    plain, given = model(inputs()["input_ids"]), inputs()
+    model.__class__ = {"targets": Last, "labels": Labelled, "more": Bare}[name]
+    if name == "more":
+        with pytest.raises(UnsupportedModelError, match="Bare returned logits of one token; exp"):
+            capture(model)
+        return
+    found = stage(None, model=model)
+    assert error(numbers(found, given), plain) < 1e-12
+    assert sum("linear" in str(n.target) for n in found.graph.nodes) == sum(
+        "linear" in str(n.target)
+        for n in stage(None, model=toy(lambda m, x, ids: m.linear(x))).graph.nodes
+    )  # of one call
 
 
 @pytest.mark.parametrize(
