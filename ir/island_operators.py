@@ -35,6 +35,7 @@ _FURTHER = (
     *("_fft_r2c.default", "_fft_c2r.default", "_fft_c2c.default", "angle.default", "sgn.default"),
     *("_cdist_backward.default", "_euclidean_dist.default", "hypot.default", "lgamma.default"),
     *("_prelu_kernel.default", "_prelu_kernel_backward.default", "digamma.default"),
+    "polygamma.default",
     *("erfinv.default", "bucketize.Tensor", "searchsorted.Tensor", "kthvalue.default"),
     *("__rshift__.Scalar", "__lshift__.Scalar", "__rshift__.Tensor", "__lshift__.Tensor"),
     *("bitwise_right_shift.Tensor_Scalar", "bitwise_left_shift.Tensor_Scalar"),

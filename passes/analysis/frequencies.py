@@ -175,9 +175,9 @@ def _is_length(node: fx.Node, context: Context) -> bool:
     found = node.meta.get("val")
     if not isinstance(found, Tensor) or found.dtype != torch.int64:
         return False
-    if any(size != 1 for size in found.shape) or not is_positional(node):
+    if any(not isinstance(size, int) or size != 1 for size in found.shape):
         return False
-    return all(int(Evaluation(1, n, context).of(node)) == n for n in _TRIED)
+    return is_positional(node) and all(int(Evaluation(1, n, context).of(node)) == n for n in _TRIED)
 
 
 def other_by_length(nodes: Sequence[fx.Node], context: Context) -> dict[fx.Node, str]:

@@ -40,7 +40,15 @@ from tintc.passes.analysis.frequencies import other_by_length
 from tintc.passes.analysis.island_body import Body
 from tintc.passes.analysis.island_trace import Barred, Source, Traced, traced
 from tintc.passes.analysis.ordering import in_order
-from tintc.passes.analysis.patterns import aten, binary, calls, is_of_tokens, last_size, sizes
+from tintc.passes.analysis.patterns import (
+    LAYOUT,
+    aten,
+    binary,
+    calls,
+    is_of_tokens,
+    last_size,
+    sizes,
+)
 from tintc.passes.analysis.regions import Region, carried, left, regions
 from tintc.passes.analysis.slots import read_slot
 
@@ -193,7 +201,7 @@ class _Islands:
             info(region.nodes[why.node]).barred = reason
             return
         said = [n for n in region.nodes if info(n).barred or f"{_packet(n)}." in reason]
-        named = next(iter(said), region.outputs[0])
+        named = next(iter(said), None) or _first_that_computes(region)
         info(named).barred = info(named).barred or reason
 
     def _source(self, region: Region) -> Source:
@@ -297,6 +305,20 @@ def _kind(node: fx.Node) -> Kind:
     if info(node).role == "input":
         return "ids"
     return "weight" if is_weight(node) else "constant"
+
+
+def _first_that_computes(region: Region) -> fx.Node:
+    """What to name of a region: its result, or if that is a view the first operator that is none
+    and computes with what the region is given.
+    """
+    if not calls(region.outputs[0], *LAYOUT):
+        return region.outputs[0]
+    given = {user for node in region.inputs for user in node.users}
+    for node in region.nodes:
+        if node in given and not calls(node, *LAYOUT):
+            return node
+        given |= {*node.users} if node in given else set()
+    return region.outputs[0]
 
 
 def _refuse_barred(region: Region) -> None:

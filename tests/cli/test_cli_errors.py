@@ -213,7 +213,7 @@ class TestModels:
 
         class Strange(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return torch.erfinv(torch.digamma(x))
+                return torch.erfinv(torch.i0(x))
 
         model = opt(dtype=torch.float32)
         for layer in model.model.decoder.layers:
@@ -223,7 +223,7 @@ class TestModels:
             driver, "load_source", lambda *_, **__: sources.Source(model, None, description)
         )
         message = refused_compile(3, "strange", target)
-        assert "aten.digamma" in message
+        assert "aten.i0.default" in message
         assert "layers.0.activation_fn" in message
         assert "test_cli_errors.py:" in message
 

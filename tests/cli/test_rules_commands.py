@@ -9,6 +9,7 @@ import pytest
 from tests.support.command import tintc
 
 
+@pytest.mark.slow
 def test_inspect_lists_states(tmp_path: Path) -> None:
     path = tmp_path / "sim"
     done = tintc("compile", "tiny-opt", "-o", path, "--optimizer", "adam", "--steps", 9)

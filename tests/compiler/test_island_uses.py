@@ -116,6 +116,7 @@ def test_generation_recomputes_where_an_island_looks_at_other_tokens(
         ordered.adapt(ids, train)(ids, use_cache=True)
 
 
+@pytest.mark.slow
 def test_masks_of_ones_own_are_refused(ordered: tintc.Simulator) -> None:
     ids, train = texts()
     with pytest.raises(InputError, match="expected a mask of padding"):

@@ -130,6 +130,7 @@ def test_an_artifact_runs_the_same(tmp_path: Path) -> None:
         tintc.load(tmp_path / "sim")
 
 
+@pytest.mark.slow
 @some("name", [DYNAMIC, LONGROPE], default=[LONGROPE])
 def test_verify_agrees(name: str) -> None:
     sim = tintc.compile(LONG[name](), EXACT, check="none")
@@ -137,6 +138,7 @@ def test_verify_agrees(name: str) -> None:
     assert found.agrees and found.reference.endswith("ForCausalLM")
 
 
+@pytest.mark.slow
 @some("in_half", [False, True], default=[True])
 def test_half_precision_is_near(in_half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frequencies stay in float32. in_half: computed as on a GPU."""
@@ -205,6 +207,7 @@ class TestRefused:
             tintc.compile(LONG[DYNAMIC](), EXACT, backend="transformer")
 
 
+@pytest.mark.slow
 def test_a_length_that_no_sequence_has_changes_nothing() -> None:
     """Up to 4096 tokens there is one table, as before."""
     described = copy.deepcopy(model(DYNAMIC).config)
