@@ -41,7 +41,7 @@ from tintc.runtime.backends.transformer.modules.parts import Place, Range
 from tintc.runtime.call import Call
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.optimize import check_names
-from tintc.runtime.steps import frozen_of
+from tintc.runtime.steps import Results, frozen_of
 
 
 @dataclass(frozen=True)
@@ -171,33 +171,29 @@ def plain_call(inputs: dict[str, Tensor], segment: int, predict: Predict) -> Cal
 def _call(simulator: Simulator, inputs: dict[str, Tensor], segment: int, predict: Predict) -> _Call:
     call = plain_call(inputs, segment, predict)
     meter = Meter()
-    if simulator.config.looped:
-        call = _looped(simulator, call, meter)
-    elif simulator.program.apart:
+    if simulator.program.apart:
         training = simulator.training_of(call)
-        last = last_of(call, training, _run(simulator, training, meter), simulator.program.facts)
+        run = _looped if simulator.config.looped else _run
+        last = last_of(call, training, run(simulator, training, meter), simulator.program.facts)
         assert last is not None
         call = last
     logits = _run(simulator, call, meter)[Output.LOGITS].untyped_storage().nbytes()
     return _Call(meter.flops, meter.peak, logits, meter.island_flops)
 
 
-def _looped(simulator: Simulator, call: Call, meter: Meter) -> Call:
-    """The call after all steps, as `runtime/steps.py` loops over them. All but the first cost
-    alike: one of them runs, and counts as many times.
+def _looped(simulator: Simulator, training: Call, meter: Meter) -> Results:
+    """What all steps give, as `runtime/steps.py` loops over them. All but the first cost alike: one
+    of them runs, and counts as many times.
     """
     shared = (Output.FROZEN,) if simulator.shares_frozen else ()
-    found = _run(simulator, replace(call, outputs=(*SLOTS, *shared), kept=None), meter)
-    frozen = frozen_of(found)
+    found = _run(simulator, replace(training, outputs=(*SLOTS, *shared)), meter)
     given, states = found[Output.UPDATES], found[Output.STATES]
     before, of_islands = meter.flops, meter.island_flops
-    step = replace(call, outputs=SLOTS, kept=None, given=given, states=states, frozen=frozen)
-    found = _run(simulator, replace(step, donated=True), meter)
+    step = replace(training, given=given, states=states, frozen=frozen_of(found))
+    found = {**found, **_run(simulator, replace(step, donated=True), meter)}
     meter.flops += (simulator.config.steps - 2) * (meter.flops - before)
     meter.island_flops += (simulator.config.steps - 2) * (meter.island_flops - of_islands)
-    if simulator.program.facts.by_length:
-        frozen = None
-    return replace(call, given=found[Output.UPDATES], frozen=frozen)
+    return found
 
 
 def _run(simulator: Simulator, call: Call, meter: Meter) -> dict[str, Any]:

@@ -5,9 +5,13 @@ one of these names.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from tintc.ir.node_meta import DType, Shape
 from tintc.ir.outputs import Output
+
+Value = TypeVar("Value")
 
 INPUTS: dict[str, tuple[Shape, DType]] = {
     "input_ids": (("B", "T"), "int"),
@@ -76,6 +80,12 @@ def is_models_own(name: str) -> bool:
     that the optimizer `rms` divides by.
     """
     return not is_table(name) and statistics_of(name) is None
+
+
+def of_training(inputs: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of a call of the training segments alone."""
+    length = {LENGTH: inputs[TRAINED_LENGTH]} if TRAINED_LENGTH in inputs else {}
+    return {**inputs, **length}
 
 
 def is_reserved(label: str) -> bool:

@@ -88,7 +88,7 @@ def run_passes(
         _check(step, "requires", [p for p in step.requires if p not in holds], graph, context)
         graph = step(graph, context)
         once = () if verify_each else [p for p in _OF_THE_WHOLE if p in step.ensures]
-        promised |= {*once}
+        promised.update(once)
         _check(step, "ensures", [p for p in step.ensures if p not in once], graph, context)
         kept = _OF_THE_WHOLE if verify_each else ()
         _check(step, "keeps", [p for p in kept if p not in step.ensures], graph, context)

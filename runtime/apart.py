@@ -13,10 +13,7 @@ from dataclasses import replace
 from tintc.ir.facts import ModelFacts
 from tintc.ir.outputs import SLOTS, Output
 from tintc.runtime.call import Call
-from tintc.runtime.specialize.programs import Result
-from tintc.runtime.steps import frozen_of
-
-Results = dict[str, Result]
+from tintc.runtime.steps import Results, frozen_of
 
 
 def training_of(call: Call, factored: frozenset[str], *, looped: bool) -> Call:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.choices import Choices, Contexts
-from tintc.ir.inputs import LENGTH, TRAINED_LENGTH
+from tintc.ir.inputs import of_training
 from tintc.ir.outputs import Output
 from tintc.runtime.masks import next_token
 
@@ -67,10 +67,7 @@ class Call:
     @property
     def of_training(self) -> Call:
         """The same as a call of the training segments alone."""
-        length = self.tensors.get(TRAINED_LENGTH)
-        if length is None:
-            return self
-        return replace(self, tensors={**self.tensors, LENGTH: length})
+        return replace(self, tensors=of_training(self.tensors))
 
     def labelled(self, labels_BT: Tensor) -> Call:
         """The same with the labels of its losses: of token t + 1 at position t."""

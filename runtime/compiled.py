@@ -257,10 +257,8 @@ class Compiled(Switched):
     def training_of(self, call: Call) -> Call:
         """The training of a call that is a program of its own."""
         looped = self.config.looped
-        factored = frozenset[str]() if looped else self._choices(call).low_rank
-        if factored:
-            factored &= self._programs.factorable
-        return training_of(call, factored, looped=looped)
+        handed = frozenset[str]() if looped else self._programs.handed_over(self._choices(call))
+        return training_of(call, handed, looped=looped)
 
     def _result(self, call: Call) -> dict[str, Result]:
         """Of one program."""

@@ -32,7 +32,7 @@ from tintc.compiler.frontend.origin import (
 )
 from tintc.compiler.frontend.rope import rope_of_each_call
 from tintc.compiler.frontend.state import state_of
-from tintc.compiler.frontend.untraceable import quietly, untraceable
+from tintc.compiler.frontend.untraceable import quietly, torch_export, untraceable
 from tintc.ir.errors import UnsupportedModelError, raise_if_interrupted
 from tintc.ir.inputs import is_reserved
 from tintc.ir.node_meta import KEY, info
@@ -169,9 +169,7 @@ def capture(model: nn.Module) -> Captured:
             info(node).module = module_path(node)
             info(node).source = source_line(node) or region_line(node)
     graph.lint()
-    found = Captured(graph, tensors, aliases, constants, longest, shortest)
-    found.vocabulary = _vocabulary(model)
-    return found
+    return Captured(graph, tensors, aliases, constants, longest, shortest, _vocabulary(model))
 
 
 @contextmanager
@@ -250,17 +248,12 @@ def _export(wrapper: LogitsOnly, device: torch.device) -> torch.export.ExportedP
 
 
 def _exported(wrapper: LogitsOnly, ids: Tensor) -> torch.export.ExportedProgram:
-    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    before = set(wrapper.given)
     try:
-        # With gradients on, as a user would train it, so that a model's own no_grad regions show in
-        # the graph.
-        with quietly(), lines_of_strings(), torch.enable_grad():
-            before = set(wrapper.given)
-            program = torch.export.export(
-                wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False
-            )
-            if wrapper.given != before:  # the first trace holds both calls
-                return _exported(wrapper, ids)
+        with lines_of_strings():
+            program = torch_export(wrapper, ids)
+        if wrapper.given != before:  # the first trace holds both calls
+            return _exported(wrapper, ids)
     except UnsupportedModelError:
         raise
     except Exception as error:  # torch.export raises whatever the traced code or the tracer raises

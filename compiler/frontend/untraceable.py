@@ -52,6 +52,21 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
+def torch_export(
+    wrapper: nn.Module, ids: Tensor, *, any_size: bool = True
+) -> torch.export.ExportedProgram:
+    """The wrapper traced on these ids, for every batch and length or for theirs alone. With
+    gradients on, as a user would train it, so that a model's own no_grad regions show in the graph.
+    Raises whatever the traced code or the tracer raises.
+    """
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    dynamic = {"input_ids": sizes} if any_size else None
+    with quietly(), torch.enable_grad():
+        return torch.export.export(
+            wrapper, (), {"input_ids": ids}, dynamic_shapes=dynamic, strict=False
+        )
+
+
 def untraceable(
     wrapper: nn.Module, name: str, ids: Tensor, error: Exception
 ) -> UnsupportedModelError:
@@ -111,12 +126,9 @@ def _made_a_number(wrapper: nn.Module, ids: Tensor) -> str:
             found.append(_place(wrapper, list(traceback.walk_stack(None))[::-1]))
         return before(node, file, line)
 
-    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     SymNode.guard_int = noted  # type: ignore[method-assign,assignment]
     try:
-        with quietly(), torch.enable_grad():
-            given = {"input_ids": torch.zeros_like(ids)}
-            torch.export.export(wrapper, (), given, dynamic_shapes=dynamic, strict=False)
+        torch_export(wrapper, torch.zeros_like(ids))  # a tensor without marks
     except Exception as error:  # the one that is being explained
         raise_if_interrupted(error)
     finally:
@@ -127,11 +139,8 @@ def _made_a_number(wrapper: nn.Module, ids: Tensor) -> str:
 def _fixed(wrapper: nn.Module, ids: Tensor) -> fx.Graph | None:
     """The model traced at one length; None if it cannot be traced at all."""
     try:
-        with quietly(), torch.enable_grad():
-            graph: fx.Graph = torch.export.export(
-                wrapper, (), {"input_ids": torch.zeros_like(ids)}, strict=False
-            ).graph  # a tensor without marks
-            return graph
+        graph: fx.Graph = torch_export(wrapper, torch.zeros_like(ids), any_size=False).graph
+        return graph
     except Exception as error:  # the model's or the tracer's: then there is nothing to name
         raise_if_interrupted(error)
         return None

@@ -27,7 +27,7 @@ from tintc.ir.choices import Choices
 from tintc.ir.config import UNROLLED
 from tintc.ir.dialect import AnyOperator, is_tint, operator_of, tint_name
 from tintc.ir.errors import UnsupportedModelError
-from tintc.ir.inputs import CODE, LENGTH, TRAINED_LENGTH
+from tintc.ir.inputs import CODE, of_training
 from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import last_keys, own_tokens, with_past
 from tintc.ir.ops.embedding import embedding
@@ -172,14 +172,9 @@ def trace_updates(simulator: Simulator, graph: Graph, inputs: Inputs) -> Values:
         return _run(simulator, graph, *call)
 
     if not simulator.config.looped:
-        return dict(run(_of_training(inputs), Choices((Output.UPDATES,)))[Output.UPDATES])
-    last = looped(simulator, graph, _of_training(inputs), run)
+        return dict(run(of_training(inputs), Choices((Output.UPDATES,)))[Output.UPDATES])
+    last = looped(simulator, graph, of_training(inputs), run)
     return {slot: last[slot] for slot in named_outputs(simulator.program.graph)["updates"]}
-
-
-def _of_training(inputs: Inputs) -> Inputs:
-    """Those of a call of the training segments alone."""
-    return {**inputs, LENGTH: inputs[TRAINED_LENGTH]} if TRAINED_LENGTH in inputs else inputs
 
 
 @torch.no_grad()

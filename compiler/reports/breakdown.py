@@ -143,7 +143,7 @@ def _fused(
         kinds = [(first, 1), (later, program.config.steps - 1), (last, 1)]
     elif program.apart:
         whole = programs.choose(plain, weight, sizes["tokens"], sizes["segment"])
-        plain = replace(plain, factored=whole.low_rank & programs.factorable)
+        plain = replace(plain, factored=programs.handed_over(whole))
         trained = replace(plain, outputs=(Output.UPDATES,), some_tokens=False)
         kinds = [(trained, 1), (replace(plain, from_updates=True), 1)]
     steps = program.config.unrolled_steps

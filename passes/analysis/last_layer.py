@@ -11,7 +11,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.ops.activation import activation_forward
 from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.island import island_forward
-from tintc.ir.ops.linear import prefix
+from tintc.passes.analysis.sublayers import activations
 
 
 def last_layer(graph: fx.Graph) -> fx.Node:
@@ -21,8 +21,7 @@ def last_layer(graph: fx.Graph) -> fx.Node:
         if is_tint(node, scale, activation_forward):
             node = argument(node, "x")
         elif node.target is operator.getitem and is_tint(node.all_input_nodes[0], island_forward):
-            inputs = argument(node.all_input_nodes[0], "inputs")
-            read = [n for n in inputs if n.op == "call_function" and not is_tint(n, prefix)]
+            read = activations(node.all_input_nodes[0])
             if len(read) != 1:
                 return node
             node = read[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from tintc.ir.builder import input_node
-from tintc.ir.node_meta import info
+from tintc.ir.node_meta import copy_info, info
 
 aten = torch.ops.aten
 VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
@@ -114,6 +114,18 @@ def is_whole(node: fx.Node) -> bool:
     allowed = [(size, name, "1") for size, name in zip(leading, "BT", strict=True)]
     whole = all(size in each for size, each in zip(found, allowed, strict=False))
     return whole and (found[1:] != ["1"] or found[0] == "1")
+
+
+def called_like(like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A call that stands where `like` does in the model, with its value from those of its
+    arguments; put where the graph inserts.
+    """
+    new = like.graph.call_function(target, args, kwargs)
+    new.meta.update(like.meta)
+    copy_info(like, new)
+    given, named = fx.node.map_arg((args, kwargs), lambda node: node.meta["val"])
+    new.meta["val"] = target(*given, **named)
+    return new
 
 
 def number(value: Any) -> float | None:

@@ -102,10 +102,10 @@ def _crosses(node: fx.Node) -> bool:
     if not is_of_tokens(node):
         return False
     value = node.meta.get("val")
-    return (value is None or value.is_floating_point()) and _learns(node)
+    return (value is None or value.is_floating_point()) and learns(node)
 
 
-def _learns(node: fx.Node) -> bool:
+def learns(node: fx.Node) -> bool:
     """Whether the value depends on an activation or a weight, and not on the token ids alone."""
     pending, seen = [node], {node}
     while pending:

@@ -168,13 +168,13 @@ def _stream(graph: fx.Graph) -> tuple[set[fx.Node], set[fx.Node] | None]:
         behind[node] = {n for source in sources for n in (source, *behind[source])}
     through: dict[fx.Node, set[fx.Node]] = {}  # what it is computed from by weights
     for node in graph.nodes:
-        sources = _activations(node)
+        sources = activations(node)
         through[node] = {n for source in sources for n in through[source]}
         if any(is_tint(n, prefix) for n in node.all_input_nodes):
             through[node].update(sources, *(behind[n] for n in sources))
     joins: dict[fx.Node, set[fx.Node]] = {}  # -> what its stream was before
     for node in graph.nodes:
-        operands = _activations(node) if is_tint(node, residual, island_forward) else []
+        operands = activations(node) if is_tint(node, residual, island_forward) else []
         for x in operands:
             before = {x} | joins.get(x, set())
             if any(y is not x and before & through[y] for y in operands):
@@ -196,7 +196,8 @@ def _normed(stream: fx.Node) -> fx.Node:
     return stream
 
 
-def _activations(node: fx.Node) -> list[fx.Node]:
+def activations(node: fx.Node) -> list[fx.Node]:
+    """Those that an operator reads."""
     return [n for n in node.all_input_nodes if n.op == "call_function" and not is_tint(n, prefix)]
 
 

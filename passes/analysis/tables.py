@@ -38,12 +38,9 @@ def read_table(
 
     wide: at least in float32, whatever the type of the weights is.
     """
-    table = table_input(build, context, value, label, wide=wide)
-    rows = next((user for user in table.users if is_tint(user, embedding)), None)
+    table = _table(build, context, value, label, wide=wide)
     context.limit_positions(len(value))
-    return rows or build.call(
-        embedding, table, build.input("position_ids"), 0, like=like, label=f"{label}_rows"
-    )
+    return _once(build, embedding, (table, build.input("position_ids"), 0), like, f"{label}_rows")
 
 
 def read_wave(build: Builder, context: Context, found: Wave, label: str, like: fx.Node) -> fx.Node:
@@ -62,7 +59,7 @@ def read_wave(build: Builder, context: Context, found: Wave, label: str, like: f
 
 def _row(build: Builder, context: Context, rows: Rows, label: str, like: fx.Node) -> fx.Node:
     """(B, 1, R): of the call's length."""
-    table = table_input(build, context, rows.table, label, wide=True)
+    table = _table(build, context, rows.table, label, wide=True)
     args = (table, build.input(LENGTH), rows.first)
     return _once(build, at_length, args, like, f"{label}_of_call")
 
@@ -78,9 +75,7 @@ def _once(
     return build.call(called, *args, like=like, label=label)
 
 
-def table_input(
-    build: Builder, context: Context, value: Tensor, label: str, *, wide: bool
-) -> fx.Node:
+def _table(build: Builder, context: Context, value: Tensor, label: str, *, wide: bool) -> fx.Node:
     """The placeholder of a table of that value; equal tables are one."""
     dtype = next(tensor.dtype for tensor in context.tensors.values() if tensor.is_floating_point())
     value = value.to(torch.float32 if wide and dtype in HALF else dtype).contiguous()

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 
 from tintc.ir.builder import input_node
 from tintc.ir.node_meta import copy_info
-from tintc.passes.analysis.patterns import VIEWS, aten, calls, last_size, sizes
+from tintc.passes.analysis.patterns import VIEWS, aten, called_like, calls, last_size, sizes
 
 _LAYERS = (aten.linear, aten.layer_norm, aten.rms_norm)  # the first operand has the tokens
 _OVER_AXES = (aten.mean, aten.sum, aten.amax, aten.var, aten.std, aten.linalg_vector_norm)
@@ -60,13 +60,13 @@ def _turn(graph: fx.Graph, node: fx.Node) -> None:
     if not wide:
         return
     with graph.inserting_before(node):
-        swapped = {x: _called(graph, node, aten.transpose.int, x, 0, 1) for x in wide}
+        swapped = {x: called_like(node, aten.transpose.int, x, 0, 1) for x in wide}
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: swapped.get(n, n))
         new = graph.call_function(node.target, *arguments)  # type: ignore[arg-type]
         new.meta.update(node.meta)
         copy_info(node, new)
         new.meta["val"] = node.meta["val"].transpose(0, 1)
-        back = _called(graph, node, aten.transpose.int, new, 0, 1)
+        back = called_like(node, aten.transpose.int, new, 0, 1)
     node.replace_all_uses_with(back)
     graph.erase_node(node)
 
@@ -97,25 +97,13 @@ def _turn_merged(graph: fx.Graph, node: fx.Node, source: fx.Node, counts: tuple[
         lengths = [graph.call_function(aten.sym_size.int, (ids, axis)) for axis in (1, 0)]
         for length, size in zip(lengths, counts, strict=True):
             length.meta["val"] = size
-        parted = _called(graph, node, aten.reshape.default, source, [*lengths, last_size(x)])
-        turned = _called(graph, node, aten.transpose.int, parted, 0, 1)
+        parted = called_like(node, aten.reshape.default, source, [*lengths, last_size(x)])
+        turned = called_like(node, aten.transpose.int, parted, 0, 1)
         linear = graph.call_function(aten.linear.default, (turned, *node.args[1:]))
         linear.meta.update(node.meta)
         copy_info(node, linear)
         linear.meta["val"] = turned.meta["val"].new_empty((*sizes(turned)[:2], width))
-        back = _called(graph, node, aten.transpose.int, linear, 0, 1)
-        merged = _called(graph, node, aten.reshape.default, back, [-1, width])
+        back = called_like(node, aten.transpose.int, linear, 0, 1)
+        merged = called_like(node, aten.reshape.default, back, [-1, width])
     node.replace_all_uses_with(merged)
     graph.erase_node(node)
-
-
-def _called(graph: fx.Graph, like: fx.Node, target: Any, source: fx.Node, *args: Any) -> fx.Node:
-    new = graph.call_function(target, (source, *args))
-    new.meta.update(like.meta)
-    new.meta["val"] = target(source.meta["val"], *_values(args))
-    copy_info(like, new)
-    return new
-
-
-def _values(arguments: tuple[Any, ...]) -> Any:
-    return fx.node.map_arg(arguments, lambda node: node.meta["val"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from tintc.ir.builder import Builder, ancestors, input_node, logits_node, short_label
+from tintc.ir.builder import Builder, input_node, logits_node, short_label
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_recognized, is_tint
 from tintc.ir.inputs import table_name
@@ -49,7 +49,7 @@ from tintc.passes.analysis.patterns import (
     last_size,
     sizes,
 )
-from tintc.passes.analysis.regions import Region, carried, left, regions
+from tintc.passes.analysis.regions import Region, carried, learns, left, regions
 from tintc.passes.analysis.slots import read_slot
 
 _DETACH = (aten.detach, aten.detach_)
@@ -135,8 +135,9 @@ def _take_sums(graph: fx.Graph) -> None:
             alike = all(isinstance(v, fx.Node) and is_of_tokens(v) for v in (x, y))
             if not alike or last_size(x) != last_size(y) or not is_recognized(y):
                 continue
-            # A sum before may have made a recognised stream of this one's.
-            own = x in of_tokens and y not in _read_by(x, of_tokens) and _learns(x)
+            # A sum before may have made a recognised stream of this one's; what is made of the ids
+            # alone is none.
+            own = x in of_tokens and y not in _read_by(x, of_tokens) and learns(x)
             if is_recognized(x) or own:
                 with graph.inserting_before(node):
                     label, shape = f"{short_label(info(node).module)}_residual", info(y).shape
@@ -158,11 +159,6 @@ def _read_by(node: fx.Node, of_tokens: set[fx.Node]) -> set[fx.Node]:
                 seen.add(source)
                 (pending.append if source in of_tokens else found.add)(source)
     return found
-
-
-def _learns(node: fx.Node) -> bool:
-    """Whether a gradient goes on from a value: what is made of the ids alone is no stream."""
-    return any(is_recognized(n) or is_weight(n) for n in ancestors([node]) if n is not node)
 
 
 class _Islands:

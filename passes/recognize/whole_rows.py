@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from tintc.ir.node_meta import copy_info
-from tintc.passes.analysis.patterns import aten, calls, number, sizes, with_defaults
+from tintc.passes.analysis.patterns import aten, called_like, calls, number, sizes, with_defaults
 
 # Of finite numbers they and their gradients are finite: a row that nobody picked must not spoil
 # others by 0 * inf.
@@ -198,16 +198,16 @@ class _Whole:
             at, axis = _axis(node) or (1, -1)
             args[at:] = [axis, *args[at + 1 :]]
         args = list(fx.node.map_arg(tuple(args), lambda n: self.whole.get(n, n)))
-        return self._call(node, node.target, *args, **node.kwargs)
+        return called_like(node, node.target, *args, **node.kwargs)
 
     def _where(self, node: fx.Node, value: fx.Node) -> fx.Node:
         args: Any = node.args
         z, (mask,) = args[:2]
-        return self._call(node, aten.where.self, self._beside(node, mask), value, z)
+        return called_like(node, aten.where.self, self._beside(node, mask), value, z)
 
     def _beside(self, node: fx.Node, mask: fx.Node) -> fx.Node:
         for _ in range(len(sizes(node)) - len(sizes(mask))):
-            mask = self._call(node, aten.unsqueeze.default, mask, -1)
+            mask = called_like(node, aten.unsqueeze.default, mask, -1)
         return mask
 
     def _joined(self, node: fx.Node, split: fx.Node) -> fx.Node:
@@ -216,10 +216,10 @@ class _Whole:
         place = self._places(node, split.args[0])
         ends: list[fx.Node] = []
         for count in (_counts(split) or [])[:-1]:
-            ends.append(self._call(node, aten.add.Tensor, ends[-1], count) if ends else count)
+            ends.append(called_like(node, aten.add.Tensor, ends[-1], count) if ends else count)
         for part, end in zip(parts[::-1], ends[::-1], strict=True):
-            before = self._call(node, aten.lt.Tensor, place, end)
-            found = self._call(node, aten.where.self, self._beside(node, before), part, found)
+            before = called_like(node, aten.lt.Tensor, place, end)
+            found = called_like(node, aten.where.self, self._beside(node, before), part, found)
         return found
 
     def _places(self, like: fx.Node, source: Any) -> fx.Node:
@@ -232,17 +232,6 @@ class _Whole:
         for new in (rows, places):
             copy_info(like, new)
         return places
-
-    def _call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        new = self.graph.call_function(target, args, kwargs)
-        new.meta.update(like.meta)
-        copy_info(like, new)
-        new.meta["val"] = target(*_values(args), **_values(kwargs))
-        return new
-
-
-def _values(arguments: Any) -> Any:
-    return fx.node.map_arg(arguments, lambda node: node.meta["val"])
 
 
 def _drop_counts(graph: fx.Graph) -> None:

@@ -31,7 +31,7 @@ from tintc.ir.pass_manager import graph_pass
 from tintc.ir.selection import Selection, shortened
 from tintc.passes.analysis.blocks import Blocks, find_blocks, parameter_of
 from tintc.passes.analysis.island_norms import norm_weights
-from tintc.passes.analysis.sublayers import inside
+from tintc.passes.analysis.sublayers import activations, inside
 from tintc.passes.train.chosen_weights import mark_chosen, parameters, read_through_slots
 
 
@@ -145,19 +145,14 @@ def _reads_block(norm: fx.Node, blocks: Blocks, last: set[str]) -> bool:
 
     if within(norm):
         return False
-    stack = _read_values(norm)
+    stack = activations(norm)
     while stack:
         value = stack.pop()
         if within(value):
             return True
         through = is_tint(value, residual, multiply, scale, activation_forward, island_forward)
-        stack += _read_values(value) if through or value.target is operator.getitem else []
+        stack += activations(value) if through or value.target is operator.getitem else []
     return False
-
-
-def _read_values(node: fx.Node) -> list[fx.Node]:
-    """The activations that an operator reads."""
-    return [n for n in node.all_input_nodes if n.op == "call_function" and not is_tint(n, prefix)]
 
 
 def _refuse_ambiguous(graph: fx.Graph) -> None:

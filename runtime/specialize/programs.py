@@ -149,6 +149,12 @@ class Programs:
         """Slots whose updates can leave a program as factors."""
         return frozenset(factorable(self.program.graph))
 
+    def handed_over(self, chosen: Choices) -> frozenset[str]:
+        """Slots whose updates pass from one program to the next as factors, where one program for
+        both would hold them so.
+        """
+        return chosen.low_rank & self.factorable if chosen.low_rank else frozenset()
+
     @cached_property
     def shares_frozen(self) -> bool:
         """Whether it is on, and there is something to share."""

@@ -38,6 +38,22 @@ def fixed(m: Any, x: Tensor, ids: Tensor) -> Tensor:
     return feed(m, x + torch.zeros(len(x[0]), D), ids)
 
 
+def later(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    return m.down(torch.tanh(m.up(x + torch.flip(x, [1]))))
+
+
+def mixed(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    return m.down(torch.tanh(m.up(x - x.mean(0, keepdim=True))))
+
+
+def drawn(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    return m.down(torch.rand_like(m.up(x)))
+
+
+def stopped(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+    return m.down(torch.sin(m.up(x).detach()))
+
+
 def decoder(attend: Change, change: Change) -> nn.Module:
     torch.manual_seed(1)
     model = randomized(Decoder(attend, change)).double().eval()
@@ -47,6 +63,14 @@ def decoder(attend: Change, change: Change) -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
+    "later tokens": (
+        later,
+        r"aten\.flip\.default x2 in blocks\.0 \(test_islands\.py:\d+\): "
+        "changing token 4 changed output 2",
+    ),
+    "other sequences": (mixed, "mixes the sequences of a batch"),
+    "random numbers": (drawn, r"aten\.rand_like\.default x2 .*draws random numbers"),
+    "a stopped gradient": (stopped, r"aten\.detach\.default x2 .*stops the gradient"),
     "data-dependent sizes": (
         as_many_as_positive,
         r"aten\.nonzero\.default x2 in blocks\.0 \(test_islands\.py:\d+\): how much it gives "

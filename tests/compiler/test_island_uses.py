@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import tintc
-from tests.compiler.test_islands import Decoder as Plain
-from tests.compiler.test_islands import V, attention, decoder
-from tests.support.models import randomized
+from tests.compiler.test_islands import V, decoder
 from tests.support.tolerances import OPTIMIZED, SIMULATOR, error
 from tintc.compiler.reports.islands import islands, said
 from tintc.compiler.verification import verify
@@ -162,43 +160,6 @@ def test_gradients_from_outside_pass_through(by_token: tintc.Simulator) -> None:
             values.append(float(by_token(ids, train).logits.square().mean()))
             weight[3] -= sign * rate
     assert abs((values[0] - values[1]) / (2 * rate) - float(gradient[3])) < 1e-7
-
-
-def later(m: Any, x: Tensor, ids: Tensor) -> Tensor:
-    return m.down(torch.tanh(m.up(x + torch.flip(x, [1]))))
-
-
-def mixed(m: Any, x: Tensor, ids: Tensor) -> Tensor:
-    return m.down(torch.tanh(m.up(x - x.mean(0, keepdim=True))))
-
-
-def drawn(m: Any, x: Tensor, ids: Tensor) -> Tensor:
-    return m.down(torch.rand_like(m.up(x)))
-
-
-def stopped(m: Any, x: Tensor, ids: Tensor) -> Tensor:
-    return m.down(torch.sin(m.up(x).detach()))
-
-
-REFUSED: dict[str, tuple[Any, str]] = {
-    "later tokens": (
-        later,
-        r"aten\.flip\.default x2 in blocks\.0 \(test_islands\.py:\d+\): "
-        "changing token 4 changed output 2",
-    ),
-    "other sequences": (mixed, "mixes the sequences of a batch"),
-    "random numbers": (drawn, r"aten\.rand_like\.default x2 .*draws random numbers"),
-    "a stopped gradient": (stopped, r"aten\.detach\.default x2 .*stops the gradient"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_island_is_refused_with_the_reason(name: str) -> None:
-    change, reason = REFUSED[name]
-    model: nn.Module = randomized(Plain(attention, change)).double().eval()
-    with pytest.raises(UnsupportedModelError, match=reason) as caught:
-        tintc.compile(model, CONFIG)
-    assert "\n" not in str(caught.value)
 
 
 def test_refused_on_demand() -> None:

@@ -21,12 +21,10 @@ from torch import Tensor
 import tintc
 from tests.support import public_decoders
 from tests.support.models import randomized
+from tintc.compiler import driver
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.reports.islands import islands
-from tintc.ir.context import Context
-from tintc.ir.facts import ModelFacts
-from tintc.ir.pass_manager import Pass, run_passes
-from tintc.ir.program import Program
+from tintc.ir.pass_manager import Pass
 from tintc.passes import DEFAULT_PIPELINE
 from tintc.passes.recognize.recognize_activation import recognize_activation
 from tintc.passes.recognize.recognize_arithmetic import recognize_arithmetic
@@ -53,21 +51,10 @@ def sized(**sizes: int) -> Iterator[None]:
 
 def compiled(model: torch.nn.Module, without: tuple[Pass, ...] = ()) -> tintc.Simulator:
     """A simulator of one exact step, made without some passes."""
-    captured, config = capture(model), tintc.SimulatorConfig.exact(inner_lr=0.01)
-    context = Context(
-        config,
-        captured.tensors,
-        captured.constants,
-        ModelFacts(max_tokens=captured.max_tokens, min_tokens=captured.min_tokens),
-        islands="allow",
-        aliases=captured.aliases,
-    )
+    captured = capture(model)
     pipeline = [each for each in DEFAULT_PIPELINE if each not in without]
-    graph = run_passes(captured.graph, context, pipeline)
-    assert context.layout is not None
-    program = Program(
-        graph, config, context.facts, context.layout, captured.aliases, tables=context.tables
-    )
+    with mock.patch.object(driver, "DEFAULT_PIPELINE", pipeline):
+        program = driver.lower(captured, tintc.SimulatorConfig.exact(inner_lr=0.01))
     return tintc.Simulator(program, captured.tensors)
 
 

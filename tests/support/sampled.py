@@ -105,7 +105,6 @@ EVERY = {
     "compiler/test_hand_written.py::test_refused": 7,
     "compiler/test_island_uses.py::test_saved_and_loaded": 2,
     "compiler/test_island_uses.py::test_streams": 2,
-    "compiler/test_island_uses.py::test_what_is_no_island_is_refused_with_the_reason": 2,
     "compiler/test_islands.py::test_one_sequence_and_padding_behind": 2,
     "compiler/test_islands.py::test_steps_equal_autograds": 7,
     "compiler/test_onnx.py::test_families": 27,
