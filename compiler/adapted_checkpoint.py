@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tintc.compiler import libraries
 from tintc.compiler.frontend.compiled import architecture, fill, without_weights
+from tintc.compiler.network import without_network
 from tintc.compiler.tokenizer_files import write_tokenizer
 from tintc.ir.errors import SourceError, UsageError
 from tintc.runtime.simulator import Simulator
@@ -28,7 +29,7 @@ def model_without_weights(simulator: Simulator) -> PreTrainedModel:
         raise UsageError(f"this simulator's model came without a config; {_INSTEAD}")
     name = str(simulator.source.get("name") or config.get("model_type"))
     try:
-        with libraries.quiet(), libraries.offline():
+        with libraries.quiet(), without_network():
             model = without_weights(architecture(config, name), name, simulator.own_dtype)
     except SourceError as error:
         raise UsageError(f"{error}; {_INSTEAD}") from error

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from tintc.compiler.artifact_reader import read_plain
-from tintc.compiler.libraries import offline
+from tintc.compiler.network import without_network
 from tintc.ir.errors import ArtifactError, raise_if_interrupted
 
 _LARGEST_FILE = 2**27  # bytes; the largest published tokenizer.json have some 30 MB
@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     for file in sorted(folder.rglob("*.json")):
         _check(file)
     try:
-        with offline():
+        with without_network():
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )

@@ -17,7 +17,7 @@ from tintc.ir.node_meta import info
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import from_records
-from tintc.passes import DEFAULT_PIPELINE
+from tintc.passes.lowering import DEFAULT_PIPELINE
 from tintc.passes.train.select_trainable import select_trainable
 
 _AFTER_CANONICAL = DEFAULT_PIPELINE[DEFAULT_PIPELINE.index(select_trainable) :]

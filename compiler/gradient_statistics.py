@@ -19,7 +19,7 @@ from torch import Tensor
 from tintc.compiler.artifact_reader import read_manifest
 from tintc.compiler.artifact_schema import WEIGHTS, Gathered, Gradients
 from tintc.compiler.described_tensors import TensorFile, reason
-from tintc.compiler.frontend.sources import kind_of
+from tintc.compiler.frontend.kinds import kind_of
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.ir.inputs import is_models_own, statistics_name, statistics_of

@@ -1,6 +1,4 @@
-"""Other libraries while a model or data are loaded: what they print, and whether they may ask the
-network.
-"""
+"""What other libraries print while a model or data are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ from collections.abc import Iterator
 
 import huggingface_hub.utils.logging as hub_logging
 import transformers.utils.logging as transformers_logging
-from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -57,16 +54,3 @@ def _show_downloads(wanted: bool) -> None:
         enable_progress_bars()
     else:
         disable_progress_bars()
-
-
-@contextlib.contextmanager
-def offline(wanted: bool = True) -> Iterator[None]:
-    """No request leaves this process through the hub's client, which transformers and datasets ask
-    through too: no files, no code of other repositories, no telemetry.
-    """
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or wanted
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -10,7 +10,7 @@ from tintc.compiler.artifact_reader import read_graph
 from tintc.compiler.driver import CANONICAL_AFTER
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, to_records
-from tintc.passes import DEFAULT_PIPELINE
+from tintc.passes.lowering import DEFAULT_PIPELINE
 from tintc.runtime.simulator import Simulator
 
 STAGES: tuple[Stage, ...] = get_args(Stage)

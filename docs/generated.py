@@ -74,7 +74,8 @@ def operators() -> str:
 
 def pipeline() -> str:
     """The passes in the order in which they run, with their contracts."""
-    from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+    from tintc.passes.lowering import DEFAULT_PIPELINE
+    from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
 
     rows = []
     for kind, steps in (
@@ -91,7 +92,8 @@ def pipeline() -> str:
 
 def passes() -> str:
     """One section a pass: what its file says at the top."""
-    from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+    from tintc.passes.lowering import DEFAULT_PIPELINE
+    from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
 
     parts = []
     for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS):

@@ -17,6 +17,7 @@ from tintc.compiler.frontend import hub
 from tintc.compiler.frontend.files import check_received
 from tintc.compiler.frontend.hub_errors import Repository, UnreachableError
 from tintc.compiler.frontend.messages import first_line
+from tintc.compiler.network import without_network
 from tintc.ir.errors import SourceError, TintcError
 
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<name>.+?)@(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
@@ -58,7 +59,7 @@ class HubSplit:
             raise self._not_there(f"{reason}, and its first rows alone are in no cache")
         with (
             libraries.quiet(),
-            libraries.offline(reason is not None),
+            without_network(reason is not None),
             _datasets(offline=reason is not None),
         ):
             try:

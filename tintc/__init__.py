@@ -26,14 +26,15 @@ from tintc.version import __version__
 
 if TYPE_CHECKING:
     from tintc.compiler.adapted_files import SavedAdapted, load_adapted, save_adapted
-    from tintc.compiler.artifact import load, save
+    from tintc.compiler.artifact import load
+    from tintc.compiler.artifact_writer import save
     from tintc.compiler.driver import compile
     from tintc.compiler.gathering import gather_statistics
     from tintc.compiler.gradient_statistics import Statistics
     from tintc.compiler.onnx import export_onnx, export_onnx_pair
     from tintc.compiler.reports.parameters import parameter_report
     from tintc.page.notebook import Page, show
-    from tintc.passes import OPTIMIZATION_NAMES
+    from tintc.passes.specializing import OPTIMIZATION_NAMES
     from tintc.runtime.adapted import Adapted, AdaptedOutput, stack
     from tintc.runtime.outputs import SimulatorLosses, SimulatorOutput
     from tintc.runtime.simulator import Simulator
@@ -82,7 +83,7 @@ _LAZY = {
     "save_adapted": "tintc.compiler.adapted_files",
     "SavedAdapted": "tintc.compiler.adapted_files",
     "parameter_report": "tintc.compiler.reports.parameters",
-    "save": "tintc.compiler.artifact",
+    "save": "tintc.compiler.artifact_writer",
     "Page": "tintc.page.notebook",
     "show": "tintc.page.notebook",
     "Adapted": "tintc.runtime.adapted",
@@ -91,7 +92,7 @@ _LAZY = {
     "Simulator": "tintc.runtime.simulator",
     "SimulatorLosses": "tintc.runtime.outputs",
     "SimulatorOutput": "tintc.runtime.outputs",
-    "OPTIMIZATION_NAMES": "tintc.passes",
+    "OPTIMIZATION_NAMES": "tintc.passes.specializing",
 }
 
 

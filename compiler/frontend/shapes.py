@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from tintc.compiler.frontend.kinds import SHAPE
 from tintc.ir.errors import SourceError
-
-PREFIX = "shape:"
 
 
 def shape_names() -> list[str]:
@@ -20,7 +19,7 @@ def shape_names() -> list[str]:
 
 def shape_config(name: str) -> PreTrainedConfig:
     """Of `shape:NAME`. Raises SourceError if there is no such shape."""
-    shapes, shape = _shapes(), name.removeprefix(PREFIX)
+    shapes, shape = _shapes(), name.removeprefix(SHAPE)
     if shape not in shapes:
         raise SourceError(f"there is no shape {shape!r}; the shapes are {', '.join(shapes)}")
     return AutoConfig.for_model(**shapes[shape])

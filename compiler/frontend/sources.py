@@ -28,16 +28,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tintc.compiler import libraries
-from tintc.compiler.artifact_files import is_artifact
 from tintc.compiler.frontend import compiled, gguf, hub, shapes
 from tintc.compiler.frontend.checkpoint import Checkpoint, chosen_weights
 from tintc.compiler.frontend.hub_errors import Repository
+from tintc.compiler.frontend.kinds import BUNDLED, kind_of
 from tintc.compiler.frontend.model_checks import check_finite, check_memory
 from tintc.compiler.frontend.weights import no_weights, weight_names
+from tintc.compiler.network import without_network
 from tintc.ir.errors import SourceError, UsageError
 from tintc.ir.named import FETCH, LOAD
 
-BUNDLED = "tiny-opt"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
@@ -111,13 +111,13 @@ def load_source(
     if isinstance(source, torch.nn.Module):
         return _use_module(source, name, dtype)
     if kind == "artifact":
-        with libraries.quiet(), libraries.offline():
+        with libraries.quiet(), without_network():
             return _load_artifact(name, dtype)
     dtype = dtype or torch.float32
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
     asks = kind == "hub" or trust_remote_code  # code may lie in another repository
-    with libraries.quiet(), libraries.offline(offline or not asks):
+    with libraries.quiet(), without_network(offline or not asks):
         if kind == "shape":
             return _build_shape(name, seed, dtype)
         if kind in ("gguf", "package"):
@@ -150,7 +150,7 @@ def load_without_weights(
     kind, name = kind_of(source), os.fspath(source)
     _check_revision(revision, kind, name)
     if kind in ("gguf", "package"):
-        with libraries.quiet(), libraries.offline():
+        with libraries.quiet(), without_network():
             file = _open_gguf(kind, name, dtype)
             config = file.read_config()
             return Source(
@@ -159,7 +159,7 @@ def load_without_weights(
                 SourceDescription(kind, name, config=_as_json(config)),
             )
     if kind == "artifact":
-        with libraries.quiet(), libraries.offline():
+        with libraries.quiet(), without_network():
             config = compiled.read_config(Path(os.path.expanduser(name)), name)
             model = compiled.without_weights(config, name, dtype)
             return Source(model, None, SourceDescription(kind, name, config=_as_json(config)))
@@ -170,7 +170,7 @@ def load_without_weights(
     asks = kind == "hub" or trust_remote_code
     with (
         libraries.quiet(),
-        libraries.offline(offline or not asks),
+        without_network(offline or not asks),
         tempfile.TemporaryDirectory() as scratch,
     ):
         if kind == "shape":
@@ -202,31 +202,6 @@ def _check_revision(revision: str | None, kind: str, name: str) -> None:
         raise UsageError(
             "the revision is empty; expected a branch, a tag or a commit hash of the hub, or none"
         )
-
-
-def kind_of(source: str | os.PathLike[str]) -> str:
-    """What a source is, as `SourceDescription` names it."""
-    name = os.fspath(source)
-    spelled_as_path = (
-        isinstance(source, os.PathLike) or os.path.isabs(name) or name.startswith((".", "~"))
-    )
-    if not spelled_as_path:
-        if name.startswith(shapes.PREFIX):
-            return "shape"
-        if name == BUNDLED:
-            return "bundled"
-        if name in gguf.PACKAGED:
-            return "package"
-        if not name.strip():
-            raise UsageError(
-                "the source is empty; expected tiny-opt, smollm2-135m, shape:NAME, a directory, a "
-                ".gguf file or an id of the hub"
-            )
-    if name.lower().endswith(gguf.SUFFIX) and not os.path.isdir(os.path.expanduser(name)):
-        return "gguf"
-    if is_artifact(Path(os.path.expanduser(name))):
-        return "artifact"
-    return "directory" if spelled_as_path or os.path.exists(name) else "hub"
 
 
 def _bundled_directory() -> Path:

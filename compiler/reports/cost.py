@@ -20,8 +20,8 @@ from tintc.ir.call_sizes import Predict, call_sizes
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.precision import dtype_name
 from tintc.ir.program import Program
-from tintc.passes import OPTIMIZATION_NAMES
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.simulator import Simulator
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from tintc.compiler.onnx.comparison import TOLERANCE as EXPORTED
 from tintc.compiler.verification import ROUNDED_TOLERANCE, Rounding
 from tintc.evaluate.speed import benchmark
-from tintc.evaluate.speed.benchmark import Workload, simulate, variant
+from tintc.evaluate.speed.benchmark import variant
 from tintc.evaluate.speed.rivals import Kind, Rival
+from tintc.evaluate.speed.workload import Workload, simulate
 from tintc.ir.errors import NumericalError
 from tintc.ir.precision import dtype_name
 from tintc.runtime.simulator import Simulator

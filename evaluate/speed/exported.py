@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tintc.compiler.onnx import export_onnx
 from tintc.compiler.onnx.comparison import opened, rate_of
-from tintc.evaluate.speed.benchmark import Workload
+from tintc.evaluate.speed.workload import Workload
 from tintc.runtime.simulator import Simulator
 
 MODEL = "simulator.onnx"

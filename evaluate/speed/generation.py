@@ -23,14 +23,10 @@ from torch import Tensor
 from tintc.compiler.driver import compile as compile_model
 from tintc.compiler.gradient_statistics import chosen_statistics
 from tintc.evaluate.speed.bandwidth import bytes_read
-from tintc.evaluate.speed.benchmark import (
-    TOLERANCE,
-    Workload,
-    random_workload,
-    relative_difference,
-)
+from tintc.evaluate.speed.benchmark import TOLERANCE, relative_difference
 from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.settings import GenerateOptions
+from tintc.evaluate.speed.workload import Workload, random_workload
 from tintc.ir.call_sizes import trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError

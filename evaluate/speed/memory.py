@@ -23,7 +23,7 @@ import torch
 
 from tintc import version
 from tintc.compiler.autograd_rule import InnerRule
-from tintc.evaluate.speed.benchmark import Workload, random_workload, simulate
+from tintc.evaluate.speed.workload import Workload, random_workload, simulate
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, TintcError
 

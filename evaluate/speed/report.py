@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import nn
 
-from tintc.compiler.artifact import save
+from tintc.compiler.artifact_writer import save
 from tintc.compiler.autograd_rule import matrices, rule_of
 from tintc.compiler.cost import estimate
 from tintc.compiler.driver import compile as compile_model
@@ -22,18 +22,19 @@ from tintc.compiler.reports.direct import direct_flops
 from tintc.evaluate.speed import benchmark, exported
 from tintc.evaluate.speed import memory as bench_memory
 from tintc.evaluate.speed.agreement import check, check_kernels
-from tintc.evaluate.speed.benchmark import Workload, in_turn, simulate, variant
+from tintc.evaluate.speed.benchmark import in_turn, variant
 from tintc.evaluate.speed.kernels import counted_products, simulator_kernels, use_kernels
 from tintc.evaluate.speed.placed import Placed, Progress
 from tintc.evaluate.speed.products import product_facts
 from tintc.evaluate.speed.rivals import KINDS, Rival, check_rival, loop_against
 from tintc.evaluate.speed.settings import Against, Kernels, Options
+from tintc.evaluate.speed.workload import Workload, random_workload, simulate
 from tintc.ir.call_sizes import CallSizes, Predict, call_sizes, trained_tokens
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.facts import ModelFacts
 from tintc.ir.precision import dtype_name
-from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.machine import timed
 from tintc.runtime.simulator import Simulator
@@ -156,7 +157,7 @@ def bench_report(
     )
     simulator, model = simulator.to(settings.device), model.to(settings.device)
     enough = {**sizes, "batch": max(sizes["batch"], _CHECKED)}
-    work = benchmark.random_workload(
+    work = random_workload(
         simulator.program.facts.vocab_size, **enough, seed=settings.seed, predict=settings.predict
     ).to(settings.device)
     checked, work = work.few(_CHECKED), work.few(sizes["batch"])

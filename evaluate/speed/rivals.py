@@ -23,8 +23,9 @@ from torch.func import functional_call, grad, vmap
 
 from tintc.compiler.autograd_rule import InnerRule, summed_loss
 from tintc.compiler.frontend.capture import LogitsOnly
-from tintc.evaluate.speed.benchmark import HandWrittenLoop, Workload
+from tintc.evaluate.speed.benchmark import HandWrittenLoop
 from tintc.evaluate.speed.settings import Against
+from tintc.evaluate.speed.workload import Workload
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.runtime.compilers import check_compiler

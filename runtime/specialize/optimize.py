@@ -32,11 +32,11 @@ from tintc.ir.ops.wide import wide_linear
 from tintc.ir.outputs import SLOTS, Output
 from tintc.ir.pass_manager import Pass, run_passes
 from tintc.ir.program import Program
-from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.passes.decode.factored_updates import factored_updates
 from tintc.passes.decode.given_updates import given_updates
 from tintc.passes.decode.grouped_rows import grouped_rows
 from tintc.passes.optimize.dead_code import dead_code
+from tintc.passes.specializing import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.passes.stream.cached_keys import cached_keys
 from tintc.passes.stream.loss_at_kept import loss_at_kept
 from tintc.passes.stream.whole_segment import whole_segment

@@ -20,7 +20,7 @@ from tintc.evaluate.speed import report as bench_report
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, SourceError, TintcError, UsageError
 from tintc.ir.ops.onednn import available
-from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime.simulator import Simulator
 
 SMALL = ("--tokens", 15, "--pairs", 2, "--inner-lr", 0.01)

@@ -28,7 +28,7 @@ from tests.support.artifacts import (
 )
 from tests.support.command import process, tintc
 from tests.support.models import opt
-from tintc.compiler import artifact as artifact_module
+from tintc.compiler import artifact_writer
 from tintc.compiler.frontend import hub
 
 
@@ -317,7 +317,7 @@ class TestOutput:
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(artifact_module, "write_weights", full)
+        monkeypatch.setattr(artifact_writer, "write_weights", full)
         assert "No space left on device; nothing was left behind" in refused_compile(
             1, source_directory(), target
         )

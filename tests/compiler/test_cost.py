@@ -20,7 +20,7 @@ from tintc.compiler import cost
 from tintc.compiler.cost import Cost, estimate
 from tintc.ir.calibration import fixed
 from tintc.ir.config import SimulatorConfig
-from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime import slices
 from tintc.runtime.backends.transformer.structure import BACKENDS
 from tintc.runtime.simulator import Simulator

@@ -26,7 +26,7 @@ from tests.support.scenarios import SCENARIOS
 from tests.support.tolerances import UPDATE_COSINE, UPDATE_COSINE_HALF, cosine
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.linear import prefix
-from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize import programs
 from tintc.runtime.specialize.cost_model import SlotUse

@@ -37,7 +37,7 @@ from tintc.ir.ops import (
     rates,
     sparse,
 )
-from tintc.passes import OPTIMIZATIONS
+from tintc.passes.specializing import OPTIMIZATIONS
 
 # Of the optimizations' operators: those of `trace.OPTIMIZATIONS`, of losses as an output and of
 # windows of a stream.

@@ -24,7 +24,7 @@ from tintc.ir import calibration
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops import head
 from tintc.ir.outputs import Output
-from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.passes.specializing import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.runtime import slices
 from tintc.runtime.batch import Batch
 from tintc.runtime.call import Call

@@ -14,7 +14,8 @@ from tintc.ir import errors
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.contracts import PROPERTIES
 from tintc.ir.ops import OPERATORS
-from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+from tintc.passes.lowering import DEFAULT_PIPELINE
+from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"

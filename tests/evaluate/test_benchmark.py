@@ -21,15 +21,14 @@ from tintc.evaluate.speed import benchmark
 from tintc.evaluate.speed.benchmark import (
     HandWrittenLoop,
     Turns,
-    Workload,
     in_turn,
-    random_workload,
     relative_difference,
     variant,
 )
+from tintc.evaluate.speed.workload import Workload, random_workload
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
-from tintc.passes import OPTIMIZATION_NAMES
+from tintc.passes.specializing import OPTIMIZATION_NAMES
 from tintc.runtime.machine import device_name
 from tintc.runtime.simulator import Simulator
 

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.models import opt, simulate
 from tintc.evaluate.speed import products
-from tintc.evaluate.speed.benchmark import random_workload
-from tintc.evaluate.speed.benchmark import simulate as call
 from tintc.evaluate.speed.products import copies_share, product_facts, seen
+from tintc.evaluate.speed.workload import random_workload
+from tintc.evaluate.speed.workload import simulate as call
 from tintc.ir.calibration import Calibration, Point
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.ops.onednn import available, onednn_product

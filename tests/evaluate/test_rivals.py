@@ -16,7 +16,7 @@ from tests.support.models import gpt2, opt, randomized, simulate
 from tintc.compiler.autograd_rule import InnerRule, rule_of
 from tintc.compiler.frontend.capture import LogitsOnly
 from tintc.evaluate.speed import benchmark
-from tintc.evaluate.speed.benchmark import HandWrittenLoop, random_workload, relative_difference
+from tintc.evaluate.speed.benchmark import HandWrittenLoop, relative_difference
 from tintc.evaluate.speed.exported import OnnxRuntime
 from tintc.evaluate.speed.kernels import counted_products, simulator_kernels, use_kernels
 from tintc.evaluate.speed.rivals import (
@@ -28,6 +28,8 @@ from tintc.evaluate.speed.rivals import (
     loop_against,
 )
 from tintc.evaluate.speed.settings import Against
+from tintc.evaluate.speed.workload import random_workload
+from tintc.evaluate.speed.workload import simulate as call
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.ops.onednn import available
@@ -96,7 +98,7 @@ def test_onnxruntime_runs_the_simulator(dtype: torch.dtype) -> None:
     simulator = simulate(gpt2(dtype=dtype), SimulatorConfig.paper(inner_lr=RATE))
     work = random_workload(29, batch=3, tokens=11, trained=7)
     found = OnnxRuntime.of(simulator)(work)
-    assert relative_difference(found, benchmark.simulate(simulator, work)) < 1e-4
+    assert relative_difference(found, call(simulator, work)) < 1e-4
 
 
 class OwnLayer(nn.Module):

@@ -10,7 +10,8 @@ from tintc.ir.errors import CompilerBug
 from tintc.ir.facts import ModelFacts, least
 from tintc.ir.layout import Layout
 from tintc.ir.pass_manager import graph_pass
-from tintc.passes import DECODE, DEFAULT_PIPELINE, OPTIMIZATIONS, STREAM
+from tintc.passes.lowering import DEFAULT_PIPELINE
+from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
 
 
 def context() -> Context:

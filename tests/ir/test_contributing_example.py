@@ -16,7 +16,7 @@ TITLE = re.compile(r"# (?P<file>\S+\.py)(?:, behind: (?P<line>.+))?\n")
 
 INCOMPLETE = """
 import importlib
-for module in ("tintc.passes", "tintc.runtime.backends.transformer.emit"):
+for module in ("tintc.passes.lowering", "tintc.runtime.backends.transformer.emit"):
     try:
         importlib.import_module(module)
     except AssertionError as error:

@@ -30,7 +30,8 @@ from tintc.ir.ops import OPERATORS
 from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.linear import linear_forward
 from tintc.ir.ops.onednn import available
-from tintc.passes import OPTIMIZATIONS, low_rank_updates
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
+from tintc.passes.specializing import OPTIMIZATIONS
 
 
 def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:

@@ -9,7 +9,7 @@ from tintc.ir.context import Context
 from tintc.ir.contracts import PROPERTIES
 from tintc.ir.errors import CompilerBug
 from tintc.ir.pass_manager import graph_pass, run_passes
-from tintc.passes import DEFAULT_PIPELINE
+from tintc.passes.lowering import DEFAULT_PIPELINE
 
 
 @graph_pass(requires=("tint_only",))

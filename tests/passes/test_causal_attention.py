@@ -17,7 +17,7 @@ from tests.support.stages import Stage, assert_golden, printed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.ops.position import window_mask
-from tintc.passes import causal_attention
+from tintc.passes.optimize.causal_attention import causal_attention
 
 KERNELS = ("attention_forward", "attention_backward_value", "attention_backward_full")
 

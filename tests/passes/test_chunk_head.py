@@ -21,7 +21,8 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops import head
 from tintc.ir.ops.linear import linear_forward
-from tintc.passes import chunk_head, low_rank_updates
+from tintc.passes.optimize.chunk_head import chunk_head
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,10 @@ from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_forward, prefix
 from tintc.ir.outputs import Output
 from tintc.ir.program import Program
-from tintc.passes import factored_updates, given_updates, grouped_rows
 from tintc.passes.analysis.factored import factorable
+from tintc.passes.decode.factored_updates import factored_updates
+from tintc.passes.decode.given_updates import given_updates
+from tintc.passes.decode.grouped_rows import grouped_rows
 from tintc.runtime.specialize.optimize import optimize
 
 CONFIGS = {

@@ -20,7 +20,8 @@ from tests.support.spelled import heads, merged
 from tests.support.stages import Stage, assert_golden, printed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument
-from tintc.passes import causal_attention, flash_attention
+from tintc.passes.optimize.causal_attention import causal_attention
+from tintc.passes.optimize.flash_attention import flash_attention
 
 
 def masked_away(config: SimulatorConfig, **options: Any) -> Stage:

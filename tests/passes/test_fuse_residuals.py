@@ -22,7 +22,8 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.ops.elementwise import multiply, residual, scale
 from tintc.ir.ops.linear import linear_backward, linear_forward, linear_residual
 from tintc.ir.ops.low_rank import low_rank
-from tintc.passes import fuse_residuals, low_rank_updates
+from tintc.passes.optimize.fuse_residuals import fuse_residuals
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
 
 
 def test_forward_and_back() -> None:

@@ -26,7 +26,9 @@ from tintc.ir.node_meta import info
 from tintc.ir.ops.attention import attention_forward
 from tintc.ir.ops.embedding import kept_tokens
 from tintc.ir.ops.linear import linear_forward
-from tintc.passes import kept_first, loss_at_kept, whole_segment
+from tintc.passes.optimize.kept_first import kept_first
+from tintc.passes.stream.loss_at_kept import loss_at_kept
+from tintc.passes.stream.whole_segment import whole_segment
 
 FIRST = 3  # positions before the kept ones
 

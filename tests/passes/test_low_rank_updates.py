@@ -23,8 +23,8 @@ from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
 from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import sum_square
-from tintc.passes import low_rank_updates
 from tintc.passes.analysis.update_forms import Forms
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
 
 CONFIGS = {
     "exact": exact(),

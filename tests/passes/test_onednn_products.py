@@ -21,7 +21,10 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument
 from tintc.ir.node_meta import info
 from tintc.ir.ops.onednn import available
-from tintc.passes import chunk_head, fuse_residuals, low_rank_updates, onednn_products
+from tintc.passes.optimize.chunk_head import chunk_head
+from tintc.passes.optimize.fuse_residuals import fuse_residuals
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
+from tintc.passes.optimize.onednn_products import onednn_products
 
 FLOAT32 = OPTIMIZED[torch.float32]
 OTHERS = (low_rank_updates, fuse_residuals, chunk_head)

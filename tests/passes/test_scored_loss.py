@@ -23,7 +23,8 @@ from tests.support.stages import Stage, assert_golden, inputs, printed
 from tests.support.tolerances import error
 from tintc.ir.dialect import argument
 from tintc.ir.node_meta import info
-from tintc.passes import kept_first, scored_loss
+from tintc.passes.optimize.kept_first import kept_first
+from tintc.passes.optimize.scored_loss import scored_loss
 
 SCORED = (1, 3)  # of the four tokens that training passes see
 

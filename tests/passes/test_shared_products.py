@@ -19,7 +19,8 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.embedding import segment
 from tintc.ir.ops.linear import linear_forward
-from tintc.passes import low_rank_updates, shared_products
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
+from tintc.passes.optimize.shared_products import shared_products
 
 LOWEST = "blocks.0.attention.qkv"
 TRAINED = ("blocks.*.attention.qkv.weight", "blocks.*.down.weight")  # no norm in front of it

@@ -13,7 +13,8 @@ from tests.support.optimized import assert_same_results, optimized, pruned
 from tests.support.stages import Stage, assert_golden, printed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import tint_name
-from tintc.passes import low_rank_updates, sparse_tables
+from tintc.passes.optimize.low_rank_updates import low_rank_updates
+from tintc.passes.optimize.sparse_tables import sparse_tables
 
 OF_EMBEDDINGS = {"same_rows", "rows_of_factors", "scattered_scores", "gathered_scores"}
 

@@ -25,7 +25,9 @@ from tintc.ir.builder import Builder
 from tintc.ir.dialect import argument
 from tintc.ir.node_meta import info
 from tintc.ir.ops.elementwise import residual
-from tintc.passes import cached_keys, loss_at_kept, whole_segment
+from tintc.passes.stream.cached_keys import cached_keys
+from tintc.passes.stream.loss_at_kept import loss_at_kept
+from tintc.passes.stream.whole_segment import whole_segment
 
 FIRST = 3  # tokens without a target
 

@@ -21,7 +21,9 @@ from tests.support.optimized import (
 from tests.support.stages import Stage, assert_golden, inputs, printed
 from tests.support.tolerances import error
 from tintc.ir.node_meta import info
-from tintc.passes import kept_first, scored_loss, whole_initial
+from tintc.passes.optimize.kept_first import kept_first
+from tintc.passes.optimize.scored_loss import scored_loss
+from tintc.passes.optimize.whole_initial import whole_initial
 from tintc.runtime.backends import fused
 
 BOTH = ("logits", "initial_logits")

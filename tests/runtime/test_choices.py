@@ -12,7 +12,7 @@ from tests.support.optimized import exact, pruned
 from tests.support.speeds import SPEEDS, by_rows, full_at, only
 from tests.support.stages import Stage
 from tests.support.tolerances import OPTIMIZED, error
-from tintc.evaluate.speed.benchmark import random_workload
+from tintc.evaluate.speed.workload import random_workload
 from tintc.ir.calibration import fixed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import operator_of

@@ -10,7 +10,7 @@ import torch
 from tests.support.models import gpt2, opt, simulate
 from tests.support.optimized import exact, paper, pruned
 from tintc.compiler.cost import estimate
-from tintc.evaluate.speed.benchmark import random_workload
+from tintc.evaluate.speed.workload import random_workload
 from tintc.ir.calibration import fixed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, UsageError

@@ -22,7 +22,7 @@ from tintc.ir.node_meta import KEY, info
 from tintc.ir.outputs import Output
 from tintc.ir.pass_manager import Pass
 from tintc.ir.program import Program
-from tintc.passes import OPTIMIZATION_NAMES, OPTIMIZATIONS
+from tintc.passes.specializing import OPTIMIZATION_NAMES, OPTIMIZATIONS
 from tintc.runtime.simulator import Simulator
 from tintc.runtime.specialize.cost_model import slot_uses
 from tintc.runtime.specialize.optimize import check_names, copy_graph, optimize

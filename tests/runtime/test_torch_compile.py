@@ -5,8 +5,8 @@ import torch
 
 from tests.support.models import opt, simulate
 from tests.support.tolerances import OPTIMIZED, error
-from tintc.evaluate.speed.benchmark import random_workload
-from tintc.evaluate.speed.benchmark import simulate as call
+from tintc.evaluate.speed.workload import random_workload
+from tintc.evaluate.speed.workload import simulate as call
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import UsageError
 from tintc.ir.ops.onednn import available, onednn_descent, onednn_product

@@ -25,7 +25,7 @@ from tintc.compiler import driver
 from tintc.compiler.frontend.capture import capture
 from tintc.compiler.reports.islands import islands
 from tintc.ir.pass_manager import Pass
-from tintc.passes import DEFAULT_PIPELINE
+from tintc.passes.lowering import DEFAULT_PIPELINE
 from tintc.passes.recognize.recognize_activation import recognize_activation
 from tintc.passes.recognize.recognize_arithmetic import recognize_arithmetic
 from tintc.passes.recognize.recognize_attention import recognize_attention

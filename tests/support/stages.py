@@ -29,7 +29,7 @@ from tintc.ir.facts import least
 from tintc.ir.node_meta import info
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.records import to_records
-from tintc.passes import DEFAULT_PIPELINE
+from tintc.passes.lowering import DEFAULT_PIPELINE
 
 NAMES = [step.name for step in DEFAULT_PIPELINE]
 GOLDEN = Path(__file__).parents[1] / "golden" / "passes"

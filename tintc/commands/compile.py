@@ -10,9 +10,9 @@ from typing import Any
 
 from tintc.commands import console
 from tintc.commands.sheet import Sheet
-from tintc.compiler.artifact import save
 from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
+from tintc.compiler.artifact_writer import save
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.islands import said
 from tintc.ir.config import SimulatorConfig

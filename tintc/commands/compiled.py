@@ -62,7 +62,7 @@ def compiled(source: str) -> Compiled | None:
     if not is_artifact(root):
         return None
     from tintc.compiler.artifact_reader import read_manifest, read_report
-    from tintc.compiler.frontend.sources import kind_of
+    from tintc.compiler.frontend.kinds import kind_of
 
     if kind_of(source) != "artifact":  # tiny-opt is the bundled model, whatever lies here
         return None

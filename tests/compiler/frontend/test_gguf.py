@@ -21,6 +21,7 @@ import transformers
 
 from tests.support.command import tintc
 from tintc.compiler.frontend import gguf, sources
+from tintc.compiler.frontend.kinds import PACKAGED
 from tintc.compiler.frontend.sources import load_source, load_without_weights
 from tintc.ir.errors import (
     MemoryLimitError,
@@ -492,7 +493,7 @@ class TestPackaged:
         (tmp_path / "some_weights" / "__init__.py").write_text("raise RuntimeError('imported')")
         path = write(tmp_path / "some_weights" / "it.Q4_1.gguf", llama())
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setitem(gguf.PACKAGED, "mine", ("some_weights", "some-weights", "mine"))
+        monkeypatch.setitem(PACKAGED, "mine", ("some_weights", "some-weights", "mine"))
         description = load_source("mine").description
         assert (description.kind, description.name) == ("package", "mine")
         assert description.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

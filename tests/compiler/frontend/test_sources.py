@@ -23,9 +23,10 @@ from torch import Tensor
 from tests.support.artifacts import source_directory
 from tests.support.refusals import refusal
 from tintc.compiler.frontend import shapes
+from tintc.compiler.frontend.kinds import BUNDLED
 from tintc.compiler.frontend.model_checks import check_causal, check_finite
 from tintc.compiler.frontend.shapes import shape_names
-from tintc.compiler.frontend.sources import BUNDLED, load_source
+from tintc.compiler.frontend.sources import load_source
 from tintc.compiler.frontend.weights import weight_names
 from tintc.ir.errors import (
     ArtifactError,
