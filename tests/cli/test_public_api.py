@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import tintc
 from tests.support.command import process
+from tests.support.models import opt
 from tintc import save
 
 
@@ -116,3 +117,18 @@ def test_presets() -> None:
     assert tintc.SimulatorConfig.paper() == tintc.SimulatorConfig()
     assert tintc.SimulatorConfig.exact().is_exact
     assert tintc.SimulatorConfig.exact(norm_update="bias").norm_update == "bias"
+
+
+def test_loading_and_calling_load_no_compiler(tmp_path: Path) -> None:
+    """Neither transformers nor what torch traces with: 120 MB and seconds at every start."""
+    tintc.save(tintc.compile(opt()), tmp_path / "sim")
+    code = f"""
+import sys, torch, tintc
+simulator = tintc.load({str(tmp_path / "sim")!r})
+with torch.inference_mode():
+    simulator(torch.arange(12)[None] % 7 + 3, torch.tensor([[1] * 6 + [0] * 6]))
+heavy = {{"transformers", "torch._dynamo", "sympy", "networkx"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = process(code=code)
+    assert done.returncode == 0, done.stderr

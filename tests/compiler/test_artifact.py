@@ -21,8 +21,8 @@ from tests.support.artifacts import TEXT, artifact, copy_of, edit_json, seal, so
 from tests.support.command import process
 from tests.support.models import FAMILIES, gpt2, opt, simulate, tokens
 from tintc import save
-from tintc.compiler import artifact as module
 from tintc.compiler import artifact_files
+from tintc.compiler import artifact_writer as module
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import ArtifactError, UsageError
 from tintc.runtime.simulator import Simulator
