@@ -17,7 +17,7 @@ from tests.support.nano import nano
 from tests.support.rules import ALONE
 from tintc.compiler.autograd_rule import InnerRule, rule_of
 from tintc.compiler.frontend.capture import LogitsOnly
-from tintc.evaluate.speed import benchmark
+from tintc.evaluate.speed import benchmark, workload
 from tintc.evaluate.speed.benchmark import (
     HandWrittenLoop,
     Turns,
@@ -80,7 +80,7 @@ def test_equals_an_optimizer_and_the_exact_simulator(name: str, steps: int) -> N
     assert relative_difference(found, expected) < 1e-12
     assert relative_difference(found, initial) > 1e-2  # so the step is large enough to show
     assert (
-        relative_difference(benchmark.simulate(simulator, work), found)
+        relative_difference(workload.simulate(simulator, work), found)
         < benchmark.TOLERANCE[torch.float64]
     )
     assert relative_difference(loop(work), found) == 0.0  # the model's own weights are as they were
@@ -163,7 +163,7 @@ def test_predicts_the_rest_alone(name: str) -> None:
     expected = [logits[work.trained - 1 :] for logits in whole]
     assert [tuple(logits.shape) for logits in expected] == [(5, whole[0].shape[1])] * 3
     assert relative_difference(loop(rest), expected) < 1e-12
-    assert relative_difference(benchmark.simulate(simulator, rest), expected) < 1e-9
+    assert relative_difference(workload.simulate(simulator, rest), expected) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -172,7 +172,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     found = loop(work)
     assert found[0].dtype == dtype
     assert (
-        relative_difference(benchmark.simulate(simulator, work), found) < benchmark.TOLERANCE[dtype]
+        relative_difference(workload.simulate(simulator, work), found) < benchmark.TOLERANCE[dtype]
     )
 
 
@@ -216,9 +216,7 @@ class TestComparison:
         assert all(a is b for a, b in zip(simulator.parameters(), plain.parameters(), strict=True))
         work = random_workload(29, batch=2, tokens=11, trained=7)
         assert (
-            relative_difference(
-                benchmark.simulate(simulator, work), benchmark.simulate(plain, work)
-            )
+            relative_difference(workload.simulate(simulator, work), workload.simulate(plain, work))
             < 1e-9
         )
         with pytest.raises(UsageError):
@@ -271,11 +269,11 @@ def test_on_cuda() -> None:
     work = work.to("cuda")
     simulator = simulator.to("cuda")
     assert (
-        relative_difference(benchmark.simulate(simulator, work), loop(work))
+        relative_difference(workload.simulate(simulator, work), loop(work))
         < benchmark.TOLERANCE[torch.float64]
     )
     turns = in_turn(
-        lambda: loop(work), lambda: benchmark.simulate(simulator, work), pairs=2, device="cuda"
+        lambda: loop(work), lambda: workload.simulate(simulator, work), pairs=2, device="cuda"
     )
     assert min(turns.base + turns.other) > 0
     assert benchmark.matmul_rates(torch.bfloat16, "cuda")["torch.mm"] > 0
