@@ -69,6 +69,7 @@ def test_sum_over_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_are_told_from_products() -> None:
     x = torch.ones(400, 400)
-    assert copies_share(lambda: x.clone(), "cpu") > 0.5
-    assert copies_share(lambda: torch.cat([x, x]), "cpu") > 0.5
-    assert copies_share(lambda: [x @ x for _ in range(9)], "cpu") < 0.5
+    # No bounds between: how long what else an operator does takes is the machine's affair.
+    assert 0 < copies_share(lambda: x.clone(), "cpu") <= 1
+    assert 0 < copies_share(lambda: torch.cat([x, x]), "cpu") <= 1
+    assert copies_share(lambda: [x @ x for _ in range(9)], "cpu") == 0
