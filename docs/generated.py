@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import re
@@ -72,18 +73,19 @@ def operators() -> str:
     return "\n".join(lines)
 
 
-def pipeline() -> str:
-    """The passes in the order in which they run, with their contracts."""
+def _orders() -> dict[str, tuple[Any, ...]]:
+    """The passes in the order in which they run, by what they are part of."""
     from tintc.passes.lowering import DEFAULT_PIPELINE
     from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
 
+    lowered = {"pipeline": DEFAULT_PIPELINE}
+    return {**lowered, "stream": STREAM, "decode": DECODE, "optimization": OPTIMIZATIONS}
+
+
+def pipeline() -> str:
+    """The passes in the order in which they run, with their contracts."""
     rows = []
-    for kind, steps in (
-        ("pipeline", DEFAULT_PIPELINE),
-        ("stream", STREAM),
-        ("decode", DECODE),
-        ("optimization", OPTIMIZATIONS),
-    ):
+    for kind, steps in _orders().items():
         for step in steps:
             contract = [", ".join(names) or "-" for names in (step.requires, step.ensures)]
             rows.append((f"[`{step.name}`](#{_anchor(step.name)})", kind, *contract))
@@ -92,11 +94,8 @@ def pipeline() -> str:
 
 def passes() -> str:
     """One section a pass: what its file says at the top."""
-    from tintc.passes.lowering import DEFAULT_PIPELINE
-    from tintc.passes.specializing import DECODE, OPTIMIZATIONS, STREAM
-
     parts = []
-    for step in (*DEFAULT_PIPELINE, *STREAM, *DECODE, *OPTIMIZATIONS):
+    for step in itertools.chain(*_orders().values()):
         module = inspect.getmodule(step.run)
         assert module is not None and module.__doc__ is not None
         where = module.__name__.removeprefix("tintc.").replace(".", "/") + ".py"

@@ -68,8 +68,8 @@ def test_sum_over_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_copies_are_told_from_products() -> None:
+    large = torch.ones(4000, 4000)  # so that what is around the copy takes next to nothing
+    assert copies_share(lambda: large.clone(), "cpu") > 0.5
+    assert copies_share(lambda: torch.cat([large, large]), "cpu") > 0.5
     x = torch.ones(400, 400)
-    # No bounds between: how long what else an operator does takes is the machine's affair.
-    assert 0 < copies_share(lambda: x.clone(), "cpu") <= 1
-    assert 0 < copies_share(lambda: torch.cat([x, x]), "cpu") <= 1
     assert copies_share(lambda: [x @ x for _ in range(9)], "cpu") == 0
