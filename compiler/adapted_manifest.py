@@ -41,6 +41,7 @@ from tintc.version import __version__
 ADAPTED = "tintc_adapted.json"
 AGAIN = "save it again"
 KIND = "directory that tintc.save_adapted wrote"
+UPDATES = "updates.safetensors"
 Format = Literal["tintc", "hf", "peft"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _VERSION = 1

@@ -25,14 +25,13 @@ from tintc.ir.named import LOAD, Check, Islands
 from tintc.ir.pass_manager import run_passes
 from tintc.ir.program import Program
 from tintc.ir.records import to_records
-from tintc.passes.lowering import DEFAULT_PIPELINE
+from tintc.passes.lowering import CANONICAL_AFTER, DEFAULT_PIPELINE
 from tintc.runtime.backends.transformer.structure import check_backend
 from tintc.runtime.calibration import Wanted
 from tintc.runtime.simulator import Simulator
 
 Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
-CANONICAL_AFTER = "refuse_unsupported"
 
 
 def compile(

@@ -7,10 +7,8 @@ from typing import get_args
 
 from tintc.compiler.artifact import load
 from tintc.compiler.artifact_reader import read_graph
-from tintc.compiler.driver import CANONICAL_AFTER
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord, to_records
-from tintc.passes.lowering import DEFAULT_PIPELINE
 from tintc.runtime.simulator import Simulator
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -39,19 +37,3 @@ def records_of(path: Path, stage: Stage) -> list[NodeRecord]:
     if stage in ("optimized", "emitted"):
         return stage_records(load(path), stage)
     return read_graph(path).records()[stage]
-
-
-def stage_note(simulator: Simulator, stage: Stage) -> str:
-    """What made a stage, in one line."""
-    names = [step.name for step in DEFAULT_PIPELINE]
-    canonical = names.index(CANONICAL_AFTER) + 1
-    if stage == "captured":
-        return "torch.export: the model's own operators, batch and length left open"
-    if stage == "canonical":
-        return ", ".join(names[:canonical])
-    if stage == "lowered":
-        return ", ".join(names[canonical:])
-    if stage == "optimized":
-        return ", ".join(("dead_code", *simulator.optimizations))
-    kind = "a module for each tile" if simulator.structure is not None else "plain torch calls"
-    return f"every operator is written out as {kind}"

@@ -147,6 +147,17 @@ def gives_floats(region: fx.Node) -> bool:
     )
 
 
+def remove_dead(graph: fx.Graph) -> None:
+    """Erases calls that nobody reads.
+
+    For graphs of `tint` operators, whose one effect is their value: torch's `eliminate_dead_code`
+    looks up for each whether it has another, and checks the whole graph, each time.
+    """
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+
+
 def descendants(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """All that depends on the nodes, without them."""
     found: set[fx.Node] = set()

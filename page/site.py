@@ -12,7 +12,7 @@ from tintc.compiler.artifact import load, malformed
 from tintc.compiler.artifact_files import check_target, replacing, write_json
 from tintc.compiler.artifact_schema import GRAPH
 from tintc.compiler.node_costs import NodeCosts
-from tintc.compiler.stages import stage_note, stages_of
+from tintc.compiler.stages import stages_of
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.named import Stage
 from tintc.ir.records import NodeRecord
@@ -23,6 +23,7 @@ from tintc.page.running import LIMIT_MB, Limits, write_model
 from tintc.page.slots import slots_file
 from tintc.page.stage_costs import stage_parts
 from tintc.page.static import copy_static
+from tintc.passes.lowering import CANONICAL_AFTER, DEFAULT_PIPELINE
 from tintc.runtime.description import describe
 from tintc.runtime.simulator import Simulator
 from tintc.version import __version__
@@ -138,10 +139,26 @@ def _write_graphs(
                 costs=costs,
                 layout=program.layout if stage == "lowered" else None,
                 facts=program.facts,
-                note=stage_note(simulator, stage),
+                note=_stage_note(simulator, stage),
             )
         write_json(data / f"graph-{stage}.json", content, indent=None)
         before = found
+
+
+def _stage_note(simulator: Simulator, stage: Stage) -> str:
+    """What made a stage, in one line."""
+    names = [step.name for step in DEFAULT_PIPELINE]
+    canonical = names.index(CANONICAL_AFTER) + 1
+    if stage == "captured":
+        return "torch.export: the model's own operators, batch and length left open"
+    if stage == "canonical":
+        return ", ".join(names[:canonical])
+    if stage == "lowered":
+        return ", ".join(names[canonical:])
+    if stage == "optimized":
+        return ", ".join(("dead_code", *simulator.optimizations))
+    kind = "a module for each tile" if simulator.structure is not None else "plain torch calls"
+    return f"every operator is written out as {kind}"
 
 
 def _described(

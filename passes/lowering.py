@@ -44,3 +44,4 @@ DEFAULT_PIPELINE: tuple[Pass, ...] = (
     assign_memory_slots,
     verify,  # here it is lowered
 )
+CANONICAL_AFTER = refuse_unsupported.name

@@ -25,7 +25,8 @@ from tintc.ir.errors import (
 from tintc.version import __version__
 
 if TYPE_CHECKING:
-    from tintc.compiler.adapted_files import SavedAdapted, load_adapted, save_adapted
+    from tintc.compiler.adapted_files import load_adapted
+    from tintc.compiler.adapted_writer import SavedAdapted, save_adapted
     from tintc.compiler.artifact import load
     from tintc.compiler.artifact_writer import save
     from tintc.compiler.driver import compile
@@ -80,8 +81,8 @@ _LAZY = {
     "Statistics": "tintc.compiler.gradient_statistics",
     "load": "tintc.compiler.artifact",
     "load_adapted": "tintc.compiler.adapted_files",
-    "save_adapted": "tintc.compiler.adapted_files",
-    "SavedAdapted": "tintc.compiler.adapted_files",
+    "save_adapted": "tintc.compiler.adapted_writer",
+    "SavedAdapted": "tintc.compiler.adapted_writer",
     "parameter_report": "tintc.compiler.reports.parameters",
     "save": "tintc.compiler.artifact_writer",
     "Page": "tintc.page.notebook",

@@ -76,9 +76,10 @@ def sizes_at(source: fx.Node, batch: Any, tokens: Any) -> list[Any]:
     known = {str(ids.shape[0]): batch, str(ids.shape[1]): tokens, "B": batch, "T": tokens}
     names: dict[str, Any] = {"__builtins__": {}, **_ARITHMETIC}
     names |= {name: size for name, size in known.items() if name.isidentifier()}
+    texts = [(size, str(size)) for size in sizes(source)]
     return [
-        known[str(s)] if str(s) in known else s if isinstance(s, int) else eval(str(s), names)
-        for s in sizes(source)
+        known[text] if text in known else size if isinstance(size, int) else eval(text, names)
+        for size, text in texts
     ]
 
 

@@ -204,13 +204,17 @@ def _at(scores: Scores, heads: int, values: Evaluation) -> Looks:
     """Looks at one length."""
     length = values.length
     causal = torch.ones(length, length, dtype=torch.bool).tril_()
-    visible = causal if scores.is_causal else torch.ones_like(causal)
-    conditions = [(_planes(values.of(condition)), when) for condition, when, _ in scores.hidden]
+    visible = causal if scores.is_causal else torch.ones(1, 1, dtype=torch.bool)
+    conditions = [
+        (_planes(values.of(condition)).bool(), when) for condition, when, _ in scores.hidden
+    ]
     offsets = [_planes(values.of(node)) * factor for node, factor in scores.offsets]
-    for planes in (*(planes != when for planes, when in conditions), *map(_kept, offsets)):
+    shown = (~planes if when else planes for planes, when in conditions)
+    for planes in (*shown, *map(_kept, offsets)):
         if len(planes) > 1 and not bool((planes == planes[:1]).all()):
             raise Untraceable("its heads have different masks")
         visible = visible & planes[0]
+    visible = visible.expand(length, length)
     window = int(visible[-1].sum())  # the last row sees as many as any other
     if not torch.equal(visible, causal if window == length else causal.triu(1 - window)):
         raise Untraceable("its mask is not the causal one, nor a window of it")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import input_node
+from tintc.ir.builder import input_node, remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.ops.attention import (
@@ -35,5 +35,5 @@ def causal_attention(graph: fx.Graph, context: Context) -> fx.Graph:
         plain = mask is whole or (is_tint(mask, segment_mask) and argument(mask, "mask") is whole)
         if plain and argument(node, "bias") is None:
             node.args = tuple(None if value is mask else value for value in node.args)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph

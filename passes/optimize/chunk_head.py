@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder, further_input
+from tintc.ir.builder import Builder, further_input, remove_dead
 from tintc.ir.calibration import Calibration
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint
@@ -55,7 +55,7 @@ def chunk_head(graph: fx.Graph, context: Context) -> fx.Graph:
             )
     if context.choices.into:
         _write_outputs(graph, context.choices.calibration)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph
 
 

@@ -18,6 +18,7 @@ import operator
 
 from torch import fx
 
+from tintc.ir.builder import remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of, with_arguments
 from tintc.ir.node_meta import info
@@ -93,11 +94,11 @@ def kept_first(graph: fx.Graph, context: Context) -> fx.Graph:
         kept = Kept(graph, each)
         for node in list(graph.nodes):
             _narrow_back(kept, node)
-        graph.eliminate_dead_code()
+        remove_dead(graph)
         kept = Kept(graph, each)
         for node in reversed(list(graph.nodes)):
             _narrow_forward(kept, node)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from torch import fx
 
+from tintc.ir.builder import remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint
 from tintc.ir.node_meta import info
@@ -55,7 +56,7 @@ def low_rank_updates(graph: fx.Graph, context: Context) -> fx.Graph:
                 _rewrite(node, form, factors)
         elif is_tint(node, change_square, gradient_square):
             _rewrite_square(node, factors, slots)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph
 
 

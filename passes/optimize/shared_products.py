@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import Builder
+from tintc.ir.builder import Builder, remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint, with_arguments
 from tintc.ir.node_meta import info
@@ -39,7 +39,7 @@ def shared_products(graph: fx.Graph, context: Context) -> fx.Graph:
         whole = made.get(with_arguments(node, {"x": argument(part, "x")}))
         if whole is not None:
             _cut(Builder(graph), node, part, whole)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import fx
 
-from tintc.ir.builder import Builder
+from tintc.ir.builder import Builder, remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import AnyOperator, argument, is_tint, operator_of
 from tintc.ir.node_meta import info
@@ -53,7 +53,7 @@ def sparse_tables(graph: fx.Graph, context: Context) -> fx.Graph:
             chain = _descents(table)
             if _stays(node, chain, context):
                 _rewrite(build, node, table, chain)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return graph
 
 

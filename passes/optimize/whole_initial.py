@@ -16,7 +16,7 @@ import operator
 
 from torch import fx
 
-from tintc.ir.builder import Builder, ancestors, input_node, reinfer
+from tintc.ir.builder import Builder, ancestors, input_node, reinfer, remove_dead
 from tintc.ir.context import Context
 from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import copy_info, info, shapes_of
@@ -43,7 +43,7 @@ def whole_initial(graph: fx.Graph, context: Context) -> fx.Graph:
         if not is_tint(node, segment, segment_mask):
             node.args = fx.node.map_arg(node.args, _uncut)
             _cut_for_others(graph, node, wanted)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     return reinfer(graph)
 
 

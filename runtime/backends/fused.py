@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tintc.ir.builder import remove_dead
 from tintc.ir.dialect import argument, is_tint, is_wide, operator_of
 from tintc.ir.node_meta import Shape, copy_info, info, note_origin
 from tintc.ir.ops.embedding import embedding
@@ -79,7 +80,7 @@ class _Emission:
                 self._call(node)
         self.emitted.output(self._returned(graph.output_node().args[0]))
         # an operator may compute two things of which the graph wants one
-        self.emitted.eliminate_dead_code()
+        remove_dead(self.emitted)
         return fx.GraphModule(nn.Module(), self.emitted, class_name="FusedProgram")
 
     def _pass(self, node: fx.Node) -> None:

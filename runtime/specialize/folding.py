@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from tintc.ir.builder import Builder
+from tintc.ir.builder import Builder, remove_dead
 from tintc.ir.dialect import is_tint, is_wide
 from tintc.ir.node_meta import copy_info, info
 from tintc.ir.ops.linear import stack_rows
@@ -39,7 +39,7 @@ def fold_weights(graph: fx.Graph) -> fx.Graph | None:
     weights = copy_graph(graph)
     output.args = returned
     for part in (graph, weights):
-        part.eliminate_dead_code()
+        remove_dead(part)
     return weights
 
 

@@ -16,7 +16,7 @@ from tests.support.artifacts import POSITIONS, TEXT, artifact, source_directory
 from tests.support.command import tintc
 from tests.support.tolerances import SIMULATOR, error
 from tintc.commands import adapt as command
-from tintc.compiler.adapted_files import SavedAdapted
+from tintc.compiler.adapted_writer import SavedAdapted
 from tintc.compiler.casts import no_casts
 from tintc.compiler.peft_adapter import AdapterRow
 from tintc.evaluate.speed.benchmark import updated_parameters

@@ -25,7 +25,7 @@ from tests.support.families import FAMILIES
 from tests.support.models import ragged_train_mask, tokens
 from tests.support.nano import nano
 from tests.support.tolerances import SIMULATOR, error
-from tintc.compiler import adapted_files as module
+from tintc.compiler import adapted_writer as module
 from tintc.compiler.adapted_manifest import ADAPTED
 from tintc.compiler.artifact_reader import manifest_digest
 from tintc.ir.config import SimulatorConfig
@@ -364,9 +364,9 @@ class TestWriting:
         tintc.save(compiled(), tmp_path / "sim")
         code = """
 import os, signal, sys, torch, tintc
-from tintc.compiler import adapted_files
+from tintc.compiler import adapted_writer
 adapted = tintc.load(sys.argv[1]).adapt(torch.arange(9)[None], torch.ones(1, 9).long())
-adapted_files.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+adapted_writer.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 tintc.save_adapted(adapted, sys.argv[2])
 """
         done = process(tmp_path / "sim", tmp_path / "out", code=code)

@@ -30,8 +30,8 @@ from tintc.commands.text import (
     rounded,
 )
 from tintc.compiler.adapted_checkpoint import model_without_weights
-from tintc.compiler.adapted_files import SavedAdapted, save_adapted
 from tintc.compiler.adapted_manifest import ADAPTED, KIND
+from tintc.compiler.adapted_writer import SavedAdapted, save_adapted
 from tintc.compiler.artifact_files import check_target
 from tintc.compiler.peft_adapter import check_installed
 from tintc.ir.precision import wide_dtype

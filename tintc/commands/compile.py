@@ -12,7 +12,6 @@ from tintc.commands import console
 from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact_files import check_target
 from tintc.compiler.artifact_schema import TOKENIZER
-from tintc.compiler.artifact_writer import save
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.islands import said
 from tintc.ir.config import SimulatorConfig
@@ -30,6 +29,7 @@ def run(
     options: dict[str, Any],
 ) -> None:
     """Compiles, writes the artifact and prints its report."""
+    from tintc.compiler.artifact_writer import save
     from tintc.compiler.driver import compile as compile_model
     from tintc.compiler.reports.summary import report
 

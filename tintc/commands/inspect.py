@@ -13,7 +13,6 @@ from tintc.commands.view import View
 from tintc.compiler.artifact import load, read_program
 from tintc.compiler.artifact_reader import read_manifest, read_report
 from tintc.compiler.report_types import Report
-from tintc.compiler.reports.direct import direct_flops
 from tintc.compiler.stages import records_of, stage_records
 from tintc.ir.call_sizes import call_sizes
 from tintc.ir.config import SimulatorConfig
@@ -62,6 +61,8 @@ def _print_parameters(path: Path, facts: Report, form: str) -> None:
     if form == "json":
         console.print_json(parameters)
         return
+    from tintc.compiler.reports.direct import direct_flops
+
     program = read_program(path)
     print_parameters(parameters)
     console.out.print()
