@@ -498,7 +498,8 @@ class TestProcesses:
     """What only a process of its own shows: streams, exit codes, tracebacks."""
 
     def test_success(self, tmp_path: Path) -> None:
-        done = process("compile", source_directory(), "-o", tmp_path / "sim", "--json")
+        copied = copy_of(artifact(), tmp_path / "sim")
+        done = process("inspect", copied, "--format", "json")
         assert done.returncode == 0
         assert done.stderr == ""
         assert json.loads(done.stdout)["blocks"] == 2

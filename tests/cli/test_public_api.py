@@ -47,7 +47,7 @@ def test_import_is_light() -> None:
 import sys, tintc
 tintc.SimulatorConfig.exact(steps=3)
 assert not {"torch", "transformers", "numpy"} & set(sys.modules), "imported too early"
-tintc.compile
+tintc.load
 assert "torch" in sys.modules
 """
     done = process(code=code)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tintc
 from tests.compiler.test_islands import Decoder, V, decoder, feed
-from tests.support.grid import grid
+from tests.support.grid import grid, some
 from tests.support.models import randomized
 from tests.support.tolerances import UPDATE_COSINE_HALF, cosine, error
 from tintc.runtime.specialize import programs
@@ -50,7 +50,7 @@ def test_small_steps_are_those_of_float64(
     assert abs(float(found.norm() / expected.norm()) - 1) < 0.03
 
 
-@pytest.mark.parametrize("fine", [torch.float64, torch.complex128])
+@some("fine", [torch.float64, torch.complex128], default=[torch.complex128])
 def test_a_table_finer_than_the_model(fine: torch.dtype) -> None:
     """Its code rounds what it computes with the table; an island is traced in one type."""
 

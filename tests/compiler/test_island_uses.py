@@ -167,7 +167,8 @@ def test_refused_on_demand() -> None:
         tintc.compile(decoder("feed", "mish"), CONFIG, islands="refuse")
 
 
-@pytest.mark.parametrize("name", ["mish", pytest.param("by token", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mish", "by token"])
 def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
     """Their nodes are torch.onnx's own; onnxruntime gives the simulator's numbers."""
     config = tintc.SimulatorConfig.exact(inner_lr=0.05)

@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import tintc
 from tests.support.artifacts import seal
 from tests.support.flops import counting
-from tests.support.grid import grid, some
+from tests.support.grid import some
 from tests.support.long_rotary import (
     DYNAMIC,
     EXACT,
@@ -152,6 +152,7 @@ def test_half_precision_is_near(in_half: bool, monkeypatch: pytest.MonkeyPatch) 
     assert error(found, expected) < HALF_LOGITS[torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_same(tmp_path: Path) -> None:
     """A call and a window of a stream; what is exported is compared at 2, 19 and 64 tokens."""
     sim = short_simulator(copy.deepcopy(model(DYNAMIC)), EXACT)
@@ -200,6 +201,7 @@ class TestRefused:
             tintc.export_onnx_pair(simulator(DYNAMIC), tmp_path / "pair")
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_the_transformer_back_end(self) -> None:
         with pytest.raises(
             tintc.UnsupportedModelError, match=r"frequencies that depend on the leng"
@@ -217,7 +219,11 @@ def test_a_length_that_no_sequence_has_changes_nothing() -> None:
     assert "wave" not in {tint_name(node) for node in sim.program.graph.nodes}
 
 
-@grid(together=1, steps=[2, 6], predict=["all", "rest"])
+@some(
+    ("steps", "predict"),
+    [(steps, predict) for steps in (2, 6) for predict in ("all", "rest")],
+    default=[(6, "rest")],
+)
 def test_costs_count_both_programs(steps: int, predict: Predict) -> None:
     """The FLOPs of a call, as a whole and row by row, are those that torch counts of a real one."""
     names = [name for name in COUNTED if name != "flash_attention"]

@@ -27,7 +27,7 @@ OUTSIDE = (
     *("model.embedder", "skip_weights", "embed.", "value_embeds", "smear_gate", "lm_head"),
     *("embedding.", "linear.", "tok.", "tok_scalars", "pos.", "head.", "aside."),
 )
-DEFAULT = ("last token alone", "tokens first")
+DEFAULT = ("last token alone",)
 
 
 class Logits(nn.Module):

@@ -30,6 +30,7 @@ def without_time(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 def test_opt_125m_is_as_stored() -> None:
     (stored,) = (facts for facts in REPORT["models"] if facts["source"] == "shape:opt-125m")
     assert counted("shape:opt-125m") == without_time(stored)

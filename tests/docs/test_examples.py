@@ -35,6 +35,7 @@ def displayed(cell: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
+@pytest.mark.slow
 def test_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells in order, without a kernel. Everything that it shows has HTML, but what `close`
     returns, and it is kept without outputs.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import tintc
 from tintc.ir import errors
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.contracts import PROPERTIES
@@ -80,7 +81,15 @@ def test_exit_codes() -> None:
             assert re.search(rf"^\| {error.exit_code} \|.*`tintc\.{name}`", text, re.M)
 
 
-def test_commands() -> None:
+def _tintc(arguments: str, _: Path) -> str:
+    """As the page calls a command, but in this process."""
+    done = tintc(*arguments.split(), columns=100)
+    assert done.code == 0, done.err
+    return done.out
+
+
+def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "_tintc", _tintc)
     text = page("commands")
     found = generated.commands()
     assert {"compile", "inspect", "run", "eval lm", "ablate", "env"} <= set(found)

@@ -128,6 +128,7 @@ def test_a_second_run_computes_nothing(root: Path, tmp_path: Path, report: dict[
     assert again.computed == 0
 
 
+@pytest.mark.slow  # by default: that of a stream, in test_stream_runs.py
 @pytest.mark.parametrize("killed_at", [3, 20])
 def test_a_run_that_was_killed_goes_on(
     root: Path, tmp_path: Path, report: dict[str, Any], killed_at: int

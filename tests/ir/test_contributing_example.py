@@ -106,9 +106,7 @@ def run(folder: Path, script: str) -> str:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     for room in ROOMS:
-        shutil.copytree(
-            ROOT / room, tmp_path / room, symlinks=True, ignore=shutil.ignore_patterns("*.pyc")
-        )
+        shutil.copytree(ROOT / room, tmp_path / room, symlinks=True)
     return tmp_path
 
 
