@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -59,13 +60,15 @@ def write_weights(tensors: Mapping[str, Tensor], file: Path) -> Seal:
     text += b" " * (-(struct.calcsize("<Q") + len(text)) % LINE)
     begins = struct.pack("<Q", len(text)) + text
     digest = hashlib.sha256(begins)
-    with file.open("wb") as handle:
+    # Hashing takes as long as writing; both leave Python to another thread.
+    with file.open("wb") as handle, ThreadPoolExecutor(1) as beside:
         handle.write(begins)
         for name in names:
             numbers = tensors[name].detach().cpu().contiguous().flatten()
             data = numbers.view(torch.uint8).numpy().data
+            hashed = beside.submit(digest.update, data)
             handle.write(data)
-            digest.update(data)
+            hashed.result()
     return Seal(bytes=len(begins) + end, sha256=digest.hexdigest())
 
 

@@ -10,6 +10,7 @@ whatever is wrong behind it.
 
 from __future__ import annotations
 
+import copy
 from typing import get_args
 
 import torch
@@ -54,6 +55,8 @@ def check(simulator: Simulator, model: nn.Module, kind: Check | None) -> None:
         raise UsageError(f"check is {kind!r}; expected one of {', '.join(CHECKS)}")
     if kind == "none":
         return
+    simulator = copy.copy(simulator)
+    simulator.calibration = "off"  # measuring the machine waits for the first call
     check_first_forward(simulator, model)
     numbers = sum(tensor.numel() for tensor in simulator.prefix.tensors().values())
     if kind == "step" or (kind is None and numbers <= LARGEST_STEPPED):

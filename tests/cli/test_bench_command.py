@@ -209,6 +209,7 @@ class TestAgainst:
         assert facts["loop_products"] is None
         assert "kernels" not in [found["name"] for found in facts["checks"]]
 
+    @pytest.mark.slow
     def test_logits_of_the_rest(self) -> None:
         """Both sides give them alone, in fewer operations."""
         rest, whole = (

@@ -67,6 +67,7 @@ def test_module_runs_as_a_program() -> None:
     assert done.stdout == f"tintc {tintc.__version__}\n"
 
 
+@pytest.mark.slow
 def test_the_documented_snippet(tmp_path: Path) -> None:
     """Line by line what the README promises, on the bundled model."""
     config = tintc.SimulatorConfig.paper(inner_lr=1e-4, steps=1, layers=None)

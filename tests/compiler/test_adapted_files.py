@@ -146,6 +146,7 @@ class TestCheckpoint:
         tolerance = 1e-5 if FAMILIES[family].casts else SIMULATOR[torch.float64]
         assert error(model(OTHERS).logits, expected) < tolerance
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_has_the_type_of_what_was_learned(self, dtype: torch.dtype, tmp_path: Path) -> None:
         """Float32 of a half-precision simulator, which keeps it."""

@@ -161,6 +161,7 @@ def test_a_loop_on_the_transformer_back_end() -> None:
     assert costs[205].peak_bytes == costs[5].peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["paper", "exact", "paper, 3 steps"])
 def test_estimates_without_optimizations(config: str) -> None:
     simulator, sizes, ids, train_mask = prepared("opt", CONFIGS[config], "long", "fused")

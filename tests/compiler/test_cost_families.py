@@ -8,7 +8,6 @@ import transformers
 
 from tests.support.every import lowered, model_of, simulator_of
 from tests.support.families import FAMILIES
-from tests.support.grid import some
 from tests.support.variants import VARIANTS
 from tintc import parameter_report
 from tintc.compiler.cost import estimate
@@ -29,8 +28,9 @@ def described(name: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
-@some("name", [*FAMILIES, *VARIANTS], default=SAMPLE)
+@pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 def test_counts_what_compile_has(name: str, tmp_path: Path) -> None:
     facts = cost_report(described(name, tmp_path), CONFIG, tokens=16)
     program = lowered(name, False, CONFIG)

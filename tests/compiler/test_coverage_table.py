@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.coverage_table import _judged, compared, line, store, stored, types
-from tests.support.grid import some
 
 STORED = Path(__file__).parents[2] / "docs" / "measured" / "coverage.json"
 LINES = stored(STORED)
 EQUAL = [kind for kind, each in LINES.items() if each["became"] == "equal"]
 
 
-@some("kind", EQUAL, default=["apertus"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EQUAL)
 def test_equals_autograd(kind: str) -> None:
     found = compared(kind, quick=True)
     assert found["became"] == "equal", line(found)

@@ -74,7 +74,7 @@ def test_batches_in_slices_give_the_same(by_token: tintc.Simulator) -> None:
         assert error(by_token(ids, train).logits, whole) < OPTIMIZED[torch.float64]
 
 
-@pytest.mark.parametrize("keys", ["recompute", "cache"])
+@pytest.mark.parametrize("keys", ["recompute", pytest.param("cache", marks=pytest.mark.slow)])
 def test_streams(by_token: tintc.Simulator, ordered: tintc.Simulator, keys: Any) -> None:
     ids, _ = texts(batch=2, tokens=17)
     for simulator in (by_token, ordered):

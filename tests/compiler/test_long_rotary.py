@@ -60,7 +60,7 @@ def assert_steps_as_autograd(name: str, config: SimulatorConfig, length: int, tr
 @some(
     ("name", "length", "train"),
     [(name, *lengths) for name in LONG for lengths in LENGTHS],
-    default=[(DYNAMIC, *LENGTHS[-1]), (LONGROPE, *LENGTHS[2]), (LONGROPE, *LENGTHS[3])],
+    default=[(DYNAMIC, *LENGTHS[-1]), (LONGROPE, *LENGTHS[2])],
 )
 def test_exact(name: str, length: int, train: int) -> None:
     assert_steps_as_autograd(name, EXACT, length, train)
@@ -75,7 +75,8 @@ def test_paper(name: str, length: int, train: int) -> None:
     assert_steps_as_autograd(name, PAPER, length, train)
 
 
-@some("name", LONG, default=[LONGROPE])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
 def test_the_length_matters(name: str) -> None:
     """So that a wrong one shows: the first tokens of a long call are not those of a short one, and
     their values are the model's own as it is, casts included.

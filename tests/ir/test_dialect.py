@@ -236,18 +236,17 @@ def test_every_operator_occurs_and_says_what_it_means(monkeypatch: pytest.Monkey
     """The dialect holds nothing that neither the pipeline nor an optimization emits."""
     monkeypatch.delenv("TINTC_VERIFY")  # of some forty pipelines; it is not what this looks at
     seen: set[str] = set()
-    for config in (
-        SimulatorConfig.exact(),
-        SimulatorConfig.paper(),
-        SimulatorConfig.paper(loss_gradient="mean_embedding"),
-        SimulatorConfig.exact(train="*"),
+    for config, model in (
+        (SimulatorConfig.exact(), None),
+        (SimulatorConfig.paper(), None),
+        (SimulatorConfig.paper(loss_gradient="mean_embedding"), turning()),
+        (SimulatorConfig.exact(train="*"), None),
     ):
-        for model in (None, turning()):
-            seen |= {
-                name
-                for node in stage("verify", config, model=model, longest=32).graph.nodes
-                if (name := tint_name(node))
-            }
+        seen |= {
+            name
+            for node in stage("verify", config, model=model, longest=32).graph.nodes
+            if (name := tint_name(node))
+        }
     for rule in RULES:
         found = pruned(SimulatorConfig.exact(steps=2, **rule), low_rank_updates)
         lowered = stage("verify", SimulatorConfig.exact(steps=2, **rule)).graph
@@ -259,11 +258,10 @@ def test_every_operator_occurs_and_says_what_it_means(monkeypatch: pytest.Monkey
     limited = SimulatorConfig.exact(steps=2, max_drift=0.1)
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float32))
     optimized.append(pruned(limited, *OPTIMIZATIONS, dtype=torch.float16))
-    for passes in ((), OPTIMIZATIONS):
-        optimized += [
-            pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **kind)
-            for kind in (WINDOW, DECODING)
-        ]
+    optimized += [
+        pruned(SimulatorConfig.exact(), *passes, model=turning(), longest=32, **kind)
+        for passes, kind in ((OPTIMIZATIONS, WINDOW), ((), DECODING))
+    ]
     for found in optimized:
         seen |= {name for node in found.graph.nodes if (name := tint_name(node))}
     for model in (strange(), scaled()):

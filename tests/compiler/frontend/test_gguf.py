@@ -206,6 +206,7 @@ class TestSource:
         )
         assert tintc("run", tmp_path / "sim", "--text", TEXT).code == 0
 
+    @pytest.mark.slow
     def test_costs(self, tmp_path: Path) -> None:
         assert tintc("cost", write(tmp_path / "model.gguf", gpt2()), "--tokens", "16").code == 0
 

@@ -64,6 +64,7 @@ def test_a_forward_pass_that_was_replaced_is_left_alone() -> None:
     assert vars(rotary)["forward"] is own
 
 
+@pytest.mark.slow
 def test_on_the_meta_device_too() -> None:
     """As checks before a download, and `tintc cost`, have a model: weights without numbers."""
     config = LONG["phi3, longrope"]().config

@@ -383,6 +383,7 @@ class TestShape:
     def test_the_ladder_is_whole(self) -> None:
         assert len(shape_names()) == 14
 
+    @pytest.mark.slow
     def test_smaller_dtype_needs_less(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=82e6 * 2.5))
         assert "float32" in refusal("shape:distilgpt2", MemoryLimitError)

@@ -104,6 +104,7 @@ def test_equal_results(name: str, preset: str) -> None:
     assert_equal_results(found["none"], found["fused"], SCENARIOS[scenario](3, 9, VOCAB))
 
 
+@pytest.mark.slow  # by default: that of test_structure.py
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_sharing_changes_no_bit(name: str, preset: str) -> None:
