@@ -11,6 +11,7 @@ from typing import Any
 from tintc.commands import console
 from tintc.commands.sheet import Sheet
 from tintc.compiler.artifact_files import check_target
+from tintc.compiler.artifact_reader import read_report
 from tintc.compiler.artifact_schema import TOKENIZER
 from tintc.compiler.report_types import Report
 from tintc.compiler.reports.islands import said
@@ -31,15 +32,14 @@ def run(
     """Compiles, writes the artifact and prints its report."""
     from tintc.compiler.artifact_writer import save
     from tintc.compiler.driver import compile as compile_model
-    from tintc.compiler.reports.summary import report
 
     check_target(output, force=force)
     start = time.monotonic()
     with console.stages(5) as stage:
         simulator = compile_model(source, config, progress=stage, **options)
         stage("save")
-        save(simulator, output, force=force)
-    facts = report(simulator)
+        written = save(simulator, output, force=force)
+    facts = read_report(written)
     seconds, peak = time.monotonic() - start, _peak_memory()
     if as_json:
         console.print_json(
