@@ -40,6 +40,7 @@ def test_document_and_tables() -> None:
     assert "4 tokens behind 8, greedily" in shown and "a loop, updated weights loaded" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("form", ["weights", "factors"])
 def test_bytes_are_those_of_what_is_read(name: str, form: Any) -> None:

@@ -66,6 +66,7 @@ class TestNoRequest:
     def test_cost(self, hub: Hub) -> None:
         assert both(hub, "cost", NAME).code == 0
 
+    @pytest.mark.slow
     def test_language(self, hub: Hub) -> None:
         assert both(hub, "eval", "lm", NAME, "--data", "wikitext-2", *SMALL).code == 0
 

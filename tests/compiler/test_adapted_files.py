@@ -296,6 +296,7 @@ class TestLoading:
         with pytest.raises(UsageError, match="belongs to another model, to other weights"):
             tintc.load_adapted(saved, simulator)
 
+    @pytest.mark.slow
     def test_another_dtype(self, saved: Path) -> None:
         with pytest.raises(UsageError, match="another dtype"):
             tintc.load_adapted(saved, compiled(dtype=torch.float32))

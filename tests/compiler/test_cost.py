@@ -126,6 +126,7 @@ def test_estimates(case: tuple[str, str], shape: str, backend: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["long", "small vocabulary"])
 @pytest.mark.parametrize("rule", RULED)
 def test_estimates_of_inner_rules(rule: str, shape: str) -> None:

@@ -39,6 +39,7 @@ def test_counts_what_compile_has(name: str, tmp_path: Path) -> None:
     assert facts["flops"] == estimate(program, "fused", torch.float32, **sizes).flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_constants_have_their_numbers_and_weights_none(name: str, tmp_path: Path) -> None:
     loaded = load_without_weights(described(name, tmp_path), dtype=torch.float64)

@@ -159,6 +159,7 @@ def test_masks(name: str) -> None:
     assert_trains_like_autograd(name, EXACT[1], scenario, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mean_embedding", "quadratic"])
 @pytest.mark.parametrize("name", ["gptj", "phi", "gemma", "bloom"])
 def test_loss_gradients(name: str, loss: Any) -> None:

@@ -83,6 +83,7 @@ def test_steps_are_divided_by_what_was_gathered(
     assert all(is_models_own(each) for each in state)
 
 
+@pytest.mark.slow
 def test_they_are_no_parameters() -> None:
     """Nor the model's: an outer loss trains none of them, and none is counted."""
     plain = made("opt", optimizer="sgd")

@@ -50,6 +50,7 @@ def test_small_steps_are_those_of_float64(
     assert abs(float(found.norm() / expected.norm()) - 1) < 0.03
 
 
+@pytest.mark.slow
 @some("fine", [torch.float64, torch.complex128], default=[torch.complex128])
 def test_a_table_finer_than_the_model(fine: torch.dtype) -> None:
     """Its code rounds what it computes with the table; an island is traced in one type."""

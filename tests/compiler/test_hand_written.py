@@ -152,6 +152,7 @@ SHARED = (
 )
 
 
+@pytest.mark.slow
 @grid(together=1, oddity=SHARED, preset=PRESETS)
 def test_both_back_ends_agree(oddity: str, preset: str) -> None:
     """Shared weights learn from both of their uses, in prefix tokens too; a buffer stays as it
@@ -279,6 +280,7 @@ def test_refused(oddity: str, message: str) -> None:
         tintc.compile(decoder(oddity), islands="refuse")
 
 
+@pytest.mark.slow
 def test_a_table_with_more_rows_than_the_config_names_tokens() -> None:
     """For pictures, or a first token; the head has a column for every token that is named."""
     model = decoder("")

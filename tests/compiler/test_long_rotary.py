@@ -66,6 +66,7 @@ def test_exact(name: str, length: int, train: int) -> None:
     assert_steps_as_autograd(name, EXACT, length, train)
 
 
+@pytest.mark.slow
 @some(
     ("name", "length", "train"),
     [(name, *lengths) for name in LONG for lengths in LENGTHS],

@@ -112,6 +112,7 @@ def test_presets_and_steps(preset: str, steps: int, backend: str, tmp_path: Path
     exported(simulator("gpt2" if backend == "fused" else "opt", backend, preset, steps), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_gradient", ["mean_embedding", "quadratic"])
 def test_loss_gradients(loss_gradient: str, tmp_path: Path) -> None:
     for backend in BACKENDS:

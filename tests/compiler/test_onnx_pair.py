@@ -101,6 +101,7 @@ def test_families(name: str, tmp_path: Path) -> None:
     assert_follows(pair_of(sim, tmp_path), sim, model)
 
 
+@pytest.mark.slow
 @some("name", ["mistral", "gpt_neo", "gemma2"], ["mistral", "gpt_neo"])
 def test_windows_may_forget(name: str, tmp_path: Path) -> None:
     """Only as many keys as they see are given; the mask is of all."""

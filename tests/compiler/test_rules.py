@@ -150,6 +150,7 @@ def test_alone(rule: str, name: str, steps: int) -> None:
     assert error(simulator(**inputs_of()).logits, without.logits) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=2)
 @given(data=st.data())

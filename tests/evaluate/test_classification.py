@@ -199,6 +199,7 @@ def test_nothing_is_chosen_on_test_items(
             assert turned["accuracy"] == pytest.approx(1 - row["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_given_rate_is_not_chosen(root: Path) -> None:
     result = run(auxiliary(), settings(root, inner_lr=0.005, shots=(4,)), Store(None, {}))[
         "results"

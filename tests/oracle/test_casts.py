@@ -41,6 +41,7 @@ def test_a_running_model(name: str) -> None:
     assert (1e-9 < noise < 1e-6) if name not in ROUNDED_ALIBI else (1e-5 < noise < 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_captured_model(name: str) -> None:
     model = BUILDERS[name]()

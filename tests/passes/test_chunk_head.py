@@ -166,6 +166,7 @@ def test_same_numbers(config: SimulatorConfig) -> None:
     assert_same_results(chunk_head, pruned(config, low_rank_updates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt", "cohere"])  # a tied head; scaled logits
 def test_same_numbers_of_other_models(name: str) -> None:
     assert_same_results(

@@ -107,6 +107,7 @@ def test_same_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["gptj", "llama", "falcon"]
 )  # branches side by side, which add to one another, too
+@pytest.mark.slow
 def test_same_numbers_of_other_models(name: str) -> None:
     assert_same_results(
         fuse_residuals, pruned(exact(), low_rank_updates, model=FAMILIES[name].build())

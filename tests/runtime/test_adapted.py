@@ -164,6 +164,7 @@ def test_what_learns(name: str, fields: dict[str, object]) -> None:
             assert_same_state(adapted.state_dict(index), expected, index, LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @some("name", ["mistral", "gemma2", "qwen2-windows"], default=["mistral"])
 def test_a_window_s_edge(name: str, form: Form) -> None:

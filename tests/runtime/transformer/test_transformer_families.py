@@ -176,6 +176,7 @@ def test_pages_give_back_the_model(name: str) -> None:
     model.load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "bloom", "phi-qk-norm"])
 def test_outer_gradients(name: str) -> None:
     """Through rotary positions, gates, soft-caps, biases of keys and norms of heads, by records and
