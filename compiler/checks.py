@@ -156,7 +156,7 @@ def _with(program: Program, simulator: Simulator, weights: dict[str, Tensor]) ->
     tensors = {name: t.detach() for name, t in simulator.prefix.tensors().items()} | weights
     if program is simulator.program and simulator.backend == "fused":
         return simulator.on(tensors)
-    return Simulator(program, tensors)
+    return Simulator(program, tensors, calibration=simulator.calibration)
 
 
 def _compare_logits(

@@ -12,9 +12,11 @@ from tests.support.artifacts import source_directory
 from tests.support.decoders import VOCAB, Decoder, FeedForward, MaskedAttention
 from tests.support.models import opt
 from tintc.compiler import checks
+from tintc.ir.calibration import Calibration, fixed
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import NumericalError, UsageError
 from tintc.ir.ops import activation
+from tintc.runtime import calibration
 
 
 class Halved(FeedForward):
@@ -129,6 +131,22 @@ def test_nothing_is_checked_if_nothing_is_asked_for(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(checks, "check_first_forward", never)
     tintc.compile(opt(), check="none")
+
+
+def test_the_machine_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds: it waits for the first call."""
+    measured: list[str] = []
+
+    def counted(device: torch.device, _: torch.dtype) -> Calibration:
+        measured.append(device.type)
+        return fixed(device.type)
+
+    monkeypatch.setattr(calibration, "calibration_of", counted)
+    simulator = tintc.compile(opt(), check="step")
+    assert not measured
+    with torch.inference_mode():
+        simulator(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.int64))
+    assert set(measured) == {"cpu"}
 
 
 def test_an_unknown_check() -> None:
