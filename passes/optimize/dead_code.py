@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from tintc.ir.builder import remove_dead
 from tintc.ir.context import Context
 from tintc.ir.inputs import INPUTS
 from tintc.ir.pass_manager import graph_pass
@@ -16,8 +17,8 @@ from tintc.ir.pass_manager import graph_pass
 @graph_pass(requires=("well_formed",), ensures=("no_dead_code",))
 def dead_code(graph: fx.Graph, context: Context) -> fx.Graph:
     """See the module's first lines. The simulator's own inputs stay, used or not."""
-    for node in reversed(list(graph.nodes)):
-        kept = node.op == "output" or node.name in INPUTS
-        if not node.users and not kept:
+    remove_dead(graph)
+    for node in graph.find_nodes(op="placeholder"):
+        if not node.users and node.name not in INPUTS:
             graph.erase_node(node)
     return graph
