@@ -504,6 +504,13 @@ class TestProcesses:
         assert done.stderr == ""
         assert json.loads(done.stdout)["blocks"] == 2
 
+    @pytest.mark.slow
+    def test_success_of_compile(self, tmp_path: Path) -> None:
+        done = process("compile", source_directory(), "-o", tmp_path / "sim", "--json")
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert json.loads(done.stdout)["blocks"] == 2
+
     def test_failure(self) -> None:
         done = process("inspect", "absent")
         assert (done.returncode, done.stdout) == (1, "")
