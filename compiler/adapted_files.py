@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from tintc.runtime.decoding.program import Updates
 from tintc.runtime.simulator import Simulator
 
 
+@torch.inference_mode(False)  # whatever the caller is in: what is made outlives it
 def load_adapted(path: str | Path, simulator: Simulator | str | Path) -> Adapted:
     """Reads back what `save_adapted` wrote with the format `tintc`, with the same bits.
 

@@ -79,6 +79,7 @@ def read_program(path: str | Path) -> Program:
     return program
 
 
+@torch.inference_mode(False)  # whatever the caller is in: what is made outlives it
 def load(
     path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Simulator:

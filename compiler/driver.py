@@ -34,6 +34,7 @@ Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)  # whatever the caller is in: what is made outlives it
 def compile(
     source: str | nn.Module,
     config: SimulatorConfig | None = None,

@@ -41,6 +41,7 @@ _STATE = "/momentum"  # behind a slot's name
 GATHERING = "gradients of chunks"
 
 
+@torch.inference_mode(False)  # whatever the caller is in: what is made outlives it
 def gather_statistics(
     simulator: Simulator,
     ids_N: Tensor,

@@ -14,6 +14,7 @@ missing, damaged or not finite are refused before anything is compiled.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -323,6 +324,8 @@ def _use_module(model: torch.nn.Module, name: str, dtype: torch.dtype | None) ->
             f"convert it with .to({dtype})"
         )
     check_finite(model, name)
+    if any(value.is_inference() for value in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model)  # torch.export reads none that inference_mode made
     return Source(
         model,
         None,

@@ -4,6 +4,7 @@ was.
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,30 @@ class TestSelfCheck:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_model_of_two_positions(self, family: str) -> None:
         assert tintc.compile(FAMILIES[family](positions=2)).program.facts.max_positions == 2
+
+
+class TestWhateverTheCallerIsIn:
+    """What is compiled or loaded outlives the caller's inference_mode, in which it could be neither
+    differentiated nor trained.
+    """
+
+    @pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
+    def test_compiled_saved_and_loaded(self, around: Any, tmp_path: Path) -> None:
+        with around():
+            made = opt()  # with weights of that mode
+            simulator = tintc.compile(made, check="step")
+            tintc.save(simulator, tmp_path / "sim")
+            loaded = tintc.load(tmp_path / "sim")
+        for each in (simulator, loaded, tintc.compile(made, check="step")):
+            assert self.gradient(each) > 0
+
+    def gradient(self, simulator: tintc.Simulator) -> float:
+        """The largest of a weight, as outer training asks for."""
+        ids = tokens(1, 9, 29)
+        leaf = next(iter(simulator.prefix.parameters()))
+        logits = simulator(ids, torch.ones_like(ids)).logits
+        (found,) = torch.autograd.grad(logits.sum(), leaf)
+        return float(found.abs().max())
 
 
 class TestRefused:

@@ -133,14 +133,17 @@ def stepped(
 @cache
 def model(name: str) -> Any:
     """One of them: do not call it, which changes it."""
-    return LONG[name]()
+    with torch.inference_mode(False):
+        return LONG[name]()
 
 
 @cache
 def simulator(name: str, config: SimulatorConfig = EXACT) -> Simulator:
-    """Without the reference's casts."""
-    own = copy.deepcopy(model(name))
-    with no_casts():
+    """Without the reference's casts. Whoever asks first, under inference_mode or not, it is the
+    same.
+    """
+    with torch.inference_mode(False), no_casts():
+        own = copy.deepcopy(model(name))
         return short_simulator(own, config)
 
 
