@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,7 @@ DType = Literal["float", "int", "bool"]
 Phase = Literal["forward", "backward", "descent"]
 
 KEY = "tint"
+_MULTIPLE = re.compile(r"(\d*)([A-Za-z]\w*)")
 _SIZE = re.compile(r"(\d*)([BTS])")
 
 
@@ -92,6 +93,19 @@ def shapes_of(node: fx.Node) -> list[Shape]:
     if shape and isinstance(shape[0], (tuple, list)):
         return [tuple(each) for each in shape]
     return [shape]
+
+
+def side_by_side(sizes: Sequence[Size]) -> Size:
+    """Of values that are concatenated: S and 2S -> 3S. Raises ValueError for sizes that have no
+    sum.
+    """
+    if all(isinstance(size, int) for size in sizes):
+        return sum(int(size) for size in sizes)
+    found = [_MULTIPLE.fullmatch(str(size)) for size in sizes]
+    names = {each[2] for each in found if each is not None}
+    if None in found or len(names) != 1:
+        raise ValueError(f"sizes {', '.join(map(str, sizes))} cannot be added")
+    return f"{sum(int(each[1] or 1) for each in found if each is not None)}{names.pop()}"
 
 
 def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:

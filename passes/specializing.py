@@ -8,12 +8,14 @@ from tintc.passes.decode.given_updates import given_updates
 from tintc.passes.decode.grouped_rows import grouped_rows
 from tintc.passes.optimize.causal_attention import causal_attention
 from tintc.passes.optimize.chunk_head import chunk_head
+from tintc.passes.optimize.early_descents import early_descents
 from tintc.passes.optimize.flash_attention import flash_attention
 from tintc.passes.optimize.fuse_residuals import fuse_residuals
 from tintc.passes.optimize.kept_first import kept_first
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
 from tintc.passes.optimize.merge_products import merge_products
 from tintc.passes.optimize.onednn_products import onednn_products
+from tintc.passes.optimize.relu_from_output import relu_from_output
 from tintc.passes.optimize.scored_loss import scored_loss
 from tintc.passes.optimize.shared_products import shared_products
 from tintc.passes.optimize.sparse_tables import sparse_tables
@@ -42,8 +44,10 @@ OPTIMIZATIONS: tuple[Pass, ...] = (
     shared_products,
     merge_products,
     fuse_residuals,
+    relu_from_output,
     chunk_head,
-    onednn_products,  # last: it takes what the others left
+    onednn_products,  # it takes what the others left
+    early_descents,  # of what is computed at last
 )
 OPTIMIZATION_NAMES = (
     *(step.name for step in OPTIMIZATIONS),

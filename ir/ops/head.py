@@ -25,6 +25,7 @@ CHUNK_NUMBERS = {
     "cpu": 2**22,
     "cuda": 2**27,
 }  # logits in one chunk: large enough for full products, small beside the activations
+_TURNS = 8  # in which a chunk's logits become what is wanted of them
 
 
 @operator(
@@ -46,29 +47,32 @@ def head_gradient(
     dh = torch.empty_like(h)
     for part in _chunks(h, weight_VD, rows):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
-        dz = _way_back(values, targets[part], kind, behind, factors)
-        dh[part] = _product(dz, weight_VD, None, True, onednn)
+        dh[part] = _way_back(values, weight_VD, targets[part], kind, behind, factors, onednn)
     return dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
 
 
 def _way_back(
-    values: list[Tensor], targets: Tensor, kind: str, behind: list[str], factors: list[float]
-) -> Tensor:
-    """The loss's gradient at the head's product. values: that product, and what each operator
-    behind it made of it; they are used up.
+    values: list[Tensor], weight_VD: Tensor, targets: Tensor, kind: str, behind: list[str],
+    factors: list[float], onednn: bool,
+) -> Tensor:  # fmt: skip
+    """The loss's gradient at the head's input. values: the head's product, and what each operator
+    behind it made of it; they are used up, so that a chunk does not outlive its turn.
     """
-    z = values.pop()
-    # `loss_gradient` in place: a chunk's copies are the peak of a small model's call.
-    dz = torch.softmax(wide(z), -1) if kind == "softmax" else wide(z).clone()
-    y = targets.unsqueeze(-1)
-    dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype))
-    dz = narrow_like(dz, z)
-    del z
+    dz = values.pop()
+    _become_gradient(dz, targets, kind)
     for name, factor in zip(reversed(behind), reversed(factors), strict=True):
         z = values.pop()
         scaled = name == "scale"
         dz = dz * factor if scaled else activation_backward(dz, z, name, "exact", factor)
-    return dz
+    return _product(dz, weight_VD, None, True, onednn)
+
+
+def _become_gradient(z_NV: Tensor, targets_N: Tensor, kind: str) -> None:
+    """`loss_gradient` in place, some rows at a time: copies of a chunk are the peak of a call."""
+    for rows in _turns(z_NV):
+        z, y = z_NV[rows], targets_N[rows].unsqueeze(-1)
+        dz = torch.softmax(wide(z), -1) if kind == "softmax" else wide(z).clone()
+        z.copy_(dz.scatter_add_(-1, y, torch.full_like(y, -1, dtype=dz.dtype)))
 
 
 def _both_shape(h: Shape, *_: object) -> tuple[Shape, Shape]:
@@ -93,9 +97,8 @@ def head_losses_and_gradient(
     losses, dh = [], torch.empty_like(h)
     for part in _chunks(h, weight_VD, rows):
         values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
-        losses.append(token_losses(values[-1], labels[part]))
-        dz = _way_back(values, targets[part], kind, behind, factors)
-        dh[part] = _product(dz, weight_VD, None, True, onednn)
+        losses += _losses(values[-1], labels[part])
+        dh[part] = _way_back(values, weight_VD, targets[part], kind, behind, factors, onednn)
     return torch.cat(losses).view_as(labels_BT), dh.view_as(h_BTD) * mask_BT.unsqueeze(-1)
 
 
@@ -161,14 +164,10 @@ def head_losses(
 ) -> Tensor:
     """As `token_losses`, of the logits that belong to h: (B, T)."""
     h, labels = h_BTD.flatten(0, 1), labels_BT.flatten()
-    parts = (
-        _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
-        for part in _chunks(h, weight_VD, rows)
-    )
-    losses = [
-        token_losses(z, labels[part])
-        for z, part in zip(parts, _chunks(h, weight_VD, rows), strict=True)
-    ]
+    losses = []
+    for part in _chunks(h, weight_VD, rows):
+        values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
+        losses += _losses(values.pop(), labels[part])
     return torch.cat(losses).view_as(labels_BT)
 
 
@@ -190,6 +189,17 @@ def token_losses(z_V: Tensor, labels: Tensor) -> Tensor:
         wide(z_V).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="none"
     )
     return losses.view_as(labels)
+
+
+def _losses(z_NV: Tensor, labels_N: Tensor) -> list[Tensor]:
+    """`token_losses` of some rows at a time."""
+    return [token_losses(z_NV[rows], labels_N[rows]) for rows in _turns(z_NV)]
+
+
+def _turns(z_NV: Tensor) -> Iterator[slice]:
+    """Some of a chunk's rows at a time."""
+    size = max(1, -(-len(z_NV) // _TURNS))
+    return (slice(start, start + size) for start in range(0, len(z_NV), size))
 
 
 def _chunks(h: Tensor, weight_VD: Tensor, rows: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.node_meta import Shape
+from tintc.ir.node_meta import Shape, side_by_side
 from tintc.ir.ops.shapes import demand, said, same_shape
 from tintc.ir.ops.wide import wide_linear
 from tintc.ir.precision import HALF, narrow_like
@@ -84,7 +84,12 @@ def of_keys(rate: Tensor, scores_BTS: Tensor) -> Tensor:
 
 
 def _concatenated_shape(parts: list[Shape]) -> Shape:
-    return (parts[0][0], f"{len(parts)}{parts[0][1]}", *parts[0][2:])
+    first = parts[0]
+    demand(
+        all((part[0], *part[2:]) == (first[0], *first[2:]) for part in parts),
+        f"factors of shapes {', '.join(map(said, parts))} do not stand side by side",
+    )
+    return (first[0], side_by_side([part[1] for part in parts]), *first[2:])
 
 
 @operator(
@@ -94,5 +99,5 @@ def _concatenated_shape(parts: list[Shape]) -> Shape:
     kind="optimization",
 )
 def concatenate(parts: list[Tensor]) -> Tensor:
-    """The factors of several steps side by side: (B, S, D) each -> (B, S + S + ..., D)."""
+    """The factors of several steps side by side: (B, S, D), (B, 2 S, D) -> (B, 3 S, D)."""
     return torch.cat(parts, 1)

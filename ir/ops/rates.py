@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.dialect import operator
-from tintc.ir.node_meta import Shape
+from tintc.ir.node_meta import Shape, side_by_side
 from tintc.ir.ops.shapes import alike, demand, demand_rate, said
 from tintc.ir.precision import wide, wide_dtype
 
@@ -167,7 +167,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _spread_shape(rates: list[Shape], factors: list[Shape]) -> Shape:
-    return (factors[0][0], f"{len(factors)}{factors[0][1]}")
+    return (factors[0][0], side_by_side([factor[1] for factor in factors]))
 
 
 @operator(

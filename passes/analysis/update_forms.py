@@ -116,7 +116,9 @@ class Forms:
 
 
 class Pairs:
-    """Factors of several steps, each concatenation made once."""
+    """Factors of several steps, each concatenation made once, from that of the steps before: so
+    that factors need not be kept twice.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.build, self.forms = Builder(graph), Forms(graph)
@@ -134,8 +136,12 @@ class Pairs:
         return nodes[0] if all(node is nodes[0] for node in nodes) else self.rates(terms, at)
 
     def rates(self, terms: Sequence[Term], at: fx.Node) -> fx.Node:
-        """That of each token, (B, S + S + ...)."""
-        nodes, parts = [self.forms.node(t.rate, at) for t in terms], [t.dy for t in terms]
+        """That of each token, (B, S + S + ...). Of factors only their tokens count, which are those
+        of the last step: so that older ones need not be kept.
+        """
+        nodes, last = [self.forms.node(t.rate, at) for t in terms], terms[-1].dy
+        alike = info(last).shape
+        parts = [last if info(t.dy).shape == alike else t.dy for t in terms]
         key = (*nodes, *parts)
         if key not in self._made:
             self._made[key] = self.build.call(
@@ -144,13 +150,16 @@ class Pairs:
         return self._made[key]
 
     def _together(self, parts: list[fx.Node], label: str) -> fx.Node:
-        key = tuple(parts)
+        """A step's products read the factors of those before it, and are visited in this order."""
+        key, last = tuple(parts), parts[-1]
         if len(parts) > 1 and key not in self._made:
-            fields = {"phase": info(parts[-1]).phase, "step": info(parts[-1]).step}
+            before = self._made.get(key[:-1])
+            together = parts if before is None else [before, last]
+            fields = {"phase": info(last).phase, "step": info(last).step}
             self._made[key] = self.build.call(
-                concatenate, parts, like=parts[-1], label=label, **fields
+                concatenate, together, like=last, label=label, **fields
             )
-        return self._made.get(key, parts[0])
+        return self._made.get(key, last)
 
 
 def _descent(forms: Forms, node: fx.Node) -> Form:

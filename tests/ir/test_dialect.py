@@ -25,7 +25,7 @@ from tintc.ir.builder import infer_shape
 from tintc.ir.choices import Contexts
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint, tint_name
-from tintc.ir.node_meta import KEY, NodeInfo
+from tintc.ir.node_meta import KEY, NodeInfo, side_by_side
 from tintc.ir.ops import OPERATORS
 from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.linear import linear_forward
@@ -36,14 +36,7 @@ from tintc.passes.specializing import OPTIMIZATIONS
 
 def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
     """The rule's answer, with its symbols replaced by the sizes."""
-    symbols = {
-        "B": b,
-        "T": t,
-        "N": t,
-        "S": (t + 1) // 2,
-        "C": t + 2,
-        f"2{t}": 2 * t,
-    }  # the last: two parts of t tokens each, side by side
+    symbols = {"B": b, "T": t, "N": t, "S": (t + 1) // 2, "C": t + 2}
     shapes = tree_map_only(Tensor, lambda a: tuple(a.shape), given_arguments)
     if OPERATORS[name].__module__.endswith((".rates", ".states")):  # they tell B from sizes
         shapes = tree_map_only(
@@ -53,6 +46,19 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
     found = OPERATORS[name].shape(*shapes)
     replaced = fx.node.map_aggregate(found, lambda size: symbols.get(size, size))  # type: ignore[arg-type]
     return replaced
+
+
+@pytest.mark.parametrize(
+    ("sizes", "together"), [(["S", "S"], "2S"), (["2S", "S", "10S"], "13S"), ([3, 4], 7)]
+)
+def test_sizes_side_by_side(sizes: list[int | str], together: int | str) -> None:
+    assert side_by_side(sizes) == together
+
+
+@pytest.mark.parametrize("sizes", [["S", "T"], [3, "S"], ["S", "2"]])
+def test_sizes_without_a_sum(sizes: list[int | str]) -> None:
+    with pytest.raises(ValueError, match="cannot be added"):
+        side_by_side(sizes)
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name not in FLOAT32 or available()])

@@ -21,7 +21,7 @@ from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.elementwise import scale
 from tintc.ir.ops.linear import bias_descent, linear_descent, linear_forward, prefix
-from tintc.ir.ops.low_rank import low_rank, low_rank_of_scores
+from tintc.ir.ops.low_rank import concatenate, low_rank, low_rank_of_scores
 from tintc.ir.ops.rates import sum_square
 from tintc.passes.analysis.update_forms import Forms
 from tintc.passes.optimize.low_rank_updates import low_rank_updates
@@ -89,12 +89,25 @@ def test_half_precision_shares_none() -> None:
     assert calls(found, "low_rank") and not calls(found, "token_products")
 
 
+def _of_steps(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The factors that stand side by side in it."""
+    if not is_tint(node, concatenate):
+        return (node,)
+    parts: list[fx.Node] = node.args[0]  # type: ignore[assignment]
+    return tuple(each for part in parts for each in _of_steps(part))
+
+
 def test_factors_of_all_steps_so_far() -> None:
-    """Concatenated once, oldest first, and shared by the products that read the same weight."""
+    """Concatenated once, oldest first, and shared by the products that read the same weight; those
+    of three steps from those of two, so that each step's need not be kept beside them.
+    """
     at, found = pruned(exact(steps=3)), optimized(low_rank_updates, pruned(exact(steps=3)))
-    parts = [tuple(node.args[0]) for node in calls(found, "concatenate")]
+    made = calls(found, "concatenate")
+    parts = [_of_steps(node) for node in made]
     assert len(set(parts)) == len(parts)
     assert {len(part) for part in parts} == {2, 3}
+    assert {len(node.args[0]) for node in made} == {2}
+    assert {info(node).shape[1] for node in made} == {"2S", "3S"}
     assert all(
         [info(node).step for node in part] == sorted(info(node).step for node in part)
         for part in parts
