@@ -275,28 +275,37 @@ class Compiled(Switched):
         """Sequences of a call that run together. Raises MemoryLimitError where one holds more than
         the memory that was set.
         """
-        batch, tokens = call.shape
         if self._differentiable or call.given:
-            return batch
+            return call.shape[0]
+        return self._together(*self._kind_and_sizes(call))
+
+    def _kind_and_sizes(self, call: Call) -> tuple[Choices, CallSizes]:
+        """Of a call that may run in slices."""
+        batch, tokens = call.shape
         kind = replace(call.kind(differentiable=False), into=bool(self._written(call)))
-        return self._together(kind, {"batch": batch, "tokens": tokens, "segment": call.segment})
+        return kind, {"batch": batch, "tokens": tokens, "segment": call.segment}
 
     def _together(self, kind: Choices, sizes: CallSizes) -> int:
         """Sequences of a slice of such a call."""
+        batch, tokens = sizes["batch"], sizes["tokens"]
         if slices.NAME not in self.optimizations:
-            return sizes["batch"]
+            return batch
+        held, widths = self._held(kind, sizes), self._programs.widths
+        return slice_size(batch, tokens, self.calibration, widths, self._memory, held)
+
+    def _held(self, kind: Choices, sizes: CallSizes) -> Callable[[int], int]:
+        """How many bytes the program holds that runs so many sequences of such a call: results of
+        a slice are written into the whole.
+        """
         tokens, segment, programs = sizes["tokens"], sizes["segment"], self._programs
 
         def held(sequences: int) -> int:
-            """Of the program that runs so many: results of a slice are written into the whole."""
             of_a_slice = replace(kind, into=kind.into and sequences < sizes["batch"])
             known = programs.usual(of_a_slice, self._weight, {**sizes, "batch": sequences})
             counts = {"B": sequences, "T": tokens, "S": segment}
             return bytes_held(programs.get(known).values, counts, known.dtype.itemsize)
 
-        return slice_size(
-            sizes["batch"], tokens, self.calibration, programs.widths, self._memory, held
-        )
+        return held
 
     def _run_slices(self, call: Call, size: int) -> dict[Output, Tensor]:
         returned = lowered_outputs(self.program.graph)
@@ -316,7 +325,8 @@ class Compiled(Switched):
         def run(part: dict[str, Tensor]) -> dict[Output, Tensor]:
             return self._run_whole(replace(call, tensors=part))
 
-        return run_in_slices(run, tensors, batch, size, room)
+        held = self._held(*self._kind_and_sizes(call))(size)
+        return run_in_slices(run, tensors, batch, size, room, held)
 
     def _written(self, call: Call) -> list[Output]:
         """Logits that are written slice by slice."""

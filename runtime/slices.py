@@ -17,10 +17,12 @@ from torch import Tensor
 
 from tintc.ir.calibration import NEARLY, Calibration
 from tintc.ir.errors import MemoryLimitError, UsageError
+from tintc.runtime.machine import hand_back_freed
 
 NAME = "batch_slices"
 Memory = Literal["auto", "lowest"] | int
 _FREE = 0.8  # of the free memory may be taken
+_MUCH = 1 << 26  # bytes that are worth a few milliseconds
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 Key = TypeVar("Key", bound=str)
@@ -118,12 +120,17 @@ def run_in_slices(
     batch: int,
     size: int,
     into: dict[Key, Tensor] | None = None,
+    held: int = 0,
 ) -> dict[Key, Tensor]:
     """`run` on one slice of the tensors after another, its results put together. A tensor without a
     row for each sequence, such as the causal mask, goes to every slice. into: outputs, by name,
-    that `run` writes into rows of one of the tensors, if it can."""
+    that `run` writes into rows of one of the tensors, if it can. held: bytes of a slice at its
+    worst; if they are many, what one frees is handed back before the next.
+    """
     whole = dict(into or {})
     for start in range(0, batch, size):
+        if start and held >= _MUCH:
+            hand_back_freed()
         rows = slice(start, min(start + size, batch))
         part = run(
             {
