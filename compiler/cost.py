@@ -87,7 +87,7 @@ def estimate(
             calibration="off",
         )
         size = (
-            slices.slice_size(batch, tokens, simulator.calibration)
+            slices.slice_size(batch, slices.Work(tokens), simulator.calibration)
             if slices.NAME in simulator.optimizations
             else batch
         )

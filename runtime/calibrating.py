@@ -27,6 +27,7 @@ SHAPES: tuple[Shape, ...] = tuple(
     )
 )
 _COPIED = 1 << 26
+_WEIGHTS = 1 << 27  # bytes: several times what a cache holds
 _COPIES = 3
 _FOR_COPIES = 0.1  # of the time
 _ROUNDS = 10
@@ -46,7 +47,8 @@ def measure(
     seconds: float = SECONDS,
     about: dict[str, str] | None = None,
 ) -> Calibration:
-    """Rates of the shapes by each kernel on offer, and the bandwidth of a copy.
+    """Rates of the shapes by each kernel on offer, and the bandwidth of a copy. Activations are in
+    the cache, weights are not: as in a program, which reads one weight after the other.
 
     All are measured in turn, again and again while there is time, and the best of each counts: what
     else the machine does slows another one each time. The first shape is always measured; of the
@@ -66,14 +68,14 @@ def _best(
 ) -> dict[tuple[str, Shape], float]:
     """The shortest time of each product."""
     end = time.perf_counter() + seconds
-    offered = kernels(device, dtype)
+    offered, weights = kernels(device, dtype), _Weights(device, dtype)
     best: dict[tuple[str, Shape], float] = {}
     rate = 0.0
     for shape in shapes:
         if best and time.perf_counter() + 2 * len(offered) * _flops(shape) / rate > end:
             continue
         for kernel in offered:
-            product = _product(kernel, shape, device, dtype)
+            product = _product(kernel, shape, weights)
             product()
             best[kernel, shape] = max(timed(product, device), 1e-9)
         rate = _flops(shape) / max(best[kernel, shape] for kernel in offered)
@@ -81,8 +83,8 @@ def _best(
         for (kernel, shape), known in best.items():
             if time.perf_counter() + 2 * known > end:
                 continue
-            product = _product(kernel, shape, device, dtype)
-            product()  # its inputs are in the cache then, as they are in a program
+            product = _product(kernel, shape, weights)
+            product()  # activations are in the cache then
             best[kernel, shape] = max(min(known, timed(product, device)), 1e-9)
     return best
 
@@ -92,10 +94,27 @@ def _flops(shape: Shape) -> int:
     return 2 * rows * inner * columns
 
 
-def _product(kernel: str, shape: Shape, device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+class _Weights:
+    """Weights that no cache holds: parts of so much memory that their turn comes late."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.all = torch.ones(_WEIGHTS // dtype.itemsize, dtype=dtype, device=device)
+        self._next = 0
+
+    def next(self, columns: int, inner: int) -> Tensor:
+        """(columns, inner)."""
+        size = columns * inner
+        if size > len(self.all):  # such a one is no guest of a cache by itself
+            self.all = self.all.new_ones(size)
+        start = self._next if self._next + size <= len(self.all) else 0
+        self._next = start + size
+        return self.all[start : self._next].view(columns, inner)
+
+
+def _product(kernel: str, shape: Shape, weights: _Weights) -> Callable[[], Tensor]:
+    """Of another weight in each call."""
     rows, inner, columns = shape
-    x = torch.ones(rows, inner, dtype=dtype, device=device)
-    weight = torch.ones(columns, inner, dtype=dtype, device=device)
+    x = weights.all.new_ones(rows, inner)
     if kernel == "onednn":
-        return lambda: onednn_product(x, weight, None, None, False)
-    return lambda: x @ weight.mT
+        return lambda: onednn_product(x, weights.next(columns, inner), None, None, False)
+    return lambda: x @ weights.next(columns, inner).mT

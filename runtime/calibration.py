@@ -28,7 +28,7 @@ from tintc.runtime import calibrating
 from tintc.runtime.machine import device_name
 
 VARIABLE = "TINTC_CALIBRATION"
-FORMAT = 1
+FORMAT = 2  # 1: of weights in the cache
 OFF = fixed("off")  # stands for the fixed one of whatever device
 _LOG = logging.getLogger("tintc.calibration")
 _KNOWN: dict[Path, Calibration] = {}

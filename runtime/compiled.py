@@ -31,7 +31,7 @@ from tintc.runtime.backends.transformer.structure import Structure, check_backen
 from tintc.runtime.calibration import Wanted, wanted_calibration
 from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
-from tintc.runtime.slices import read_memory, run_in_slices, slice_size
+from tintc.runtime.slices import Work, read_memory, run_in_slices, slice_size
 from tintc.runtime.specialize.cached_layers import Layer
 from tintc.runtime.specialize.chosen import chosen
 from tintc.runtime.specialize.lifetimes import bytes_held
@@ -287,11 +287,12 @@ class Compiled(Switched):
 
     def _together(self, kind: Choices, sizes: CallSizes) -> int:
         """Sequences of a slice of such a call."""
-        batch, tokens = sizes["batch"], sizes["tokens"]
         if slices.NAME not in self.optimizations:
-            return batch
-        held, widths = self._held(kind, sizes), self._programs.widths
-        return slice_size(batch, tokens, self.calibration, widths, self._memory, held)
+            return sizes["batch"]
+        widths, held = self._programs.widths, self._held(kind, sizes)
+        trained = self.program.trained_numbers * self.dtype.itemsize
+        work = Work(sizes["tokens"], sizes["segment"], self.config.steps, widths, held, trained)
+        return slice_size(sizes["batch"], work, self.calibration, self._memory)
 
     def _held(self, kind: Choices, sizes: CallSizes) -> Callable[[int], int]:
         """How many bytes the program holds that runs so many sequences of such a call: results of

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import psutil
@@ -22,6 +23,7 @@ from tintc.runtime.machine import hand_back_freed
 NAME = "batch_slices"
 Memory = Literal["auto", "lowest"] | int
 _FREE = 0.8  # of the free memory may be taken
+_LITTLE = 1 << 28  # bytes that nobody misses
 _MUCH = 1 << 26  # bytes that are worth a few milliseconds
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -60,46 +62,68 @@ def read_memory(given: str | int) -> Memory:
     return size
 
 
-def slice_size(
-    batch: int,
-    tokens: int,
-    speed: Calibration,
-    widths: Widths = (),
-    memory: Memory = "auto",
-    held: Callable[[int], int] | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Work:
+    """What a call asks for, each sequence alike.
+
+    tokens: of the last forward pass. segment: of a training pass; `steps` of them go forward and
+    back. widths: of the products that sequences share, which have a row for each token. held: the
+    bytes that a call of so many sequences holds at its worst. trained: bytes of the weights that
+    are trained.
+    """
+
+    tokens: int
+    segment: int = 0
+    steps: int = 0
+    widths: Widths = ()
+    held: Callable[[int], int] | None = None
+    trained: int = 0
+
+
+def slice_size(batch: int, work: Work, speed: Calibration, memory: Memory = "auto") -> int:
     """Sequences in a slice; slices are of about the same size.
 
-    widths: of the shared products, which have a row for each token. held: the bytes that a call of
-    so many sequences holds at its worst. memory: `auto` is as many sequences as the products need
-    to lose at most 3 %, and as fit into most of what is free; `lowest` one at a time; bytes at
-    most so many. Raises MemoryLimitError where one sequence holds more than these.
+    memory: `auto` is as many sequences as the products need to lose at most 3 %, and as fit into
+    most of what is free, on a processor also into as much as the gradients of a loop would take;
+    `lowest` one at a time; bytes at most so many. Raises MemoryLimitError where one sequence holds
+    more than these.
     """
     if memory == "lowest":
         return 1
-    most = min(batch, _fast_enough(batch, tokens, speed, widths))
+    most, held = min(batch, _fast_enough(batch, work, speed)), work.held
     if held is not None:
-        room = memory if isinstance(memory, int) else int(_FREE * _free(speed.device))
+        room = memory if isinstance(memory, int) else _room(speed.device, work.trained)
         while most > 1 and held(most) > room:
             most -= 1
         if isinstance(memory, int) and held(most) > room:
             raise MemoryLimitError(
-                f"one sequence of {tokens} tokens needs about {held(1):,} bytes for activations; "
-                f"memory is {memory:,}: expected at least that, shorter sequences, or "
+                f"one sequence of {work.tokens} tokens needs about {held(1):,} bytes for "
+                f"activations; memory is {memory:,}: expected at least that, shorter sequences, or "
                 "memory='lowest', which tries"
             )
     return -(-batch // -(-batch // most))
 
 
-def _fast_enough(batch: int, tokens: int, speed: Calibration, widths: Widths) -> int:
+def _room(device: str, trained: int) -> int:
+    """Bytes that `auto` may take."""
+    free = int(_FREE * _free(device))
+    return min(free, max(trained, _LITTLE)) if device == "cpu" else free
+
+
+def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
     """The fewest sequences whose products are nearly as fast as those of the whole batch."""
-    if not speed.measured or not widths:
-        return max(1, speed.full_rows(1, 1) // tokens)
+    if not speed.measured or not work.widths:
+        return max(1, speed.full_rows(1, 1) // work.tokens)
+    passes = [(work.tokens, 1), (work.segment, 2 * work.steps)]  # rows of a sequence, how often
 
     def slowness(sequences: int) -> float:
-        """Of a token."""
-        costs = (i * o * speed.slowness(sequences * tokens, i, o) for i, o in widths)
-        return math.fsum(costs)
+        """Of a sequence."""
+        return math.fsum(
+            often * rows * i * o * speed.slowness(sequences * rows, i, o)
+            for rows, often in passes
+            if rows and often
+            for i, o in work.widths
+        )
 
     tried = sorted({min(batch, 1 << k) for k in range(batch.bit_length() + 1)})
     costs = {sequences: slowness(sequences) for sequences in tried}

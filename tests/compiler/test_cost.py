@@ -221,7 +221,7 @@ def test_a_batch_in_slices(config: str, batch: int) -> None:
         (torch.arange(length) < 64).long().expand(batch, length),
     )
     sizes = {"batch": batch, "tokens": length, "segment": 63}
-    assert slices.slice_size(batch, length, fixed("cpu")) < batch
+    assert slices.slice_size(batch, slices.Work(length), fixed("cpu")) < batch
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting() as counter:
         simulator(ids, train_mask)
     with torch.no_grad(), measured() as live:

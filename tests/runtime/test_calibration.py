@@ -212,6 +212,16 @@ class TestMeasured:
         assert time.perf_counter() - start < 3
         assert {point.rows for point in found.points} == {8}
 
+    def test_weights_take_turns(self) -> None:
+        """No two calls in a row multiply with the same memory; one that is larger than all has it
+        alone.
+        """
+        weights = calibrating._Weights("cpu", torch.float32)
+        starts = [weights.next(1024, 1024).data_ptr() for _ in range(40)]
+        assert len(set(starts[:32])) == 32 == calibrating._WEIGHTS // 2**22
+        assert starts[32:] == starts[:8]
+        assert weights.next(8192, 8192).shape == (8192, 8192)
+
     def test_is_no_part_of_what_counts_a_call(self) -> None:
         with FlopCounterMode(display=False) as counter:
             calibrating.measure("cpu", torch.float64, [(8, 8, 8)], seconds=0.1)

@@ -1,5 +1,6 @@
 """What a calibration chooses: every choice forced both ways gives the same numbers, and is made."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ from tintc.ir.dialect import operator_of
 from tintc.ir.ops.onednn import available
 from tintc.passes.optimize.onednn_products import onednn_products
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.slices import slice_size
+from tintc.runtime.slices import Work, slice_size
 from tintc.runtime.specialize.chosen import chosen_text
 from tintc.runtime.specialize.programs import Programs
 
@@ -113,7 +114,19 @@ def test_as_many_sequences_as_products_need() -> None:
         speed = full_at(rows)
         for batch, tokens in ((1, 8), (7, 8), (16, 4), (64, 1)):
             rates = [speed.rate(n * tokens, 16, 16) for n in range(1, batch + 1)]
-            found = slice_size(batch, tokens, speed, [(16, 16)])
+            found = slice_size(batch, Work(tokens, widths=[(16, 16)]), speed)
             assert speed.rate(found * tokens, 16, 16) >= 0.97 * max(rates)
             slices = math.ceil(batch / found)
             assert found == math.ceil(batch / slices)
+
+
+def test_rows_of_training_passes_count() -> None:
+    """Whole texts keep a product busy, their short segments do not: several go together, the more
+    the more steps there are.
+    """
+    speed = full_at(64)
+    alone = Work(64, widths=[(16, 16)])
+    assert slice_size(16, alone, speed) == 1
+    trained = [dataclasses.replace(alone, segment=4, steps=steps) for steps in (1, 50)]
+    sizes = [slice_size(16, work, speed) for work in trained]
+    assert 1 < sizes[0] <= sizes[1] == 16

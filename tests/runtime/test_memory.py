@@ -1,6 +1,7 @@
 """How many sequences run together, by the memory that activations may hold."""
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -16,7 +17,7 @@ from tintc.ir.config import SimulatorConfig
 from tintc.ir.errors import MemoryLimitError, UsageError
 from tintc.runtime import slices
 from tintc.runtime.simulator import Simulator
-from tintc.runtime.slices import read_memory, slice_size
+from tintc.runtime.slices import Work, read_memory, slice_size
 from tintc.runtime.specialize.lifetimes import Lifetime, bytes_held, lifetimes
 
 WORK = random_workload(29, batch=6, tokens=11, trained=7)
@@ -86,13 +87,28 @@ def test_what_is_no_memory(given: Any) -> None:
 def test_free_memory_limits_what_time_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "_free", lambda device: 1000)
     held = {n: 300 * n for n in range(1, 9)}.__getitem__
-    assert slice_size(8, 16, fixed("cpu"), held=held) == 2  # 600 of 800
-    assert slice_size(8, 16, fixed("cpu"), held=lambda n: n) == 8
-    assert slice_size(8, 16, fixed("cpu"), held=lambda n: 10**9) == 1  # and it may well fail
-    assert slice_size(8, 16, fixed("cpu"), memory=1000, held=held) == 3
-    assert slice_size(8, 512, fixed("cpu"), memory=10**9, held=held) == 1  # time asks for no more
+    assert slice_size(8, Work(16, held=held), fixed("cpu")) == 2  # 600 of 800
+    assert slice_size(8, Work(16, held=lambda n: n), fixed("cpu")) == 8
+    assert slice_size(8, Work(16, held=lambda n: 10**9), fixed("cpu")) == 1  # and it may well fail
+    assert slice_size(8, Work(16, held=held), fixed("cpu"), 1000) == 3
+    assert slice_size(8, Work(512, held=held), fixed("cpu"), 10**9) == 1  # time asks for no more
     with pytest.raises(MemoryLimitError):
-        slice_size(8, 16, fixed("cpu"), memory=299, held=held)
+        slice_size(8, Work(16, held=held), fixed("cpu"), 299)
+
+
+@pytest.mark.parametrize(
+    ("device", "trained", "expected"),
+    [("cpu", 650 << 20, 2), ("cpu", 0, 1), ("cpu", 5 << 30, 8), ("cuda", 650 << 20, 8)],
+)
+def test_a_processor_holds_no_more_than_a_loop_s_gradients(
+    device: str, trained: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or than 256 MiB."""
+    monkeypatch.setattr(slices, "_free", lambda device: 1 << 40)
+    work = Work(16, held=lambda n: n * 300 << 20, trained=trained)
+    assert slice_size(8, work, fixed(device)) == expected
+    small = dataclasses.replace(work, held=lambda n: n * 32 << 20)
+    assert slice_size(8, small, fixed(device)) == 8
 
 
 def test_what_lives_at_once() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tintc.ir.calibration import FULL_ROWS, fixed
-from tintc.runtime.slices import run_in_slices, slice_size
+from tintc.runtime.slices import Work, run_in_slices, slice_size
 
 
 @given(st.integers(1, 300), st.integers(1, 3000), st.sampled_from(["cpu", "cuda", "other"]))
@@ -17,7 +17,10 @@ def test_slice_size(batch: int, tokens: int, device: str) -> None:
     """At least one sequence, no more tokens than are asked for, as few slices as that gives, and of
     about the same size.
     """
-    size, most = slice_size(batch, tokens, fixed(device)), FULL_ROWS.get(device, FULL_ROWS["cuda"])
+    size, most = (
+        slice_size(batch, Work(tokens), fixed(device)),
+        FULL_ROWS.get(device, FULL_ROWS["cuda"]),
+    )
     assert 1 <= size <= batch
     assert size == 1 or size * tokens <= most
     slices = -(-batch // size)
@@ -30,7 +33,7 @@ def test_slice_size(batch: int, tokens: int, device: str) -> None:
 )
 def test_on_a_cpu(batch: int, tokens: int, expected: int) -> None:
     assert FULL_ROWS["cpu"] == 256
-    assert slice_size(batch, tokens, fixed("cpu")) == expected
+    assert slice_size(batch, Work(tokens), fixed("cpu")) == expected
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
