@@ -32,13 +32,16 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
     before = before_step(graph)
     logits = returned["logits"]
     newest = dict(made)
-    steps = context.config.unrolled_steps
+    steps, inner_lr = context.config.unrolled_steps, input_node(graph, "inner_lr")
+    scales_first = _factor(context, 0) != 1
     for step in range(1, steps + 1):
         last = step == steps
         copies: dict[fx.Node, fx.Node] = {before[slot]: value for slot, value in newest.items()}
         with graph.inserting_before(output):
             if not last and (scheduled := _scheduled(graph, context, step)) is not None:
-                copies[input_node(graph, "inner_lr")] = scheduled
+                copies[inner_lr] = scheduled
+            elif not last and scales_first:  # what reads eta itself is not the first step's
+                copies[inner_lr] = inner_lr
             for node in body:
                 if (last and info(node).phase != "forward") or not any(
                     n in copies for n in node.all_input_nodes
@@ -68,11 +71,16 @@ def _reads(node: fx.Node) -> bool:
 
 def _scheduled(graph: fx.Graph, context: Context, step: int) -> fx.Node | None:
     """The learning rate of a step; None where it is eta."""
-    factor = 1.0 if context.config.looped else context.config.schedule_factor(step)
+    factor = _factor(context, step)
     if factor == 1:
         return None
     inner_lr = input_node(graph, "inner_lr")
     return Builder(graph).call(rate, inner_lr, None, factor, True, phase="descent", step=step)
+
+
+def _factor(context: Context, step: int) -> float:
+    """Of the learning rate; a loop passes the scheduled rate itself."""
+    return 1.0 if context.config.looped else context.config.schedule_factor(step)
 
 
 def _schedule_first(graph: fx.Graph, context: Context, body: list[fx.Node]) -> None:

@@ -166,6 +166,16 @@ def test_combined_at_large(name: str, data: st.DataObject, ends: list[int]) -> N
     assert_follows(name, data.draw(rules(names_of(name))), **inputs_of(tuple(ends)))
 
 
+@pytest.mark.parametrize("schedule", [(0.5, 1.0), (1.0, 0.25), (0.5, 1.0, 0.5)])
+def test_a_scaled_weight_under_a_schedule(schedule: tuple[float, ...]) -> None:
+    """A step of eta itself after one of a part of it."""
+    scaled = {"momentum": 0.9, "lr_scale": (("*attn*", 2.0), ("*fc2*", 0.5))}
+    steps = len(schedule)
+    assert_follows(
+        "opt", SimulatorConfig.exact(inner_lr=RATE, steps=steps, schedule=schedule, **scaled)
+    )
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_rms(name: str) -> None:
     """With any root mean squares; `eps` is beside them, not below the root."""

@@ -3,9 +3,11 @@ import pytest
 from tests.support.stages import apply, assert_golden, before, flat, inputs, numbers, printed, stage
 from tests.support.tolerances import error
 from tintc.ir.config import SimulatorConfig
-from tintc.ir.dialect import is_tint
+from tintc.ir.dialect import argument, is_tint
 from tintc.ir.node_meta import info
 from tintc.ir.ops.linear import linear_descent
+from tintc.ir.ops.rates import rate
+from tintc.ir.ops.states import descend
 
 
 def config(steps: int, layers: int | None = None) -> SimulatorConfig:
@@ -89,6 +91,28 @@ def write(tensors: dict, slot: str, value) -> None:  # type: ignore[no-untyped-d
     start, stop = (int(row) for row in rows.rstrip("]").split(":")) if rows else (0, len(value))
     tensors[name] = tensors[name].clone()
     tensors[name][start:stop] = value
+
+
+@pytest.mark.parametrize("schedule", [(0.5, 1.0), (1.0, 0.5), (0.5, 0.5), (1.0, 1.0)])
+def test_each_step_has_its_own_rate(schedule: tuple[float, ...]) -> None:
+    """Also what a step reads of eta alone, the rate of a scaled weight: a step of eta itself does
+    not share the first one's. Where both are eta, they do.
+    """
+    scaled = SimulatorConfig.exact(
+        steps=2, inner_lr=0.01, momentum=0.9, lr_scale=(("*", 2.0),), schedule=schedule
+    )
+    graph = stage("unroll_steps", scaled).graph
+    values = {"inner_lr": 1.0}
+    for node in graph.nodes:
+        if is_tint(node, rate) and argument(node, "factor") is None:
+            eta = values[node.args[0].name]
+            values[node.name] = argument(node, "scale") * (eta if argument(node, "with_lr") else 1)
+    used = {
+        (info(node).step, values[argument(node, "rate").name])
+        for node in graph.nodes
+        if is_tint(node, descend)
+    }
+    assert used == {(step, 2 * factor) for step, factor in enumerate(schedule)}
 
 
 def test_golden(update_golden: bool) -> None:
