@@ -17,7 +17,7 @@ KERNELS = ("blas", "onednn")  # of torch.matmul; of ir/ops/onednn.py
 # A kernel that is less than so much faster than oneDNN is not worth a program of its own: two
 # measurements differ as much.
 _CLEARLY = 1.1
-NEARLY = 0.97  # of the full rate: rows beyond are not worth their memory
+_NEARLY = 0.95  # of the full rate: rows beyond are not worth their memory
 
 # What is fixed, by the type of the device; one without figures counts as an accelerator.
 # Operations that take as long as moving one byte to or from memory: about 400 GFLOP/s by 15 GB/s on
@@ -91,7 +91,7 @@ class Calibration:
         tried = sorted({point.rows for point in self.points})
         rates = {rows: self.rate(rows, inner, columns) for rows in tried}
         best = max(rates.values())
-        return next(rows for rows in tried if rates[rows] >= NEARLY * best)
+        return next(rows for rows in tried if rates[rows] >= _NEARLY * best)
 
     @cached_property
     def one_kernel(self) -> str | None:
@@ -104,11 +104,13 @@ class Calibration:
 
     @cached_property
     def _curves(self) -> dict[str, dict[tuple[int, int], list[tuple[int, float]]]]:
-        """Kernel -> (inner, columns) -> (rows, rate), in order."""
+        """Kernel -> (inner, columns) -> (rows, rate), in order. More rows are never slower: where
+        they were, something else ran on the machine.
+        """
         found: dict[str, dict[tuple[int, int], list[tuple[int, float]]]] = {}
         for point in sorted(self.points, key=lambda each: each.rows):
-            curves = found.setdefault(point.kernel, {})
-            curves.setdefault((point.inner, point.columns), []).append((point.rows, point.rate))
+            curve = found.setdefault(point.kernel, {}).setdefault((point.inner, point.columns), [])
+            curve.append((point.rows, max(point.rate, curve[-1][1] if curve else 0.0)))
         return found
 
     @cached_property

@@ -16,13 +16,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from tintc.ir.calibration import NEARLY, Calibration
+from tintc.ir.calibration import Calibration
 from tintc.ir.errors import MemoryLimitError, UsageError
 from tintc.runtime.machine import hand_back_freed
 
 NAME = "batch_slices"
 Memory = Literal["auto", "lowest"] | int
 _FREE = 0.8  # of the free memory may be taken
+# Of the products' full rate: what else a slice costs, its operators' calls first, is about twice as
+# much again.
+_NEARLY = 0.99
 _LITTLE = 1 << 28  # bytes that nobody misses
 _MUCH = 1 << 26  # bytes that are worth a few milliseconds
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -83,7 +86,7 @@ class Work:
 def slice_size(batch: int, work: Work, speed: Calibration, memory: Memory = "auto") -> int:
     """Sequences in a slice; slices are of about the same size.
 
-    memory: `auto` is as many sequences as the products need to lose at most 3 %, and as fit into
+    memory: `auto` is as many sequences as the products need to lose at most 1 %, and as fit into
     most of what is free, on a processor also into as much as the gradients of a loop would take;
     `lowest` one at a time; bytes at most so many. Raises MemoryLimitError where one sequence holds
     more than these.
@@ -128,7 +131,7 @@ def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
     tried = sorted({min(batch, 1 << k) for k in range(batch.bit_length() + 1)})
     costs = {sequences: slowness(sequences) for sequences in tried}
     best = min(costs.values())
-    return next(sequences for sequences in tried if costs[sequences] * NEARLY <= best)
+    return next(sequences for sequences in tried if costs[sequences] * _NEARLY <= best)
 
 
 def _free(device: str) -> int:

@@ -27,6 +27,15 @@ def test_rates_between_points() -> None:
     assert found.one_kernel == "blas"  # the only one on offer
 
 
+def test_more_rows_are_never_slower() -> None:
+    """A point below an earlier one was measured while something else ran."""
+    points = tuple(
+        Point("blas", rows, 8, 8, rate) for rows, rate in ((1, 1.0), (4, 3.0), (16, 2.0), (64, 5.0))
+    )
+    speed = Calibration("cpu", points, 1.0)
+    assert [speed.rate(rows, 8, 8) for rows in (4, 8, 16, 64)] == [3.0, 3.0, 3.0, 5.0]
+
+
 def test_kernels() -> None:
     """oneDNN, unless the other is clearly faster."""
     assert [only(name).one_kernel for name in ("blas", "onednn")] == ["blas", "onednn"]
