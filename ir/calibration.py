@@ -17,7 +17,7 @@ KERNELS = ("blas", "onednn")  # of torch.matmul; of ir/ops/onednn.py
 # A kernel that is less than so much faster than oneDNN is not worth a program of its own: two
 # measurements differ as much.
 _CLEARLY = 1.1
-_NEARLY = 0.95  # of the full rate: rows beyond are not worth their memory
+_NEARLY = 0.9  # of the full rate: rows beyond are not worth their memory
 
 # What is fixed, by the type of the device; one without figures counts as an accelerator.
 # Operations that take as long as moving one byte to or from memory: about 400 GFLOP/s by 15 GB/s on
