@@ -26,7 +26,7 @@ _FREE = 0.8  # of the free memory may be taken
 # Of the products' full rate: what else a slice costs, its operators' calls first, is about twice as
 # much again.
 _NEARLY = 0.99
-_LITTLE = 1 << 28  # bytes that nobody misses
+_LITTLE = 1 << 27  # bytes that nobody misses
 _MUCH = 1 << 26  # bytes that are worth a few milliseconds
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -87,7 +87,7 @@ def slice_size(batch: int, work: Work, speed: Calibration, memory: Memory = "aut
     """Sequences in a slice; slices are of about the same size.
 
     memory: `auto` is as many sequences as the products need to lose at most 1 %, and as fit into
-    most of what is free, on a processor also into as much as the gradients of a loop would take;
+    most of what is free, on a processor also into half of what the gradients of a loop would take;
     `lowest` one at a time; bytes at most so many. Raises MemoryLimitError where one sequence holds
     more than these.
     """
@@ -110,7 +110,7 @@ def slice_size(batch: int, work: Work, speed: Calibration, memory: Memory = "aut
 def _room(device: str, trained: int) -> int:
     """Bytes that `auto` may take."""
     free = int(_FREE * _free(device))
-    return min(free, max(trained, _LITTLE)) if device == "cpu" else free
+    return min(free, max(trained // 2, _LITTLE)) if device == "cpu" else free
 
 
 def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
