@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 
@@ -203,6 +204,13 @@ class Layout:
     def prefix_numbers(self) -> int:
         """Numbers in all prefix embeddings, padding included: K * D_sim a page."""
         return self.pages * self.prefix_tokens * self.sim_hidden
+
+    @cached_property
+    def updated_numbers(self) -> int:
+        """Of the weights that descend, without what an inner rule keeps beside them."""
+        return sum(
+            slot.numbers for slot in self.prefix.values() if slot.updated and not slot.beside
+        )
 
     @property
     def memory_width(self) -> int:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
 
-from tintc.ir.builder import outputs
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.facts import ModelFacts
 from tintc.ir.layout import Layout
-from tintc.ir.node_meta import info
 from tintc.ir.records import NodeRecord, from_records, to_records
 
 
@@ -38,14 +35,6 @@ class Program:
         or each of both has a length, on which the model's rotation depends.
         """
         return self.config.looped or bool(self.facts.by_length)
-
-    @property
-    def trained_numbers(self) -> int:
-        """Of the weights that descend."""
-        newest = outputs(self.graph)["updates"].values()
-        return sum(
-            math.prod(size for size in info(node).shape if isinstance(size, int)) for node in newest
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The graph as records, as an artifact has it: operators of torch cannot be pickled."""

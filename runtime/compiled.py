@@ -290,7 +290,7 @@ class Compiled(Switched):
         if slices.NAME not in self.optimizations:
             return sizes["batch"]
         widths, held = self._programs.widths, self._held(kind, sizes)
-        trained = self.program.trained_numbers * self.dtype.itemsize
+        trained = self.program.layout.updated_numbers * self.dtype.itemsize
         work = Work(sizes["tokens"], sizes["segment"], self.config.steps, widths, held, trained)
         return slice_size(sizes["batch"], work, self.calibration, self._memory)
 

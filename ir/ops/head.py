@@ -166,8 +166,9 @@ def head_losses(
     h, labels = h_BTD.flatten(0, 1), labels_BT.flatten()
     losses = []
     for part in _chunks(h, weight_VD, rows):
-        values = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)
-        losses += _losses(values.pop(), labels[part])
+        z = _logits(h[part], weight_VD, bias_V, behind, factors, onednn)[-1]
+        losses += _losses(z, labels[part])
+        del z  # or it would live beside the next chunk
     return torch.cat(losses).view_as(labels_BT)
 
 
@@ -198,17 +199,20 @@ def _losses(z_NV: Tensor, labels_N: Tensor) -> list[Tensor]:
 
 def _turns(z_NV: Tensor) -> Iterator[slice]:
     """Some of a chunk's rows at a time."""
-    size = max(1, -(-len(z_NV) // _TURNS))
-    return (slice(start, start + size) for start in range(0, len(z_NV), size))
+    return _parts(len(z_NV), _TURNS)
 
 
 def _chunks(h: Tensor, weight_VD: Tensor, rows: int) -> Iterator[slice]:
+    """As few as fit."""
     most = CHUNK_NUMBERS.get(h.device.type, CHUNK_NUMBERS["cuda"])
     numbers = len(h) * len(weight_VD)
-    # as few as fit, all of the same size
-    count = -(-len(h) // rows) if rows else -(-numbers // most)
-    size = -(-len(h) // max(count, 1))
-    return (slice(start, start + size) for start in range(0, len(h), size))
+    return _parts(len(h), -(-len(h) // rows) if rows else -(-numbers // most))
+
+
+def _parts(rows: int, count: int) -> Iterator[slice]:
+    """At most so many, all of the same size but for the last."""
+    size = max(1, -(-rows // max(count, 1)))
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _logits(

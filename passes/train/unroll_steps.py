@@ -32,16 +32,13 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
     before = before_step(graph)
     logits = returned["logits"]
     newest = dict(made)
-    steps, inner_lr = context.config.unrolled_steps, input_node(graph, "inner_lr")
-    scales_first = _factor(context, 0) != 1
+    steps, first = context.config.unrolled_steps, _schedule_first(graph, context, body)
     for step in range(1, steps + 1):
         last = step == steps
         copies: dict[fx.Node, fx.Node] = {before[slot]: value for slot, value in newest.items()}
         with graph.inserting_before(output):
-            if not last and (scheduled := _scheduled(graph, context, step)) is not None:
-                copies[inner_lr] = scheduled
-            elif not last and scales_first:  # what reads eta itself is not the first step's
-                copies[inner_lr] = inner_lr
+            if not last and (own := _rate(graph, context, step)) is not first:
+                copies[first] = own
             for node in body:
                 if (last and info(node).phase != "forward") or not any(
                     n in copies for n in node.all_input_nodes
@@ -53,7 +50,6 @@ def unroll_steps(graph: fx.Graph, context: Context) -> fx.Graph:
                 copies[node] = copy
         if not last:
             newest = {slot: copies[node] for slot, node in made.items()}
-    _schedule_first(graph, context, body)
     after = {
         kind: {slot: newest[slot] for slot in returned[kind]}
         for kind in ("updates", "states")
@@ -69,27 +65,27 @@ def _reads(node: fx.Node) -> bool:
     return called is not None and called.kind == "read"
 
 
-def _scheduled(graph: fx.Graph, context: Context, step: int) -> fx.Node | None:
-    """The learning rate of a step; None where it is eta."""
-    factor = _factor(context, step)
-    if factor == 1:
-        return None
+def _rate(graph: fx.Graph, context: Context, step: int) -> fx.Node:
+    """The learning rate of a step: eta where its factor is 1, and in a loop, which passes its own
+    rate.
+    """
+    factor = 1.0 if context.config.looped else context.config.schedule_factor(step)
     inner_lr = input_node(graph, "inner_lr")
+    if factor == 1:
+        return inner_lr
     return Builder(graph).call(rate, inner_lr, None, factor, True, phase="descent", step=step)
 
 
-def _factor(context: Context, step: int) -> float:
-    """Of the learning rate; a loop passes the scheduled rate itself."""
-    return 1.0 if context.config.looped else context.config.schedule_factor(step)
-
-
-def _schedule_first(graph: fx.Graph, context: Context, body: list[fx.Node]) -> None:
-    """The rate of the first step, which all copies were made from."""
+def _schedule_first(graph: fx.Graph, context: Context, body: list[fx.Node]) -> fx.Node:
+    """The rate of the first step, which all copies are made from; from now on it is what this reads
+    in place of eta.
+    """
+    inner_lr = input_node(graph, "inner_lr")
     first = next((node for node in body if info(node).phase == "descent"), None)
     if first is None:
-        return
+        return inner_lr
     with graph.inserting_before(first):
-        scheduled = _scheduled(graph, context, 0)
-    inner_lr = input_node(graph, "inner_lr")
-    for node in body if scheduled is not None else ():
+        scheduled = _rate(graph, context, 0)
+    for node in body:
         node.args = fx.node.map_arg(node.args, lambda n: scheduled if n is inner_lr else n)
+    return scheduled
