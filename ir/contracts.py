@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import Any
 
 from torch import fx
 
@@ -68,7 +67,7 @@ def tint_only(graph: fx.Graph, context: Context) -> Problems:
 
 def one_logits_output(graph: fx.Graph, context: Context) -> Problems:
     """The graph returns one node."""
-    returned: Any = graph.output_node().args[0]
+    returned = graph.output_node().args[0]
     single = isinstance(returned, tuple) and len(returned) == 1 and isinstance(returned[0], fx.Node)
     return [] if single else ["the graph does not return one node"]
 

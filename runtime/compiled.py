@@ -28,7 +28,7 @@ from tintc.runtime.apart import last_of, training_of
 from tintc.runtime.backends.transformer import emit as transformer
 from tintc.runtime.backends.transformer.pages import PrefixPages
 from tintc.runtime.backends.transformer.structure import Structure, check_backend
-from tintc.runtime.calibration import Wanted, wanted_calibration
+from tintc.runtime.calibration import wanted_calibration
 from tintc.runtime.call import Call, without_autocast
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import Work, read_memory, run_in_slices, slice_size
@@ -47,25 +47,15 @@ from tintc.runtime.specialize.programs import (
     WeightState,
 )
 from tintc.runtime.steps import Results, all_steps
-from tintc.runtime.switched import Switched
+from tintc.runtime.switched import Switched, Switches
 
 
 class Compiled(Switched):
     """A program, its weights and what was emitted for them."""
 
-    def __init__(
-        self,
-        program: Program,
-        tensors: dict[str, Tensor],
-        *,
-        backend: str = "fused",
-        share: str = "none",
-        optimize: bool | Collection[str] = True,
-        torch_compile: str | None = None,
-        memory: str | int = "auto",
-        calibration: Wanted = "auto",
-    ) -> None:
+    def __init__(self, program: Program, tensors: dict[str, Tensor], switches: Switches) -> None:
         super().__init__()
+        backend, share = switches.backend, switches.share
         check_backend(backend, share)
         self.program = program
         self.backend, self.share = backend, share
@@ -80,9 +70,10 @@ class Compiled(Switched):
         self.inner_lr = nn.Parameter(
             torch.tensor(program.config.inner_lr, dtype=torch.float64, device=self.device)
         )
-        self._memory = read_memory(memory)
-        wanted = wanted_calibration(calibration)
-        self._programs = Programs(program, self.structure, optimize, torch_compile, wanted)
+        self._memory = read_memory(switches.memory)
+        wanted = wanted_calibration(switches.calibration)
+        optimize, mode = switches.optimize, switches.torch_compile
+        self._programs = Programs(program, self.structure, optimize, mode, wanted)
 
     def _made_structure(self) -> Structure:
         """All structural constants, for the prefix as it is."""

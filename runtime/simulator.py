@@ -44,6 +44,7 @@ from tintc.runtime.scoring import StreamOutput, score_documents
 from tintc.runtime.showing.of_outputs import Asked
 from tintc.runtime.stream_settings import Keys, Reset, StreamSettings
 from tintc.runtime.streaming import Stream
+from tintc.runtime.switched import Switches
 
 
 class Simulator(Compiled):
@@ -91,16 +92,8 @@ class Simulator(Compiled):
         tokenizer: Any = None,
         statistics: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            program,
-            tensors,
-            backend=backend,
-            share=share,
-            optimize=optimize,
-            torch_compile=torch_compile,
-            memory=memory,
-            calibration=calibration,
-        )
+        switches = Switches(backend, share, optimize, torch_compile, memory, calibration)
+        super().__init__(program, tensors, switches)
         self.source = source or {}
         self.tokenizer = tokenizer
         self.statistics = statistics  # how what `rms` divides by was gathered

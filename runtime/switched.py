@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import torch
@@ -23,6 +24,18 @@ from tintc.runtime.inputs import NO_TORCHSCRIPT
 from tintc.runtime.prefix import PrefixEmbeddings
 from tintc.runtime.slices import Memory, read_memory
 from tintc.runtime.specialize.programs import Programs
+
+
+@dataclass(frozen=True)
+class Switches:
+    """How a program runs; `Simulator` says what each is."""
+
+    backend: str
+    share: str
+    optimize: bool | Collection[str]
+    torch_compile: str | None
+    memory: str | int
+    calibration: Wanted
 
 
 class Switched(nn.Module):
