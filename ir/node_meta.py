@@ -40,7 +40,6 @@ Phase = Literal["forward", "backward", "descent"]
 
 KEY = "tint"
 _MULTIPLE = re.compile(r"(\d*)([A-Za-z]\w*)")
-_SIZE = re.compile(r"(\d*)([BTS])")
 
 
 @dataclass
@@ -112,5 +111,7 @@ def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
     """Of a shape's dimension: a number, B, T, S or several S; anything else counts as T."""
     if isinstance(dimension, int):
         return dimension
-    found = _SIZE.fullmatch(dimension)
-    return int(found[1] or 1) * sizes[found[2]] if found else sizes["T"]
+    found = _MULTIPLE.fullmatch(dimension)
+    if found is None or found[2] not in sizes:
+        return sizes["T"]
+    return int(found[1] or 1) * sizes[found[2]]
