@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +40,7 @@ DType = Literal["float", "int", "bool"]
 Phase = Literal["forward", "backward", "descent"]
 
 KEY = "tint"
-_MULTIPLE = re.compile(r"(\d*)([A-Za-z]\w*)")
+_TERM = re.compile(r"(?=.)(\d*)([A-Za-z]\w*)?")
 
 
 @dataclass
@@ -95,23 +96,40 @@ def shapes_of(node: fx.Node) -> list[Shape]:
 
 
 def side_by_side(sizes: Sequence[Size]) -> Size:
-    """Of values that are concatenated: S and 2S -> 3S. Raises ValueError for sizes that have no
-    sum.
+    """Of values that are concatenated: S and 2S -> 3S, 2S and L -> 2S+L. Raises ValueError for
+    sizes that have no sum.
     """
-    if all(isinstance(size, int) for size in sizes):
-        return sum(int(size) for size in sizes)
-    found = [_MULTIPLE.fullmatch(str(size)) for size in sizes]
-    names = {each[2] for each in found if each is not None}
-    if None in found or len(names) != 1:
-        raise ValueError(f"sizes {', '.join(map(str, sizes))} cannot be added")
-    return f"{sum(int(each[1] or 1) for each in found if each is not None)}{names.pop()}"
+    counts: Counter[str] = Counter()
+    for size in sizes:
+        terms = _terms(size)
+        if terms is None:
+            raise ValueError(f"sizes {', '.join(map(str, sizes))} cannot be added")
+        counts.update(terms)
+    number = counts.pop("", 0)
+    named = [f"{'' if count == 1 else count}{name}" for name, count in counts.items()]
+    return "+".join([*named, *([str(number)] if number else [])]) if named else number
 
 
 def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
-    """Of a shape's dimension: a number, B, T, S or several S; anything else counts as T."""
-    if isinstance(dimension, int):
-        return dimension
-    found = _MULTIPLE.fullmatch(dimension)
-    if found is None or found[2] not in sizes:
+    """Of a shape's dimension: a number, or a sum of several B, T and S; any other name counts as
+    T.
+    """
+    terms = _terms(dimension)
+    if terms is None:
         return sizes["T"]
-    return int(found[1] or 1) * sizes[found[2]]
+    known = {"": 1, **sizes}
+    return sum(count * known.get(name, sizes["T"]) for name, count in terms.items())
+
+
+def _terms(size: Size) -> dict[str, int] | None:
+    """How often each name stands in a size, and under no name its number; None of what is no
+    sum.
+    """
+    counts: Counter[str] = Counter()
+    for term in str(size).split("+"):
+        found = _TERM.fullmatch(term)
+        if found is None:
+            return None
+        name = found[2] or ""
+        counts[name] += int(found[1] or 1)
+    return counts

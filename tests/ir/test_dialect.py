@@ -25,7 +25,7 @@ from tintc.ir.builder import infer_shape
 from tintc.ir.choices import Contexts
 from tintc.ir.config import SimulatorConfig
 from tintc.ir.dialect import argument, is_tint, tint_name
-from tintc.ir.node_meta import KEY, NodeInfo, side_by_side
+from tintc.ir.node_meta import KEY, NodeInfo, side_by_side, size_of
 from tintc.ir.ops import OPERATORS
 from tintc.ir.ops.elementwise import residual
 from tintc.ir.ops.linear import linear_forward
@@ -49,13 +49,29 @@ def by_rule(name: str, given_arguments: tuple[Any, ...], b: int, t: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "together"), [(["S", "S"], "2S"), (["2S", "S", "10S"], "13S"), ([3, 4], 7)]
+    ("sizes", "together"),
+    [
+        (["S", "S"], "2S"),
+        (["2S", "S", "10S"], "13S"),
+        ([3, 4], 7),
+        (["S", "L", "S"], "2S+L"),
+        ([3, "S", 4], "S+7"),
+        (["2S+L", "S+L+2"], "3S+2L+2"),
+    ],
 )
 def test_sizes_side_by_side(sizes: list[int | str], together: int | str) -> None:
     assert side_by_side(sizes) == together
 
 
-@pytest.mark.parametrize("sizes", [["S", "T"], [3, "S"], ["S", "2"]])
+@pytest.mark.parametrize(
+    ("size", "number"),
+    [(5, 5), ("B", 2), ("3S", 21), ("2S+L", 14 + 16), ("S+7", 14), ("L", 16), ("T-1", 16)],
+)
+def test_size_of(size: int | str, number: int) -> None:
+    assert size_of(size, {"B": 2, "T": 16, "S": 7}) == number
+
+
+@pytest.mark.parametrize("sizes", [["S", "T-1"], ["S", ""], ["S+", "S"]])
 def test_sizes_without_a_sum(sizes: list[int | str]) -> None:
     with pytest.raises(ValueError, match="cannot be added"):
         side_by_side(sizes)
