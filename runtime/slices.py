@@ -23,9 +23,6 @@ from tintc.runtime.machine import hand_back_freed
 NAME = "batch_slices"
 Memory = Literal["auto", "lowest"] | int
 _FREE = 0.8  # of the free memory may be taken
-# Of the products' full rate: what else a slice costs, its operators' calls first, is about twice as
-# much again.
-_NEARLY = 0.99
 _LITTLE = 1 << 27  # bytes that nobody misses
 _MUCH = 1 << 26  # bytes that are worth a few milliseconds
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -86,8 +83,8 @@ class Work:
 def slice_size(batch: int, work: Work, speed: Calibration, memory: Memory = "auto") -> int:
     """Sequences in a slice; slices are of about the same size.
 
-    memory: `auto` is as many sequences as the products need to lose at most 1 %, and as fit into
-    most of what is free, on a processor also into half of what the gradients of a loop would take;
+    memory: `auto` is as many sequences as make the products faster, and as fit into most of what
+    is free, on a processor also into half of what the gradients of a loop would take;
     `lowest` one at a time; bytes at most so many. Raises MemoryLimitError where one sequence holds
     more than these.
     """
@@ -114,7 +111,9 @@ def _room(device: str, trained: int) -> int:
 
 
 def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
-    """The fewest sequences whose products are nearly as fast as those of the whole batch."""
+    """The fewest sequences whose products are as fast as those of any more. What is less than that
+    by little is not enough: what a slice costs beside its products is twice as much again.
+    """
     if not speed.measured or not work.widths:
         return max(1, speed.full_rows(1, 1) // work.tokens)
     passes = [(work.tokens, 1), (work.segment, 2 * work.steps)]  # rows of a sequence, how often
@@ -131,7 +130,7 @@ def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
     tried = sorted({min(batch, 1 << k) for k in range(batch.bit_length() + 1)})
     costs = {sequences: slowness(sequences) for sequences in tried}
     best = min(costs.values())
-    return next(sequences for sequences in tried if costs[sequences] * _NEARLY <= best)
+    return next(sequences for sequences in tried if costs[sequences] <= best)
 
 
 def _free(device: str) -> int:
