@@ -95,3 +95,9 @@ def test_a_step_is_exact_or_refused(seed: int) -> None:
         return
     assert len(lines) == 1
     counted(NAME, "refused", lines[0])
+
+
+@pytest.mark.parametrize("seed", [151, 159])
+def test_a_block_used_twice_goes_back_from_scored_positions_in_its_upper_use(seed: int) -> None:
+    """So that its weights' factors have rows for all positions, and rows for the scored ones."""
+    assert differences(seed, tintc.SimulatorConfig.exact(inner_lr=RATE)) == []
