@@ -30,6 +30,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from torch import fx
@@ -107,21 +108,26 @@ def side_by_side(sizes: Sequence[Size]) -> Size:
         counts.update(terms)
     number = counts.pop("", 0)
     named = [f"{'' if count == 1 else count}{name}" for name, count in counts.items()]
-    return "+".join([*named, *([str(number)] if number else [])]) if named else number
+    if not named:
+        return number
+    return "+".join([*named, str(number)] if number else named)
 
 
 def size_of(dimension: Size, sizes: Mapping[str, int]) -> int:
     """Of a shape's dimension: a number, or a sum of several B, T and S; any other name counts as
     T.
     """
+    if isinstance(dimension, int):
+        return dimension
     terms = _terms(dimension)
     if terms is None:
         return sizes["T"]
-    known = {"": 1, **sizes}
-    return sum(count * known.get(name, sizes["T"]) for name, count in terms.items())
+    other = sizes["T"]
+    return sum(n * (sizes.get(name, other) if name else 1) for name, n in terms.items())
 
 
-def _terms(size: Size) -> dict[str, int] | None:
+@cache
+def _terms(size: Size) -> Mapping[str, int] | None:
     """How often each name stands in a size, and under no name its number; None of what is no
     sum.
     """
@@ -130,6 +136,5 @@ def _terms(size: Size) -> dict[str, int] | None:
         found = _TERM.fullmatch(term)
         if found is None:
             return None
-        name = found[2] or ""
-        counts[name] += int(found[1] or 1)
+        counts[found[2] or ""] += int(found[1] or 1)
     return counts
