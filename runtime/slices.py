@@ -128,9 +128,7 @@ def _fast_enough(batch: int, work: Work, speed: Calibration) -> int:
         )
 
     tried = sorted({min(batch, 1 << k) for k in range(batch.bit_length() + 1)})
-    costs = {sequences: slowness(sequences) for sequences in tried}
-    best = min(costs.values())
-    return next(sequences for sequences in tried if costs[sequences] <= best)
+    return min(tried, key=slowness)  # the first of equals
 
 
 def _free(device: str) -> int:
