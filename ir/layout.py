@@ -207,10 +207,8 @@ class Layout:
 
     @cached_property
     def updated_numbers(self) -> int:
-        """Of the weights that descend, without what an inner rule keeps beside them."""
-        return sum(
-            slot.numbers for slot in self.prefix.values() if slot.updated and not slot.beside
-        )
+        """Of the weights that descend; what an inner rule keeps beside them is not `updated`."""
+        return sum(slot.numbers for slot in self.prefix.values() if slot.updated)
 
     @property
     def memory_width(self) -> int:

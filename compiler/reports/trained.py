@@ -12,9 +12,9 @@ def trained_weights(program: Program, auxiliary: int) -> TrainedWeights:
     """How many weights learn, of so many parameters of the auxiliary model, and which of those that
     were selected no gradient reaches.
     """
-    slots = program.layout.prefix.values()
-    learning = {slot.parameter for slot in slots if slot.updated}
-    numbers = sum(slot.numbers for slot in slots if slot.updated)
+    layout = program.layout
+    learning = {slot.parameter for slot in layout.prefix.values() if slot.updated}
+    numbers = layout.updated_numbers
     return {
         "weights": len(learning),
         "parameters": numbers,
